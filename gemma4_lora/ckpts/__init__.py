@@ -1,0 +1,1 @@
+"""Restoring released checkpoints into a Kauldron train state."""

@@ -1,0 +1,1 @@
+"""Gemma 4 chat tasks for grain pipelines."""

@@ -1,0 +1,117 @@
+"""Tiny Gemma 4 models with every feature of the released ones.
+
+Each subclasses the released model that it stands for, so that whatever accepts
+`gm.nn.Gemma4_E2B` accepts `g4.testing.Gemma4_E2B`. Sizes are chosen to differ
+from one another wherever the real ones may: a swapped axis gives a shape error
+rather than a wrong number.
+"""
+
+import dataclasses
+
+from gemma import gm
+from gemma.gm.nn.gemma4 import _config
+from gemma.gm.nn.gemma4 import _modules
+
+_LOCAL = _modules.AttentionType.LOCAL_SLIDING
+_GLOBAL = _modules.AttentionType.GLOBAL
+
+# Two rounds of the smallest pattern with more than one local layer. The last
+# unshared layer is global and the one before it local, as sharing presumes.
+_ATTENTION_TYPES = _config.make_attention_layers_types(
+    (_LOCAL, _LOCAL, _GLOBAL), num_layers=6
+)
+
+# What all four have in common: vocabulary of `g4.testing.Tokenizer`, a global
+# head that is wider than the local one, a window shorter than a test sequence.
+_TINY = dict(
+    num_embed=1024,
+    head_dim=8,
+    global_key_size=16,
+    attention_types=_ATTENTION_TYPES,
+    sliding_window_size=8,
+    # The towers keep their real sizes in `config`: too large for a test.
+    vision_encoder=None,
+    audio_encoder=None,
+)
+
+# The last round shares the first one's keys and values.
+_SHARE_HALF = _config.KVCacheSharingConfig(
+    frac_shared_layers=0.5, share_global=True, share_local=True
+)
+
+
+class Gemma4_E2B(gm.nn.Gemma4_E2B):  # pylint: disable=invalid-name
+  """Tiny E2B: KV sharing, per-layer inputs, double-wide MLP, one KV head.
+
+  6 layers, 3 of them KV-shared; width 32; vocabulary 1024; about 0.1 M
+  parameters.
+  """
+
+  config: _config.TransformerConfig = dataclasses.replace(
+      gm.nn.Gemma4_E2B.config,
+      **_TINY,
+      embed_dim=32,
+      hidden_dim=48,
+      override_kv_shared_ffw_hidden=96,
+      num_heads=4,
+      num_kv_heads=1,
+      per_layer_input_dim=10,
+      kv_cache_sharing_config=_SHARE_HALF,
+  )
+
+
+class Gemma4_E4B(gm.nn.Gemma4_E4B):  # pylint: disable=invalid-name
+  """Tiny E4B: KV sharing, per-layer inputs, MLPs of one width, two KV heads.
+
+  6 layers, 3 of them KV-shared; width 40; vocabulary 1024; about 0.2 M
+  parameters.
+  """
+
+  config: _config.TransformerConfig = dataclasses.replace(
+      gm.nn.Gemma4_E4B.config,
+      **_TINY,
+      embed_dim=40,
+      hidden_dim=56,
+      num_heads=4,
+      num_kv_heads=2,
+      per_layer_input_dim=12,
+      kv_cache_sharing_config=_SHARE_HALF,
+  )
+
+
+class Gemma4_31B(gm.nn.Gemma4_31B):  # pylint: disable=invalid-name
+  """Tiny 31B: dense, k = v on global layers, fewer KV heads there.
+
+  6 layers; width 40; vocabulary 1024; about 0.1 M parameters.
+  """
+
+  config: _config.TransformerConfig = dataclasses.replace(
+      gm.nn.Gemma4_31B.config,
+      **_TINY,
+      embed_dim=40,
+      hidden_dim=56,
+      num_heads=8,
+      num_kv_heads=4,
+      num_global_kv_heads=2,
+  )
+
+
+class Gemma4_26B_A4B(gm.nn.Gemma4_26B_A4B):  # pylint: disable=invalid-name
+  """Tiny 26B_A4B: 6 experts of which 2 run, beside a dense MLP; k = v.
+
+  6 layers; width 40; vocabulary 1024; about 0.2 M parameters.
+  """
+
+  config: _config.TransformerConfig = dataclasses.replace(
+      gm.nn.Gemma4_26B_A4B.config,
+      **_TINY,
+      embed_dim=40,
+      hidden_dim=24,
+      moe_dense_hidden_dim=24,
+      num_heads=8,
+      num_kv_heads=4,
+      num_global_kv_heads=2,
+      num_experts=6,
+      expert_dim=20,
+      top_k_experts=2,
+  )
