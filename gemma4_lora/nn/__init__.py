@@ -1,0 +1,6 @@
+"""LoRA around gemma's Gemma 4 models."""
+
+from gemma4_lora.nn._lora import LoRA
+from gemma4_lora.nn._router_fix import RouterFix
+from gemma4_lora.nn._summary import summary
+from gemma4_lora.nn._views import linears

@@ -1,0 +1,312 @@
+"""LoRA around a Gemma 4 model."""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+import math
+from typing import Any
+
+from absl import logging
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+from kauldron import kd
+
+from gemma4_lora import _gemma4
+from gemma4_lora import _linears
+from gemma4_lora import targets as targets_lib
+from gemma4_lora.nn import _low_rank
+from gemma4_lora.nn import _router_fix
+from gemma4_lora.nn import _wrapper
+
+
+class LoRA(_wrapper.ModelWrapper):
+  """Adapts chosen linears of a Gemma 4 model (https://arxiv.org/abs/2106.09685).
+
+  ```python
+  model = g4.nn.LoRA(
+      rank=16,
+      alpha=32,
+      model=gm.nn.Gemma4_E2B(tokens='batch.input'),
+  )
+  ```
+
+  Each logical projection has an A and a B of its own, as in PEFT: gemma's
+  `kv_einsum` has two pairs, for k and for v. The base parameters stand where
+  `model.init` puts them without LoRA, and the LoRA leaves beside them:
+
+  ```python
+  {'layer_0': {
+      'attn': {
+          'kv_einsum': {
+              'w': bf16[2, K, D, H],
+              'lora': {
+                  'k': {'a': f32[D, rank], 'b': f32[rank, K, H]},
+                  'v': {'a': f32[D, rank], 'b': f32[rank, K, H]},
+              },
+          },
+          ...
+      },
+      'mlp': {
+          'gating_einsum': bf16[2, F, D],
+          'linear': bf16[F, D],
+          'lora': {'gate': {...}, 'up': {...}, 'down': {...}},
+      },
+  }}
+  ```
+
+  A starts Kaiming-uniform, `U(-1, 1) / sqrt(fan_in)` as PEFT's does, and B at
+  zero. The branch is `scale * (x @ A) @ B`.
+
+  Works wherever upstream takes a model: `kd.train.Trainer`,
+  `gm.text.ChatSampler`, `gm.text.Gemma4Sampler`. Around 26B_A4B it also mends
+  the router of gemma 4.0.1, see `g4.nn.RouterFix`.
+
+  Attributes:
+    rank: Rank of the branches.
+    model: A `gm.nn.Gemma4_...`.
+    alpha: Numerator of the branch's scale, `alpha / rank`. Default: `rank`,
+      hence scale 1.
+    targets: What to adapt, see `g4.targets`: `'attention'`, `['q', 'v']`, ...
+      Default: every live linear of the text tower but experts and the router.
+    dropout: Rate of dropout on the branch's input, while training only (rng
+      stream `dropout`, which Kauldron provides).
+    use_rslora: Scale by `alpha / sqrt(rank)` (https://arxiv.org/abs/2312.03732).
+    dtype: Floating dtype in which A and B are kept. They are cast to the
+      activation's dtype in the forward pass.
+    verbose: If True, logs each adapted projection.
+
+  Raises:
+    ValueError: On construction, for a rank that is no positive integer, a
+      dropout outside [0, 1), a dtype that is not floating, a model that is not
+      Gemma 4 or has LoRA already, or a target that matches nothing.
+  """
+
+  _: dataclasses.KW_ONLY
+
+  rank: int
+  alpha: float | None = None
+  targets: str | Sequence[str] = targets_lib.DEFAULT
+  dropout: float = 0.0
+  use_rslora: bool = False
+  dtype: Any = jnp.float32
+  verbose: bool = False
+
+  # No annotation: a property, not a field.
+  is_training = kd.nn.train_property()
+
+  def __post_init__(self):
+    _check_rank(self.rank)
+    _check_dropout(self.dropout)
+    _check_dtype(self.dtype)
+    _check_model(self.model)
+    object.__setattr__(self, 'targets', targets_lib.normalize(self.targets))
+    _ = self.adapted  # A target that matches nothing fails here.
+    super().__post_init__()
+
+  @property
+  def adapted(self) -> tuple[_linears.Linear, ...]:
+    """The adapted projections, in the order of the forward pass."""
+    return targets_lib.resolve(
+        self.targets, _linears.text_linears(self.model.config)
+    )
+
+  @property
+  def scale(self) -> float:
+    """What the product of A and B is multiplied by."""
+    alpha = self.rank if self.alpha is None else self.alpha
+    return alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
+
+  @nn.compact
+  def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    """Calls the model, with the branches added to its linears."""
+    injector = _Injector(
+        rows=_by_path(self.adapted),
+        rank=self.rank,
+        scale=self.scale,
+        dropout=self.dropout if self._is_training() else 0.0,
+        dtype=self.dtype,
+        root=self.scope.path,
+    )
+    if self.is_initializing():
+      _log(self)
+    return self._call_intercepted(
+        *args, interceptors={injector.key: injector}, **kwargs
+    )
+
+  def _is_training(self) -> bool:
+    """False also where nobody said: samplers call `apply` without a word."""
+    if self.is_initializing():  # Needs no dropout, hence no rng for it.
+      return False
+    try:
+      return self.is_training
+    except ValueError:
+      return False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Injector:
+  """Interceptor that adds the branches within each linear's own call.
+
+  Attributes:
+    rows: Adapted projections by the path of their weight.
+    rank: Of the branches.
+    scale: Of the branches.
+    dropout: Rate, 0 when not training.
+    dtype: Of new A and B.
+    root: Scope of the model, which the paths of `rows` are relative to.
+  """
+
+  rows: Mapping[str, tuple[_linears.Linear, ...]]
+  rank: int
+  scale: float
+  dropout: float
+  dtype: Any
+  root: tuple[str, ...]
+
+  @property
+  def key(self) -> str:
+    """Says all that the branches depend on."""
+    names = ','.join(row.name for rows in self.rows.values() for row in rows)
+    return (
+        f'lora rank={self.rank} scale={self.scale!r} dropout={self.dropout!r}'
+        f' dtype={jnp.dtype(self.dtype)} rows={names}'
+    )
+
+  def __call__(self, next_fun, args, kwargs, context):
+    module = context.module
+    output = next_fun(*args, **kwargs)
+    if context.method_name != '__call__' or not isinstance(
+        module, _gemma4.EINSUMS
+    ):
+      return output
+    scope = module.scope.path[len(self.root) :]
+    rows = self.rows.get('.'.join((*scope, module.weight_name)))
+    if rows is None:
+      return output
+    return output + self._branches(module, rows, *args, **kwargs)
+
+  def _branches(
+      self,
+      module: nn.Module,
+      rows: tuple[_linears.Linear, ...],
+      eqn: str,
+      x: jax.Array,
+  ) -> jax.Array:
+    """Returns what all projections of one weight add to its output."""
+    scale = self.scale
+    if module.w_scale is not None:  # The base multiplies its weight by it.
+      scale *= module.w_scale
+    branches = {}
+    for row in rows:
+      einsum = _low_rank.BranchEinsum.from_base(eqn, row)
+      a, b = self._params(module, row)
+      branches[row.slot] = _low_rank.apply(
+          einsum, self._drop(module, x), a, b, scale
+      )
+    if row.slot is None:
+      return branches[None]
+    return _low_rank.pack(
+        branches, num_slots=row.shape[row.slot_axis], axis=einsum.slot_axis
+    )
+
+  def _params(
+      self, module: nn.Module, row: _linears.Linear
+  ) -> tuple[jax.Array, jax.Array]:
+    """Returns A and B, made on init.
+
+    They are made on sub-scopes: gemma patches `nn.Module.param`, which would
+    cast them to the base's dtype.
+    """
+    scope = module.scope.push('lora', reuse=True)
+    scope = scope.push(row.projection, reuse=True)
+    # Kauldron applies with every collection mutable: flax would quietly draw
+    # new leaves at each step.
+    if not module.is_initializing() and not scope.has_variable('params', 'a'):
+      raise ValueError(
+          f'The parameters have no LoRA leaf {row.lora_path}.a, which'
+          ' g4.nn.LoRA reads. Were they made by this model.init, with the same'
+          ' targets?'
+      )
+    a_shape, b_shape = row.lora_shapes(self.rank)
+    fan_in = math.prod(row.in_shape)
+    a = scope.param('a', _uniform(fan_in**-0.5), a_shape, self.dtype)
+    b = scope.param('b', nn.initializers.zeros, b_shape, self.dtype)
+    return a, b
+
+  def _drop(self, module: nn.Module, x: jax.Array) -> jax.Array:
+    """Applies dropout to a branch's input."""
+    if not self.dropout:
+      return x
+    keep = jax.random.bernoulli(
+        module.make_rng('dropout'), 1 - self.dropout, x.shape
+    )
+    return jnp.where(keep, x / (1 - self.dropout), 0)
+
+
+def _uniform(bound: float) -> nn.initializers.Initializer:
+  """`U(-bound, bound)`."""
+
+  def init(key, shape, dtype):
+    return jax.random.uniform(key, shape, dtype, minval=-bound, maxval=bound)
+
+  return init
+
+
+def _by_path(
+    rows: Sequence[_linears.Linear],
+) -> dict[str, tuple[_linears.Linear, ...]]:
+  """Groups the rows that share a weight."""
+  grouped = {}
+  for row in rows:
+    grouped[row.path] = (*grouped.get(row.path, ()), row)
+  return grouped
+
+
+def _log(lora: LoRA) -> None:
+  """Says what is adapted, when parameters are made."""
+  rows = lora.adapted
+  total = sum(row.num_lora_params(lora.rank) for row in rows)
+  logging.info(
+      'g4.nn.LoRA: rank %d, scale %g, %d projections, %s trainable parameters.',
+      lora.rank,
+      lora.scale,
+      len(rows),
+      f'{total:,}',
+  )
+  if lora.verbose:
+    for row in rows:
+      a, b = row.lora_shapes(lora.rank)
+      logging.info('  %s: A %s, B %s', row.lora_path, a, b)
+
+
+def _check_rank(rank: Any) -> None:
+  if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+    raise ValueError(f'rank= takes a positive integer. Got: {rank!r}')
+
+
+def _check_dropout(dropout: Any) -> None:
+  if not 0 <= dropout < 1:
+    raise ValueError(f'dropout= takes a rate in [0, 1). Got: {dropout!r}')
+
+
+def _check_dtype(dtype: Any) -> None:
+  if not jnp.issubdtype(dtype, jnp.floating):
+    raise ValueError(f'dtype= takes a floating dtype. Got: {dtype!r}')
+
+
+def _check_model(model: nn.Module) -> None:
+  if isinstance(model, LoRA) or 'rank' in getattr(
+      type(model), '__dataclass_fields__', ()
+  ):
+    name = f'{type(model).__module__}.{type(model).__qualname__}'
+    raise ValueError(
+        f'g4.nn.LoRA(model=...) got a model with LoRA already: {name}. Wrap the'
+        ' bare model once, with all targets.'
+    )
+  if isinstance(model, _router_fix.RouterFix):
+    raise ValueError(
+        'g4.nn.LoRA mends the router by itself: pass it the bare model, without'
+        ' g4.nn.RouterFix.'
+    )
+  _gemma4.check_is_gemma4(model, argument='g4.nn.LoRA(model=...)')

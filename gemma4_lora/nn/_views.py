@@ -1,0 +1,91 @@
+"""The adapted projections of a model, each with its arrays."""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from gemma4_lora import _linears
+from gemma4_lora.nn import _lora
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinearView:
+  """One adapted projection.
+
+  Attributes:
+    row: What it is, and which axes are input and output.
+    base: Its part of the base weight, without the axis along which gemma packs
+      projections: k of `kv_einsum[2, K, D, H]` is `[K, D, H]`.
+    lora_a: A, `[*in, rank]`.
+    lora_b: B, `[rank, *out]`.
+    scale: What A times B is multiplied by. What the base multiplies its weight
+      by (`w_scale`) applies to both, and is not in it.
+  """
+
+  row: _linears.Linear
+  base: jax.Array
+  lora_a: jax.Array
+  lora_b: jax.Array
+  scale: float
+
+
+def linears(
+    model: _lora.LoRA, params: Mapping[str, Any]
+) -> dict[str, LinearView]:
+  """Returns each adapted projection as base weight, A and B.
+
+  ```python
+  view = g4.nn.linears(model, params)['layer_0.mlp.gate']
+  view.base  # [hidden, width]: a slice of `gating_einsum[2, hidden, width]`
+  ```
+
+  Args:
+    model: A `g4.nn.LoRA`.
+    params: Its parameters, nested; arrays or `jax.ShapeDtypeStruct`s.
+
+  Returns:
+    View by name (`layer_4.attn.v`, `layer_0.mlp.gate`,
+    `embedder.per_layer_model_projection`), in the order of the forward pass.
+
+  Raises:
+    ValueError: `model` has no LoRA, or `params` lacks a leaf.
+  """
+  if not isinstance(model, _lora.LoRA):
+    raise ValueError(
+        'g4.nn.linears(model, params) takes a g4.nn.LoRA. Got:'
+        f' {type(model).__name__}'
+    )
+  views = {}
+  for row in model.adapted:
+    lora = _get(params, row.lora_path)
+    views[row.name] = LinearView(
+        row=row,
+        base=_slot(_get(params, row.path), row),
+        lora_a=lora['a'],
+        lora_b=lora['b'],
+        scale=model.scale,
+    )
+  return views
+
+
+def _get(params: Mapping[str, Any], path: str) -> Any:
+  """Returns a leaf or sub-tree by its dotted path."""
+  node = params
+  for key in path.split('.'):
+    if key not in node:
+      raise ValueError(f'params has no {path}: there is no {key!r}.')
+    node = node[key]
+  return node
+
+
+def _slot(weight: Any, row: _linears.Linear) -> Any:
+  """Returns the projection's part of a packed weight."""
+  if row.slot_axis is None:
+    return weight
+  if isinstance(weight, jax.ShapeDtypeStruct):
+    shape = np.delete(weight.shape, row.slot_axis)
+    return jax.ShapeDtypeStruct(tuple(shape.tolist()), weight.dtype)
+  return weight[(slice(None),) * row.slot_axis + (row.slot,)]
