@@ -4,3 +4,6 @@ from gemma4_lora.testing._models import Gemma4_26B_A4B
 from gemma4_lora.testing._models import Gemma4_31B
 from gemma4_lora.testing._models import Gemma4_E2B
 from gemma4_lora.testing._models import Gemma4_E4B
+from gemma4_lora.testing._pairs import EnFrPairs
+from gemma4_lora.testing._tokenizer import Gemma4Tokenizer
+from gemma4_lora.testing._tokenizer import make_tokenizer
