@@ -4,6 +4,8 @@ Each subclasses the released model that it stands for, so that whatever accepts
 `gm.nn.Gemma4_E2B` accepts `g4.testing.Gemma4_E2B`. Sizes are chosen to differ
 from one another wherever the real ones may: a swapped axis gives a shape error
 rather than a wrong number.
+
+As in the released ones, `text_only=True` (the default) drops the towers.
 """
 
 import dataclasses
@@ -11,6 +13,8 @@ import dataclasses
 from gemma import gm
 from gemma.gm.nn.gemma4 import _config
 from gemma.gm.nn.gemma4 import _modules
+from gemma.gm.nn.gemma4.audio import _modules as _audio
+from gemma.gm.nn.gemma4.vision import _encoder as _vision
 
 _LOCAL = _modules.AttentionType.LOCAL_SLIDING
 _GLOBAL = _modules.AttentionType.GLOBAL
@@ -29,9 +33,27 @@ _TINY = dict(
     global_key_size=16,
     attention_types=_ATTENTION_TYPES,
     sliding_window_size=8,
-    # The towers keep their real sizes in `config`: too large for a test.
-    vision_encoder=None,
-    audio_encoder=None,
+)
+
+# Towers of 2 layers, with the switches of the real ones.
+_VISION = dict(
+    d_model=24,
+    num_layers=2,
+    num_heads=2,
+    ffw_hidden=36,
+    patch_size=4,
+    output_length=4,
+    pos_emb_shape_yx=(16, 2),
+)
+_CLIPPED_VISION = _vision.VisionEncoder(**_VISION, use_clipped_linears=True)
+_STANDARD_VISION = _vision.VisionEncoder(**_VISION, standardize_embeddings=True)
+_AUDIO = _audio.ConformerConfig(
+    num_layers=2,
+    model_dims=16,
+    lm_model_dims=20,
+    atten_num_heads=2,
+    atten_left_context=3,
+    conv_kernel_size=3,
 )
 
 # The last round shares the first one's keys and values.
@@ -57,6 +79,8 @@ class Gemma4_E2B(gm.nn.Gemma4_E2B):  # pylint: disable=invalid-name
       num_kv_heads=1,
       per_layer_input_dim=10,
       kv_cache_sharing_config=_SHARE_HALF,
+      vision_encoder=_CLIPPED_VISION,
+      audio_encoder=_AUDIO,
   )
 
 
@@ -76,6 +100,8 @@ class Gemma4_E4B(gm.nn.Gemma4_E4B):  # pylint: disable=invalid-name
       num_kv_heads=2,
       per_layer_input_dim=12,
       kv_cache_sharing_config=_SHARE_HALF,
+      vision_encoder=_CLIPPED_VISION,
+      audio_encoder=_AUDIO,
   )
 
 
@@ -93,6 +119,7 @@ class Gemma4_31B(gm.nn.Gemma4_31B):  # pylint: disable=invalid-name
       num_heads=8,
       num_kv_heads=4,
       num_global_kv_heads=2,
+      vision_encoder=_STANDARD_VISION,
   )
 
 
@@ -111,6 +138,7 @@ class Gemma4_26B_A4B(gm.nn.Gemma4_26B_A4B):  # pylint: disable=invalid-name
       num_heads=8,
       num_kv_heads=4,
       num_global_kv_heads=2,
+      vision_encoder=_STANDARD_VISION,
       num_experts=6,
       expert_dim=20,
       top_k_experts=2,

@@ -1,0 +1,128 @@
+"""Checks that the data of a checkpoint is all there, without reading it.
+
+Orbax reads arrays as late as it can, and by then the arrays of the state have
+been freed to make room. A file that was cut short is found here instead, from
+the sizes of files alone.
+"""
+
+from collections.abc import Iterable
+from collections.abc import Iterator
+import json
+import math
+from typing import Any
+
+from etils import epath
+import tensorstore as ts
+
+from gemma4_lora.ckpts import _locate
+
+_MANIFEST = 'manifest.ocdbt'
+
+
+def check(
+    directory: epath.Path, names: Iterable[str] | None = None, *, who: str
+) -> None:
+  """Checks the files of one checkpoint.
+
+  Args:
+    directory: The folder of the arrays.
+    names: The arrays, as Orbax names them, whose own files to check where each
+      array has a folder; `None` checks what all arrays share.
+    who: The transform that asks, for messages.
+
+  Raises:
+    ValueError: A file is missing or shorter than its data.
+  """
+  metadata = json.loads((directory / _locate.METADATA).read_text())
+  if metadata.get('use_ocdbt', (directory / _MANIFEST).exists()):
+    if names is None:
+      _check_ocdbt(directory, who=who)
+  elif names is not None:
+    # Before Orbax said so here, it did not write chunks that are all zero.
+    is_full = metadata.get('store_array_data_equal_to_fill_value', False)
+    _check_folders(directory, names, is_full=is_full, who=who)
+
+
+def _check_ocdbt(directory: epath.Path, *, who: str) -> None:
+  """Compares the files' sizes to what the index says that they hold."""
+  if not (directory / _MANIFEST).exists():
+    raise ValueError(
+        f'{who}: {directory} is half-written: it has no {_MANIFEST}, which'
+        ' Orbax writes when all data is there.'
+    )
+  url = str(directory) if '://' in str(directory) else f'file://{directory}'
+  try:
+    ends = _file_ends(ts.KvStore.open(f'{url}/').result())
+  except (ValueError, OSError) as e:
+    raise ValueError(
+        f'{who}: the index of the checkpoint is damaged or cut short:'
+        f' {directory}. Copy or download it again.'
+    ) from e
+  for name, end in sorted(ends.items()):
+    file = directory / name
+    size = file.stat().length if file.exists() else None
+    if size is None or size < end:
+      has = 'is missing' if size is None else f'has {size} bytes'
+      raise ValueError(
+          f'{who}: the checkpoint is truncated: {file} {has}, and holds data'
+          f' up to byte {end}. Copy or download it again.'
+      )
+
+
+def _file_ends(base: ts.KvStore) -> dict[str, int]:
+  """Returns, by data file, the byte at which its last value ends."""
+  ends: dict[str, int] = {}
+  for location in _locations(base):
+    # "value:<folder>:<file>:<offset>:<length>"
+    _, folder, file, offset, length = location.split(':')
+    name = f'{folder}{file}'
+    ends[name] = max(ends.get(name, 0), int(offset) + int(length))
+  return ends
+
+
+def _locations(base: ts.KvStore) -> Iterator[str]:
+  """Yields where all nodes and values of the database are."""
+  manifest = ts.ocdbt.dump(base).result()
+  root = manifest['versions'][-1]['root']
+  todo = [root['location']] if 'location' in root else []
+  while todo:
+    location = todo.pop()
+    yield location
+    node: Any = ts.ocdbt.dump(base, location).result()
+    for entry in node['entries']:
+      if 'location' in entry:
+        todo.append(entry['location'])
+      elif 'indirect_value' in entry:
+        yield entry['indirect_value']
+
+
+def _check_folders(
+    directory: epath.Path, names: Iterable[str], *, is_full: bool, who: str
+) -> None:
+  """Checks that each array's folder has all of its chunks."""
+  for name in names:
+    folder = directory / name
+    if (file := folder / '.zarray').exists():
+      spec = json.loads(file.read_text())
+      grid = spec['chunks']
+      chunks = [f for f in folder.iterdir() if not f.name.startswith('.')]
+    elif (file := folder / 'zarr.json').exists():
+      spec = json.loads(file.read_text())
+      grid = spec['chunk_grid']['configuration']['chunk_shape']
+      # "c/0/0", and "c" for a scalar.
+      chunks = [f for f in folder.rglob('*') if f.name != 'zarr.json']
+      chunks = [f for f in chunks if not f.is_dir()]
+    else:
+      raise ValueError(
+          f'{who}: the checkpoint is incomplete: {folder} has no array. Copy or'
+          ' download it again.'
+      )
+    wanted = math.prod(
+        math.ceil(n / c) for n, c in zip(spec['shape'], grid, strict=True)
+    )
+    chunks = [f for f in chunks if f.stat().length]
+    if is_full and len(chunks) < wanted:
+      raise ValueError(
+          f'{who}: the checkpoint is truncated: {folder} has {len(chunks)} of'
+          f' {wanted} chunks. Copy or download it again.'
+      )

@@ -1,0 +1,188 @@
+"""From the path that a user gives to the folder that holds the arrays."""
+
+import difflib
+import os
+import re
+
+from etils import epath
+
+# Written last by Orbax: a folder without it was not saved to its end.
+METADATA = '_METADATA'
+_ITEM = 'default'
+_CHECKPOINTS = 'checkpoints'
+_TMP = '.orbax-checkpoint-tmp'
+_STEP = re.compile(r'(?:ckpt_)?(\d+)')
+_HF_FILES = ('.safetensors', '.safetensors.index.json')
+
+
+def locate(path: epath.PathLike, *, step: int = -1, who: str) -> epath.Path:
+  """Returns the folder of the arrays of one checkpoint.
+
+  Args:
+    path: A released checkpoint, a Kauldron workdir, its `checkpoints/` folder,
+      one `ckpt_N` folder, or the `default` item in it.
+    step: Which checkpoint of a workdir; -1 for the last.
+    who: The transform that asks, for messages.
+
+  Raises:
+    FileNotFoundError: There is nothing at `path`, or no checkpoint in it.
+    ValueError: What is there is not a checkpoint that can be read, or does not
+      have the step.
+  """
+  path = epath.Path(path).expanduser()
+  if '://' not in os.fspath(path):
+    path = epath.Path(os.path.abspath(path))
+  if _TMP in path.name:
+    raise ValueError(
+        f'{who}: {path} is half-written: Orbax gives a checkpoint its final'
+        ' name when it is complete, and saving this one was interrupted. Use'
+        f' an earlier step.{_siblings(path)}'
+    )
+  if not path.exists():
+    raise FileNotFoundError(
+        f'{who}: no checkpoint at {path}: there is no such'
+        f' path.{_siblings(path)}'
+    )
+  if _is_hugging_face(path):
+    raise ValueError(
+        f'{who}: {path} is a Hugging Face checkpoint (safetensors). This'
+        ' layout is not supported yet: give an Orbax checkpoint, as'
+        ' `gm.ckpts.CheckpointPath.GEMMA4_…` names them.'
+    )
+  if not path.is_dir():
+    raise ValueError(f'{who}: {path} is a file; a checkpoint is a folder.')
+
+  if (path / METADATA).exists():
+    found = path
+  elif (path / _ITEM / METADATA).exists():
+    found = path / _ITEM
+  elif (path / _CHECKPOINTS).is_dir():
+    return _step_in(path / _CHECKPOINTS, step=step, who=who)
+  elif _steps(path) or path.name == _CHECKPOINTS:
+    return _step_in(path, step=step, who=who)
+  elif _looks_like_orbax(path):
+    raise ValueError(
+        f'{who}: {path} is half-written: it has no {METADATA}, which Orbax'
+        f' writes last. It holds {_listing(path)}.'
+    )
+  else:
+    raise FileNotFoundError(
+        f'{who}: no checkpoint at {path}: it holds {_listing(path)}.'
+        f'{_checkpoints_below(path)}'
+    )
+  _check_own_step(found, step=step, who=who)
+  return found
+
+
+def _step_in(folder: epath.Path, *, step: int, who: str) -> epath.Path:
+  """Returns the arrays of one step in a folder of many."""
+  steps = _steps(folder)
+  complete = {n: d for n, d in steps.items() if (d / _ITEM / METADATA).exists()}
+  if not complete:
+    partial = sorted(d.name for d in folder.iterdir() if _TMP in d.name)
+    partial += sorted(d.name for d in steps.values())
+    if partial:
+      raise ValueError(
+          f'{who}: all checkpoints in {folder} are half-written: {partial}.'
+      )
+    raise FileNotFoundError(
+        f'{who}: no checkpoint at {folder}: it holds {_listing(folder)}.'
+    )
+  if step == -1:
+    step = max(complete)
+  if step in steps and step not in complete:
+    raise ValueError(
+        f'{who}: step={step} is half-written: {steps[step]} has no'
+        f' {_ITEM}/{METADATA}, which Orbax writes last. Complete steps:'
+        f' {sorted(complete)}.'
+    )
+  if step not in complete:
+    raise ValueError(
+        f'{who}: step={step} is not in {folder}. Available steps:'
+        f' {sorted(complete)}.'
+    )
+  return complete[step] / _ITEM
+
+
+def _check_own_step(item: epath.Path, *, step: int, who: str) -> None:
+  """Checks `step` where the path names one checkpoint already."""
+  folder = item.parent if item.name == _ITEM else item
+  match = _STEP.fullmatch(folder.name)
+  if step == -1 or (match and int(match[1]) == step):
+    return
+  if match:
+    raise ValueError(
+        f'{who}: step={step}, but the path names step {match[1]}: {folder}.'
+        ' Available steps: drop `step=`, or give the workdir.'
+    )
+  raise ValueError(
+      f'{who}: step={step} chooses among the checkpoints of a Kauldron'
+      f' workdir, and {item} is one released checkpoint: drop `step=`.'
+  )
+
+
+def _steps(folder: epath.Path) -> dict[int, epath.Path]:
+  found = {}
+  for child in folder.iterdir():
+    if (match := _STEP.fullmatch(child.name)) and child.is_dir():
+      found[int(match[1])] = child
+  return found
+
+
+def _looks_like_orbax(path: epath.Path) -> bool:
+  return any(
+      (path / name).exists()
+      for name in (
+          '_CHECKPOINT_METADATA',
+          'manifest.ocdbt',
+          'd',
+          'ocdbt.process_0',
+          _ITEM,
+      )
+  )
+
+
+def _is_hugging_face(path: epath.Path) -> bool:
+  if not path.is_dir():
+    return path.name.endswith(_HF_FILES)
+  if (path / METADATA).exists():
+    return False
+  return any(child.name.endswith(_HF_FILES) for child in path.iterdir())
+
+
+def _listing(path: epath.Path, limit: int = 8) -> str:
+  names = sorted(child.name for child in path.iterdir())
+  more = f' and {len(names) - limit} more' if len(names) > limit else ''
+  return f'{names[:limit]}{more}' if names else 'nothing'
+
+
+def _checkpoints_below(path: epath.Path) -> str:
+  names = sorted(
+      child.name
+      for child in path.iterdir()
+      if child.is_dir()
+      and ((child / METADATA).exists() or (child / _CHECKPOINTS).is_dir())
+  )
+  return (
+      f' Did you mean one of the checkpoints in it: {names}?' if names else ''
+  )
+
+
+def _siblings(path: epath.Path) -> str:
+  """Says what is beside a path that is not there."""
+  parent = path.parent
+  while not parent.exists() and parent != parent.parent:
+    path, parent = parent, parent.parent
+  if not parent.is_dir():
+    return ''
+  names = sorted(child.name for child in parent.iterdir())
+  partial = [n for n in names if n.startswith(path.name) and _TMP in n]
+  if partial:
+    return (
+        f' Beside it is {partial[0]}, which is half-written: saving was'
+        ' interrupted.'
+    )
+  names = [n for n in names if _TMP not in n]
+  if close := difflib.get_close_matches(path.name, names):
+    return f' Did you mean {[str(parent / n) for n in close]}?'
+  return f' {parent} holds {_listing(parent)}.'

@@ -1,0 +1,138 @@
+"""Carries a plan out: reads arrays into the state's own dtype and sharding."""
+
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from gemma4_lora.ckpts import _layouts
+from gemma4_lora.ckpts import _plan
+from gemma4_lora.ckpts import _sources
+from gemma4_lora.ckpts import _trees
+
+# Leaves are read in groups of about this size, or one by one if larger: what
+# the group holds is what a restore needs on top of the model.
+_GROUP_BYTES = 2**30
+
+
+def read(
+    source: _sources.Source,
+    loads: Sequence[_plan.Load],
+    old: Mapping[_trees.Path, Any],
+) -> Iterator[dict[_trees.Path, Any]]:
+  """Reads the leaves of a plan, the largest first.
+
+  Each array of the file is read and decompressed once, whatever the number of
+  devices and of leaves that it holds.
+
+  Args:
+    source: The checkpoint.
+    loads: What to read.
+    old: The leaves of the state that are replaced, by path. They give dtype and
+      sharding.
+
+  Yields:
+    New leaves by path. The caller may free the old ones before it goes on.
+  """
+  by_key: dict[_trees.Path, list[_plan.Load]] = {}
+  for load in loads:
+    by_key.setdefault(load.stored.key, []).append(load)
+
+  def size(key):
+    return sum(_sources.num_bytes(x.stored) for x in by_key[key])
+
+  for keys in _groups(sorted(by_key, key=size, reverse=True), size):
+    arrays = source.read({k: _restore_args(by_key[k], old) for k in keys})
+    new = {}
+    for key in keys:
+      array = arrays.pop(key)
+      for load in by_key[key]:
+        path, index = load.model.path, load.stored.index
+        value = array if index is None else array[index]
+        if not isinstance(value, jax.Array):
+          value = place(value, old[path])
+        new[path] = value
+    yield new
+
+
+def place(host: np.ndarray, like: Any) -> Any:
+  """Returns a value as an array on the devices of another.
+
+  Args:
+    host: The whole value. Each device is given its own part of it.
+    like: The array, or abstract array, that it replaces.
+  """
+  if isinstance(like, np.ndarray):
+    return np.array(host, like.dtype)
+  host = np.asarray(host, like.dtype)
+  if isinstance(like, jax.Array) and not like.committed:
+    # Uncommitted, the array may still move to where another one is.
+    array = jax.device_put(host)
+    if array.sharding == like.sharding:
+      return array
+  return jax.make_array_from_callback(
+      host.shape, _sharding(like), lambda index: host[index]
+  )
+
+
+def _sharding(like: Any) -> jax.sharding.Sharding:
+  return getattr(like, 'sharding', None) or jax.sharding.SingleDeviceSharding(
+      jax.local_devices()[0]
+  )
+
+
+def _groups(keys: Sequence, size) -> Iterator[list]:
+  group, total = [], 0
+  for key in keys:
+    if group and total + size(key) > _GROUP_BYTES:
+      yield group
+      group, total = [], 0
+    group.append(key)
+    total += size(key)
+  if group:
+    yield group
+
+
+def _restore_args(
+    loads: Sequence[_plan.Load], old: Mapping[_trees.Path, Any]
+) -> ocp.RestoreArgs:
+  """Returns how Orbax should read the array of some leaves."""
+  load, *others = loads
+  like = old[load.model.path]
+  if (
+      not others
+      and load.stored.index is None
+      and isinstance(like, (jax.Array, jax.ShapeDtypeStruct))
+      and getattr(like, 'committed', True)
+      and _cuts_along_chunks(load.stored, _sharding(like))
+  ):
+    return ocp.ArrayRestoreArgs(
+        restore_type=jax.Array,
+        dtype=load.model.dtype,
+        sharding=_sharding(like),
+        global_shape=load.model.shape,
+        strict=True,
+    )
+  # In the file's dtype: several leaves may want it in several.
+  return ocp.RestoreArgs(restore_type=np.ndarray)
+
+
+def _cuts_along_chunks(
+    stored: _layouts.Stored, sharding: jax.sharding.Sharding
+) -> bool:
+  """Whether no two devices need the same compressed chunk of the file.
+
+  Orbax would decompress a chunk once for each device that needs a part of it,
+  all of them at the same time. Released checkpoints have one chunk per array,
+  which is then better read to the host and cut there.
+  """
+  chunks = stored.chunk_shape or stored.shape
+  shard = sharding.shard_shape(stored.shape)
+  return all(
+      s == n or s % c == 0
+      for n, s, c in zip(stored.shape, shard, chunks, strict=True)
+  )

@@ -1,0 +1,271 @@
+"""The one function that restores; every transform is a thin face on it."""
+
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+import time
+from typing import Any
+
+from absl import logging
+from etils import epath
+import jax
+import numpy as np
+
+from gemma4_lora.ckpts import _layouts
+from gemma4_lora.ckpts import _plan
+from gemma4_lora.ckpts import _policy
+from gemma4_lora.ckpts import _read
+from gemma4_lora.ckpts import _sources
+from gemma4_lora.ckpts import _trees
+
+_OPTIONAL = 'collections'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+  """What to restore, and what to do about differences.
+
+  Attributes:
+    who: The transform that asks, for messages.
+    path: See `PartialLoad`, as all that follows.
+    new_to_old: …
+    step: …
+    missing: …
+    unexpected: …
+    ignore_model_keys: …
+    ignore_restored_keys: …
+    has_policy: Whether the transform has `missing=` and `unexpected=`.
+  """
+
+  who: str
+  path: epath.PathLike
+  new_to_old: Mapping[str, str]
+  step: int = -1
+  missing: _policy.Policy = 'error'
+  unexpected: _policy.Policy = 'error'
+  ignore_model_keys: tuple[str, ...] = ()
+  ignore_restored_keys: tuple[str, ...] = ()
+  has_policy: bool = False
+
+
+def restore(state: Any, request: Request) -> Any:
+  """Restores the base leaves of some sub-trees of a state.
+
+  All is checked before any array of the state is touched. LoRA leaves are
+  neither read nor written.
+
+  Args:
+    state: The state. Leaves may be arrays or `jax.ShapeDtypeStruct`s.
+    request: What to restore.
+
+  Returns:
+    A state of the same structure, shapes, dtypes and shardings. Arrays of
+    `state` that were replaced are freed.
+
+  Raises:
+    FileNotFoundError: There is no checkpoint at the path.
+    ValueError: The checkpoint cannot be read or does not fit the model.
+  """
+  start = time.monotonic()
+  who = request.who
+  source = _sources.open_source(request.path, step=request.step, who=who)
+  trees = list(_sub_trees(state, source, request))
+  try:
+    plan = _plan.make_plan(
+        trees,
+        ignore_model_keys=request.ignore_model_keys,
+        ignore_restored_keys=request.ignore_restored_keys,
+    )
+  except ValueError as e:
+    raise ValueError(f'{who}: {e}') from e
+  _policy.check(
+      plan,
+      trees,
+      who=who,
+      where=str(source.path),
+      missing=request.missing,
+      unexpected=request.unexpected,
+      has_policy=request.has_policy,
+  )
+  source.check({x.stored.key for x in plan.loads}, who=who)
+
+  old = {
+      (*tree.new, *path): leaf
+      for tree in trees
+      for path, leaf in _trees.flatten(_trees.get_at(state, tree.new)).items()
+  }
+  _warn(plan, request, old)
+  new = {p: _fill(p, old[p]) for p in (x.path for x in plan.pruned)}
+  new |= {
+      x.path: _fill(x.path, old[x.path])
+      for x in (*plan.missing, *plan.kept)
+      if isinstance(old[x.path], jax.ShapeDtypeStruct)
+  }
+  replaced = {x.model.path for x in plan.loads} | new.keys()
+  in_use = {
+      id(x) for p, x in _trees.flatten(state).items() if p not in replaced
+  }
+  for group in _read.read(source, plan.loads, old):
+    new |= group
+    for path in group:
+      _free(old[path], in_use)
+  for leaf in plan.pruned:
+    _free(old[leaf.path], in_use)
+
+  for tree in trees:
+    state = _replace_leaves(state, tree.new, new)
+  _log(plan, source, request, seconds=time.monotonic() - start)
+  return state
+
+
+def _sub_trees(
+    state: Any, source: _sources.Source, request: Request
+) -> Iterator[_plan.SubTree]:
+  """Pairs the sub-trees of the state with those of the checkpoint."""
+  for new, old in request.new_to_old.items():
+    new_path, old_path = _trees.parts(new), _trees.parts(old)
+    is_optional = new == old == _OPTIONAL
+    try:
+      sub_state = _trees.get_at(state, new_path)
+    except KeyError as e:
+      if is_optional:
+        continue
+      names = {
+          _trees.join(p[:i]) for p in _trees.flatten(state) for i in range(1, 5)
+      }
+      raise ValueError(
+          f'{request.who}: new_to_old: the state has no'
+          f' {new!r}.{_policy.did_you_mean(new, sorted(names))}'
+      ) from e
+    stored = tuple(
+        x for p, x in source.leaves.items() if p[: len(old_path)] == old_path
+    )
+    if not stored and not is_optional:
+      names = {_trees.join(p[:i]) for p in source.leaves for i in range(1, 5)}
+      raise ValueError(
+          f'{request.who}: new_to_old: the checkpoint has no {old!r}; it has'
+          f' {sorted({p[0] for p in source.leaves})}.'
+          f'{_policy.did_you_mean(old, sorted(names))}'
+      )
+    leaves = _trees.flatten(sub_state)
+    _check_leaves(leaves, new, who=request.who)
+    yield _plan.SubTree(
+        new=new_path,
+        old=old_path,
+        model=tuple(
+            _plan.ModelLeaf(
+                path=(*new_path, *path),
+                rel=path,
+                shape=leaf.shape,
+                dtype=leaf.dtype,
+            )
+            for path, leaf in leaves.items()
+        ),
+        stored=stored,
+    )
+
+
+def _check_leaves(
+    leaves: Mapping[_trees.Path, Any], root: str, *, who: str
+) -> None:
+  """Checks that the leaves of a sub-tree are arrays that can be replaced."""
+  for path, leaf in leaves.items():
+    name = f'{root}.{_trees.join(path)}'
+    if isinstance(leaf, jax.core.Tracer):
+      raise ValueError(
+          f'{who}: {name} is being traced: call the transform outside of'
+          ' `jax.jit`, as `trainer.init_state()` does.'
+      )
+    if not isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct, np.ndarray)):
+      raise ValueError(
+          f'{who}: {name} is no array but a {type(leaf).__name__}: {leaf!r}.'
+      )
+    if _trees.is_lora(path) and isinstance(leaf, jax.ShapeDtypeStruct):
+      raise ValueError(
+          f'{who}: {name} is a LoRA leaf without a value (ShapeDtypeStruct),'
+          ' and the checkpoint gives it none: initialise LoRA leaves first.'
+      )
+
+
+def _warn(
+    plan: _plan.Plan, request: Request, old: Mapping[_trees.Path, Any]
+) -> None:
+  """Lists what the user chose to let pass."""
+  kept = [x for x in plan.kept if isinstance(old[x.path], jax.ShapeDtypeStruct)]
+  for leaves, text in (
+      (plan.missing, "are not in the checkpoint: the model's own values stay"),
+      (kept, 'are ignored and have no value: filled with 0, scales with 1'),
+      (plan.unexpected, 'of the checkpoint are not in the model: left out'),
+  ):
+    if leaves:
+      logging.warning(
+          '%s: %d leaves %s:\n%s',
+          request.who,
+          len(leaves),
+          text,
+          '\n'.join(map(_policy.model_leaf, leaves)),
+      )
+
+
+def _fill(path: _trees.Path, like: Any) -> Any:
+  """Returns the fixed value of a leaf that the checkpoint does not have."""
+  value = np.asarray(_layouts.fill_value(path), like.dtype)
+  return _read.place(np.broadcast_to(value, like.shape), like)
+
+
+def _free(array: Any, in_use: set[int]) -> None:
+  """Frees an array of the old state, unless the state has it elsewhere too."""
+  if isinstance(array, jax.Array) and id(array) not in in_use:
+    array.delete()
+
+
+def _replace_leaves(
+    state: Any, root: _trees.Path, new: Mapping[_trees.Path, Any]
+) -> Any:
+  sub_state = jax.tree_util.tree_map_with_path(
+      lambda keys, leaf: new.get((*root, *_trees.key_path(keys)), leaf),
+      _trees.get_at(state, root),
+  )
+  return _trees.replace_at(state, root, sub_state)
+
+
+def _log(
+    plan: _plan.Plan,
+    source: _sources.Source,
+    request: Request,
+    *,
+    seconds: float,
+) -> None:
+  gb = sum(_sources.num_bytes(x.stored) for x in plan.loads) / 1e9
+  notes = [f'left out {len(v)} {k}' for k, v in plan.left_out.items()]
+  if plan.pruned:
+    notes.append(f'filled {len(plan.pruned)} {_plan.SHARED_KV}')
+  if plan.missing:
+    notes.append(f'{len(plan.missing)} missing leaves')
+  if plan.unexpected:
+    notes.append(f'left out {len(plan.unexpected)} unexpected leaves')
+  if plan.kept:
+    notes.append(f'kept {len(plan.kept)} ignored leaves')
+  notes += _conversions(plan.converted)
+  logging.info(
+      '%s: restored %d leaves (%.3f GB, layout %s) from %s in %.1f s'
+      ' (%.2f GB/s)%s',
+      request.who,
+      len(plan.loads),
+      gb,
+      source.layout,
+      source.path,
+      seconds,
+      gb / max(seconds, 1e-9),
+      ''.join(f'; {x}' for x in notes),
+  )
+
+
+def _conversions(loads: Sequence[_plan.Load]) -> Iterator[str]:
+  count: dict[tuple[str, str], int] = {}
+  for x in loads:
+    pair = (str(x.stored.dtype), str(x.model.dtype))
+    count[pair] = count.get(pair, 0) + 1
+  for (stored, model), n in count.items():
+    yield f'converted {n} leaves from {stored} to {model}'

@@ -1,0 +1,164 @@
+"""Restores the base model under LoRA: drop-in for `gm.ckpts.SkipLoRA`."""
+
+import dataclasses
+from typing import Any
+
+from gemma import gm
+import jax
+from kauldron import kd
+
+from gemma4_lora.ckpts import _partial_load
+from gemma4_lora.ckpts import _restore
+from gemma4_lora.ckpts import _trees
+
+_WHO = 'SkipLoRA4'
+
+# Read for their settings. A subclass of them may do anything, and is called.
+_KNOWN = (
+    gm.ckpts.LoadCheckpoint,
+    kd.ckpts.PartialKauldronLoader,
+    kd.ckpts.SimpleCheckpointLoader,
+    _partial_load.PartialLoad,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SkipLoRA4(kd.ckpts.InitTransform):
+  """Restores the base model and leaves the LoRA leaves as they are.
+
+  ```python
+  init_transform = g4.ckpts.SkipLoRA4(
+      wrapped=gm.ckpts.LoadCheckpoint(
+          path=gm.ckpts.CheckpointPath.GEMMA4_E2B_IT,
+      ),
+  )
+  ```
+
+  LoRA leaves are those under a key `lora`, as `g4.nn.LoRA` makes them and as
+  gemma's git HEAD does.
+
+  Attributes:
+    wrapped: What to restore. `gm.ckpts.LoadCheckpoint`,
+      `kd.ckpts.PartialKauldronLoader`, `kd.ckpts.SimpleCheckpointLoader` and
+      `g4.ckpts.PartialLoad` are read for their settings, and the restore is
+      `PartialLoad`'s. Any other transform is called with a state that has no
+      LoRA leaf, and must keep structure, shapes, dtypes and shardings.
+  """
+
+  wrapped: kd.ckpts.InitTransform
+
+  def __post_init__(self):
+    if isinstance(self.wrapped, (SkipLoRA4, gm.ckpts.SkipLoRA)):
+      raise ValueError(
+          f'{_WHO}: wrapped is itself a {type(self.wrapped).__name__}: wrap'
+          ' what is inside it.'
+      )
+    if not isinstance(self.wrapped, kd.ckpts.InitTransform):
+      raise ValueError(
+          f'{_WHO}: wrapped must be a kd.ckpts.InitTransform, as'
+          ' gm.ckpts.LoadCheckpoint(path=…), got'
+          f' {type(self.wrapped).__name__}.'
+      )
+
+  def transform(self, state: Any) -> Any:
+    if not any(map(_trees.is_lora, _trees.flatten(state.params))):
+      raise ValueError(
+          f'{_WHO}: the model has no LoRA leaf: nothing would train. The likely'
+          ' cause is `gm.nn.LoRA` of gemma 4.0, which adapts no layer of Gemma'
+          ' 4: use `g4.nn.LoRA(rank=…, model=…)`. To fine-tune without LoRA,'
+          ' use g4.ckpts.PartialLoad(path=…) without SkipLoRA4.'
+      )
+    request = _request(self.wrapped)
+    if request is not None:
+      return _restore.restore(state, request)
+    return _apply(self.wrapped.transform, self.wrapped, state)
+
+  def transform_after_optimizer(self, state: Any) -> Any:
+    if _request(self.wrapped) is not None:
+      return state  # `transform` refused what belongs here.
+    return _apply(self.wrapped.transform_after_optimizer, self.wrapped, state)
+
+
+def _request(wrapped: kd.ckpts.InitTransform) -> _restore.Request | None:
+  """Returns what a known transform would restore; `None` for any other.
+
+  Args:
+    wrapped: The transform.
+
+  Raises:
+    ValueError: It would restore what cannot be restored under LoRA.
+  """
+  who = f'{_WHO}({type(wrapped).__name__})'
+  if type(wrapped) not in _KNOWN:
+    return None
+  if isinstance(wrapped, gm.ckpts.LoadCheckpoint):
+    if wrapped.quantize:
+      raise ValueError(
+          f'{who}: quantize=True is not supported: it renames the leaves of'
+          ' the base model. Drop it.'
+      )
+    return _restore.Request(
+        who=who, path=wrapped.path, new_to_old={'params': 'params'}
+    )
+  if isinstance(wrapped, kd.ckpts.PartialKauldronLoader):
+    load = _partial_load.PartialLoad(
+        path=wrapped.workdir,
+        new_to_old=wrapped.new_to_old,
+        ignore_model_keys=wrapped.ignore_model_keys,
+        ignore_restored_keys=wrapped.ignore_restored_keys,
+        step=wrapped.step,
+    )
+  elif isinstance(wrapped, kd.ckpts.SimpleCheckpointLoader):
+    if wrapped.load_opt_state:
+      raise _opt_state_error(who, 'load_opt_state=True')
+    # That loader passes over leaves that the state does not have.
+    load = _partial_load.PartialLoad(
+        path=wrapped.workdir, step=wrapped.step, unexpected='warn'
+    )
+  else:
+    assert isinstance(wrapped, _partial_load.PartialLoad)
+    load = wrapped
+  if load.request(who, opt_state=True).new_to_old:
+    raise _opt_state_error(who, "new_to_old={'opt_state': …}")
+  return dataclasses.replace(load.request(who), has_policy=load is wrapped)
+
+
+def _opt_state_error(who: str, arg: str) -> ValueError:
+  return ValueError(
+      f'{who}: {arg} is not supported under LoRA: LoRA leaves keep their fresh'
+      ' values, and moments of other values would mislead the optimizer. Drop'
+      ' it. To resume a run, give its workdir to the trainer.'
+  )
+
+
+def _apply(method: Any, wrapped: kd.ckpts.InitTransform, state: Any) -> Any:
+  """Calls a transform with a state that has no LoRA leaf."""
+  before = _specs(state)
+  base, lora = _trees.split_lora(state.params)
+  out = method(dataclasses.replace(state, params=base))
+  out = dataclasses.replace(out, params=_trees.merge(out.params, lora))
+  after = _specs(out)
+  if jax.tree.structure(out) != jax.tree.structure(state) or after != before:
+    names = sorted(
+        k for k in {*before, *after} if before.get(k) != after.get(k)
+    )
+    shown = '\n'.join(
+        f'  {k}: before {before.get(k, "absent")}, after {after.get(k, "absent")}'
+        for k in names[:8]
+    )
+    raise ValueError(
+        f'{_WHO}: wrapped={type(wrapped).__name__} changed structure, shape,'
+        f' dtype or sharding of {len(names)} leaves of the state:\n{shown}'
+    )
+  return out
+
+
+def _specs(state: Any) -> dict[str, Any]:
+  def spec(x):
+    return (
+        tuple(getattr(x, 'shape', ())),
+        str(getattr(x, 'dtype', type(x).__name__)),
+        getattr(x, 'sharding', None),
+    )
+
+  return {_trees.join(k): spec(v) for k, v in _trees.flatten(state).items()}

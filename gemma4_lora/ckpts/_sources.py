@@ -1,0 +1,128 @@
+"""Opens an Orbax checkpoint: lists leaves without their data, reads some."""
+
+from collections.abc import Iterator
+from collections.abc import Mapping
+import dataclasses
+import math
+from typing import Any
+
+from etils import epath
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from gemma4_lora.ckpts import _integrity
+from gemma4_lora.ckpts import _layouts
+from gemma4_lora.ckpts import _locate
+from gemma4_lora.ckpts import _trees
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+  """One checkpoint on disk.
+
+  Attributes:
+    path: The folder of the arrays.
+    layout: `nested`, `flat`, `stacked` or `kauldron`.
+    leaves: All leaves, by their path in the nested layout.
+    tree: The tree as Orbax stores it, of array metadata.
+  """
+
+  path: epath.Path
+  layout: str
+  leaves: Mapping[_trees.Path, _layouts.Stored]
+  tree: Any
+
+  def check(self, keys: set[_trees.Path], *, who: str) -> None:
+    """Checks that the data of some arrays is there.
+
+    Args:
+      keys: Paths of arrays in the file.
+      who: The transform that asks, for messages.
+
+    Raises:
+      ValueError: Data is missing.
+    """
+    names = [m.name for k, m in _trees.flatten(self.tree).items() if k in keys]
+    _integrity.check(self.path, names, who=who)
+
+  def read(
+      self, args: Mapping[_trees.Path, ocp.RestoreArgs]
+  ) -> dict[_trees.Path, Any]:
+    """Reads some arrays, all at once, and nothing else.
+
+    Args:
+      args: By the array's path in the file, how to read it.
+
+    Returns:
+      The arrays, by path in the file.
+    """
+
+    def pick(value):
+      return lambda keys, meta: value(_trees.key_path(keys), meta)
+
+    item = jax.tree_util.tree_map_with_path(
+        pick(lambda k, meta: meta if k in args else ocp.PLACEHOLDER), self.tree
+    )
+    restore_args = jax.tree_util.tree_map_with_path(
+        pick(lambda k, _: args.get(k, ocp.RestoreArgs())), self.tree
+    )
+    restored = _handler().restore(
+        self.path,
+        args=ocp.args.PyTreeRestore(item=item, restore_args=restore_args),
+    )
+    return {k: v for k, v in _trees.flatten(restored).items() if k in args}
+
+
+def open_source(path: epath.PathLike, *, step: int = -1, who: str) -> Source:
+  """Opens a checkpoint and lists its leaves; reads no array.
+
+  Args:
+    path: See `_locate.locate`.
+    step: Which checkpoint of a workdir; -1 for the last.
+    who: The transform that asks, for messages.
+
+  Raises:
+    FileNotFoundError: There is no checkpoint.
+    ValueError: The checkpoint cannot be read.
+  """
+  directory = _locate.locate(path, step=step, who=who)
+  _integrity.check(directory, who=who)
+  try:
+    tree = _handler().metadata(directory).tree
+  except Exception as e:
+    raise ValueError(
+        f'{who}: cannot read the metadata of the checkpoint: {directory}:'
+        f' {e}'
+    ) from e
+  layout, leaves = _layouts.nested(_stored(tree))
+  return Source(
+      path=directory,
+      layout=layout,
+      leaves={x.path: x for x in leaves},
+      tree=tree,
+  )
+
+
+def _stored(tree: Any) -> Iterator[_layouts.Stored]:
+  for key, meta in _trees.flatten(tree).items():
+    if getattr(meta, 'dtype', None) is None:
+      continue  # A string, which is no parameter.
+    storage = getattr(meta, 'storage', None)
+    yield _layouts.Stored(
+        path=key,
+        key=key,
+        shape=tuple(getattr(meta, 'shape', None) or ()),
+        dtype=np.dtype(meta.dtype),
+        chunk_shape=storage.chunk_shape if storage else None,
+    )
+
+
+def num_bytes(leaf: _layouts.Stored) -> int:
+  return math.prod(leaf.shape) * leaf.dtype.itemsize
+
+
+def _handler() -> ocp.PyTreeCheckpointHandler:
+  # Orbax refuses an array that is larger than what it may hold at once. How
+  # much is read at once is decided in `_read.py`.
+  return ocp.PyTreeCheckpointHandler(restore_concurrent_gb=2**20)

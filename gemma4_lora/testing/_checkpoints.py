@@ -1,0 +1,303 @@
+"""Writes small checkpoints in the layouts of the released ones."""
+
+from collections.abc import Mapping
+import typing
+from typing import Any
+from typing import Literal
+
+from etils import epath
+from flax import linen as nn
+from gemma.gm.nn.gemma4 import _config
+from gemma.gm.nn.gemma4 import _transformer
+import jax
+import jax.numpy as jnp
+from kauldron import kd
+import numpy as np
+import orbax.checkpoint as ocp
+
+Layout = Literal[
+    'nested', 'nested_bare', 'flat', 'stacked', 'kauldron', 'kauldron_w'
+]
+
+_Params = dict[str, Any]
+_Flat = dict[tuple[str, ...], Any]
+
+# Of a KV-shared layer, what pruned checkpoints do not carry.
+_SHARED_KV = (('kv_einsum', 'w'), ('k_einsum', 'w'), ('key_norm', 'scale'))
+
+
+def make_checkpoint(
+    model: nn.Module,
+    path: epath.PathLike,
+    *,
+    layout: Layout = 'nested',
+    seed: int = 0,
+    dtype: Any = None,
+    params: _Params | None = None,
+    prune_shared_kv: bool = False,
+    step: int = 0,
+) -> _Params:
+  """Writes a checkpoint of a model to disk with Orbax.
+
+  ```python
+  params = g4.testing.make_checkpoint(
+      g4.testing.Gemma4_E2B(tokens='batch.input'), '/tmp/gemma4-e2b-tiny'
+  )
+  ```
+
+  | layout | path of an MLP linear in the file |
+  |---|---|
+  | `nested`, as Gemma 4 is released | `layer_0.mlp.linear.w` |
+  | `nested_bare`, as in `model.init` | `layer_0.mlp.linear` |
+  | `flat` | `transformer/layer_0/mlp/linear` then `w` |
+  | `stacked` | `transformer/stacked_layers/attention_type_0/mlp/linear`, `w` |
+  | `kauldron`, a workdir of a Kauldron run | `params.layer_0.mlp.linear` |
+  | `kauldron_w`, of a run with gemma HEAD | `params.layer_0.mlp.linear.w` |
+
+  Args:
+    model: A Gemma 4 model, or a LoRA wrapper of one, whose base model is taken.
+      With `text_only=False` the towers are written too.
+    path: Where to write. Must not exist.
+    layout: How to arrange the leaves.
+    seed: Seed of the random values; none is 0 or 1, norms and scales included.
+    dtype: Dtype of all leaves in the file; `None` for the model's own.
+    params: Values to write instead of random ones, nested as in `model.init`.
+      LoRA leaves are left out.
+    prune_shared_kv: Leave out k, v and key norms of KV-shared layers, as
+      pruned (QAT) checkpoints do.
+    step: The step of the checkpoint, for the Kauldron layouts.
+
+  Returns:
+    The written values, nested as in `model.init`. Leaves that
+    `prune_shared_kv` leaves out of the file are there, with random values.
+
+  Raises:
+    FileExistsError: There is something at `path`.
+    ValueError: The layout is unknown, or `prune_shared_kv` has nothing to
+      prune.
+  """
+  if layout not in typing.get_args(Layout):
+    raise ValueError(
+        f'make_checkpoint: layout must be one of {typing.get_args(Layout)}, got'
+        f' {layout!r}.'
+    )
+  path = epath.Path(path).expanduser()
+  if path.exists():
+    raise FileExistsError(
+        f'make_checkpoint: {path} exists: give another path, or remove it.'
+    )
+  model = base_model(model)
+  if params is None:
+    params = random_params(abstract_params(model), seed=seed)
+  flat = {k: v for k, v in _flatten(params).items() if 'lora' not in k}
+  flat = {k: jnp.asarray(v, dtype or v.dtype) for k, v in flat.items()}
+  written = flat
+  if prune_shared_kv:
+    written = _without_shared_kv(flat, model.config)
+  _write(path, written, layout=layout, step=step, model=model)
+  return _nest({k: np.asarray(v) for k, v in flat.items()})
+
+
+def base_model(model: nn.Module) -> nn.Module:
+  """Returns the model inside a LoRA wrapper, or the model itself."""
+  while isinstance(inner := getattr(model, 'model', None), nn.Module):
+    model = inner
+  return model
+
+
+def abstract_params(model: nn.Module) -> _Params:
+  """Returns the shapes of all parameters of a Gemma 4 model, towers included.
+
+  The towers' projections are created by an image and a clip, so both are given
+  if the model takes them.
+
+  Args:
+    model: A Gemma 4 model, not wrapped.
+  """
+  inputs: dict[str, Any] = {}
+  constants: dict[str, Any] = {}
+  if vision := model.config.vision_encoder:
+    patches, positions = _transformer._make_dummy_images(vision)  # pylint: disable=protected-access
+    inputs['images'] = _transformer.PreprocessedVisionInput(
+        patches=patches, positions_xy=positions, soft_token_counts=(1,)
+    )
+  if model.config.audio_encoder:
+    inputs['audio'] = jnp.zeros((1, 1, 16000))
+    inputs['audio_lengths'] = jnp.full((1, 1), 16000)
+    constants['audio_soft_token_counts'] = (1,)
+
+  def init(inputs):
+    tokens = jnp.ones((1, 4), jnp.int32)
+    return model.init(jax.random.key(0), tokens, **inputs, **constants)
+
+  return jax.eval_shape(init, inputs)['params']
+
+
+def random_params(shapes: _Params, *, seed: int = 0) -> _Params:
+  """Returns random values for parameters, none of which is trivial.
+
+  Scales are about 1 and weights about 0.1, so that activations stay finite;
+  clipping bounds are about ±3, the lower below the upper.
+
+  Args:
+    shapes: Nested shapes and dtypes.
+    seed: Seed of the values.
+
+  Returns:
+    NumPy arrays in the structure of `shapes`.
+  """
+  rng = np.random.default_rng(seed)
+
+  def value(key, x):
+    noise = 0.1 * rng.standard_normal(x.shape)
+    if key[-1].endswith('scale'):
+      noise = 1 + noise
+    elif key[-1].endswith('_min'):
+      noise = noise - 3
+    elif key[-1].endswith('_max'):
+      noise = noise + 3
+    return np.asarray(noise, x.dtype)
+
+  return _nest({k: value(k, x) for k, x in _flatten(shapes).items()})
+
+
+def _without_shared_kv(flat: _Flat, config: Any) -> _Flat:
+  sources = _config.create_kv_cache_sharing_patterns(
+      config.kv_cache_sharing_config, config.num_layers, config.attention_types
+  )
+  shared = {f'layer_{i}' for i, j in enumerate(sources) if i != j}
+  if not shared:
+    raise ValueError(
+        'make_checkpoint: prune_shared_kv=True, and no layer of the model'
+        ' shares keys and values of another.'
+    )
+  return {
+      k: v
+      for k, v in flat.items()
+      if not (k[0] in shared and k[1] == 'attn' and k[2:] in _SHARED_KV)
+  }
+
+
+def _write(
+    path: epath.Path,
+    flat: _Flat,
+    *,
+    layout: Layout,
+    step: int,
+    model: Any,
+) -> None:
+  """Writes leaves of the model's structure in some layout."""
+  if layout in ('nested_bare', 'kauldron'):
+    tree = _nest(flat)
+  else:
+    tree = _nest({_released(k): v for k, v in flat.items()})
+  if layout.startswith('kauldron'):
+    state = kd.train.TrainState(
+        step=step, params=tree, opt_state=None, collections={}
+    )
+    with kd.ckpts.Checkpointer(workdir=path, save_interval_steps=1) as ckpt:
+      ckpt.save(state, step=step, force=True)
+      ckpt.wait_until_finished()
+    return
+  if layout in ('flat', 'stacked'):
+    tree = _flat_layout({_released(k): v for k, v in flat.items()})
+  if layout == 'stacked':
+    tree = _stacked_layout(tree, model.config.attention_types)
+  with ocp.StandardCheckpointer() as ckpt:
+    ckpt.save(path, tree)
+    ckpt.wait_until_finished()
+
+
+def _released(key: tuple[str, ...]) -> tuple[str, ...]:
+  """Returns the released path of a leaf of `model.init`."""
+  is_bare = key[-1] in ('gating_einsum', 'linear')
+  return (*key, 'w') if is_bare else key
+
+
+def _flat_layout(flat: _Flat) -> dict[str, _Params]:
+  """Returns `{'transformer/layer_0/attn/q_einsum': {'w': …}}`."""
+  tree: dict[str, _Params] = {}
+  for (*parents, leaf), value in flat.items():
+    root = 'transformer'
+    if parents and parents[0] == 'vision_encoder':
+      root, parents = 'SigLiPFromPatches_0', parents[1:]
+    tree.setdefault('/'.join([root, *parents]), {})[leaf] = value
+  return tree
+
+
+def _stacked_layout(
+    tree: dict[str, _Params], attention_types: Any
+) -> dict[str, _Params]:
+  """Stacks layers that are one attention pattern apart.
+
+  As many attention types are told apart as it takes for all layers of one to
+  have the same shapes: double-wide MLPs of KV-shared layers need a type of
+  their own.
+
+  Args:
+    tree: The flat layout.
+    attention_types: Of the model's layers.
+  """
+  n = len(attention_types)
+  by_layer: dict[tuple[str, str], dict[int, Any]] = {}
+  out: dict[str, _Params] = {}
+  for module, leaves in tree.items():
+    root, *rest = module.split('/', 2)
+    is_layer = rest and rest[0].startswith('layer_')
+    for leaf, value in leaves.items():
+      if root == 'transformer' and is_layer:
+        suffix = ''.join(f'/{x}' for x in rest[1:])
+        layer = int(rest[0].removeprefix('layer_'))
+        by_layer.setdefault((suffix, leaf), {})[layer] = value
+      else:
+        out.setdefault(module, {})[leaf] = value
+  length = next(
+      p
+      for p in range(_period(attention_types), n + 1)
+      if all(_stacks(layers, p) for layers in by_layer.values())
+  )
+  for (suffix, leaf), layers in by_layer.items():
+    for i in range(length):
+      slices = [layers[j] for j in range(i, n, length) if j in layers]
+      if slices:
+        module = f'transformer/stacked_layers/attention_type_{i}{suffix}'
+        out.setdefault(module, {})[leaf] = jnp.stack(slices)
+  return out
+
+
+def _period(types: Any) -> int:
+  n = len(types)
+  return next(
+      p
+      for p in range(1, n + 1)
+      if all(types[i] == types[i % p] for i in range(n))
+  )
+
+
+def _stacks(layers: Mapping[int, Any], period: int) -> bool:
+  """Whether the layers that are `period` apart have equal shapes."""
+  return all(
+      layers[i].shape == layers[i % period].shape
+      for i in layers
+      if i % period in layers
+  )
+
+
+def _flatten(tree: Any, path: tuple[str, ...] = ()) -> _Flat:
+  if not isinstance(tree, Mapping):
+    return {path: tree}
+  return {
+      k: v
+      for key, sub in tree.items()
+      for k, v in _flatten(sub, (*path, key)).items()
+  }
+
+
+def _nest(flat: _Flat) -> _Params:
+  tree: _Params = {}
+  for (*parents, leaf), value in flat.items():
+    node = tree
+    for key in parents:
+      node = node.setdefault(key, {})
+    node[leaf] = value
+  return tree
