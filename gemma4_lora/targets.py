@@ -79,6 +79,15 @@ def _resolve_one(
 ) -> list[_linears.Linear]:
   """Returns the live rows of one target."""
   matches = [row for row in rows if _matches(target, row)]
+  if not matches and any(
+      target in (row.name, row.projection, row.group)
+      for row in rows
+      if row.group == 'experts'
+  ):
+    raise ValueError(
+        f'targets={target!r}: LoRA on the routed experts is not supported. The'
+        " dense MLP beside them is: targets='mlp'."
+    )
   if not matches:
     close = difflib.get_close_matches(target, _names(rows), n=3, cutoff=0.5)
     hint = f' Did you mean {" or ".join(map(repr, close))}?' if close else ''
@@ -131,5 +140,7 @@ def _known(rows: Sequence[_linears.Linear]) -> list[str]:
 
 
 def _names(rows: Sequence[_linears.Linear]) -> list[str]:
-  """Everything that a misspelt target may have meant."""
-  return [*_known(rows), *(row.name for row in rows), *(r.path for r in rows)]
+  """Everything that a misspelt target may have meant, each once."""
+  rows = [row for row in rows if row.group != 'experts']
+  paths = (row.path for row in rows)
+  return list(dict.fromkeys((*_known(rows), *(r.name for r in rows), *paths)))

@@ -1,0 +1,403 @@
+"""The LoRA wrapper: maths, parameters, and the traps of `nn.jit`."""
+
+import dataclasses
+
+from flax import linen as nn
+from gemma import gm
+from gemma import peft
+import jax
+import jax.numpy as jnp
+from kauldron import kd
+from kauldron import kontext
+import numpy as np
+import pytest
+
+from gemma4_lora import g4
+from tests import training
+
+_TOKENS = jnp.asarray(np.random.default_rng(0).integers(3, 1000, (2, 12)))
+_VARIANTS = ['Gemma4_E2B', 'Gemma4_E4B', 'Gemma4_31B', 'Gemma4_26B_A4B']
+
+
+def _base(name, **kwargs):
+  cls = getattr(g4.testing, name)
+  return training.shallow(cls(tokens='batch.input', **kwargs))
+
+
+def _logits(model, params, **kwargs):
+  return model.apply({'params': params}, _TOKENS, **kwargs).logits
+
+
+# How A and B make a change of the base weight, by hand and per projection.
+_MERGE = {
+    'q': 'dr,rnh->ndh',
+    'k': 'dr,rkh->kdh',
+    'v': 'dr,rkh->kdh',
+    'o': 'nhr,rd->nhd',
+    'gate': 'dr,rf->fd',
+    'up': 'dr,rf->fd',
+    'down': 'fr,rd->fd',
+    'per_layer_model_projection': 'dr,rlp->dlp',
+    'per_layer_input_gate': 'dr,rp->dp',
+    'per_layer_projection': 'pr,rd->pd',
+    'router': 'dr,re->de',
+}
+_SLOT = {'k': 0, 'v': 1, 'gate': 0, 'up': 1}
+
+
+def _merged(model, params, *, scale):
+  """Base parameters with every branch added into its weight."""
+  base = training.flat(peft.split_params(params).original)
+  base = {k: np.array(v, np.float32) for k, v in base.items()}
+  for row in model.adapted:
+    lora = training.flat(params)
+    a = np.asarray(lora[f'{row.lora_path}.a'], np.float32)
+    b = np.asarray(lora[f'{row.lora_path}.b'], np.float32)
+    delta = scale * np.einsum(_MERGE[row.projection], a, b)
+    if base[row.path].ndim > delta.ndim:
+      base[row.path][_SLOT[row.projection]] += delta
+    else:
+      base[row.path] += delta
+  treedef = jax.tree.structure(peft.split_params(params).original)
+  return jax.tree.unflatten(treedef, base.values())
+
+
+@pytest.mark.parametrize('name', _VARIANTS)
+def test_equals_the_model_with_merged_weights(name):
+  """Of every projection at once, in float32, B far from zero."""
+  base = _base(name, dtype=jnp.float32)
+  targets = ['text', 'router'] if name == 'Gemma4_26B_A4B' else ['text']
+  model = g4.nn.LoRA(rank=3, alpha=6, targets=targets, model=base)
+  params = training.random_params(model)
+
+  got = _logits(model, params)
+  fixed = g4.nn.RouterFix(model=base)
+  want = _logits(fixed, _merged(model, params, scale=2.0))
+  unadapted = _logits(fixed, peft.split_params(params).original)
+  assert np.abs(want - unadapted).max() > 1.0
+  np.testing.assert_allclose(got, want, atol=2e-3)
+
+
+@pytest.mark.parametrize('name', _VARIANTS)
+@pytest.mark.parametrize('jit', [False, True])
+def test_zero_b_equals_the_base_model_bitwise(name, jit):
+  base = _base(name)
+  model = g4.nn.LoRA(rank=3, model=base)
+  params = jax.tree_util.tree_map_with_path(
+      lambda path, x: jnp.zeros_like(x) if path[-1].key == 'b' else x,
+      training.random_params(model),
+  )
+  # The base of a mixture of experts is the one with the right router.
+  plain = g4.nn.RouterFix(model=base) if 'A4B' in name else base
+  wrap = jax.jit if jit else lambda f: f
+  got = wrap(lambda p: _logits(model, p))(params)
+  want = wrap(lambda p: _logits(plain, p))(peft.split_params(params).original)
+  np.testing.assert_array_equal(got, want)
+
+
+def test_init_gives_the_base_leaves_of_the_plain_model():
+  """Same paths, shapes, dtypes and values, and B is zero."""
+  base = _base('Gemma4_31B')
+  model = g4.nn.LoRA(rank=3, model=base)
+  init = jax.jit(lambda m, k: m.init(k, _TOKENS)['params'], static_argnums=0)
+  params = init(model, jax.random.key(0))
+  want = init(base, jax.random.key(0))
+  original, lora = peft.split_params(params)
+  jax.tree.map(np.testing.assert_array_equal, original, want)
+  assert {p: x.dtype for p, x in training.flat(original).items()} == {
+      p: x.dtype for p, x in training.flat(want).items()
+  }
+  for path, leaf in training.flat(lora).items():
+    assert leaf.dtype == jnp.float32, path
+    if path.endswith('.b'):
+      assert not np.any(leaf), path
+
+
+def test_a_is_kaiming_uniform_over_the_whole_input_side():
+  """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): for o, fan_in is heads * head size."""
+  model = g4.nn.LoRA(rank=64, targets='o', model=_base('Gemma4_31B'))
+  params = jax.jit(lambda k: model.init(k, _TOKENS))(jax.random.key(0))
+  a = params['params']['layer_0']['attn']['attn_vec_einsum']['lora']['o']['a']
+  assert a.shape == (8, 8, 64)
+  bound = 1 / np.sqrt(64)
+  assert 0.98 * bound < np.abs(a).max() <= bound
+  assert abs(np.std(a) - bound / np.sqrt(3)) < 0.02 * bound
+
+
+def test_leaves_stand_where_the_docs_say():
+  model = g4.nn.LoRA(rank=3, model=_base('Gemma4_E2B'))
+  params = jax.eval_shape(model.init, jax.random.key(0), _TOKENS)['params']
+  assert set(params['layer_0']['attn']['kv_einsum']) == {'w', 'lora'}
+  lora = params['layer_0']['attn']['kv_einsum']['lora']
+  assert {k: {n: x.shape for n, x in v.items()} for k, v in lora.items()} == {
+      'k': {'a': (32, 3), 'b': (3, 1, 8)},
+      'v': {'a': (32, 3), 'b': (3, 1, 8)},
+  }
+  assert set(params['layer_0']['mlp']) == {'gating_einsum', 'linear', 'lora'}
+  assert set(params['layer_0']['mlp']['lora']) == {'gate', 'up', 'down'}
+  # Dead: layer 3 reads layer 1's keys and values.
+  assert set(params['layer_3']['attn']['kv_einsum']) == {'w'}
+  mask = kd.optim.select('lora.v')(params)
+  assert sum(jax.tree.leaves(mask)) == 2 * 2  # Two live layers, A and B.
+
+
+# ------------------------------- One process -------------------------------
+
+
+@pytest.mark.parametrize('jit', [False, True])
+def test_wrappers_that_differ_only_in_settings_differ(jit):
+  """`nn.jit` keeps one program per module's class and fields."""
+  base = _base('Gemma4_31B', dtype=jnp.float32)
+  model = g4.nn.LoRA(rank=4, alpha=8, targets=['q', 'v'], model=base)
+  params = training.random_params(model)
+  wrap = jax.jit if jit else lambda f: f
+
+  def run(**changes):
+    changed = model.clone(**changes)
+    return np.asarray(wrap(lambda p: _logits(changed, p))(params))
+
+  first = run()
+  assert np.abs(run(alpha=16) - first).max() > 1e-3
+  assert np.abs(run(use_rslora=True) - first).max() > 1e-3
+  assert np.abs(run(targets=['q']) - first).max() > 1e-3
+  np.testing.assert_array_equal(run(alpha=0), run(targets='q', alpha=0))
+  np.testing.assert_array_equal(run(), first)
+
+
+def test_init_of_wrappers_that_differ_only_in_settings_differs():
+  base = _base('Gemma4_31B')
+
+  def leaves(model):
+    params = model.init(jax.random.key(0), _TOKENS)['params']
+    return {
+        path: (x.shape, x.dtype)
+        for path, x in training.flat(params).items()
+        if '.lora.' in path
+    }
+
+  first = leaves(g4.nn.LoRA(rank=2, targets='q', model=base))
+  assert {shape[-1] for path, (shape, _) in first.items() if path[-1] == 'a'} == {2}
+  wide = leaves(g4.nn.LoRA(rank=5, targets='q', model=base))
+  assert {shape[-1] for path, (shape, _) in wide.items() if path[-1] == 'a'} == {5}
+  half = leaves(
+      g4.nn.LoRA(rank=2, targets='q', dtype=jnp.bfloat16, model=base)
+  )
+  assert {dtype for _, dtype in half.values()} == {jnp.dtype(jnp.bfloat16)}
+  other = leaves(g4.nn.LoRA(rank=2, targets='o', model=base))
+  assert not set(other) & set(first)
+  assert not leaves(base)  # Nor does the plain model get leaves by then.
+
+
+def test_two_of_one_model_under_one_parent():
+  """Rows are found relative to the model, wherever it stands."""
+
+  class Pair(nn.Module):
+    policy: nn.Module
+    anchor: nn.Module
+
+    def __call__(self, tokens):
+      return self.policy(tokens).logits, self.anchor(tokens).logits
+
+  model = g4.nn.LoRA(rank=2, model=_base('Gemma4_31B'))
+  pair = Pair(policy=model, anchor=_base('Gemma4_31B'))
+  params = training.random_params(pair)
+  assert set(training.flat(params['policy'])) > set(
+      training.flat(params['anchor'])
+  )
+  policy, anchor = pair.apply({'params': params}, _TOKENS)
+  np.testing.assert_array_equal(policy, _logits(model, params['policy']))
+  np.testing.assert_array_equal(anchor, _logits(model.model, params['anchor']))
+
+
+# ---------------------------- Dtypes, gradients -----------------------------
+
+
+def test_float32_masters_do_not_promote_activations():
+  model = g4.nn.LoRA(rank=2, model=_base('Gemma4_E2B'))
+  params = training.random_params(model)
+  out, state = model.apply(
+      {'params': params},
+      _TOKENS,
+      return_hidden_states=True,
+      capture_intermediates=True,
+  )
+  assert out.hidden_states.dtype == jnp.bfloat16
+  blocks = {
+      k: v for k, v in state['intermediates'].items() if k.startswith('layer_')
+  }
+  dtypes = {x.dtype for x in jax.tree.leaves(blocks)}
+  assert blocks and dtypes == {jnp.dtype(jnp.bfloat16)}
+
+
+@pytest.mark.parametrize('name', _VARIANTS)
+def test_gradients_reach_every_a_and_b(name):
+  model = g4.nn.LoRA(rank=2, model=_base(name, dtype=jnp.float32))
+  params = training.random_params(model)
+  original, lora = peft.split_params(params)
+
+  def loss(lora):
+    logits = _logits(model, peft.merge_params(original, lora))
+    return jnp.mean(jax.nn.log_softmax(logits)[..., 7])
+
+  for path, grad in training.flat(jax.jit(jax.grad(loss))(lora)).items():
+    assert np.all(np.isfinite(grad)), path
+    assert np.any(grad), path
+
+
+# --------------------------------- Dropout ----------------------------------
+
+
+def test_dropout_is_off_unless_training():
+  base = _base('Gemma4_31B')
+  model = g4.nn.LoRA(rank=2, dropout=0.5, model=base)
+  params = training.random_params(model)
+  rngs = {'dropout': jax.random.key(0)}
+
+  def run(model, is_training):
+    return np.asarray(
+        _logits(model, params, rngs=rngs, is_training_property=is_training)
+    )
+
+  without = run(model.clone(dropout=0.0), True)
+  np.testing.assert_array_equal(run(model, None), without)
+  trained = run(model, True)
+  assert np.any(trained != without)
+  # The order matters: `nn.jit` does not see the training property.
+  np.testing.assert_array_equal(run(model, False), without)
+  np.testing.assert_array_equal(run(model, True), trained)
+  rngs = {'dropout': jax.random.key(1)}
+  assert np.any(run(model, True) != trained)
+
+
+def test_dropout_scales_what_it_keeps():
+  """The mean over many masks is the branch without dropout."""
+  model = g4.nn.LoRA(
+      rank=2, targets='layer_1.mlp.down', model=_base('Gemma4_31B')
+  )
+  model = model.clone(model=model.model.clone(dtype=jnp.float32))
+  params = training.random_params(model)
+
+  def branch(model, key):
+    _, state = model.apply(
+        {'params': params},
+        _TOKENS,
+        rngs={'dropout': key},
+        is_training_property=True,
+        capture_intermediates=lambda m, _: m.name == 'mlp',
+    )
+    return state['intermediates']['layer_1']['mlp']['__call__'][0]
+
+  off = branch(model, jax.random.key(0))
+  base = branch(model.clone(alpha=0), jax.random.key(0))
+  dropped = model.clone(dropout=0.4)
+  keys = jax.random.split(jax.random.key(0), 400)
+  runs = jax.lax.map(jax.jit(lambda key: branch(dropped, key)), keys)
+  spread = np.std(runs - base, axis=0).mean()
+  assert spread > 0
+  error = np.abs(np.mean(runs, axis=0) - off).mean()
+  assert error < 4 * spread / np.sqrt(len(keys))
+
+
+# ------------------------------ Use as a model ------------------------------
+
+
+def test_forwards_what_samplers_read():
+  base = _base('Gemma4_E2B')
+  model = g4.nn.LoRA(rank=2, model=base)
+  assert model.INFO.tokenizer_version == 4
+  assert model.config is base.config
+  cache = model.init_cache(batch_size=2, dtype=jnp.bfloat16, cache_length=16)
+  assert cache['layer_0']['k'].shape == (2, 16, 1, 8)
+
+
+def test_keys_are_those_of_the_model():
+  model = g4.nn.LoRA(rank=2, model=_base('Gemma4_E2B'))
+  assert kontext.get_keypaths(model)['tokens'] == 'batch.input'
+
+
+def test_without_tokens_the_error_says_what_to_write():
+  model = g4.nn.LoRA(rank=2, model=g4.testing.Gemma4_E2B())
+  with pytest.raises(ValueError, match=r'Write Gemma4_E2B\(tokens="batch.inp'):
+    kontext.get_keypaths(model)
+
+
+def test_equal_settings_are_equal_and_hash_alike():
+  """Samplers pass the model to `jax.jit` as a static argument."""
+  base = _base('Gemma4_E2B')
+  model = g4.nn.LoRA(rank=2, targets=['q'], model=base)
+  same = g4.nn.LoRA(rank=2, targets=('q',), model=base)
+  assert model == same and hash(model) == hash(same)
+  assert model != model.clone(alpha=3)
+
+
+def test_missing_lora_leaves_are_not_drawn_anew():
+  """Kauldron applies with every collection mutable."""
+  model = g4.nn.LoRA(rank=2, model=_base('Gemma4_31B'))
+  params = peft.split_params(training.random_params(model)).original
+  with pytest.raises(ValueError, match=r'layer_0.attn.q_einsum.lora.q.a'):
+    model.apply({'params': params}, _TOKENS, mutable=True)
+
+
+# -------------------------------- Bad input ---------------------------------
+
+
+@pytest.mark.parametrize('rank', [0, -1, 2.5, True, None])
+def test_rank_must_be_a_positive_integer(rank):
+  with pytest.raises(ValueError, match='rank= takes a positive integer'):
+    g4.nn.LoRA(rank=rank, model=_base('Gemma4_E2B'))
+
+
+@pytest.mark.parametrize('dropout', [-0.1, 1.0, 30])
+def test_dropout_must_be_a_rate(dropout):
+  with pytest.raises(ValueError, match=r'dropout= takes a rate in \[0, 1\)'):
+    g4.nn.LoRA(rank=2, dropout=dropout, model=_base('Gemma4_E2B'))
+
+
+def test_dtype_must_be_floating():
+  with pytest.raises(ValueError, match='dtype= takes a floating dtype'):
+    g4.nn.LoRA(rank=2, dtype=jnp.int8, model=_base('Gemma4_E2B'))
+
+
+def test_a_target_that_matches_nothing():
+  with pytest.raises(ValueError, match="Did you mean 'attention'"):
+    g4.nn.LoRA(rank=2, targets='atention', model=_base('Gemma4_E2B'))
+
+
+def test_a_target_that_only_other_models_have():
+  with pytest.raises(ValueError, match='matches no linear of this model'):
+    g4.nn.LoRA(
+        rank=2, targets='per_layer_inputs', model=_base('Gemma4_31B')
+    )
+
+
+@pytest.mark.parametrize('wrapper', [g4.nn.LoRA, gm.nn.LoRA])
+def test_lora_around_lora(wrapper):
+  inner = wrapper(rank=2, model=_base('Gemma4_E2B'))
+  with pytest.raises(ValueError, match='has LoRA already|with LoRA already'):
+    g4.nn.LoRA(rank=2, model=inner)
+
+
+def test_a_model_that_is_not_gemma_4():
+  with pytest.raises(ValueError, match='Got: gemma.gm.nn._gemma.Gemma3_1B'):
+    g4.nn.LoRA(rank=2, model=gm.nn.Gemma3_1B(tokens='batch.input'))
+
+
+def test_router_fix_within_lora_is_refused():
+  with pytest.raises(ValueError, match='mends the router by itself'):
+    g4.nn.LoRA(rank=2, model=g4.nn.RouterFix(model=_base('Gemma4_E2B')))
+
+
+def test_config_of_a_subclass_is_kept():
+  """The key that `nn.jit` sees is added to whatever class the config has."""
+  base = _base('Gemma4_31B')
+  config_cls = dataclasses.make_dataclass(
+      'MyConfig', [('mine', int, 3)], bases=(type(base.config),), frozen=True
+  )
+  fields = {
+      f.name: getattr(base.config, f.name)
+      for f in dataclasses.fields(base.config)
+  }
+  model = g4.nn.LoRA(rank=2, model=base.clone(config=config_cls(**fields)))
+  params = training.random_params(model)
+  want = _logits(g4.nn.LoRA(rank=2, model=base), params)
+  np.testing.assert_array_equal(_logits(model, params), want)

@@ -1,0 +1,122 @@
+"""A real Kauldron Trainer on a few random sequences."""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+from flax import linen as nn
+from gemma.gm.nn.gemma4 import _modules
+from grain import python as grain
+import jax
+from kauldron import kd
+import numpy as np
+import optax
+
+_LENGTH = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomTokens(grain.RandomAccessDataSource):
+  """Sequences of tokens, each the same at every look-up."""
+
+  num_examples: int = 32
+  vocab_size: int = 1024
+
+  def __len__(self) -> int:
+    return self.num_examples
+
+  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(index)
+    tokens = rng.integers(3, self.vocab_size, _LENGTH + 1, np.int32)
+    return {'input': tokens[:-1], 'target': tokens[1:, None]}
+
+
+def make_trainer(
+    model: nn.Module,
+    workdir: Any,
+    *,
+    num_train_steps: int,
+    learning_rate: float = 1e-2,
+    select: str = 'lora',
+    batch_size: int = 4,
+    **kwargs: Any,
+) -> kd.train.Trainer:
+  """Returns a Trainer that saves every 10 steps.
+
+  Args:
+    model: Its keys read the field `input`.
+    workdir: Where it saves.
+    num_train_steps: When it stops.
+    learning_rate: Of Adam.
+    select: Which leaves it trains.
+    batch_size: In sequences.
+    **kwargs: Of the Trainer.
+  """
+  kwargs = {
+      'checkpointer': kd.ckpts.Checkpointer(save_interval_steps=10),
+      'writer': kd.train.metric_writer.NoopWriter(),
+      'profiler': None,
+  } | kwargs
+  return kd.train.Trainer(
+      seed=0,
+      workdir=workdir,
+      train_ds=kd.data.py.DataSource(
+          data_source=RandomTokens(vocab_size=model.config.num_embed),
+          shuffle=True,
+          batch_size=batch_size,
+          num_workers=0,
+      ),
+      model=model,
+      num_train_steps=num_train_steps,
+      log_metrics_every=1,
+      log_summaries_every=10_000,
+      train_losses={
+          'xent': kd.losses.SoftmaxCrossEntropyWithIntLabels(
+              logits='preds.logits', labels='batch.target'
+          )
+      },
+      optimizer=kd.optim.partial_updates(
+          optax.adam(learning_rate), mask=kd.optim.select(select)
+      ),
+      **kwargs,
+  )
+
+
+def shallow(model: nn.Module) -> nn.Module:
+  """Returns the model with the fewest layers that keep its every feature.
+
+  Four where layers share keys and values, two elsewhere: compile time.
+  """
+  pattern = (
+      _modules.AttentionType.LOCAL_SLIDING,
+      _modules.AttentionType.GLOBAL,
+  )
+  repeats = 2 if model.config.kv_cache_sharing_config else 1
+  return model.clone(
+      config=dataclasses.replace(
+          model.config, attention_types=pattern * repeats
+      )
+  )
+
+
+def random_params(model: nn.Module, *, seed: int = 0) -> dict[str, Any]:
+  """Returns parameters without compiling `model.init`; no leaf is trivial."""
+  rng = np.random.default_rng(seed)
+  tokens = jax.ShapeDtypeStruct((1, 4), np.int32)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), tokens)['params']
+
+  def draw(path, x):
+    scale = 1.0 if x.ndim < 2 else 0.0
+    value = scale + 0.2 * rng.standard_normal(x.shape, np.float32)
+    return jax.numpy.asarray(value, x.dtype)
+
+  return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def flat(params: Mapping[str, Any]) -> dict[str, Any]:
+  """Leaves by dotted path."""
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  return {
+      jax.tree_util.keystr(path, simple=True, separator='.'): leaf
+      for path, leaf in leaves
+  }
