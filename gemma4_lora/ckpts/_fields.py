@@ -45,7 +45,7 @@ _AXES = tuple(
         (r'router_logits\.w', ('embed_dim', 'num_experts')),
         (r'router_scale', ('embed_dim',)),
         (r'per_expert_scale', ('num_experts',)),
-        (r'norm\.scale', ('embed_dim',)),
+        (r'\w*norm\.scale', ('embed_dim',)),
     )
 )
 

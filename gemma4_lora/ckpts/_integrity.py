@@ -7,6 +7,7 @@ the sizes of files alone.
 
 from collections.abc import Iterable
 from collections.abc import Iterator
+import itertools
 import json
 import math
 from typing import Any
@@ -33,7 +34,13 @@ def check(
   Raises:
     ValueError: A file is missing or shorter than its data.
   """
-  metadata = json.loads((directory / _locate.METADATA).read_text())
+  try:
+    metadata = json.loads((directory / _locate.METADATA).read_text())
+  except ValueError as e:
+    raise ValueError(
+        f'{who}: {_locate.METADATA} of the checkpoint is damaged or cut short:'
+        f' {directory}. Copy or download it again.'
+    ) from e
   if metadata.get('use_ocdbt', (directory / _MANIFEST).exists()):
     if names is None:
       _check_ocdbt(directory, who=who)
@@ -104,25 +111,29 @@ def _check_folders(
     folder = directory / name
     if (file := folder / '.zarray').exists():
       spec = json.loads(file.read_text())
-      grid = spec['chunks']
-      chunks = [f for f in folder.iterdir() if not f.name.startswith('.')]
+      grid, root = spec['chunks'], folder
+      separator = spec.get('dimension_separator', '.')
     elif (file := folder / 'zarr.json').exists():
       spec = json.loads(file.read_text())
       grid = spec['chunk_grid']['configuration']['chunk_shape']
-      # "c/0/0", and "c" for a scalar.
-      chunks = [f for f in folder.rglob('*') if f.name != 'zarr.json']
-      chunks = [f for f in chunks if not f.is_dir()]
+      root, separator = folder / 'c', '/'
     else:
       raise ValueError(
           f'{who}: the checkpoint is incomplete: {folder} has no array. Copy or'
           ' download it again.'
       )
-    wanted = math.prod(
-        math.ceil(n / c) for n, c in zip(spec['shape'], grid, strict=True)
-    )
-    chunks = [f for f in chunks if f.stat().length]
-    if is_full and len(chunks) < wanted:
+    counts = [math.ceil(n / c) for n, c in zip(spec['shape'], grid, strict=True)]
+    wanted = [
+        root / separator.join(map(str, index))
+        for index in itertools.product(*map(range, counts))
+    ]
+    if not counts:  # A scalar: one chunk, "0" or, in the third version, "c".
+      wanted = [folder / '0' if root == folder else root]
+    bad = [f for f in wanted if not f.exists() and is_full]
+    bad += [f for f in wanted if f.exists() and not f.stat().length]
+    if bad:
       raise ValueError(
-          f'{who}: the checkpoint is truncated: {folder} has {len(chunks)} of'
-          f' {wanted} chunks. Copy or download it again.'
+          f'{who}: the checkpoint is truncated: {len(bad)} of'
+          f' {len(wanted)} chunks of {folder} are missing or empty. Copy or'
+          ' download it again.'
       )

@@ -83,7 +83,11 @@ def _may_start(layers: Sequence[_Shapes], start: int) -> bool:
   """Whether the layers from `start` on may be the KV-shared ones."""
   heads = [layer.get(_KEY_NORM, (0,))[-1] for layer in layers]
   # Head sizes tell global from local layers, which the tree does not name.
-  if len(set(heads[:start])) > 1 and not heads[start - 1] > heads[start - 2]:
+  is_global = [size == max(heads) for size in heads]
+  if not all(is_global) and (is_global[start - 2], is_global[start - 1]) != (
+      False,
+      True,
+  ):
     return False
   widths = [layer.get(_MLP, (0,))[0] for layer in layers]
   return len(set(widths)) == 1 or (

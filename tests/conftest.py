@@ -1,0 +1,24 @@
+"""Settings of all tests."""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+import jax
+
+# Before any test makes an array: eight devices, as on one TPU host, so that
+# what is sharded in earnest is sharded in tests.
+jax.config.update('jax_num_cpu_devices', 8)
+
+# Tests compile the same tiny models again and again. One cache for this run and
+# its worker processes, which inherit the variable.
+if 'GEMMA4_LORA_TEST_CACHE' not in os.environ:
+  os.environ['GEMMA4_LORA_TEST_CACHE'] = tempfile.mkdtemp(prefix='jax_cache_')
+  atexit.register(
+      shutil.rmtree, os.environ['GEMMA4_LORA_TEST_CACHE'], ignore_errors=True
+  )
+jax.config.update(
+    'jax_compilation_cache_dir', os.environ['GEMMA4_LORA_TEST_CACHE']
+)
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
