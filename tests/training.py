@@ -38,7 +38,7 @@ def make_trainer(
     num_train_steps: int,
     learning_rate: float = 1e-2,
     select: str = 'lora',
-    batch_size: int = 4,
+    batch_size: int = 8,
     **kwargs: Any,
 ) -> kd.train.Trainer:
   """Returns a Trainer that saves every 10 steps.

@@ -1,0 +1,69 @@
+"""The wrapper as a model of gemma's samplers."""
+
+from gemma import gm
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gemma4_lora import g4
+from tests import training
+
+
+def _model(name):
+  cls = getattr(g4.testing, name)
+  base = training.shallow(cls(tokens='batch.input', dtype=jnp.float32))
+  return g4.nn.LoRA(rank=3, model=base)
+
+
+@pytest.mark.parametrize(
+    'name', ['Gemma4_E2B', 'Gemma4_E4B', 'Gemma4_31B', 'Gemma4_26B_A4B']
+)
+def test_cached_decode_equals_the_uncached_forward(name):
+  """Greedy text of the sampler is the argmax of whole forward passes."""
+  model = _model(name)
+  params = training.random_params(model)
+  tokenizer = g4.testing.Gemma4Tokenizer()
+  sampler = gm.text.Gemma4Sampler(
+      model=model,
+      params=params,
+      tokenizer=tokenizer,
+      cache_length=64,
+      max_out_length=12,
+      pad_length=16,
+  )
+  prompt = '<|turn>user\nGood morning<turn|>\n<|turn>model\n'
+  out = sampler.sample(prompt, max_new_tokens=8, return_state=True)
+  got = np.asarray(out.state.predicted_tokens[0][:8])
+
+  tokens = tokenizer.encode(prompt, add_bos=True)
+  stop = (tokenizer.special_tokens.EOS, tokenizer.special_tokens.END_OF_TURN)
+  for step in range(8):
+    # Padded to one length: one compilation.
+    padded = jnp.asarray([tokens + [0] * (40 - len(tokens))])
+    logits = model.apply({'params': params}, padded).logits
+    tokens.append(int(np.argmax(logits[0, len(tokens) - 1])))
+    assert tokens[-1] == got[step], step
+    if tokens[-1] in stop:
+      break
+
+
+def test_alpha_counts_in_the_sampler():
+  """Two samplers of models that differ in alpha alone, in one process."""
+  model = _model('Gemma4_31B')
+  params = training.random_params(model)
+
+  def sample(alpha):
+    sampler = gm.text.ChatSampler(
+        model=model.clone(alpha=alpha),
+        params=params,
+        tokenizer=g4.testing.Gemma4Tokenizer(),
+        cache_length=64,
+        max_out_length=12,
+        pad_length=16,
+    )
+    sampler.chat('Good morning', max_new_tokens=8)
+    return np.asarray(sampler.last_state.predicted_tokens)
+
+  first = sample(3.0)
+  assert np.any(sample(30.0) != first)
+  np.testing.assert_array_equal(sample(3.0), first)

@@ -1,0 +1,153 @@
+"""The bug report's script with our three lines, in Kauldron's own Trainer."""
+
+from gemma import gm
+from gemma import peft
+import jax
+from kauldron import kd
+import numpy as np
+import pytest
+
+from gemma4_lora import g4
+from tests import training
+
+_VARIANTS = ['Gemma4_E2B', 'Gemma4_E4B', 'Gemma4_31B', 'Gemma4_26B_A4B']
+
+
+def _model(name, **kwargs):
+  cls = getattr(g4.testing, name)
+  return training.shallow(cls(tokens='batch.input', **kwargs))
+
+
+def _init_transform(path):
+  return g4.ckpts.SkipLoRA4(wrapped=gm.ckpts.LoadCheckpoint(path=path))
+
+
+def _loss(aux):
+  return float(aux.compute().loss_values['losses/total'])
+
+
+@pytest.mark.parametrize('name', _VARIANTS)
+def test_trains_then_resumes_bitwise(name, tmp_path):
+  """20 steps, and 10 + 10 with a stop between, from a released checkpoint."""
+  base = g4.testing.make_checkpoint(_model(name), tmp_path / 'released')
+  # Dropout and shuffled data: whatever draws random numbers must resume too.
+  model = g4.nn.LoRA(rank=4, alpha=8, dropout=0.1, model=_model(name))
+
+  def run(workdir, num_train_steps):
+    return training.make_trainer(
+        model,
+        tmp_path / workdir,
+        num_train_steps=num_train_steps,
+        init_transform=_init_transform(tmp_path / 'released'),
+    ).train()
+
+  whole, aux = run('whole', 20)
+  run('cut', 10)
+  cut, _ = run('cut', 20)
+
+  assert int(cut.step) == int(whole.step) == 21
+  jax.tree.map(np.testing.assert_array_equal, cut.params, whole.params)
+  jax.tree.map(np.testing.assert_array_equal, cut.opt_state, whole.opt_state)
+  # It was LoRA that learned, all of it, and the base is still the file's.
+  original, lora = peft.split_params(whole.params)
+  jax.tree.map(np.testing.assert_array_equal, original, base)
+  for path, leaf in training.flat(lora).items():
+    if path.endswith('.b'):
+      assert np.any(leaf), path
+  assert _loss(aux) < 7.5  # Random tokens: ln(1024) = 6.9; it starts above 20.
+
+
+def test_first_loss_is_the_released_models(tmp_path):
+  """B starts at zero, so step 0 shows the restored base, not random init."""
+  params = g4.testing.make_checkpoint(
+      _model('Gemma4_31B'), tmp_path / 'released'
+  )
+  trainer = training.make_trainer(
+      g4.nn.LoRA(rank=4, model=_model('Gemma4_31B')),
+      tmp_path / 'run',
+      num_train_steps=0,
+      init_transform=_init_transform(tmp_path / 'released'),
+  )
+  batch = next(iter(trainer.train_ds))
+  _, aux = trainer.train()
+
+  model = _model('Gemma4_31B')
+  logits = model.apply({'params': params}, batch['input']).logits
+  xent = kd.losses.SoftmaxCrossEntropyWithIntLabels(
+      logits='preds.logits', labels='batch.target'
+  ).get_values(logits, batch['target'])
+  np.testing.assert_allclose(_loss(aux), np.mean(xent), rtol=1e-2)
+
+
+@pytest.mark.parametrize('text_only', [True, False])
+def test_variants_of_the_report(text_only, tmp_path):
+  """`text_only=True`, and the multimodal model from a multimodal checkpoint."""
+  g4.testing.make_checkpoint(
+      _model('Gemma4_E2B', text_only=False), tmp_path / 'released'
+  )
+  model = g4.nn.LoRA(
+      rank=2, model=_model('Gemma4_E2B', text_only=text_only)
+  )
+  state, aux = training.make_trainer(
+      model,
+      tmp_path / 'run',
+      num_train_steps=2,
+      init_transform=_init_transform(tmp_path / 'released'),
+  ).train()
+  assert ('vision_encoder' in state.params) == (not text_only)
+  assert np.isfinite(_loss(aux))
+
+
+def test_without_tokens_the_trainer_says_what_to_write(tmp_path):
+  model = g4.nn.LoRA(rank=2, model=g4.testing.Gemma4_E2B())
+  trainer = training.make_trainer(model, tmp_path, num_train_steps=1)
+  with pytest.raises(ValueError, match=r'Write Gemma4_E2B\(tokens="batch.inp'):
+    trainer.train()
+
+
+def test_alpha_counts_in_one_process(tmp_path):
+  """Two Trainers whose models differ in alpha alone learn differently."""
+
+  def params(alpha):
+    model = g4.nn.LoRA(rank=2, alpha=alpha, model=_model('Gemma4_31B'))
+    trainer = training.make_trainer(
+        model, tmp_path / str(alpha), num_train_steps=2, checkpointer=None
+    )
+    return trainer.train()[0].params
+
+  one, two, again = params(2.0), params(8.0), params(2.0)
+  b = 'layer_0.mlp.lora.down.b'
+  assert np.any(training.flat(one)[b] != training.flat(two)[b])
+  np.testing.assert_array_equal(training.flat(one)[b], training.flat(again)[b])
+
+
+def test_shards_over_eight_devices_like_one(tmp_path):
+  """FSDP: same losses, and base leaves really are sharded."""
+  g4.testing.make_checkpoint(_model('Gemma4_31B'), tmp_path / 'released')
+
+  def run(workdir, **kwargs):
+    return training.make_trainer(
+        g4.nn.LoRA(rank=4, model=_model('Gemma4_31B')),
+        tmp_path / workdir,
+        num_train_steps=3,
+        init_transform=_init_transform(tmp_path / 'released'),
+        **kwargs,
+    ).train()
+
+  _, replicated = run('replicated')
+  sharding = kd.sharding.ShardingStrategy(
+      params=kd.sharding.FSDPSharding(min_size_to_shard_mb=0)
+  )
+  state, sharded = run('sharded', sharding=sharding)
+  weight = state.params['layer_0']['mlp']['gating_einsum']
+  assert len(weight.sharding.device_set) == 8
+  assert not weight.sharding.is_fully_replicated
+  np.testing.assert_allclose(_loss(sharded), _loss(replicated), rtol=2e-2)
+
+
+def test_the_start_says_how_much_is_trained(tmp_path, caplog):
+  model = g4.nn.LoRA(rank=2, targets='q', model=_model('Gemma4_31B'))
+  with caplog.at_level('INFO'):
+    training.make_trainer(model, tmp_path, num_train_steps=0).train()
+  summary = g4.nn.summary(model)
+  assert f'{summary.trainable:,} trainable parameters' in caplog.text
