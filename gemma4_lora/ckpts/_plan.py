@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import functools
+from typing import Any
 
 import jax.numpy as jnp
 from kauldron import kontext
+from kauldron.kontext import path_parser
 import numpy as np
 
 from gemma4_lora.ckpts import _kv_sharing
@@ -267,16 +269,27 @@ def _matches(path: _trees.Path, glob: kontext.GlobPath) -> bool:
   spellings = [path]
   if _layouts.canonical((*path, 'w')) == _layouts.canonical(path):
     spellings.append((*path, 'w'))  # As released checkpoints have it.
-  for spelling in spellings:
-    tree = True
-    for key in reversed(spelling):
-      tree = {key: tree}
-    try:
-      if isinstance(kontext.filter_by_path(tree, glob), dict):
-        return True
-    except KeyError:  # Raised where the glob has no wildcard.
-      pass
-  return False
+  return any(_select(glob.parts, spelling) for spelling in spellings)
+
+
+def _select(glob: Sequence[Any], path: _trees.Path) -> bool:
+  """Matches segment by segment.
+
+  `kontext.filter_by_path` does the same on trees, but raises where a branch
+  ends before the glob does.
+
+  Args:
+    glob: Segments of the glob that are left.
+    path: Segments of the path that are left.
+  """
+  if not glob:
+    return True
+  part, *rest = glob
+  if part == path_parser.Wildcard.DOUBLE_STAR:
+    return any(_select(rest, path[i:]) for i in range(len(path) + 1))
+  if not path or (part != path_parser.Wildcard.STAR and str(part) != path[0]):
+    return False
+  return _select(rest, path[1:])
 
 
 def _unmatched(

@@ -23,6 +23,8 @@ def read(
     source: _sources.Source,
     loads: Sequence[_plan.Load],
     old: Mapping[_trees.Path, Any],
+    *,
+    group_bytes: int = _GROUP_BYTES,
 ) -> Iterator[dict[_trees.Path, Any]]:
   """Reads the leaves of a plan, the largest first.
 
@@ -34,6 +36,7 @@ def read(
     loads: What to read.
     old: The leaves of the state that are replaced, by path. They give dtype and
       sharding.
+    group_bytes: How much to read at once. A larger array is read alone.
 
   Yields:
     New leaves by path. The caller may free the old ones before it goes on.
@@ -45,7 +48,8 @@ def read(
   def size(key):
     return sum(_sources.num_bytes(x.stored) for x in by_key[key])
 
-  for keys in _groups(sorted(by_key, key=size, reverse=True), size):
+  ordered = sorted(by_key, key=size, reverse=True)
+  for keys in _groups(ordered, size, group_bytes):
     arrays = source.read({k: _restore_args(by_key[k], old) for k in keys})
     new = {}
     for key in keys:
@@ -85,10 +89,10 @@ def _sharding(like: Any) -> jax.sharding.Sharding:
   )
 
 
-def _groups(keys: Sequence, size) -> Iterator[list]:
+def _groups(keys: Sequence, size, limit: int) -> Iterator[list]:
   group, total = [], 0
   for key in keys:
-    if group and total + size(key) > _GROUP_BYTES:
+    if group and total + size(key) > limit:
       yield group
       group, total = [], 0
     group.append(key)

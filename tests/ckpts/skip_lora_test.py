@@ -1,0 +1,171 @@
+"""The drop-in for `gm.ckpts.SkipLoRA`."""
+
+import dataclasses
+
+from gemma import gm
+from gemma4_lora import g4
+import jax
+import jax.numpy as jnp
+from kauldron import kd
+import numpy as np
+import pytest
+
+from tests.ckpts import states
+
+_E2B = 'Gemma4_E2B'
+
+
+def test_state_without_lora(checkpoint):
+  """Nothing would train: the message says what to write instead."""
+  path, _ = checkpoint(_E2B)
+  state = states.make_state(_E2B)
+  transform = g4.ckpts.SkipLoRA4(wrapped=gm.ckpts.LoadCheckpoint(path=path))
+  with pytest.raises(ValueError, match='`gm.nn.LoRA` of gemma 4.0.*g4.nn.LoRA'):
+    transform.transform(state)
+  states.assert_usable(state)
+
+
+def test_quantize(checkpoint):
+  path, _ = checkpoint(_E2B)
+  transform = g4.ckpts.SkipLoRA4(
+      wrapped=gm.ckpts.LoadCheckpoint(path=path, quantize=True)
+  )
+  with pytest.raises(ValueError, match='quantize=True is not supported'):
+    transform.transform(states.make_state(_E2B, lora='ours'))
+
+
+@pytest.mark.parametrize(
+    'wrapped',
+    [
+        kd.ckpts.SimpleCheckpointLoader(workdir='x', load_opt_state=True),
+        kd.ckpts.PartialKauldronLoader(
+            workdir='x', new_to_old={'opt_state': 'opt_state'}
+        ),
+        g4.ckpts.PartialLoad(path='x', new_to_old={'opt_state': 'opt_state'}),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_opt_state_is_refused(wrapped):
+  """Not dropped in silence, as `gm.ckpts.SkipLoRA` does."""
+  transform = g4.ckpts.SkipLoRA4(wrapped=wrapped)
+  state = states.make_state(_E2B, lora='ours')
+  with pytest.raises(ValueError, match='opt_state.* is not supported under LoRA'):
+    transform.transform(state)
+  states.assert_usable(state)
+
+
+def test_wrapped_must_be_a_transform():
+  with pytest.raises(ValueError, match='wrapped must be a kd.ckpts.InitTransf'):
+    g4.ckpts.SkipLoRA4(wrapped='gs://path')
+
+
+@pytest.mark.parametrize('cls', [gm.ckpts.SkipLoRA, g4.ckpts.SkipLoRA4])
+def test_wraps_no_other_of_its_kind(cls):
+  inner = cls(wrapped=gm.ckpts.LoadCheckpoint(path='x'))
+  with pytest.raises(ValueError, match=f'wrapped is itself a {cls.__name__}'):
+    g4.ckpts.SkipLoRA4(wrapped=inner)
+
+
+def test_settings_of_the_wrapped_loader_are_kept(tmp_path):
+  """Step, sub-trees and globs are those of the loader inside."""
+  path = tmp_path / 'run'
+  with kd.ckpts.Checkpointer(workdir=path, save_interval_steps=1) as ckpt:
+    for step in (1, 2):
+      ckpt.save(states.make_state(_E2B, seed=step), step=step, force=True)
+    ckpt.wait_until_finished()
+  want = states.make_state(_E2B, seed=1).params
+  state = states.make_state(_E2B, lora='ours')
+  own = np.asarray(state.params['final_norm']['scale'])
+  transform = g4.ckpts.SkipLoRA4(
+      wrapped=kd.ckpts.PartialKauldronLoader(
+          workdir=path,
+          step=1,
+          new_to_old={'params': 'params'},
+          ignore_restored_keys=('final_norm.**',),
+      )
+  )
+  out = transform.transform(state)
+  assert states.differing(out.params, want) == ['final_norm.scale']
+  np.testing.assert_array_equal(out.params['final_norm']['scale'], own)
+  # And of the other loader.
+  simple = kd.ckpts.SimpleCheckpointLoader(workdir=path, step=1)
+  transform = g4.ckpts.SkipLoRA4(wrapped=simple)
+  out = transform.transform(states.make_state(_E2B, lora='ours'))
+  assert not states.differing(out.params, want)
+
+
+@pytest.mark.parametrize('lora', ['ours', 'head'])
+def test_lora_leaves_of_the_checkpoint_are_left_out(tmp_path, caplog, lora):
+  """Of a LoRA run the base is restored, and the log counts the rest."""
+  run = states.make_state(_E2B, lora=lora, seed=3)
+  with kd.ckpts.Checkpointer(workdir=tmp_path, save_interval_steps=1) as ckpt:
+    ckpt.save(run, step=1, force=True)
+    ckpt.wait_until_finished()
+  state = states.make_state(_E2B, lora='ours')
+  before = states.lora_leaves(state)
+  caplog.set_level('INFO', logger='absl')
+  out = g4.ckpts.SkipLoRA4(
+      wrapped=kd.ckpts.SimpleCheckpointLoader(workdir=tmp_path)
+  ).transform(state)
+  assert all(states.lora_leaves(out)[k] is v for k, v in before.items())
+  assert not states.differing(out.params, _base(run.params))
+  assert f'left out {len(states.lora_leaves(run))} LoRA leaves' in caplog.text
+
+
+def _base(params):
+  return {
+      k: _base(v) if hasattr(v, 'items') else v
+      for k, v in params.items()
+      if k != 'lora' and not k.startswith('_LoRAEinsum')
+  }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _AddOne(kd.ckpts.InitTransform):
+  """A transform of the user's own, which knows nothing of LoRA."""
+
+  drop: bool = False
+
+  def transform(self, state):
+    params = jax.tree.map(lambda x: x + 1, state.params)
+    if self.drop:
+      del params['final_norm']
+    return state.replace(params=params)
+
+  def transform_after_optimizer(self, state):
+    return state.replace(opt_state=state.opt_state + 1)
+
+
+@pytest.mark.parametrize('lora', ['ours', 'head'])
+def test_any_other_transform_sees_the_base_model(lora):
+  """It is called without LoRA leaves, before and after the optimizer's init."""
+  state = states.make_state(_E2B, lora=lora)
+  before = states.specs(state)
+  transform = g4.ckpts.SkipLoRA4(wrapped=_AddOne())
+  out = transform.transform(state)
+  assert states.specs(out) == before
+  assert all(
+      states.lora_leaves(out)[k] is v
+      for k, v in states.lora_leaves(state).items()
+  )
+  want = jax.tree.map(lambda x: x + 1, _base(state.params))
+  assert not states.differing(out.params, want)
+
+  out = transform.transform_after_optimizer(out.replace(opt_state=jnp.ones(2)))
+  np.testing.assert_array_equal(out.opt_state, [2, 2])
+
+
+def test_other_transform_that_changes_the_structure():
+  transform = g4.ckpts.SkipLoRA4(wrapped=_AddOne(drop=True))
+  with pytest.raises(
+      ValueError, match='_AddOne changed structure.*1 leaves'
+  ) as e:
+    transform.transform(states.make_state(_E2B, lora='ours'))
+  assert 'params.final_norm.scale: before ((32,)' in str(e.value)
+
+
+def test_known_loader_after_the_optimizer(checkpoint):
+  path, _ = checkpoint(_E2B)
+  state = states.make_state(_E2B, lora='ours')
+  transform = g4.ckpts.SkipLoRA4(wrapped=gm.ckpts.LoadCheckpoint(path=path))
+  assert transform.transform_after_optimizer(state) is state
