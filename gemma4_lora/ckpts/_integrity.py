@@ -122,7 +122,9 @@ def _check_folders(
           f'{who}: the checkpoint is incomplete: {folder} has no array. Copy or'
           ' download it again.'
       )
-    counts = [math.ceil(n / c) for n, c in zip(spec['shape'], grid, strict=True)]
+    counts = [
+        math.ceil(n / c) for n, c in zip(spec['shape'], grid, strict=True)
+    ]
     wanted = [
         root / separator.join(map(str, index))
         for index in itertools.product(*map(range, counts))

@@ -4,9 +4,9 @@ import functools
 from typing import Any
 
 from etils import epath
-from gemma4_lora import g4
 import pytest
 
+from gemma4_lora import g4
 from tests.ckpts import states
 
 

@@ -1,13 +1,13 @@
 """What every transform keeps, over all variants, layouts and LoRA trees."""
 
 from gemma import gm
-from gemma4_lora import g4
-from gemma4_lora.ckpts import _trees
 import jax
 from kauldron import kd
 import numpy as np
 import pytest
 
+from gemma4_lora import g4
+from gemma4_lora.ckpts import _trees
 from tests.ckpts import states
 
 _TRANSFORMS = {

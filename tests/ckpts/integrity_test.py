@@ -3,15 +3,15 @@
 import shutil
 
 from etils import epath
-from gemma4_lora import g4
-from gemma4_lora.ckpts import _integrity
-from gemma4_lora.testing import _checkpoints
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 import pytest
 import tensorstore as ts
 
+from gemma4_lora import g4
+from gemma4_lora.ckpts import _integrity
+from gemma4_lora.testing import _checkpoints
 from tests.ckpts import states
 
 

@@ -1,15 +1,15 @@
 """Which leaves of KV-shared layers may be absent, and which never."""
 
 from gemma import gm
+import jax
+import numpy as np
+import pytest
+
 from gemma4_lora import g4
 from gemma4_lora.ckpts import _kv_sharing
 from gemma4_lora.ckpts import _layouts
 from gemma4_lora.ckpts import _trees
 from gemma4_lora.testing import _checkpoints
-import jax
-import numpy as np
-import pytest
-
 from tests.ckpts import states
 
 _KV = ('kv_einsum.w', 'key_norm.scale')
@@ -24,10 +24,12 @@ def _prunable(shapes, layers, leaves=_KV, prefix=''):
   """Returns the layers that are excused if some lack some leaves."""
   gone = {f'{prefix}layer_{i}.attn.{leaf}' for i in layers for leaf in leaves}
   present = [k for k in shapes if _trees.join(k) not in gone]
-  return sorted({
-      int(k[0].removeprefix('layer_'))
-      for k in _kv_sharing.prunable(shapes, present)
-  })
+  return sorted(
+      {
+          int(k[0].removeprefix('layer_'))
+          for k in _kv_sharing.prunable(shapes, present)
+      }
+  )
 
 
 @pytest.mark.parametrize(
@@ -98,9 +100,7 @@ def test_restore_of_a_pruned_checkpoint(checkpoint, caplog, variant, layout):
   ).transform(state)
 
   assert states.specs(out) == before
-  pruned = [
-      f'layer_{i}.attn.{leaf}' for i in (3, 4, 5) for leaf in sorted(_KV)
-  ]
+  pruned = [f'layer_{i}.attn.{leaf}' for i in (3, 4, 5) for leaf in sorted(_KV)]
   assert sorted(states.differing(out.params, params)) == sorted(pruned)
   for i in (3, 4, 5):
     attn = out.params[f'layer_{i}']['attn']

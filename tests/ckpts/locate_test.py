@@ -3,12 +3,12 @@
 import shutil
 
 from etils import epath
-from gemma4_lora import g4
-from gemma4_lora.ckpts import _locate
 from kauldron import kd
 import numpy as np
 import pytest
 
+from gemma4_lora import g4
+from gemma4_lora.ckpts import _locate
 from tests.ckpts import states
 
 

@@ -2,8 +2,6 @@
 
 import json
 
-from gemma4_lora import g4
-from gemma4_lora.testing import _checkpoints
 import jax
 import jax.numpy as jnp
 from kauldron import kd
@@ -12,6 +10,8 @@ import numpy as np
 import optax
 import pytest
 
+from gemma4_lora import g4
+from gemma4_lora.testing import _checkpoints
 from tests.ckpts import states
 
 _E2B = 'Gemma4_E2B'
@@ -60,19 +60,22 @@ def test_config_survives_json(checkpoint):
   with konfig.imports():
     # pylint: disable=g-import-not-at-top,reimported,redefined-outer-name
     from gemma import gm
+
     from gemma4_lora import g4 as g4_config
 
-  cfg = konfig.ConfigDict({
-      'a': g4_config.ckpts.SkipLoRA4(
-          wrapped=gm.ckpts.LoadCheckpoint(path=str(path))
-      ),
-      'b': g4_config.ckpts.PartialLoad(
-          path=str(path),
-          missing='warn',
-          new_to_old={'params': 'params'},
-          ignore_restored_keys=('embedder.**',),
-      ),
-  })
+  cfg = konfig.ConfigDict(
+      {
+          'a': g4_config.ckpts.SkipLoRA4(
+              wrapped=gm.ckpts.LoadCheckpoint(path=str(path))
+          ),
+          'b': g4_config.ckpts.PartialLoad(
+              path=str(path),
+              missing='warn',
+              new_to_old={'params': 'params'},
+              ignore_restored_keys=('embedder.**',),
+          ),
+      }
+  )
   resolved = konfig.resolve(konfig.ConfigDict(json.loads(cfg.to_json())))
   assert isinstance(resolved['a'], g4.ckpts.SkipLoRA4)
   assert resolved['b'] == g4.ckpts.PartialLoad(
@@ -93,9 +96,7 @@ def test_ignore_model_keys(checkpoint, tmp_path):
       _checkpoints.abstract_params(states.model(_E2B))
   )
   del params['layer_1']['skip_scale']
-  g4.testing.make_checkpoint(
-      states.model(_E2B), tmp_path / 'c', params=params
-  )
+  g4.testing.make_checkpoint(states.model(_E2B), tmp_path / 'c', params=params)
   state = states.make_state(_E2B, lora='ours')
   own = np.asarray(state.params['layer_1']['skip_scale'])
   load = g4.ckpts.PartialLoad(
@@ -138,7 +139,9 @@ def test_ignored_abstract_leaf_is_filled(checkpoint, caplog):
   """No leaf stays without a value, and the warning says which was filled."""
   path, _ = checkpoint(_E2B)
   state = states.abstract(states.make_state(_E2B, lora='ours'))
-  load = g4.ckpts.PartialLoad(path=path, ignore_restored_keys=('final_norm.**',))
+  load = g4.ckpts.PartialLoad(
+      path=path, ignore_restored_keys=('final_norm.**',)
+  )
   out = load.transform(state)
   assert np.all(np.asarray(out.params['final_norm']['scale']) == 1)
   assert 'ignored and have no value: filled' in caplog.text
@@ -228,7 +231,9 @@ def test_state_leaf_that_is_no_array(checkpoint):
   path, _ = checkpoint(_E2B)
   state = states.make_state(_E2B)
   state.params['final_norm']['scale'] = 3.0
-  _fails('params.final_norm.scale is no array but a float', path=path, state=state)
+  _fails(
+      'params.final_norm.scale is no array but a float', path=path, state=state
+  )
 
 
 def test_abstract_lora_leaf(checkpoint):
@@ -237,13 +242,17 @@ def test_abstract_lora_leaf(checkpoint):
   state = states.make_state(_E2B)
   shape = jax.ShapeDtypeStruct((2, 2), jnp.float32)
   state.params['layer_0']['mlp']['lora'] = {'gate': {'a': shape}}
-  _fails('layer_0.mlp.lora.gate.a is a LoRA leaf without', path=path, state=state)
+  _fails(
+      'layer_0.mlp.lora.gate.a is a LoRA leaf without', path=path, state=state
+  )
 
 
 def test_under_jit(checkpoint):
   path, _ = checkpoint(_E2B)
   load = g4.ckpts.PartialLoad(path=path)
-  with pytest.raises(ValueError, match='is being traced: call the transform out'):
+  with pytest.raises(
+      ValueError, match='is being traced: call the transform out'
+  ):
     jax.jit(load.transform)(states.make_state(_E2B))
 
 

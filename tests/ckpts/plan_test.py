@@ -1,10 +1,11 @@
 """Plans are data: made and printed without an array or a file."""
 
-from gemma4_lora.ckpts import _layouts
-from gemma4_lora.ckpts import _plan
 from kauldron.checkpoints import partial_loader
 import numpy as np
 import pytest
+
+from gemma4_lora.ckpts import _layouts
+from gemma4_lora.ckpts import _plan
 
 _BF16 = np.dtype('float32')
 
@@ -93,7 +94,9 @@ def test_spellings_of_mlp_linears(model, stored):
 
 
 def test_other_linears_have_one_spelling():
-  plan = _plan_of(_model('layer_0.attn.q_einsum'), _stored('layer_0.attn.q_einsum.w'))
+  plan = _plan_of(
+      _model('layer_0.attn.q_einsum'), _stored('layer_0.attn.q_einsum.w')
+  )
   assert plan.missing and plan.unexpected
 
 
@@ -123,9 +126,7 @@ def test_globs_are_those_of_partial_kauldron_loader(key, glob):
   assert matched == partial_loader._pattern_match(key, glob)
 
 
-@pytest.mark.parametrize(
-    'glob', ['c.d', 'a.x', 'a.b.c.d', 'a.*.c.d', '**.a.d']
-)
+@pytest.mark.parametrize('glob', ['c.d', 'a.x', 'a.b.c.d', 'a.*.c.d', '**.a.d'])
 def test_globs_that_partial_kauldron_loader_trips_over(glob):
   """Where it raises KeyError or RuntimeError, there is no match."""
   plan = _plan_of(_model('z'), _stored('a.b'), ignore_restored_keys=(glob,))

@@ -4,14 +4,14 @@ import dataclasses
 import re
 
 from gemma import gm
-from gemma4_lora import g4
-from gemma4_lora.testing import _checkpoints
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from gemma4_lora import g4
+from gemma4_lora.testing import _checkpoints
 from tests.ckpts import states
 
 _E2B = 'Gemma4_E2B'
@@ -75,7 +75,9 @@ def test_missing_warns_and_keeps_own_values(write, caplog):
 
   np.testing.assert_array_equal(out.params['layer_1']['skip_scale'], own)
   (warning,) = [r for r in caplog.records if r.levelname == 'WARNING']
-  assert "2 leaves are not in the checkpoint: the model's own" in warning.message
+  assert (
+      "2 leaves are not in the checkpoint: the model's own" in warning.message
+  )
   assert 'params.layer_1.skip_scale (1,) bfloat16' in warning.message
   assert 'params.layer_2.pre_ffw_norm.scale (32,)' in warning.message
 
@@ -110,7 +112,9 @@ def test_unexpected_leaves_are_an_error(write):
   def add(params):
     params['layer_0']['attn']['extra'] = {'w': np.ones((3, 4), np.float32)}
 
-  message = _fails(write(add), '1 leaves of the checkpoint are not in the model')
+  message = _fails(
+      write(add), '1 leaves of the checkpoint are not in the model'
+  )
   assert 'params.layer_0.attn.extra.w (3, 4) float32' in message
   assert 'unexpected="warn"' in message and 'ignore_restored_keys' in message
 
@@ -149,7 +153,11 @@ def test_skip_lora_names_where_the_policy_is(write):
     ('leaf', 'shape', 'field'),
     [
         ('embedder.input_embedding', (1030, 32), 'num_embed (model 1024, che'),
-        ('layer_0.mlp.linear', (50, 32), 'hidden_dim (model 48, checkpoint 50)'),
+        (
+            'layer_0.mlp.linear',
+            (50, 32),
+            'hidden_dim (model 48, checkpoint 50)',
+        ),
         ('layer_0.attn.q_einsum.w', (5, 32, 8), 'num_heads (model 4, checkpo'),
         ('layer_0.attn.q_einsum.w', (4, 32, 9), 'head_dim or global_key_size'),
         ('layer_0.attn.kv_einsum.w', (2, 3, 32, 8), 'num_kv_heads (model 1'),

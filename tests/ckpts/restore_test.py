@@ -2,17 +2,17 @@
 
 import re
 
-from gemma4_lora import g4
-from gemma4_lora.ckpts import _plan
-from gemma4_lora.ckpts import _read
-from gemma4_lora.ckpts import _sources
-from gemma4_lora.ckpts import _trees
 import jax
 import jax.numpy as jnp
 from kauldron import kd
 import numpy as np
 import pytest
 
+from gemma4_lora import g4
+from gemma4_lora.ckpts import _plan
+from gemma4_lora.ckpts import _read
+from gemma4_lora.ckpts import _sources
+from gemma4_lora.ckpts import _trees
 from tests.ckpts import states
 
 _E2B = 'Gemma4_E2B'

@@ -3,13 +3,13 @@
 import dataclasses
 
 from gemma import gm
-from gemma4_lora import g4
 import jax
 import jax.numpy as jnp
 from kauldron import kd
 import numpy as np
 import pytest
 
+from gemma4_lora import g4
 from tests.ckpts import states
 
 _E2B = 'Gemma4_E2B'
@@ -49,7 +49,9 @@ def test_opt_state_is_refused(wrapped):
   """Not dropped in silence, as `gm.ckpts.SkipLoRA` does."""
   transform = g4.ckpts.SkipLoRA4(wrapped=wrapped)
   state = states.make_state(_E2B, lora='ours')
-  with pytest.raises(ValueError, match='opt_state.* is not supported under LoRA'):
+  with pytest.raises(
+      ValueError, match='opt_state.* is not supported under LoRA'
+  ):
     transform.transform(state)
   states.assert_usable(state)
 

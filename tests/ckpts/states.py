@@ -3,13 +3,14 @@
 import functools
 from typing import Any
 
-from gemma4_lora import g4
-from gemma4_lora.ckpts import _trees
-from gemma4_lora.testing import _checkpoints
 import jax
 import jax.numpy as jnp
 from kauldron import kd
 import numpy as np
+
+from gemma4_lora import g4
+from gemma4_lora.ckpts import _trees
+from gemma4_lora.testing import _checkpoints
 
 VARIANTS = ('Gemma4_E2B', 'Gemma4_E4B', 'Gemma4_31B', 'Gemma4_26B_A4B')
 LAYOUTS = (

@@ -2,11 +2,11 @@
 
 import collections
 
-from gemma4_lora.ckpts import _trees
 import jax.numpy as jnp
 import optax
 import pytest
 
+from gemma4_lora.ckpts import _trees
 from tests.ckpts import states
 
 
@@ -49,9 +49,10 @@ def test_split_and_merge(lora):
   """Without its LoRA leaves the tree is the model's, stubs included."""
   params = states.make_state('Gemma4_E2B', lora=lora).params
   base, branches = _trees.split_lora(params)
-  assert _trees.flatten(base).keys() == _trees.flatten(
-      states.make_state('Gemma4_E2B').params
-  ).keys()
+  assert (
+      _trees.flatten(base).keys()
+      == _trees.flatten(states.make_state('Gemma4_E2B').params).keys()
+  )
   assert '_LoRAEinsum' not in str(base.keys())
   assert all(map(_trees.is_lora, _trees.flatten(branches)))
   merged = _trees.merge(base, branches)
