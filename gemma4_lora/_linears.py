@@ -94,9 +94,7 @@ class Linear:
   def batch_shape(self) -> tuple[int, ...]:
     return tuple(self.shape[i] for i in self.batch_axes)
 
-  def lora_shapes(
-      self, rank: int
-  ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+  def lora_shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Shapes of A (`*batch *in rank`) and B (`*batch rank *out`)."""
     return (
         (*self.batch_shape, *self.in_shape, rank),
@@ -108,15 +106,17 @@ class Linear:
 
 
 # Scopes that hold one weight and say nothing that the projection does not.
-_WEIGHT_SCOPES = frozenset({
-    'q_einsum',
-    'k_einsum',
-    'kv_einsum',
-    'attn_vec_einsum',
-    'gating_einsum',
-    'linear',
-    'router_logits',
-})
+_WEIGHT_SCOPES = frozenset(
+    {
+        'q_einsum',
+        'k_einsum',
+        'kv_einsum',
+        'attn_vec_einsum',
+        'gating_einsum',
+        'linear',
+        'router_logits',
+    }
+)
 
 
 def text_linears(config: _gemma4.TransformerConfig) -> tuple[Linear, ...]:

@@ -85,9 +85,7 @@ def test_variants_of_the_report(text_only, tmp_path):
   g4.testing.make_checkpoint(
       _model('Gemma4_E2B', text_only=False), tmp_path / 'released'
   )
-  model = g4.nn.LoRA(
-      rank=2, model=_model('Gemma4_E2B', text_only=text_only)
-  )
+  model = g4.nn.LoRA(rank=2, model=_model('Gemma4_E2B', text_only=text_only))
   state, aux = training.make_trainer(
       model,
       tmp_path / 'run',

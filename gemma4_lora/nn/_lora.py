@@ -1,6 +1,5 @@
 """LoRA around a Gemma 4 model."""
 
-from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import math
@@ -8,14 +7,13 @@ from typing import Any
 
 from absl import logging
 from flax import linen as nn
-import jax
 import jax.numpy as jnp
 from kauldron import kd
 
 from gemma4_lora import _gemma4
 from gemma4_lora import _linears
 from gemma4_lora import targets as targets_lib
-from gemma4_lora.nn import _low_rank
+from gemma4_lora.nn import _injector
 from gemma4_lora.nn import _router_fix
 from gemma4_lora.nn import _wrapper
 
@@ -120,13 +118,13 @@ class LoRA(_wrapper.ModelWrapper):
   @nn.compact
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
     """Calls the model, with the branches added to its linears."""
-    injector = _Injector(
-        rows=_by_path(self.adapted),
+    injector = _injector.Injector(
+        rows=self.adapted,
         rank=self.rank,
         scale=self.scale,
         dropout=self.dropout if self._is_training() else 0.0,
         dtype=self.dtype,
-        root=self.scope.path,
+        root=self.path,
     )
     if self.is_initializing():
       _log(self)
@@ -142,125 +140,6 @@ class LoRA(_wrapper.ModelWrapper):
       return self.is_training
     except ValueError:
       return False
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Injector:
-  """Interceptor that adds the branches within each linear's own call.
-
-  Attributes:
-    rows: Adapted projections by the path of their weight.
-    rank: Of the branches.
-    scale: Of the branches.
-    dropout: Rate, 0 when not training.
-    dtype: Of new A and B.
-    root: Scope of the model, which the paths of `rows` are relative to.
-  """
-
-  rows: Mapping[str, tuple[_linears.Linear, ...]]
-  rank: int
-  scale: float
-  dropout: float
-  dtype: Any
-  root: tuple[str, ...]
-
-  @property
-  def key(self) -> str:
-    """Says all that the branches depend on."""
-    names = ','.join(row.name for rows in self.rows.values() for row in rows)
-    return (
-        f'lora rank={self.rank} scale={self.scale!r} dropout={self.dropout!r}'
-        f' dtype={jnp.dtype(self.dtype)} rows={names}'
-    )
-
-  def __call__(self, next_fun, args, kwargs, context):
-    module = context.module
-    output = next_fun(*args, **kwargs)
-    if context.method_name != '__call__' or not isinstance(
-        module, _gemma4.EINSUMS
-    ):
-      return output
-    scope = module.scope.path[len(self.root) :]
-    rows = self.rows.get('.'.join((*scope, module.weight_name)))
-    if rows is None:
-      return output
-    return output + self._branches(module, rows, *args, **kwargs)
-
-  def _branches(
-      self,
-      module: nn.Module,
-      rows: tuple[_linears.Linear, ...],
-      eqn: str,
-      x: jax.Array,
-  ) -> jax.Array:
-    """Returns what all projections of one weight add to its output."""
-    scale = self.scale
-    if module.w_scale is not None:  # The base multiplies its weight by it.
-      scale *= module.w_scale
-    branches = {}
-    for row in rows:
-      einsum = _low_rank.BranchEinsum.from_base(eqn, row)
-      a, b = self._params(module, row)
-      branches[row.slot] = _low_rank.apply(
-          einsum, self._drop(module, x), a, b, scale
-      )
-    if row.slot is None:
-      return branches[None]
-    return _low_rank.pack(
-        branches, num_slots=row.shape[row.slot_axis], axis=einsum.slot_axis
-    )
-
-  def _params(
-      self, module: nn.Module, row: _linears.Linear
-  ) -> tuple[jax.Array, jax.Array]:
-    """Returns A and B, made on init.
-
-    They are made on sub-scopes: gemma patches `nn.Module.param`, which would
-    cast them to the base's dtype.
-    """
-    scope = module.scope.push('lora', reuse=True)
-    scope = scope.push(row.projection, reuse=True)
-    # Kauldron applies with every collection mutable: flax would quietly draw
-    # new leaves at each step.
-    if not module.is_initializing() and not scope.has_variable('params', 'a'):
-      raise ValueError(
-          f'The parameters have no LoRA leaf {row.lora_path}.a, which'
-          ' g4.nn.LoRA reads. Were they made by this model.init, with the same'
-          ' targets?'
-      )
-    a_shape, b_shape = row.lora_shapes(self.rank)
-    fan_in = math.prod(row.in_shape)
-    a = scope.param('a', _uniform(fan_in**-0.5), a_shape, self.dtype)
-    b = scope.param('b', nn.initializers.zeros, b_shape, self.dtype)
-    return a, b
-
-  def _drop(self, module: nn.Module, x: jax.Array) -> jax.Array:
-    """Applies dropout to a branch's input."""
-    if not self.dropout:
-      return x
-    keep = jax.random.bernoulli(
-        module.make_rng('dropout'), 1 - self.dropout, x.shape
-    )
-    return jnp.where(keep, x / (1 - self.dropout), 0)
-
-
-def _uniform(bound: float) -> nn.initializers.Initializer:
-  """`U(-bound, bound)`."""
-
-  def init(key, shape, dtype):
-    return jax.random.uniform(key, shape, dtype, minval=-bound, maxval=bound)
-
-  return init
-
-
-def _by_path(
-    rows: Sequence[_linears.Linear],
-) -> dict[str, tuple[_linears.Linear, ...]]:
-  """Groups the rows that share a weight."""
-  grouped = {}
-  for row in rows:
-    grouped[row.path] = (*grouped.get(row.path, ()), row)
-  return grouped
 
 
 def _log(lora: LoRA) -> None:

@@ -13,7 +13,6 @@ are derived from gemma's own:
 """
 
 from collections.abc import Mapping
-import dataclasses
 import string
 
 import jax
@@ -22,71 +21,64 @@ import jax.numpy as jnp
 from gemma4_lora import _linears
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BranchEinsum:
-  """The einsums of a branch.
-
-  Attributes:
-    down: Of the input and A.
-    up: Of what `down` gave and B.
-    slot_axis: Axis of the base's output along which projections are packed;
-      None if the weight holds one projection.
-  """
-
-  down: str
-  up: str
-  slot_axis: int | None
-
-  @classmethod
-  def from_base(cls, eqn: str, row: _linears.Linear) -> 'BranchEinsum':
-    """Derives the branch's einsums from the base's.
-
-    Args:
-      eqn: Einsum of the input and the base weight, in this order.
-      row: The projection.
-    """
-    inputs, output = eqn.replace(' ', '').split('->')
-    x, w = inputs.split(',')
-    in_ = ''.join(w[axis] for axis in row.in_axes)
-    out = ''.join(w[axis] for axis in row.out_axes)
-    rank = next(c for c in 'r' + string.ascii_letters if c not in eqn)
-    low = ''.join(c for c in x if c not in in_) + rank
-    slot_axis = None
-    if row.slot_axis is not None:
-      slot = w[row.slot_axis]
-      # From the end where an ellipsis of unknown length stands before it.
-      slot_axis = output.index(slot)
-      if '.' in output[:slot_axis]:
-        slot_axis -= len(output)
-      output = output.replace(slot, '')
-    return cls(
-        down=f'{x},{in_}{rank}->{low}',
-        up=f'{low},{rank}{out}->{output}',
-        slot_axis=slot_axis,
-    )
-
-
 def apply(
-    eqn: BranchEinsum, x: jax.Array, a: jax.Array, b: jax.Array, scale: float
+    eqn: str,
+    row: _linears.Linear,
+    x: jax.Array,
+    a: jax.Array,
+    b: jax.Array,
+    *,
+    scale: float,
 ) -> jax.Array:
-  """Returns `scale * (x @ A) @ B` in x's dtype.
+  """Returns `scale * (x @ A) @ B` in x's dtype, laid out as the base's output.
 
-  A and B are cast to it, so that float32 masters do not promote what follows;
-  the scale goes to the smallest array.
+  A and B are cast to that dtype, so that float32 masters do not promote what
+  follows; the scale goes to the smallest array.
 
   Args:
-    eqn: The einsums.
-    x: Input of the base linear.
+    eqn: Einsum of the base: of its input and its weight, in this order.
+    row: The projection.
+    x: Input of the base.
     a: A, in its own dtype.
     b: B, in its own dtype.
     scale: Python float: alpha / rank, and the base's own `w_scale`.
+
+  Returns:
+    The branch, without the axis along which the base packs projections.
   """
-  low = jnp.einsum(eqn.down, x, a.astype(x.dtype)) * scale
-  return jnp.einsum(eqn.up, low, b.astype(x.dtype))
+  x_axes, w_axes, out_axes = _split(eqn)
+  rank = next(c for c in 'r' + string.ascii_letters if c not in eqn)
+  contracted = ''.join(w_axes[axis] for axis in row.in_axes)
+  gained = ''.join(w_axes[axis] for axis in row.out_axes)
+  low_axes = ''.join(c for c in x_axes if c not in contracted) + rank
+  if row.slot_axis is not None:
+    out_axes = out_axes.replace(w_axes[row.slot_axis], '')
+
+  low = jnp.einsum(
+      f'{x_axes},{contracted}{rank}->{low_axes}', x, a.astype(x.dtype)
+  )
+  return jnp.einsum(
+      f'{low_axes},{rank}{gained}->{out_axes}', low * scale, b.astype(x.dtype)
+  )
+
+
+def packing_axis(eqn: str, slot_axis: int) -> int:
+  """Returns where the base's output has the axis of packed projections.
+
+  `BSD,CKDH->CBSKH` has it at 0, `...F,NHF->...NH` at -2: behind an ellipsis of
+  unknown length it is counted from the end.
+
+  Args:
+    eqn: Einsum of the base.
+    slot_axis: Axis of the weight along which projections are packed.
+  """
+  _, w_axes, out_axes = _split(eqn)
+  axis = out_axes.index(w_axes[slot_axis])
+  return axis - len(out_axes) if '.' in out_axes[:axis] else axis
 
 
 def pack(
-    branches: Mapping[int, jax.Array], *, num_slots: int, axis: int
+    branches: Mapping[int | None, jax.Array], *, num_slots: int, axis: int
 ) -> jax.Array:
   """Stacks branches as the base packs projections, zeros where there is none.
 
@@ -99,3 +91,10 @@ def pack(
   return jnp.stack(
       [branches.get(slot, zeros) for slot in range(num_slots)], axis=axis
   )
+
+
+def _split(eqn: str) -> tuple[str, str, str]:
+  """Returns the axes of input, weight and output."""
+  inputs, output = eqn.replace(' ', '').split('->')
+  x, w = inputs.split(',')
+  return x, w, output

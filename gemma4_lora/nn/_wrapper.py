@@ -88,7 +88,8 @@ def _with_key(model: nn.Module, *, key: str, parent: nn.Module) -> nn.Module:
   """Returns the model with a config that carries the key."""
   config = model.config
   fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-  keyed = _keyed_class(type(config))(**fields, interceptor_key=key)
+  fields['interceptor_key'] = key
+  keyed = _keyed_class(type(config))(**fields)
   return model.clone(config=keyed, parent=parent, name=None)
 
 

@@ -176,12 +176,14 @@ def test_init_of_wrappers_that_differ_only_in_settings_differs():
     }
 
   first = leaves(g4.nn.LoRA(rank=2, targets='q', model=base))
-  assert {shape[-1] for path, (shape, _) in first.items() if path[-1] == 'a'} == {2}
+  assert {
+      shape[-1] for path, (shape, _) in first.items() if path[-1] == 'a'
+  } == {2}
   wide = leaves(g4.nn.LoRA(rank=5, targets='q', model=base))
-  assert {shape[-1] for path, (shape, _) in wide.items() if path[-1] == 'a'} == {5}
-  half = leaves(
-      g4.nn.LoRA(rank=2, targets='q', dtype=jnp.bfloat16, model=base)
-  )
+  assert {
+      shape[-1] for path, (shape, _) in wide.items() if path[-1] == 'a'
+  } == {5}
+  half = leaves(g4.nn.LoRA(rank=2, targets='q', dtype=jnp.bfloat16, model=base))
   assert {dtype for _, dtype in half.values()} == {jnp.dtype(jnp.bfloat16)}
   other = leaves(g4.nn.LoRA(rank=2, targets='o', model=base))
   assert not set(other) & set(first)
@@ -365,9 +367,7 @@ def test_a_target_that_matches_nothing():
 
 def test_a_target_that_only_other_models_have():
   with pytest.raises(ValueError, match='matches no linear of this model'):
-    g4.nn.LoRA(
-        rank=2, targets='per_layer_inputs', model=_base('Gemma4_31B')
-    )
+    g4.nn.LoRA(rank=2, targets='per_layer_inputs', model=_base('Gemma4_31B'))
 
 
 @pytest.mark.parametrize('wrapper', [g4.nn.LoRA, gm.nn.LoRA])

@@ -73,13 +73,30 @@ def test_released_models_without_allocating_them(
 
 
 def test_the_table_as_it_is_printed():
-  model = g4.nn.LoRA(rank=4, targets=['v', 'gate'], model=g4.testing.Gemma4_E2B())
+  model = g4.nn.LoRA(
+      rank=4, targets=['v', 'gate'], model=g4.testing.Gemma4_E2B()
+  )
   lines = str(g4.nn.summary(model)).splitlines()
   assert lines[0].split() == [
-      'projection', 'base', 'weight', 'in', 'out', 'rank', 'parameters', 'layers',
+      'projection',
+      'base',
+      'weight',
+      'in',
+      'out',
+      'rank',
+      'parameters',
+      'layers',
   ]  # pyformat: disable
   assert lines[2].split() == [
-      'v', 'layer_*.attn.kv_einsum.w[1]', '32', '1', 'x', '8', '4', '320', '2:',
+      'v',
+      'layer_*.attn.kv_einsum.w[1]',
+      '32',
+      '1',
+      'x',
+      '8',
+      '4',
+      '320',
+      '2:',
       '0-1',
   ]  # pyformat: disable
   assert lines[-1].startswith('9 projections, ')
