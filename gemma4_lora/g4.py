@@ -16,3 +16,4 @@ with _epy.lazy_api_imports(globals()):
   from gemma4_lora import nn
   from gemma4_lora import targets
   from gemma4_lora import testing
+  from gemma4_lora import train

@@ -99,20 +99,21 @@ class ChatTask(gm.data.Seq2SeqTask):
 
   def _tokenize(self, prompt: str, response: str) -> dict[str, np.ndarray]:
     """Returns input, target and mask, padded or cut to `max_length`."""
-    self._check_vocabulary  # pylint: disable=pointless-statement
-    prompt_ids = self.tokenizer.encode(prompt, add_bos=True)
-    response_ids = self.tokenizer.encode(response)
+    prompt_ids = self._checked_tokenizer.encode(prompt, add_bos=True)
+    response_ids = self._checked_tokenizer.encode(response)
     ids = np.asarray(prompt_ids + response_ids, np.int32)
     mask = np.arange(1, len(ids)) >= len(prompt_ids)
-    self._check_length(len(prompt_ids), len(response_ids))
+    length = self._check_length(len(prompt_ids), len(response_ids))
     return {
-        self.out_input: _pad(ids[:-1], self.max_length),
+        self.out_input: _pad(ids[:-1], length),
         # The loss wants a last axis of one label per token.
-        self.out_target: _pad(ids[1:], self.max_length)[:, None],
-        self.out_target_mask: _pad(mask, self.max_length)[:, None],
+        self.out_target: _pad(ids[1:], length)[:, None],
+        self.out_target_mask: _pad(mask, length)[:, None],
     }
 
-  def _check_length(self, prompt_len: int, response_len: int) -> None:
+  def _check_length(self, prompt_len: int, response_len: int) -> int:
+    """Returns `max_length`, if the example fits or may be cut to it."""
+    assert self.max_length is not None  # See `__post_init__`.
     # The last token of the sequence is a target only.
     length = prompt_len + response_len - 1
     lengths = (
@@ -132,10 +133,11 @@ class ChatTask(gm.data.Seq2SeqTask):
           f" `g4.data.DropLongPrompts(in_prompt={self.in_prompt!r},"
           f" tokenizer=..., max_length={self.max_length})` before ChatTask."
       )
+    return self.max_length
 
   @functools.cached_property
-  def _check_vocabulary(self) -> None:
-    """Checks that the vocabulary file has Gemma 4's tags (reads the file)."""
+  def _checked_tokenizer(self) -> gm.text.Tokenizer:
+    """The tokenizer, if its vocabulary file has Gemma 4's turn tags."""
     special = self.tokenizer.special_tokens
     for tag, token_id in zip(
         _TURN_TAGS, (special.START_OF_TURN, special.END_OF_TURN), strict=True
@@ -146,6 +148,7 @@ class ChatTask(gm.data.Seq2SeqTask):
             f"ChatTask: the vocabulary at {self.tokenizer.path} is not Gemma"
             f" 4's: it encodes {tag!r} as {ids} rather than [{token_id:d}]."
         )
+    return self.tokenizer
 
 
 def check_format(tokenizer: gm.text.Tokenizer, *, name: str) -> None:

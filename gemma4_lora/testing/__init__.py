@@ -1,6 +1,7 @@
 """Tiny models, checkpoints and a tokenizer, for tests and examples."""
 
 from gemma4_lora.testing._checkpoints import make_checkpoint
+from gemma4_lora.testing._echo import EchoCheckpoint
 from gemma4_lora.testing._models import Gemma4_26B_A4B
 from gemma4_lora.testing._models import Gemma4_31B
 from gemma4_lora.testing._models import Gemma4_E2B

@@ -8,7 +8,7 @@ from typing import SupportsIndex
 from etils import epath
 from grain import python as grain
 
-_PAIRS_PATH = epath.resource_path("gemma4_lora") / "testing" / "en_fr.jsonl"
+PAIRS_PATH = epath.resource_path("gemma4_lora") / "testing" / "en_fr.jsonl"
 
 _SPLITS = ("train", "test")
 
@@ -42,12 +42,12 @@ class EnFrPairs(grain.RandomAccessDataSource):
   def __len__(self) -> int:
     return len(self._pairs)
 
-  def __getitem__(self, record_key: SupportsIndex) -> dict[str, str]:
-    return dict(self._pairs[record_key])
+  def __getitem__(self, index: SupportsIndex) -> dict[str, str]:
+    return dict(self._pairs[index])
 
   @functools.cached_property
   def _pairs(self) -> list[dict[str, str]]:
-    lines = _PAIRS_PATH.read_text(encoding="utf-8").splitlines()
+    lines = PAIRS_PATH.read_text(encoding="utf-8").splitlines()
     pairs = [json.loads(line) for line in lines]
     num_train = len(pairs) * 9 // 10
     return pairs[:num_train] if self.split == "train" else pairs[num_train:]

@@ -7,13 +7,15 @@ import io
 from etils import epath
 from gemma import gm
 import sentencepiece as spm
-from sentencepiece import sentencepiece_model_pb2
+from sentencepiece import sentencepiece_model_pb2 as model_pb2
 
 from gemma4_lora.testing import _pairs
 
 # The file name is unlike Gemma's own: gemma looks it up in its cache first.
-_MODEL_PATH = (
-    epath.resource_path("gemma4_lora") / "testing" / "tiny_gemma4_tokenizer.model"
+MODEL_PATH = (
+    epath.resource_path("gemma4_lora")
+    / "testing"
+    / "tiny_gemma4_tokenizer.model"
 )
 
 # Gemma 4's special tokens, as the files that Google publishes have them. Those
@@ -50,7 +52,9 @@ _MULTIMODAL_TOKENS = {
 _TINY_VOCAB_SIZE = 1024
 _FULL_VOCAB_SIZE = 262144
 
-_Piece = sentencepiece_model_pb2.ModelProto.SentencePiece
+# Generated code, in which type checkers see nothing.
+_ModelProto = model_pb2.ModelProto  # pyrefly: ignore[missing-attribute]
+_Piece = _ModelProto.SentencePiece
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +75,7 @@ class Gemma4Tokenizer(gm.text.Gemma4Tokenizer):
     path: The SentencePiece file; by default the one in the package.
   """
 
-  path: epath.PathLike = _MODEL_PATH
+  path: epath.PathLike = MODEL_PATH
 
 
 def make_tokenizer(
@@ -112,10 +116,10 @@ def make_tokenizer(
 
 
 def _training_text() -> Iterable[str]:
-  """Yields both sides of the pairs that are trained on, line by line."""
+  """Yields what a chat of each pair that is trained on consists of."""
   for pair in _pairs.EnFrPairs(split="train"):
-    yield pair["en"]
-    yield pair["fr"]
+    # The names of the turns: single pieces, as in Gemma's vocabulary.
+    yield from ("user", pair["en"], "model", pair["fr"])
 
 
 def _train(text: Iterable[str]) -> bytes:
@@ -125,7 +129,7 @@ def _train(text: Iterable[str]) -> bytes:
   user_defined = [
       _TEXT_TOKENS.get(i, _unused(i)) for i in range(4, max(_TEXT_TOKENS) + 1)
   ]
-  spm.SentencePieceTrainer.train(
+  spm.SentencePieceTrainer.Train(
       sentence_iterator=iter(text),
       model_writer=model,
       model_type="bpe",
@@ -156,7 +160,7 @@ def _train(text: Iterable[str]) -> bytes:
 
 def _extend(model: bytes, vocab_size: int) -> bytes:
   """Returns `model` with placeholders and multimodal tokens appended."""
-  proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+  proto = _ModelProto.FromString(model)
   for i in range(len(proto.pieces), vocab_size):
     if i in _MULTIMODAL_TOKENS:
       kind, piece = _Piece.USER_DEFINED, _MULTIMODAL_TOKENS[i]

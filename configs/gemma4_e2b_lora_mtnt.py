@@ -1,0 +1,106 @@
+r"""LoRA fine-tuning of Gemma 4 E2B on MTNT, English to French.
+
+```sh
+python -m kauldron.main --cfg=configs/gemma4_e2b_lora_mtnt.py \
+    --cfg.workdir=/tmp/gemma4_e2b_lora_mtnt
+```
+
+Against a LoRA config for Gemma 3, these lines differ: `model`,
+`init_transform`, and the task and tokenizer of the datasets.
+
+The weights come from Google's public bucket, the data from TFDS. For other
+hardware, override `--cfg.train_ds.batch_size=...`.
+
+| machine | batch | memory | time | eval loss |
+|---|---|---|---|---|
+| TPU v6e, 1 chip | 4 x 512 | not measured | not measured | not measured |
+"""
+
+from kauldron import konfig
+
+# pylint: disable=g-import-not-at-top
+with konfig.imports():
+  from gemma import gm
+  from kauldron import kd
+  import optax
+
+  from gemma4_lora import g4
+# pylint: enable=g-import-not-at-top
+
+
+def get_config():
+  return kd.train.Trainer(
+      seed=42,
+      # Data
+      train_ds=_make_dataset(split="train", batch_size=4),
+      # Model
+      model=g4.nn.LoRA(
+          rank=16,
+          alpha=32,
+          model=gm.nn.Gemma4_E2B(tokens="batch.input"),
+      ),
+      # Weights
+      init_transform=g4.ckpts.SkipLoRA4(
+          wrapped=gm.ckpts.LoadCheckpoint(
+              path=gm.ckpts.CheckpointPath.GEMMA4_E2B_IT,
+          ),
+      ),
+      # Training
+      num_train_steps=10_000,
+      train_losses={
+          "xentropy": kd.losses.SoftmaxCrossEntropyWithIntLabels(
+              logits="preds.logits",
+              labels="batch.target",
+              mask="batch.loss_mask",
+          ),
+      },
+      optimizer=kd.optim.partial_updates(
+          optax.adamw(learning_rate=1e-4),
+          mask=kd.optim.select("lora"),
+      ),
+      checkpointer=kd.ckpts.Checkpointer(save_interval_steps=500),
+      # Evaluation
+      evals={
+          "eval": kd.evals.Evaluator(
+              run=kd.evals.EveryNSteps(1000),
+              ds=_make_dataset(split="test", batch_size=4),
+          ),
+          "sampling": gm.evals.SamplerEvaluator(
+              run=kd.evals.EveryNSteps(1000),
+              ds=_make_dataset(split="test", sampling=True),
+              num_batches=5,
+              max_new_tokens=150,
+              # Prompts of other lengths would compile again.
+              pad_length=512,
+              cache_length=1024,
+          ),
+      },
+  )
+
+
+def _make_dataset(
+    *, split: str, batch_size: int | None = None, sampling: bool = False
+):
+  tokenizer = gm.text.Gemma4Tokenizer()
+  max_length = 512  # In tokens; about 1 % of the examples are longer.
+  return kd.data.py.Tfds(
+      name="mtnt/en-fr",  # Fields: https://tensorflow.org/datasets/catalog/mtnt
+      split=split,
+      shuffle=split == "train",
+      num_epochs=None if split == "train" else 1,
+      batch_size=batch_size,
+      num_workers=4,
+      transforms=[
+          g4.data.DropLongPrompts(
+              in_prompt="src", tokenizer=tokenizer, max_length=max_length
+          ),
+          g4.data.ChatTask(
+              in_prompt="src",
+              in_response="dst",
+              tokenizer=tokenizer,
+              max_length=max_length,
+              truncate=True,
+              sampling=sampling,
+          ),
+      ],
+  )
