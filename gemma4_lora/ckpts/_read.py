@@ -14,9 +14,11 @@ from gemma4_lora.ckpts import _plan
 from gemma4_lora.ckpts import _sources
 from gemma4_lora.ckpts import _trees
 
-# Leaves are read in groups of about this size, or one by one if larger: what
-# the group holds is what a restore needs on top of the model.
-_GROUP_BYTES = 2**30
+# Arrays are read and decompressed in parallel within a group, and what a group
+# holds is what a restore needs on top of the model: as much as the largest
+# array needs anyway, or a fraction of the model, or a little if that is little.
+_MIN_GROUP_BYTES = 2**28
+_GROUPS_PER_MODEL = 16
 
 
 def read(
@@ -24,7 +26,7 @@ def read(
     loads: Sequence[_plan.Load],
     old: Mapping[_trees.Path, Any],
     *,
-    group_bytes: int = _GROUP_BYTES,
+    group_bytes: int | None = None,
 ) -> Iterator[dict[_trees.Path, Any]]:
   """Reads the leaves of a plan, the largest first.
 
@@ -36,10 +38,13 @@ def read(
     loads: What to read.
     old: The leaves of the state that are replaced, by path. They give dtype and
       sharding.
-    group_bytes: How much to read at once. A larger array is read alone.
+    group_bytes: How much to read at once. A larger array is read alone. `None`
+      for a choice by the size of the model.
 
   Yields:
-    New leaves by path. The caller may free the old ones before it goes on.
+    New values by path: arrays as wanted, or values on the host, which are for
+    `place`. The caller may free an old array, and then place its value, so that
+    no device ever holds both.
   """
   by_key: dict[_trees.Path, list[_plan.Load]] = {}
   for load in loads:
@@ -49,6 +54,11 @@ def read(
     return sum(_sources.num_bytes(x.stored) for x in by_key[key])
 
   ordered = sorted(by_key, key=size, reverse=True)
+  if group_bytes is None:
+    sizes = [size(key) for key in ordered]
+    group_bytes = max(
+        _MIN_GROUP_BYTES, sum(sizes) // _GROUPS_PER_MODEL, *sizes[:1]
+    )
   for keys in _groups(ordered, size, group_bytes):
     arrays = source.read({k: _restore_args(by_key[k], old) for k in keys})
     new = {}
@@ -56,20 +66,20 @@ def read(
       array = arrays.pop(key)
       for load in by_key[key]:
         path, index = load.model.path, load.stored.index
-        value = array if index is None else array[index]
-        if not isinstance(value, jax.Array):
-          value = place(value, old[path])
-        new[path] = value
+        new[path] = array if index is None else array[index]
     yield new
 
 
-def place(host: np.ndarray, like: Any) -> Any:
+def place(host: Any, like: Any) -> Any:
   """Returns a value as an array on the devices of another.
 
   Args:
-    host: The whole value. Each device is given its own part of it.
-    like: The array, or abstract array, that it replaces.
+    host: The whole value, of which each device is given its own part; or an
+      array that is in its place already.
+    like: The array, or abstract array, that it replaces. May have been freed.
   """
+  if isinstance(host, jax.Array):
+    return host
   if isinstance(like, np.ndarray):
     return np.array(host, like.dtype)
   host = np.asarray(host, like.dtype)

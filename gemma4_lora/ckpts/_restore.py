@@ -107,9 +107,10 @@ def restore(state: Any, request: Request) -> Any:
       id(x) for p, x in _trees.flatten(state).items() if p not in replaced
   }
   for group in _read.read(source, plan.loads, old):
-    new |= group
-    for path in group:
+    while group:
+      path, value = group.popitem()
       _free(old[path], in_use)
+      new[path] = _read.place(value, old[path])
   for leaf in plan.pruned:
     _free(old[leaf.path], in_use)
 

@@ -32,7 +32,9 @@ def test_init_state_under_fsdp(tmp_path):
 
   assert jax.tree.structure(state) == jax.tree.structure(plain)
   # Kauldron spells P('devices') as P('devices', None) after a transform.
-  for got, want in zip(jax.tree.leaves(state), jax.tree.leaves(plain)):
+  for got, want in zip(
+      jax.tree.leaves(state), jax.tree.leaves(plain), strict=True
+  ):
     assert (got.shape, got.dtype) == (want.shape, want.dtype)
     assert got.sharding.is_equivalent_to(want.sharding, got.ndim)
   assert not states.differing(state.params, params)
