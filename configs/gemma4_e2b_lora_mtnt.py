@@ -62,11 +62,11 @@ def get_config():
       # Evaluation
       evals={
           "eval": kd.evals.Evaluator(
-              run=kd.evals.EveryNSteps(1000),
+              run=kd.evals.EveryNSteps(n=1000),
               ds=_make_dataset(split="test", batch_size=4),
           ),
           "sampling": gm.evals.SamplerEvaluator(
-              run=kd.evals.EveryNSteps(1000),
+              run=kd.evals.EveryNSteps(n=1000),
               ds=_make_dataset(split="test", sampling=True),
               num_batches=5,
               max_new_tokens=150,

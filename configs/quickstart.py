@@ -65,12 +65,12 @@ def get_config():
       evals={
           # Loss on sentences that are not trained on.
           "eval": kd.evals.Evaluator(
-              run=kd.evals.EveryNSteps(50),
+              run=kd.evals.EveryNSteps(n=50),
               ds=_make_dataset(split="test", batch_size=40),
           ),
           # Translations of some of them, before, during and after.
           "sampling": gm.evals.SamplerEvaluator(
-              run=kd.evals.EveryNSteps(100),
+              run=kd.evals.EveryNSteps(n=100),
               ds=_make_dataset(split="test", sampling=True),
               num_batches=4,
               max_new_tokens=24,

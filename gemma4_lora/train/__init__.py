@@ -1,0 +1,4 @@
+"""Additions to `kd.train`."""
+
+from gemma4_lora.train._terminal import QuietSetup
+from gemma4_lora.train._terminal import TerminalWriter

@@ -1,0 +1,132 @@
+"""Every config builds, survives JSON and resolves; the quickstart runs."""
+
+import importlib.util
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+from gemma import gm
+from kauldron import kd
+from kauldron import konfig
+import pytest
+import tensorflow as tf
+
+from gemma4_lora import g4
+
+_ROOT = pathlib.Path(__file__).parent.parent
+_CONFIGS = sorted((_ROOT / "configs").glob("*.py"))
+
+_every_config = pytest.mark.parametrize(
+    "path", _CONFIGS, ids=lambda path: path.stem
+)
+
+
+def _config(path):
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config()
+
+
+def test_there_are_configs():
+  assert {"quickstart", "gemma4_e2b_lora_mtnt"} <= {p.stem for p in _CONFIGS}
+
+
+@_every_config
+def test_config_survives_json(path):
+  cfg = _config(path)
+  again = konfig.ConfigDict(json.loads(cfg.to_json()))
+  assert again == cfg
+  assert again.to_json() == cfg.to_json()
+
+
+@_every_config
+def test_config_resolves_after_json(path, tmp_path):
+  """Without weights, data or network."""
+  cfg = konfig.ConfigDict(json.loads(_config(path).to_json()))
+  cfg.workdir = str(tmp_path)
+  trainer = konfig.resolve(cfg)
+  assert isinstance(trainer, kd.train.Trainer)
+  assert isinstance(trainer.model, g4.nn.LoRA)
+  assert isinstance(trainer.init_transform, g4.ckpts.SkipLoRA4)
+  assert isinstance(trainer.evals["sampling"], gm.evals.SamplerEvaluator)
+
+
+@_every_config
+def test_config_takes_overrides(path, tmp_path):
+  cfg = _config(path)
+  cfg.workdir = str(tmp_path)
+  cfg.model.rank = 3
+  cfg.num_train_steps = 7
+  cfg.train_ds.batch_size = 5
+  trainer = konfig.resolve(cfg)
+  assert trainer.model.rank == 3
+  assert trainer.num_train_steps == 7
+  assert trainer.train_ds.batch_size == 5
+
+
+@_every_config
+def test_header_says_how_to_run_it_and_what_was_measured(path):
+  header = path.read_text(encoding="utf-8").split('"""')[1]
+  assert f"python -m kauldron.main --cfg=configs/{path.name}" in header
+  for column in ("machine", "memory", "time"):
+    assert re.search(rf"\| {column} \|", header)
+
+
+def test_quickstart_trains_evaluates_samples_and_saves(tmp_path):
+  """As the command, with overrides that make it short."""
+  workdir = tmp_path / "workdir"
+  command = [
+      *(sys.executable, "-m", "kauldron.main"),
+      f"--cfg={_ROOT / 'configs/quickstart.py'}",
+      f"--cfg.workdir={workdir}",
+      "--cfg.num_train_steps=2",
+      "--cfg.log_metrics_every=1",
+      "--cfg.log_summaries_every=1",
+      "--cfg.model.rank=4",
+      "--cfg.checkpointer.save_interval_steps=2",
+      "--cfg.evals.eval.run.n=2",
+      "--cfg.evals.sampling.run.n=2",
+      "--cfg.evals.sampling.num_batches=2",
+      "--cfg.init_transform.wrapped.path.steps=2",
+      f"--cfg.init_transform.wrapped.path.folder={tmp_path / 'base'}",
+  ]
+  run = subprocess.run(
+      command, check=True, capture_output=True, text=True, cwd=_ROOT
+  )
+
+  # What a person sees.
+  for step in (0, 2):
+    for name in ("train", "eval"):
+      assert re.search(rf"step +{step} +{name} .*xentropy \d", run.stdout)
+    assert re.search(rf"step +{step} +sampling", run.stdout)
+  sampled = re.findall(
+      r"prompt  <\|turn>user⏎(.*)<turn\|>⏎<\|turn>model⏎\n"
+      r" +gt      (.*)<turn\|>\n +answer  ",
+      run.stdout,
+  )
+  pairs = [(p["en"], p["fr"]) for p in g4.testing.EnFrPairs(split="test")]
+  assert sampled == pairs[:2] * 2
+  assert "train: 100%" in run.stderr  # The progress bar.
+
+  # What is in TensorBoard.
+  assert _tags(workdir / "train") >= {"losses/xentropy"}
+  assert _tags(workdir / "eval") >= {"losses/xentropy"}
+  assert _tags(workdir / "sampling") >= {"summaries/answer"}
+
+  # What the next run needs.
+  assert (workdir / "checkpoints" / "ckpt_2").is_dir()
+  saved = konfig.ConfigDict(json.loads((workdir / "config.json").read_text()))
+  assert saved.model.rank == 4
+
+
+def _tags(folder):
+  """Returns the names of what TensorBoard shows for a folder."""
+  return {
+      value.tag
+      for path in folder.glob("events.out.tfevents.*")
+      for event in tf.compat.v1.train.summary_iterator(str(path))
+      for value in event.summary.value
+  }
