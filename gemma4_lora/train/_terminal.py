@@ -22,7 +22,8 @@ class TerminalWriter(kd.train.KDMetricWriter):
   """Kauldron's metric writer, which also prints losses, metrics and texts.
 
   Kauldron writes them to TensorBoard, and to a log in which hundreds of other
-  lines hide them.
+  lines hide them. One thing is left out: the table `context_spec`, for which
+  Kauldron compiles the model's `init` a second time.
 
   ```python
   trainer = kd.train.Trainer(
@@ -63,6 +64,11 @@ class TerminalWriter(kd.train.KDMetricWriter):
       ]
       blocks.append("\n".join(lines))
     self._print(step, "\n".join(blocks))
+
+  def write_context_structure(
+      self, step: int, trainer: kd.train.Trainer
+  ) -> None:
+    pass
 
   def _print(self, step: int, text: str) -> None:
     # Above the progress bar, not in it.
