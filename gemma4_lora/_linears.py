@@ -41,6 +41,8 @@ class Linear:
     batch_axes: Axes along which each index has a linear of its own (experts).
     slot_axis: Axis of the base weight along which projections are packed.
     slot: Index of this projection along `slot_axis`.
+    attention: `'local'` or `'global'`: the attention of its layer, None outside
+      the text tower's layers.
     live: False where the model never uses the result.
     hf_name: Module name within Hugging Face's language model, whose weight is
       `(prod(out), prod(in))`; the two expert tensors name the parameter.
@@ -57,6 +59,7 @@ class Linear:
   batch_axes: tuple[int, ...] = ()
   slot_axis: int | None = None
   slot: int | None = None
+  attention: str | None = None
   live: bool = True
   hf_name: str
 
@@ -119,7 +122,12 @@ _WEIGHT_SCOPES = frozenset(
 )
 
 
-def text_linears(config: _gemma4.TransformerConfig) -> tuple[Linear, ...]:
+def linears(config: _gemma4.TransformerConfig) -> tuple[Linear, ...]:
+  """Returns the table of a model."""
+  return _text_linears(config)
+
+
+def _text_linears(config: _gemma4.TransformerConfig) -> tuple[Linear, ...]:
   """Returns the rows of the text tower, in the order of the forward pass."""
   rows = []
   if config.per_layer_input_dim:
@@ -140,15 +148,22 @@ def text_linears(config: _gemma4.TransformerConfig) -> tuple[Linear, ...]:
         )
     )
   for layer in range(config.num_layers):
-    rows.extend(_attention(config, layer))
-    if config.enable_moe:
-      rows.extend(_mlp(config, layer, scope='mlp2'))
-      rows.extend(_experts(config, layer))
-    else:
-      rows.extend(_mlp(config, layer, scope='mlp'))
-    if config.per_layer_input_dim:
-      rows.extend(_per_layer_inputs(config, layer))
+    attention = 'global' if _gemma4.is_global(config, layer) else 'local'
+    for row in _layer(config, layer):
+      rows.append(dataclasses.replace(row, attention=attention))
   return tuple(rows)
+
+
+def _layer(config: _gemma4.TransformerConfig, layer: int) -> Iterator[Linear]:
+  """The rows of one layer."""
+  yield from _attention(config, layer)
+  if config.enable_moe:
+    yield from _mlp(config, layer, scope='mlp2')
+    yield from _experts(config, layer)
+  else:
+    yield from _mlp(config, layer, scope='mlp')
+  if config.per_layer_input_dim:
+    yield from _per_layer_inputs(config, layer)
 
 
 def _attention(

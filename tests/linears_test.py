@@ -49,14 +49,14 @@ def test_rows_and_weights_are_the_same_set(cls):
       for path, shape in _shapes(cls).items()
       if path.rpartition('.')[2] not in _NOT_LINEAR
   }
-  rows = _linears.text_linears(cls().config)
+  rows = _linears.linears(cls().config)
   assert {row.path: row.shape for row in rows} == shapes
 
 
 @pytest.mark.parametrize('cls', _RELEASED + _TINY, ids=lambda c: c.__module__)
 def test_rows_cover_each_weight_once(cls):
   """Axes are in, out, batch or slot, and the slots of a weight are all rows."""
-  rows = _linears.text_linears(cls().config)
+  rows = _linears.linears(cls().config)
   assert len({row.name for row in rows}) == len(rows)
   assert len({row.lora_path for row in rows}) == len(rows)
   slots = {}
@@ -88,7 +88,7 @@ def test_rows_cover_each_weight_once(cls):
     ],
 )
 def test_counts_of_the_released_models(cls, num_live, num_dead):
-  rows = _linears.text_linears(cls().config)
+  rows = _linears.linears(cls().config)
   assert sum(row.live for row in rows) == num_live
   assert sum(not row.live for row in rows) == num_dead
 
@@ -98,7 +98,7 @@ def test_dead_rows_are_those_that_logits_ignore(cls):
   """NaN in every dead projection leaves the logits as they were."""
   model = training.shallow(cls())
   params = training.random_params(model)
-  rows = _linears.text_linears(model.config)
+  rows = _linears.linears(model.config)
   flat = training.flat(params)
   for row in rows:
     if not row.live:
@@ -116,7 +116,7 @@ def test_dead_rows_are_those_that_logits_ignore(cls):
 def test_names_read_well():
   names = [
       row.name
-      for row in _linears.text_linears(_TINY[0]().config)
+      for row in _linears.linears(_TINY[0]().config)
       if row.layer in (None, 0)
   ]
   assert names == [
@@ -134,7 +134,7 @@ def test_names_read_well():
 
 
 def test_moe_row_names_tell_dense_from_experts():
-  names = {row.name for row in _linears.text_linears(_TINY[3]().config)}
+  names = {row.name for row in _linears.linears(_TINY[3]().config)}
   assert {
       'layer_0.mlp2.gate',
       'layer_0.mlp2.down',
@@ -147,7 +147,7 @@ def test_moe_row_names_tell_dense_from_experts():
 def test_lora_params_are_counted_from_the_shapes():
   (row,) = (
       row
-      for row in _linears.text_linears(gm.nn.Gemma4_E2B().config)
+      for row in _linears.linears(gm.nn.Gemma4_E2B().config)
       if row.name == 'layer_4.attn.v'
   )
   # Global layer: 1 head of 512; width 1536.

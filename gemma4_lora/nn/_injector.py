@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from gemma4_lora import _gemma4
-from gemma4_lora import _linears
+from gemma4_lora import targets
 from gemma4_lora.nn import _low_rank
 
 
@@ -20,37 +20,38 @@ class Injector:
   """Interceptor that adds the branches, and makes A and B on init.
 
   Attributes:
-    rows: The adapted projections.
-    rank: Of the branches.
-    scale: Of the branches.
-    dropout: Rate, 0 when not training.
+    adapted: The adapted projections.
+    use_rslora: How a branch's scale follows from alpha and rank.
+    use_dropout: Whether the model is training.
     dtype: Of new A and B.
     root: Path of the model within the outermost module: rows are relative to
       it.
   """
 
-  rows: Sequence[_linears.Linear]
-  rank: int
-  scale: float
-  dropout: float
+  adapted: Sequence[targets.Adapted]
+  use_rslora: bool
+  use_dropout: bool
   dtype: Any
   root: tuple[str, ...]
 
   @property
   def key(self) -> str:
     """Says all that the branches depend on."""
-    names = ','.join(row.name for row in self.rows)
     return (
-        f'lora rank={self.rank} scale={self.scale!r} dropout={self.dropout!r}'
-        f' dtype={jnp.dtype(self.dtype)} rows={names}'
+        f'lora rslora={self.use_rslora} dropout={self.use_dropout}'
+        f' dtype={jnp.dtype(self.dtype)} '
+        + ','.join(
+            f'{x.row.name}:{x.rank}:{x.alpha!r}:{x.dropout!r}'
+            for x in self.adapted
+        )
     )
 
   @functools.cached_property
-  def _by_path(self) -> dict[str, list[_linears.Linear]]:
-    """The rows by the path of their weight."""
+  def _by_path(self) -> dict[str, list[targets.Adapted]]:
+    """The adapted projections by the path of their weight."""
     grouped = {}
-    for row in self.rows:
-      grouped.setdefault(row.path, []).append(row)
+    for linear in self.adapted:
+      grouped.setdefault(linear.row.path, []).append(linear)
     return grouped
 
   def __call__(self, next_fun, args, kwargs, context):
@@ -62,47 +63,53 @@ class Injector:
       return output
     # The MLP's linears share its scope: their own path is `layer_0/mlp`.
     path = (*module.path[len(self.root) :], module.weight_name)
-    rows = self._by_path.get('.'.join(path))
-    if rows is None:
+    adapted = self._by_path.get('.'.join(path))
+    if adapted is None:
       return output
-    return output + self._branches(module, rows, *args, **kwargs)
+    return output + self._branches(module, adapted, *args, **kwargs)
 
   def _branches(
       self,
       module: nn.Module,
-      rows: Sequence[_linears.Linear],
+      adapted: Sequence[targets.Adapted],
       eqn: str,
       x: jax.Array,
   ) -> jax.Array:
     """Returns what all projections of one weight add to its output."""
-    slot_axis = rows[0].slot_axis
-    if slot_axis is None:  # The weight is one projection.
-      (row,) = rows
-      return self._branch(module, row, eqn, x)
+    row = adapted[0].row
+    if row.slot_axis is None:  # The weight is one projection.
+      (linear,) = adapted
+      return self._branch(module, linear, eqn, x)
+    slot_axis = row.slot_axis
     return _low_rank.pack(
-        {row.slot: self._branch(module, row, eqn, x) for row in rows},
-        num_slots=rows[0].shape[slot_axis],
+        {
+            linear.row.slot: self._branch(module, linear, eqn, x)
+            for linear in adapted
+        },
+        num_slots=row.shape[slot_axis],
         axis=_low_rank.packing_axis(eqn, slot_axis),
     )
 
   def _branch(
-      self, module: nn.Module, row: _linears.Linear, eqn: str, x: jax.Array
+      self, module: nn.Module, linear: targets.Adapted, eqn: str, x: jax.Array
   ) -> jax.Array:
     """Returns what one projection adds."""
-    scale = self.scale
+    scale = linear.scale(use_rslora=self.use_rslora)
     if module.w_scale is not None:  # The base multiplies its weight by it.
       scale *= module.w_scale
-    a, b = self._params(module, row)
-    return _low_rank.apply(eqn, row, self._drop(module, x), a, b, scale=scale)
+    a, b = self._params(module, linear)
+    x = self._drop(module, linear, x)
+    return _low_rank.apply(eqn, linear.row, x, a, b, scale=scale)
 
   def _params(
-      self, module: nn.Module, row: _linears.Linear
+      self, module: nn.Module, linear: targets.Adapted
   ) -> tuple[jax.Array, jax.Array]:
     """Returns A and B, made on init.
 
     They are made on sub-scopes: gemma patches `nn.Module.param`, which would
     cast them to the base's dtype.
     """
+    row = linear.row
     scope: Any = module.scope
     for name in ('lora', row.projection):
       scope = scope.push(name, reuse=True)
@@ -114,20 +121,21 @@ class Injector:
           ' g4.nn.LoRA reads. Were they made by this model.init, with the same'
           ' targets?'
       )
-    a_shape, b_shape = row.lora_shapes(self.rank)
+    a_shape, b_shape = linear.shapes
     fan_in = math.prod(row.in_shape)
     a = scope.param('a', _uniform(fan_in**-0.5), a_shape, self.dtype)
     b = scope.param('b', nn.initializers.zeros, b_shape, self.dtype)
     return a, b
 
-  def _drop(self, module: nn.Module, x: jax.Array) -> jax.Array:
+  def _drop(
+      self, module: nn.Module, linear: targets.Adapted, x: jax.Array
+  ) -> jax.Array:
     """Applies dropout to a branch's input."""
-    if not self.dropout:
+    if not self.use_dropout or not linear.dropout:
       return x
-    keep = jax.random.bernoulli(
-        module.make_rng('dropout'), 1 - self.dropout, x.shape
-    )
-    return jnp.where(keep, x / (1 - self.dropout), 0)
+    kept = 1 - linear.dropout
+    keep = jax.random.bernoulli(module.make_rng('dropout'), kept, x.shape)
+    return jnp.where(keep, x / kept, 0)
 
 
 def _uniform(bound: float) -> nn.initializers.Initializer:

@@ -1,8 +1,6 @@
 """LoRA around a Gemma 4 model."""
 
-from collections.abc import Sequence
 import dataclasses
-import math
 from typing import Any
 
 from absl import logging
@@ -65,8 +63,9 @@ class LoRA(_wrapper.ModelWrapper):
     model: A `gm.nn.Gemma4_...`.
     alpha: Numerator of the branch's scale, `alpha / rank`. Default: `rank`,
       hence scale 1.
-    targets: What to adapt, see `g4.targets`: `'attention'`, `['q', 'v']`, ...
-      Default: every live linear of the text tower but experts and the router.
+    targets: What to adapt, see `g4.targets`: `'attention'`, `['q', 'v']`,
+      `[g4.targets.mlp(rank=4), 'text']`, ... Default: every live linear of the
+      text tower but experts and the router.
     dropout: Rate of dropout on the branch's input, while training only (rng
       stream `dropout`, which Kauldron provides).
     use_rslora: Scale by `alpha / sqrt(rank)` (https://arxiv.org/abs/2312.03732).
@@ -84,7 +83,7 @@ class LoRA(_wrapper.ModelWrapper):
 
   rank: int
   alpha: float | None = None
-  targets: str | Sequence[str] = targets_lib.DEFAULT
+  targets: Any = 'text'
   dropout: float = 0.0
   use_rslora: bool = False
   dtype: Any = jnp.float32
@@ -94,8 +93,8 @@ class LoRA(_wrapper.ModelWrapper):
   is_training = kd.nn.train_property()
 
   def __post_init__(self):
-    _check_rank(self.rank)
-    _check_dropout(self.dropout)
+    targets_lib.check_rank(self.rank)
+    targets_lib.check_dropout(self.dropout)
     _check_dtype(self.dtype)
     _check_model(self.model)
     object.__setattr__(self, 'targets', targets_lib.normalize(self.targets))
@@ -103,26 +102,23 @@ class LoRA(_wrapper.ModelWrapper):
     super().__post_init__()
 
   @property
-  def adapted(self) -> tuple[_linears.Linear, ...]:
+  def adapted(self) -> tuple[targets_lib.Adapted, ...]:
     """The adapted projections, in the order of the forward pass."""
     return targets_lib.resolve(
-        self.targets, _linears.text_linears(self.model.config)
+        self.targets,
+        _linears.linears(self.model.config),
+        rank=self.rank,
+        alpha=self.alpha,
+        dropout=self.dropout,
     )
-
-  @property
-  def scale(self) -> float:
-    """What the product of A and B is multiplied by."""
-    alpha = self.rank if self.alpha is None else self.alpha
-    return alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
 
   @nn.compact
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
     """Calls the model, with the branches added to its linears."""
     injector = _injector.Injector(
-        rows=self.adapted,
-        rank=self.rank,
-        scale=self.scale,
-        dropout=self.dropout if self._is_training() else 0.0,
+        adapted=self.adapted,
+        use_rslora=self.use_rslora,
+        use_dropout=self._is_training(),
         dtype=self.dtype,
         root=self.path,
     )
@@ -144,29 +140,18 @@ class LoRA(_wrapper.ModelWrapper):
 
 def _log(lora: LoRA) -> None:
   """Says what is adapted, when parameters are made."""
-  rows = lora.adapted
-  total = sum(row.num_lora_params(lora.rank) for row in rows)
+  adapted = lora.adapted
+  ranks = sorted({linear.rank for linear in adapted})
   logging.info(
-      'g4.nn.LoRA: rank %d, scale %g, %d projections, %s trainable parameters.',
-      lora.rank,
-      lora.scale,
-      len(rows),
-      f'{total:,}',
+      'g4.nn.LoRA: rank %s, %d projections, %s trainable parameters.',
+      ', '.join(map(str, ranks)),
+      len(adapted),
+      f'{sum(linear.num_params for linear in adapted):,}',
   )
   if lora.verbose:
-    for row in rows:
-      a, b = row.lora_shapes(lora.rank)
-      logging.info('  %s: A %s, B %s', row.lora_path, a, b)
-
-
-def _check_rank(rank: Any) -> None:
-  if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-    raise ValueError(f'rank= takes a positive integer. Got: {rank!r}')
-
-
-def _check_dropout(dropout: Any) -> None:
-  if not 0 <= dropout < 1:
-    raise ValueError(f'dropout= takes a rate in [0, 1). Got: {dropout!r}')
+    for linear in adapted:
+      a, b = linear.shapes
+      logging.info('  %s: A %s, B %s', linear.row.lora_path, a, b)
 
 
 def _check_dtype(dtype: Any) -> None:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from gemma4_lora import _linears
+from gemma4_lora import targets
 from gemma4_lora.nn import _lora
 
 _COLUMNS = (
@@ -119,14 +120,13 @@ def summary(model: nn.Module) -> Summary:
         'g4.nn.summary(model) takes a g4.nn.LoRA. Got:'
         f' {type(model).__name__}'
     )
-  rows = model.adapted
+  adapted = model.adapted
   return Summary(
       groups=tuple(
-          _group(list(group), model.rank)
-          for group in _grouped(rows, key=_group_key)
+          _group(list(group)) for group in _grouped(adapted, key=_group_key)
       ),
-      num_projections=len(rows),
-      trainable=sum(row.num_lora_params(model.rank) for row in rows),
+      num_projections=len(adapted),
+      trainable=sum(linear.num_params for linear in adapted),
       total=sum(math.prod(x.shape) for x in jax.tree.leaves(_abstract(model))),
   )
 
@@ -137,27 +137,36 @@ def _abstract(model: nn.Module) -> Any:
   return jax.eval_shape(model.init, jax.random.key(0), tokens)['params']
 
 
-def _grouped(rows, *, key):
-  """Groups rows by key, in the order in which keys first come up."""
+def _grouped(adapted, *, key):
+  """Groups by key, in the order in which keys first come up."""
   groups = {}
-  for row in rows:
-    groups.setdefault(key(row), []).append(row)
+  for linear in adapted:
+    groups.setdefault(key(linear), []).append(linear)
   return groups.values()
 
 
-def _group_key(row: _linears.Linear) -> Any:
-  return row.projection, _path(row), row.in_shape, row.out_shape
+def _group_key(linear: targets.Adapted) -> Any:
+  row = linear.row
+  return (
+      row.projection,
+      _path(row),
+      row.in_shape,
+      row.out_shape,
+      linear.rank,
+  )
 
 
-def _group(rows: Sequence[_linears.Linear], rank: int) -> Group:
+def _group(adapted: Sequence[targets.Adapted]) -> Group:
+  first = adapted[0]
+  layers = (linear.row.layer for linear in adapted)
   return Group(
-      projection=rows[0].projection,
-      layers=tuple(row.layer for row in rows if row.layer is not None),
-      path=_path(rows[0]),
-      in_shape=rows[0].in_shape,
-      out_shape=rows[0].out_shape,
-      rank=rank,
-      num_params=sum(row.num_lora_params(rank) for row in rows),
+      projection=first.row.projection,
+      layers=tuple(layer for layer in layers if layer is not None),
+      path=_path(first.row),
+      in_shape=first.row.in_shape,
+      out_shape=first.row.out_shape,
+      rank=first.rank,
+      num_params=sum(linear.num_params for linear in adapted),
   )
 
 

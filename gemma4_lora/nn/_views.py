@@ -59,14 +59,15 @@ def linears(
         f' {type(model).__name__}'
     )
   views = {}
-  for row in model.adapted:
+  for linear in model.adapted:
+    row = linear.row
     lora = _get(params, row.lora_path)
     views[row.name] = LinearView(
         row=row,
         base=_slot(_get(params, row.path), row),
         lora_a=lora['a'],
         lora_b=lora['b'],
-        scale=model.scale,
+        scale=linear.scale(use_rslora=model.use_rslora),
     )
   return views
 

@@ -24,9 +24,9 @@ def test_base_logits_equal_transformers(name, wrap):
     model = g4.nn.RouterFix(model=ref.model)
   else:
     model = g4.nn.LoRA(rank=2, targets='q', model=ref.model)
-    for row in model.adapted:
-      a, b = row.lora_shapes(2)
-      _set(params, row.lora_path, np.ones(a), np.zeros(b))
+    for linear in model.adapted:
+      a, b = linear.shapes
+      _set(params, linear.row.lora_path, np.ones(a), np.zeros(b))
   logits = model.apply({'params': params}, jnp.asarray(ref.tokens)).logits
   np.testing.assert_allclose(logits, ref.logits, atol=_ATOL)
 
@@ -42,12 +42,13 @@ def test_adapter_logits_equal_peft(name):
       rank=config['r'], alpha=config['lora_alpha'], model=ref.model
   )
   read = set()
-  for row in model.adapted:
+  for linear in model.adapted:
+    row = linear.row
     prefix = f'base_model.model.model.{row.hf_name}'
     a = adapter[f'{prefix}.lora_A.weight']  # [r, in]
     b = adapter[f'{prefix}.lora_B.weight']  # [out, r]
     read |= {f'{prefix}.lora_{x}.weight' for x in 'AB'}
-    a_shape, b_shape = row.lora_shapes(config['r'])
+    a_shape, b_shape = linear.shapes
     _set(ref.params, row.lora_path, a.T.reshape(a_shape), b.T.reshape(b_shape))
   assert read == set(adapter)  # Same projections as `all-linear` there.
 

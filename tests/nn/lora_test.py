@@ -49,7 +49,8 @@ def _merged(model, params, *, scale):
   """Base parameters with every branch added into its weight."""
   base = training.flat(peft.split_params(params).original)
   base = {k: np.array(v, np.float32) for k, v in base.items()}
-  for row in model.adapted:
+  for linear in model.adapted:
+    row = linear.row
     lora = training.flat(params)
     a = np.asarray(lora[f'{row.lora_path}.a'], np.float32)
     b = np.asarray(lora[f'{row.lora_path}.b'], np.float32)

@@ -14,7 +14,7 @@ def test_packed_weights_are_split_into_projections():
   )
   params = training.random_params(model)
   views = g4.nn.linears(model, params)
-  assert list(views) == [row.name for row in model.adapted]
+  assert list(views) == [linear.row.name for linear in model.adapted]
 
   layer = params['layer_0']
   gating = layer['mlp']['gating_einsum']

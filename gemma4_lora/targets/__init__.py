@@ -1,0 +1,51 @@
+"""Selectors: which linears LoRA adapts, and with what settings.
+
+`targets=` of `g4.nn.LoRA` takes a rule or an ordered list of rules, of which
+the first that matches a linear decides. A string is short for a rule:
+
+| string | linears |
+|---|---|
+| `'text'` (the default) | every live linear of the text tower but experts and the router |
+| `'attention'`, `'mlp'`, `'per_layer_inputs'` | those of one kind, in the text tower |
+| `'experts'`, `'shared_expert'` | of a mixture of experts: the routed ones, and the dense MLP beside them |
+| `'vision'`, `'audio'` | the layers of a tower |
+| `'multimodal_projections'` | from the towers into the width of the text |
+| `'q'`, `'v'`, `'gate'`, `'router'`, … | one projection, in every layer of the text tower |
+| `'layer_3.attn.v'` | one projection of one layer |
+| `'layer_*.attn.q_einsum'`, `'layer_*.mlp.**'` | by parameter path or name: `*` within a segment, `**` across segments |
+| `'q_proj'`, `'all-linear'`, `'language_model.layers.3.self_attn.q_proj'` | by Hugging Face's names, as PEFT takes them |
+
+```python
+g4.nn.LoRA(
+    rank=16,
+    targets=[
+        g4.targets.attention(layers='20:', rank=32),
+        g4.targets.Rule(['gate', 'up'], attention='global'),
+        'v',
+    ],
+    model=...,
+)
+```
+
+Linears whose result the model never uses (k and v of a KV-shared layer) are
+left out, but for a rule that can mean nothing else: that is an error. So is a
+rule that matches nothing, or only what earlier rules took. The router is taken
+only by its own name.
+"""
+
+from gemma4_lora.targets._resolve import Adapted
+from gemma4_lora.targets._resolve import resolve
+from gemma4_lora.targets._rule import attention
+from gemma4_lora.targets._rule import audio
+from gemma4_lora.targets._rule import check_dropout
+from gemma4_lora.targets._rule import check_rank
+from gemma4_lora.targets._rule import experts
+from gemma4_lora.targets._rule import mlp
+from gemma4_lora.targets._rule import multimodal_projections
+from gemma4_lora.targets._rule import normalize
+from gemma4_lora.targets._rule import peft
+from gemma4_lora.targets._rule import per_layer_inputs
+from gemma4_lora.targets._rule import Rule
+from gemma4_lora.targets._rule import shared_expert
+from gemma4_lora.targets._rule import text
+from gemma4_lora.targets._rule import vision

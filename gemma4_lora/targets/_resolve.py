@@ -1,0 +1,202 @@
+"""From rules to adapted rows, or to an error that helps."""
+
+from collections.abc import Sequence
+import dataclasses
+import difflib
+import math
+
+from gemma4_lora import _linears
+from gemma4_lora.targets import _match
+from gemma4_lora.targets import _rule
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adapted:
+  """A row that is adapted, with its settings.
+
+  Attributes:
+    row: The projection.
+    rank: Of A and B.
+    alpha: Numerator of the branch's scale.
+    dropout: Rate on the branch's input.
+  """
+
+  row: _linears.Linear
+  rank: int
+  alpha: float
+  dropout: float
+
+  @property
+  def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shapes of A and B."""
+    return self.row.lora_shapes(self.rank)
+
+  @property
+  def num_params(self) -> int:
+    """Entries of A and B."""
+    return sum(math.prod(shape) for shape in self.shapes)
+
+  def scale(self, *, use_rslora: bool) -> float:
+    """What the product of A and B is multiplied by."""
+    return self.alpha / (math.sqrt(self.rank) if use_rslora else self.rank)
+
+
+def resolve(
+    rules: Sequence[_rule.Rule],
+    rows: Sequence[_linears.Linear],
+    *,
+    rank: int,
+    alpha: float | None = None,
+    dropout: float = 0.0,
+) -> tuple[Adapted, ...]:
+  """Returns what the rules adapt, in the table's order.
+
+  Args:
+    rules: The first that matches a row decides.
+    rows: The table of the model.
+    rank: For rules without one.
+    alpha: For rules without one; None for the rank.
+    dropout: For rules without one.
+
+  Returns:
+    The live rows that are adapted, each once.
+
+  Raises:
+    ValueError: No rule; a rule that matches nothing, only what earlier rules
+      took, or only what the model never uses.
+  """
+  if not rules:
+    raise ValueError(
+        'targets=() adapts nothing. Leave targets out for every live text'
+        f' linear, or name some: {", ".join(_known(rows))}.'
+    )
+  taken: dict[str, Adapted] = {}
+  owners: dict[str, _rule.Rule] = {}
+  for rule in rules:
+    chosen = _rows_of(rule, rows)
+    new = [row for row in chosen if row.name not in taken]
+    if not new:
+      owner = owners[chosen[0].name]
+      raise ValueError(
+          f'{rule} matches only linears that an earlier rule took:'
+          f' {chosen[0].name} is taken by {owner}. The first match wins: put the'
+          ' narrower rule first, or drop this one.'
+      )
+    rule_rank = rank if rule.rank is None else rule.rank
+    rule_alpha = alpha if rule.alpha is None else rule.alpha
+    for row in new:
+      owners[row.name] = rule
+      taken[row.name] = Adapted(
+          row=row,
+          rank=rule_rank,
+          alpha=rule_rank if rule_alpha is None else rule_alpha,
+          dropout=dropout if rule.dropout is None else rule.dropout,
+      )
+  return tuple(taken[row.name] for row in rows if row.name in taken)
+
+
+def _rows_of(
+    rule: _rule.Rule, rows: Sequence[_linears.Linear]
+) -> list[_linears.Linear]:
+  """Returns the live rows of one rule."""
+  candidates = [row for row in rows if _is_placed(rule, row, rows)]
+  matched = {}
+  for target in rule.selects:
+    found = _matching(target, rule, candidates)
+    if not found:
+      raise ValueError(_nothing(target, rule, rows))
+    _check_live(target, rule, found)
+    matched |= {row.name: row for row in found if row.live}
+  for target in rule.excludes:
+    found = _matching(target, rule, candidates)
+    if not found:
+      raise ValueError(_nothing(target, rule, rows, argument='exclude'))
+    for row in found:
+      matched.pop(row.name, None)
+  if not matched:
+    raise ValueError(f'{rule} excludes all that it selects.')
+  return list(matched.values())
+
+
+def _matching(
+    target: str, rule: _rule.Rule, rows: Sequence[_linears.Linear]
+) -> list[_linears.Linear]:
+  """Returns the rows, dead or live, that one string of a rule means."""
+  return [
+      row
+      for row in rows
+      if _match.matches(target, row, tower=rule.tower, regex=rule.regex)
+  ]
+
+
+def _is_placed(
+    rule: _rule.Rule,
+    row: _linears.Linear,
+    rows: Sequence[_linears.Linear],
+) -> bool:
+  """Whether a row stands where the rule looks."""
+  if rule.tower is not None and row.tower != rule.tower:
+    return False
+  if rule.attention is not None and row.attention != rule.attention:
+    return False
+  if rule.layers is None:
+    return True
+  # Of the tower that the row is in: -1 is its own last layer.
+  numbers = [r.layer for r in rows if r.tower == row.tower]
+  num_layers = 1 + max((n for n in numbers if n is not None), default=-1)
+  return row.layer in _match.layer_numbers(rule.layers, num_layers=num_layers)
+
+
+def _check_live(
+    target: str, rule: _rule.Rule, found: Sequence[_linears.Linear]
+) -> None:
+  """Raises if a string means nothing but rows that the model never uses."""
+  if not any(row.live for row in found):
+    raise ValueError(
+        f'{rule}: {target!r} names a linear whose result the model never uses'
+        f' ({found[0].name}: its layer reads the keys and values of another'
+        ' one), so that LoRA there could not learn. Name a layer that computes'
+        ' its own.'
+    )
+
+
+def _nothing(
+    target: str,
+    rule: _rule.Rule,
+    rows: Sequence[_linears.Linear],
+    *,
+    argument: str = 'targets',
+) -> str:
+  """Says that a string matches nothing, and what may have been meant."""
+  anywhere = _matching(target, dataclasses.replace(rule, tower=None), rows)
+  if anywhere:
+    return (
+        f'{rule}: {target!r} matches no linear where the rule looks. It does'
+        f' match {anywhere[0].name}: change layers=, attention= or tower=.'
+    )
+  close = difflib.get_close_matches(target, _names(rows), n=3, cutoff=0.5)
+  hint = f' Did you mean {" or ".join(map(repr, close))}?' if close else ''
+  return (
+      f'{argument}={target!r} matches no linear of this model.{hint} It has:'
+      f' {", ".join(_known(rows))}; or give a path, as'
+      ' "layer_*.attn.q_einsum".'
+  )
+
+
+def _known(rows: Sequence[_linears.Linear]) -> list[str]:
+  """What a message offers: the kinds and projections that the model has."""
+  kinds = [
+      kind
+      for kind in _match.KINDS
+      if any(_match.matches(kind, r, tower=None, regex=False) for r in rows)
+  ]
+  return list(dict.fromkeys([*kinds, *(row.projection for row in rows)]))
+
+
+def _names(rows: Sequence[_linears.Linear]) -> list[str]:
+  """Everything that a misspelt string may have meant, each once."""
+  names = [*_known(rows), 'all-linear']
+  for row in rows:
+    starred = row.module_path.replace(f'layer_{row.layer}.', 'layer_*.')
+    names += [row.name, starred, row.hf_name.rpartition('.')[2], row.path]
+  return list(dict.fromkeys(names))

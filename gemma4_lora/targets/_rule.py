@@ -1,0 +1,244 @@
+"""Rules: what a user writes to choose linears."""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+from typing import Literal
+
+DEFAULT = ('text',)
+
+# Fields of `Rule` that may be written as one value or several.
+_SEQUENCES = ('select', 'exclude', 'layers')
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+  """Which linears, and settings of their own.
+
+  ```python
+  g4.targets.Rule('mlp', layers=[0, -1], exclude='down', rank=4)
+  ```
+
+  Attributes:
+    select: A string of `g4.targets`, or several, which add up.
+    layers: Only these layers: a number, several, or a slice as a string:
+      `'20:'`, `'-4:'`, `'0:10:2'`. Negative ones count from the last.
+    attention: Only layers of `'local'` (sliding window) or `'global'`
+      attention.
+    tower: Only this tower: `'text'`, `'vision'` or `'audio'`. With it, names
+      of projections mean that tower's.
+    exclude: Strings as in `select`, whose linears are left out.
+    rank: Instead of the model's.
+    alpha: Instead of the model's. Where only `rank` is given and the model has
+      no `alpha` either, it is the rule's rank: scale 1.
+    dropout: Instead of the model's.
+    regex: Whether the strings are regular expressions on Hugging Face's module
+      names, as PEFT takes a string. See `g4.targets.peft`.
+
+  Raises:
+    ValueError: On construction, for a setting that no linear could have.
+  """
+
+  select: str | Sequence[str]
+  _: dataclasses.KW_ONLY
+  layers: int | str | Sequence[int] | None = None
+  attention: Literal['local', 'global'] | None = None
+  tower: Literal['text', 'vision', 'audio'] | None = None
+  exclude: str | Sequence[str] = ()
+  rank: int | None = None
+  alpha: float | None = None
+  dropout: float | None = None
+  regex: bool = False
+
+  def __post_init__(self):
+    for name in _SEQUENCES:
+      value = getattr(self, name)
+      if isinstance(value, list):  # As JSON and configs have it.
+        object.__setattr__(self, name, tuple(value))
+    _check_strings('select', self.select)
+    _check_strings('exclude', self.exclude)
+    _check_choice('attention', self.attention, ('local', 'global'))
+    _check_choice('tower', self.tower, ('text', 'vision', 'audio'))
+    _check_layers(self.layers)
+    if self.rank is not None:
+      check_rank(self.rank)
+    if self.dropout is not None:
+      check_dropout(self.dropout)
+
+  @property
+  def selects(self) -> tuple[str, ...]:
+    """`select` as a tuple."""
+    return _as_tuple(self.select)
+
+  @property
+  def excludes(self) -> tuple[str, ...]:
+    """`exclude` as a tuple."""
+    return _as_tuple(self.exclude)
+
+  def __repr__(self) -> str:
+    """As one would write it: nothing that is the default."""
+    args = [repr(self.select)]
+    for field in dataclasses.fields(self)[1:]:
+      value = getattr(self, field.name)
+      if value != field.default:
+        args.append(f'{field.name}={value!r}')
+    return f'Rule({", ".join(args)})'
+
+
+def text(**kwargs: Any) -> Rule:
+  """Every live linear of the text tower but experts and the router.
+
+  Args:
+    **kwargs: Of `Rule`, as for all ready rules.
+  """
+  return Rule('text', **kwargs)
+
+
+def attention(**kwargs: Any) -> Rule:
+  """q, k, v and o."""
+  return Rule('attention', **kwargs)
+
+
+def mlp(**kwargs: Any) -> Rule:
+  """gate, up and down of the dense MLP."""
+  return Rule('mlp', **kwargs)
+
+
+def per_layer_inputs(**kwargs: Any) -> Rule:
+  """The three projections of the per-layer inputs (E2B and E4B)."""
+  return Rule('per_layer_inputs', **kwargs)
+
+
+def experts(**kwargs: Any) -> Rule:
+  """gate, up and down of the routed experts (26B_A4B)."""
+  return Rule('experts', **kwargs)
+
+
+def shared_expert(**kwargs: Any) -> Rule:
+  """gate, up and down of the dense MLP beside the experts (26B_A4B)."""
+  return Rule('shared_expert', **kwargs)
+
+
+def vision(**kwargs: Any) -> Rule:
+  """Attention and MLP of the vision tower."""
+  return Rule('vision', **kwargs)
+
+
+def audio(**kwargs: Any) -> Rule:
+  """Feed-forward, attention and convolution linears of the audio tower."""
+  return Rule('audio', **kwargs)
+
+
+def multimodal_projections(**kwargs: Any) -> Rule:
+  """The projections of the towers' outputs into the width of the text."""
+  return Rule('multimodal_projections', **kwargs)
+
+
+def peft(
+    target_modules: str | Sequence[str],
+    *,
+    exclude_modules: str | Sequence[str] = (),
+    layers_to_transform: int | Sequence[int] | None = None,
+    **kwargs: Any,
+) -> Rule:
+  """A rule in the words of a PEFT `LoraConfig`.
+
+  As there, a string is a regular expression on the whole module name (or
+  `'all-linear'`), and a list has names or ends of names.
+
+  Args:
+    target_modules: As PEFT's: `r'.*\\.self_attn\\.(q|v)_proj'` or `['q_proj']`.
+    exclude_modules: As PEFT's, of the same kind as `target_modules`.
+    layers_to_transform: As PEFT's.
+    **kwargs: Of `Rule`.
+  """
+  regex = isinstance(target_modules, str) and target_modules != 'all-linear'
+  return Rule(
+      target_modules,
+      exclude=exclude_modules,
+      layers=layers_to_transform,
+      regex=regex,
+      **kwargs,
+  )
+
+
+def normalize(targets: Any) -> tuple[Rule, ...]:
+  """Returns rules from what a user wrote: hashable, and fit for JSON.
+
+  Args:
+    targets: A rule or a string, or several.
+
+  Raises:
+    ValueError: Anything else.
+  """
+  if isinstance(targets, (str, Rule)):
+    targets = [targets]
+  if isinstance(targets, Mapping) or not isinstance(targets, Sequence):
+    targets = [targets]  # No rule, and refused as such.
+  for target in targets:
+    if not isinstance(target, (str, Rule)):
+      raise ValueError(
+          'targets= takes strings and rules, as targets=["q",'
+          f' g4.targets.mlp(rank=4)]. Got: {target!r}'
+      )
+  return tuple(Rule(t) if isinstance(t, str) else t for t in targets)
+
+
+def check_rank(rank: Any) -> None:
+  """Raises ValueError unless `rank` is a positive integer."""
+  if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+    raise ValueError(f'rank= takes a positive integer. Got: {rank!r}')
+
+
+def check_dropout(dropout: Any) -> None:
+  """Raises ValueError unless `dropout` is a rate."""
+  if not 0 <= dropout < 1:
+    raise ValueError(f'dropout= takes a rate in [0, 1). Got: {dropout!r}')
+
+
+def _as_tuple(value: str | Sequence[str]) -> tuple[str, ...]:
+  return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _check_strings(name: str, value: Any) -> None:
+  if isinstance(value, str):
+    return
+  if not isinstance(value, tuple) or not all(isinstance(v, str) for v in value):
+    raise ValueError(
+        f'Rule({name}=...) takes a string or a list of strings. Got: {value!r}'
+    )
+
+
+def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+  if value is not None and value not in choices:
+    raise ValueError(
+        f'Rule({name}=...) takes one of {list(choices)}. Got: {value!r}'
+    )
+
+
+def _check_layers(layers: Any) -> None:
+  numbers = layers if isinstance(layers, tuple) else (layers,)
+  if layers is None or all(
+      isinstance(n, int) and not isinstance(n, bool) for n in numbers
+  ):
+    return
+  try:
+    parse_slice(layers)
+  except (ValueError, AttributeError, TypeError):
+    raise ValueError(
+        'Rule(layers=...) takes a number, a list of numbers, or a slice as a'
+        f' string, as "20:" or "-4:". Got: {layers!r}'
+    ) from None
+
+
+def parse_slice(layers: str) -> slice:
+  """Returns `'20:'` as `slice(20, None)`.
+
+  Raises:
+    ValueError: `layers` is no slice.
+  """
+  parts = [int(part) if part.strip() else None for part in layers.split(':')]
+  if not 2 <= len(parts) <= 3:
+    raise ValueError(layers)
+  return slice(*parts)
