@@ -1,6 +1,5 @@
 """Rules: what a user writes to choose linears."""
 
-from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 from typing import Any
@@ -172,17 +171,16 @@ def normalize(targets: Any) -> tuple[Rule, ...]:
   Raises:
     ValueError: Anything else.
   """
-  if isinstance(targets, (str, Rule)):
+  if not isinstance(targets, (list, tuple)):
     targets = [targets]
-  if isinstance(targets, Mapping) or not isinstance(targets, Sequence):
-    targets = [targets]  # No rule, and refused as such.
-  for target in targets:
-    if not isinstance(target, (str, Rule)):
+  rules = [Rule(t) if isinstance(t, str) else t for t in targets]
+  for rule in rules:
+    if not isinstance(rule, Rule):
       raise ValueError(
           'targets= takes strings and rules, as targets=["q",'
-          f' g4.targets.mlp(rank=4)]. Got: {target!r}'
+          f' g4.targets.mlp(rank=4)]. Got: {rule!r}'
       )
-  return tuple(Rule(t) if isinstance(t, str) else t for t in targets)
+  return tuple(rules)
 
 
 def check_rank(rank: Any) -> None:
