@@ -57,9 +57,11 @@ def _check_ocdbt(directory: epath.Path, *, who: str) -> None:
         f'{who}: {directory} is half-written: it has no {_MANIFEST}, which'
         ' Orbax writes when all data is there.'
     )
-  url = str(directory) if '://' in str(directory) else f'file://{directory}'
+  spec = f'{directory}/'
+  if '://' not in spec:
+    spec = {'driver': 'file', 'path': spec}
   try:
-    ends = _file_ends(ts.KvStore.open(f'{url}/').result())
+    ends = _file_ends(ts.KvStore.open(spec).result())
   except (ValueError, OSError) as e:
     raise ValueError(
         f'{who}: the index of the checkpoint is damaged or cut short:'

@@ -28,13 +28,13 @@ class Request:
 
   Attributes:
     who: The transform that asks, for messages.
-    path: See `PartialLoad`, as all that follows.
-    new_to_old: …
-    step: …
-    missing: …
-    unexpected: …
-    ignore_model_keys: …
-    ignore_restored_keys: …
+    path: Where the checkpoint is: see `PartialLoad`, as for all that follows.
+    new_to_old: Sub-trees of the state, and of the checkpoint.
+    step: Which checkpoint of a workdir.
+    missing: Whether leaves that the checkpoint lacks are an error.
+    unexpected: Whether leaves that nothing takes are an error.
+    ignore_model_keys: Globs of leaves that the checkpoint may lack.
+    ignore_restored_keys: Globs of leaves of the checkpoint not to take.
     has_policy: Whether the transform has `missing=` and `unexpected=`.
   """
 

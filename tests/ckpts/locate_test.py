@@ -74,6 +74,16 @@ def test_relative_path(checkpoint, monkeypatch):
   assert _locate_it(path.name) == path
 
 
+def test_path_with_odd_characters(checkpoint, tmp_path):
+  """Paths are no URLs."""
+  path, params = checkpoint('Gemma4_E2B')
+  odd = tmp_path / 'my ckpt 100%20#1?'
+  shutil.copytree(path, odd)
+  state = states.make_state('Gemma4_E2B')
+  out = g4.ckpts.PartialLoad(path=odd).transform(state)
+  assert not states.differing(out.params, params)
+
+
 def test_nothing_at_the_path(checkpoint, tmp_path):
   """The message offers what is beside it."""
   path, _ = checkpoint('Gemma4_E2B')

@@ -171,3 +171,24 @@ def test_known_loader_after_the_optimizer(checkpoint):
   state = states.make_state(_E2B, lora='ours')
   transform = g4.ckpts.SkipLoRA4(wrapped=gm.ckpts.LoadCheckpoint(path=path))
   assert transform.transform_after_optimizer(state) is state
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cast(kd.ckpts.InitTransform):
+  """A transform that forgets the state's dtype, or its sharding."""
+
+  dtype: str = 'bfloat16'
+  device: int = 0
+
+  def transform(self, state):
+    def change(x):
+      return jax.device_put(x.astype(self.dtype), jax.devices()[self.device])
+
+    return state.replace(params=jax.tree.map(change, state.params))
+
+
+@pytest.mark.parametrize('kwargs', [{'dtype': 'float32'}, {'device': 3}])
+def test_other_transform_that_changes_dtype_or_sharding(kwargs):
+  transform = g4.ckpts.SkipLoRA4(wrapped=_Cast(**kwargs))
+  with pytest.raises(ValueError, match='_Cast changed structure, shape, dtype'):
+    transform.transform(states.make_state(_E2B, lora='ours'))
