@@ -1,5 +1,7 @@
 """What a model's LoRA adapts, as a table for people."""
 
+from collections.abc import Collection
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import html
@@ -40,6 +42,7 @@ class Group:
     out_shape: Shape that the output gains.
     rank: Of A and B.
     num_params: Entries of A and B, all layers together.
+    lora_paths: Paths of the `{'a': ..., 'b': ...}` of each.
   """
 
   projection: str
@@ -49,6 +52,24 @@ class Group:
   out_shape: tuple[int, ...]
   rank: int
   num_params: int
+  lora_paths: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LeftOut:
+  """Linears that are not adapted, and why.
+
+  Attributes:
+    reason: Why.
+    counts: How many, by projection (`'vision q'` in another tower than text).
+  """
+
+  reason: str
+  counts: Mapping[str, int]
+
+  def __str__(self) -> str:
+    counts = ', '.join(f'{n} {name}' for name, n in self.counts.items())
+    return f'{counts}: {self.reason}'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,23 +78,40 @@ class Summary:
 
   Attributes:
     groups: One a line of the table.
+    left_out: What is not adapted.
     num_projections: How many projections are adapted.
     trainable: Parameters of all A and B.
     total: Parameters of the model, LoRA included.
+    dtype: Of A and B.
   """
 
   groups: tuple[Group, ...]
+  left_out: tuple[LeftOut, ...]
   num_projections: int
   trainable: int
   total: int
+  dtype: jnp.dtype
 
   @property
-  def footer(self) -> str:
-    """The last line: what is trained, of how much."""
+  def num_bytes(self) -> int:
+    """Bytes of all A and B."""
+    return self.trainable * self.dtype.itemsize
+
+  @property
+  def adam_bytes(self) -> int:
+    """Bytes of Adam's two moments of them, in the same dtype."""
+    return 2 * self.num_bytes
+
+  @property
+  def footer(self) -> tuple[str, ...]:
+    """The lines below the table."""
     return (
         f'{self.num_projections} projections,'
         f' {self.trainable:,} trainable of {self.total:,} parameters'
-        f' ({self.trainable / self.total:.2%})'
+        f' ({self.trainable / self.total:.2%})',
+        f'{_megabytes(self.num_bytes)} in {self.dtype}, and'
+        f' {_megabytes(self.adam_bytes)} of Adam state',
+        *(f'left out: {left_out}' for left_out in self.left_out),
     )
 
   def __str__(self) -> str:
@@ -83,22 +121,27 @@ class Summary:
         '  '.join(map(_justify, row, widths, _COLUMNS)).rstrip() for row in rows
     ]
     lines.insert(1, '  '.join('-' * width for width in widths))
-    return '\n'.join([*lines, self.footer])
+    return '\n'.join([*lines, *self.footer])
 
   __repr__ = __str__
 
   def _repr_html_(self) -> str:
-    def tr(cells: Sequence[str], tag: str) -> str:
-      return (
-          '<tr>'
-          + ''.join(f'<{tag}>{html.escape(c)}</{tag}>' for c in cells)
-          + '</tr>'
-      )
+    """A table whose rows open to the paths of the LoRA leaves."""
 
-    body = ''.join(tr(_cells(group), 'td') for group in self.groups)
+    def tr(cells: Sequence[str], tag: str) -> str:
+      return f'<tr>{"".join(f"<{tag}>{c}</{tag}>" for c in cells)}</tr>'
+
+    def opening(group: Group) -> list[str]:
+      first, *rest = map(html.escape, _cells(group))
+      paths = '<br>'.join(map(html.escape, group.lora_paths))
+      details = f'<details><summary>{first}</summary>{paths}</details>'
+      return [details, *rest]
+
+    body = ''.join(tr(opening(group), 'td') for group in self.groups)
+    footer = '<br>'.join(map(html.escape, self.footer))
     return (
         f'<table><thead>{tr(_COLUMNS, "th")}</thead><tbody>{body}</tbody>'
-        f'</table><p>{html.escape(self.footer)}</p>'
+        f'</table><p>{footer}</p>'
     )
 
 
@@ -109,6 +152,8 @@ def summary(model: nn.Module) -> Summary:
   print(g4.nn.summary(g4.nn.LoRA(rank=16, model=gm.nn.Gemma4_E2B())))
   ```
 
+  From a shell, for a config: `python -m gemma4_lora summary --cfg=...`.
+
   Args:
     model: A `g4.nn.LoRA`.
 
@@ -117,18 +162,50 @@ def summary(model: nn.Module) -> Summary:
   """
   if not isinstance(model, _lora.LoRA):
     raise ValueError(
-        'g4.nn.summary(model) takes a g4.nn.LoRA. Got:'
-        f' {type(model).__name__}'
+        f'g4.nn.summary(model) takes a g4.nn.LoRA. Got: {type(model).__name__}'
     )
   adapted = model.adapted
   return Summary(
       groups=tuple(
           _group(list(group)) for group in _grouped(adapted, key=_group_key)
       ),
+      left_out=_left_out(
+          _linears.linears(model.config), {x.row.name for x in adapted}
+      ),
       num_projections=len(adapted),
       trainable=sum(linear.num_params for linear in adapted),
       total=sum(math.prod(x.shape) for x in jax.tree.leaves(_abstract(model))),
+      dtype=jnp.dtype(model.dtype),
   )
+
+
+def _left_out(
+    rows: Sequence[_linears.Linear], adapted: Collection[str]
+) -> tuple[LeftOut, ...]:
+  """Returns what is not adapted, by reason."""
+  counts: dict[str, dict[str, int]] = {}
+  for row in rows:
+    if row.name in adapted:
+      continue
+    if not row.live:
+      reason = 'the model never uses them (KV-shared layers)'
+    elif row.group == 'router':
+      reason = "chosen only by its own name, targets=['router']"
+    else:
+      reason = 'not chosen by targets='
+    name = (
+        row.projection
+        if row.tower == 'text'
+        else f'{row.tower} {row.projection}'
+    )
+    by_name = counts.setdefault(reason, {})
+    by_name[name] = by_name.get(name, 0) + 1
+  return tuple(LeftOut(reason=k, counts=v) for k, v in counts.items())
+
+
+def _megabytes(num_bytes: int) -> str:
+  """`105.3 MB`, of 10**6 bytes."""
+  return f'{num_bytes / 1e6:,.1f} MB'
 
 
 def _abstract(model: nn.Module) -> Any:
@@ -167,6 +244,7 @@ def _group(adapted: Sequence[targets.Adapted]) -> Group:
       out_shape=first.row.out_shape,
       rank=first.rank,
       num_params=sum(linear.num_params for linear in adapted),
+      lora_paths=tuple(linear.row.lora_path for linear in adapted),
   )
 
 

@@ -99,14 +99,34 @@ def test_the_table_as_it_is_printed():
       '2:',
       '0-1',
   ]  # pyformat: disable
-  assert lines[-1].startswith('9 projections, ')
+  footer = lines[6:]  # Under two groups of v and two of gate.
+  assert footer[0].startswith('9 projections, ')
+  assert footer[1] == '0.0 MB in float32, and 0.0 MB of Adam state'
+  assert '3 v: the model never uses them (KV-shared layers)' in footer[3]
 
 
 def test_renders_in_a_notebook():
   model = g4.nn.LoRA(rank=4, targets='q', model=g4.testing.Gemma4_E2B())
   html = g4.nn.summary(model)._repr_html_()
   assert '<td>layer_*.attn.q_einsum.w</td>' in html
+  assert 'layer_3.attn.q_einsum.lora.q' in html  # A row opens to these.
   assert 'trainable of' in html
+
+
+def test_says_what_is_left_out_and_why():
+  model = g4.nn.LoRA(rank=16, model=gm.nn.Gemma4_26B_A4B())
+  left_out = {str(x) for x in g4.nn.summary(model).left_out}
+  assert left_out == {
+      "30 router: chosen only by its own name, targets=['router']",
+      '30 expert_gate, 30 expert_up, 30 expert_down: not chosen by targets=',
+  }
+
+
+def test_bytes_are_those_of_the_leaves():
+  model = g4.nn.LoRA(rank=4, dtype='bfloat16', model=g4.testing.Gemma4_31B())
+  summary = g4.nn.summary(model)
+  assert summary.num_bytes == 2 * summary.trainable
+  assert summary.adam_bytes == 4 * summary.trainable
 
 
 def test_a_model_without_lora_is_refused():
