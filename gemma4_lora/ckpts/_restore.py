@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import itertools
 import time
 from typing import Any
 
@@ -124,6 +125,12 @@ def _sub_trees(
     state: Any, source: _sources.Source, request: Request
 ) -> Iterator[_plan.SubTree]:
   """Pairs the sub-trees of the state with those of the checkpoint."""
+  for a, b in itertools.permutations(request.new_to_old, 2):
+    if _trees.parts(b)[: len(_trees.parts(a))] == _trees.parts(a):
+      raise ValueError(
+          f'{request.who}: new_to_old: {b!r} is within {a!r}, so that its leaves'
+          ' have two sources: list sub-trees that do not overlap.'
+      )
   for new, old in request.new_to_old.items():
     new_path, old_path = _trees.parts(new), _trees.parts(old)
     is_optional = new == old == _OPTIONAL

@@ -218,6 +218,16 @@ def test_new_to_old_typos(checkpoint):
   )
 
 
+def test_new_to_old_overlap(checkpoint):
+  """A leaf has one source."""
+  path, _ = checkpoint(_E2B)
+  _fails(
+      "'params.layer_0' is within 'params'",
+      path=path,
+      new_to_old={'params': 'params', 'params.layer_0': 'params.layer_1'},
+  )
+
+
 def test_collections_that_the_checkpoint_lacks(checkpoint):
   """Collections of a model are not in released checkpoints: the way out."""
   path, _ = checkpoint(_E2B)

@@ -29,10 +29,11 @@ def test_it_is_a_released_layout_that_gemma_itself_reads(echo):
   assert embedding.shape == (model.config.num_embed, model.config.embed_dim)
 
 
-def test_a_second_use_reads_what_the_first_made(echo):
+def test_a_second_use_reads_what_the_first_made(echo, capsys):
   before = echo.path.stat().mtime
   again = g4.testing.EchoCheckpoint(steps=_STEPS, folder=echo.folder)
   assert os.fspath(again) == os.fspath(echo)
+  assert "training" not in capsys.readouterr().out
   assert echo.path.stat().mtime == before
   assert [x.name for x in echo.path.parent.iterdir()] == [echo.path.name]
 

@@ -4,6 +4,7 @@ from absl import logging
 from kauldron import kd
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from gemma4_lora import g4
 from gemma4_lora.train import _terminal
@@ -50,8 +51,12 @@ def test_descriptions_of_the_run_are_not_printed(writer, capsys):
 def test_it_is_kauldrons_writer_for_tensorboard(writer, tmp_path):
   assert isinstance(writer, kd.train.KDMetricWriter)
   writer.write_scalars(20, {"losses/xentropy": 1.5})
+  writer.write_texts(20, {"summaries/answer": np.array(["Oui."], object)})
   writer.flush()
-  assert list((tmp_path / "eval").glob("events.out.tfevents.*"))
+  (path,) = (tmp_path / "eval").glob("events.out.tfevents.*")
+  events = tf.compat.v1.train.summary_iterator(str(path))
+  tags = {value.tag for event in events for value in event.summary.value}
+  assert tags == {"losses/xentropy", "summaries/answer"}
 
 
 @pytest.fixture
