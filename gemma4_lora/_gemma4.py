@@ -17,6 +17,9 @@ RMSNorm = _layers.RMSNorm
 # The modules that hold a linear's weight and apply it in their own `__call__`.
 EINSUMS = (_layers.Einsum, _layers.ClippedEinsum)
 
+# The method of `_moe.MoERagged` that computes the experts of sorted tokens.
+EXPERTS_METHOD = '_run_ffw_and_routing'
+
 
 def check_is_gemma4(model: nn.Module, *, argument: str) -> None:
   """Raises if `model` is not one of gemma's Gemma 4 models.

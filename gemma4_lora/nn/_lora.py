@@ -1,5 +1,6 @@
 """LoRA around a Gemma 4 model."""
 
+from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
@@ -11,6 +12,7 @@ from kauldron import kd
 from gemma4_lora import _gemma4
 from gemma4_lora import _linears
 from gemma4_lora import targets as targets_lib
+from gemma4_lora.nn import _experts
 from gemma4_lora.nn import _injector
 from gemma4_lora.nn import _router_fix
 from gemma4_lora.nn import _wrapper
@@ -115,18 +117,33 @@ class LoRA(_wrapper.ModelWrapper):
   @nn.compact
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
     """Calls the model, with the branches added to its linears."""
-    injector = _injector.Injector(
-        adapted=self.adapted,
-        use_rslora=self.use_rslora,
-        use_dropout=self._is_training(),
-        dtype=self.dtype,
-        root=self.path,
-    )
+    injectors = self._injectors()
     if self.is_initializing():
       _log(self)
-    return self._call_intercepted(
-        *args, interceptors={injector.key: injector}, **kwargs
+    output = self._call_intercepted(
+        *args, interceptors={i.key: i for i in injectors}, **kwargs
     )
+    if self.is_initializing():
+      _check_leaves(self)
+    return output
+
+  def _injectors(self) -> list[_injector.Injector]:
+    """Returns an interceptor for experts, and one for all else."""
+    by_cls = {}
+    for linear in self.adapted:
+      is_expert = linear.row.group == 'experts'
+      cls = _experts.ExpertInjector if is_expert else _injector.Injector
+      by_cls.setdefault(cls, []).append(linear)
+    return [
+        cls(
+            adapted=adapted,
+            use_rslora=self.use_rslora,
+            use_dropout=self._is_training(),
+            dtype=self.dtype,
+            root=self.path,
+        )
+        for cls, adapted in by_cls.items()
+    ]
 
   def _is_training(self) -> bool:
     """False also where nobody said: samplers call `apply` without a word."""
@@ -152,6 +169,36 @@ def _log(lora: LoRA) -> None:
     for linear in adapted:
       a, b = linear.shapes
       logging.info('  %s: A %s, B %s', linear.row.lora_path, a, b)
+
+
+def _check_leaves(lora: LoRA) -> None:
+  """Raises if an adapted projection got no A and B on init.
+
+  Read off the parameters, not noted while tracing: `nn.jit` may not trace anew.
+  """
+  params = lora.variables['params']
+  without = [
+      linear.row.name
+      for linear in lora.adapted
+      if not _has(params, f'{linear.row.lora_path}.a')
+  ]
+  if without:
+    names = ', '.join(without[:5]) + (', ...' if len(without) > 5 else '')
+    raise ValueError(
+        f'g4.nn.LoRA(targets=...) takes {len(without)} linears that'
+        f' {type(lora.model).__name__} never calls, so that LoRA there would do'
+        f' nothing: {names}. Leave them out, or install a gemma that gemma4_lora'
+        ' knows (4.0.1, 4.1.0).'
+    )
+
+
+def _has(params: Mapping[str, Any], path: str) -> bool:
+  """Whether nested parameters have a leaf or sub-tree at a dotted path."""
+  for key in path.split('.'):
+    if key not in params:
+      return False
+    params = params[key]
+  return True
 
 
 def _check_dtype(dtype: Any) -> None:

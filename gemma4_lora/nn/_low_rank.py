@@ -62,6 +62,30 @@ def apply(
   )
 
 
+def apply_grouped(
+    x: jax.Array,
+    a: jax.Array,
+    b: jax.Array,
+    sizes: jax.Array,
+    *,
+    scale: float,
+) -> jax.Array:
+  """Returns `scale * (x @ A) @ B` in x's dtype, A and B of each row's group.
+
+  Args:
+    x: `[M, in]`, rows sorted by group.
+    a: `[E, in, rank]`, in its own dtype.
+    b: `[E, rank, out]`, in its own dtype.
+    sizes: i32`[E]`, rows per group; they sum to M.
+    scale: Python float: alpha / rank.
+
+  Returns:
+    `[M, out]`
+  """
+  low = jax.lax.ragged_dot(x, a.astype(x.dtype), sizes)
+  return jax.lax.ragged_dot(low * scale, b.astype(x.dtype), sizes)
+
+
 def packing_axis(eqn: str, slot_axis: int) -> int:
   """Returns where the base's output has the axis of packed projections.
 

@@ -249,9 +249,11 @@ def _group(adapted: Sequence[targets.Adapted]) -> Group:
 
 
 def _path(row: _linears.Linear) -> str:
-  """`layer_*.attn.kv_einsum.w[1]` for v."""
+  """`layer_*.attn.kv_einsum.w[1]` for v, `....w[:, 1]` for up of experts."""
   path = row.path.replace(f'layer_{row.layer}.', 'layer_*.')
-  return path if row.slot is None else f'{path}[{row.slot}]'
+  if row.slot_axis is None:
+    return path
+  return f'{path}[{":, " * row.slot_axis}{row.slot}]'
 
 
 def _cells(group: Group) -> tuple[str, ...]:

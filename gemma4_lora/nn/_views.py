@@ -19,8 +19,8 @@ class LinearView:
     row: What it is, and which axes are input and output.
     base: Its part of the base weight, without the axis along which gemma packs
       projections: k of `kv_einsum[2, K, D, H]` is `[K, D, H]`.
-    lora_a: A, `[*in, rank]`.
-    lora_b: B, `[rank, *out]`.
+    lora_a: A, `[*in, rank]`; of experts `[E, *in, rank]`.
+    lora_b: B, `[rank, *out]`; of experts `[E, rank, *out]`.
     scale: What A times B is multiplied by. What the base multiplies its weight
       by (`w_scale`) applies to both, and is not in it.
   """

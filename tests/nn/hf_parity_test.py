@@ -58,6 +58,58 @@ def test_adapter_logits_equal_peft(name):
   np.testing.assert_allclose(logits, want, atol=_ATOL)
 
 
+@pytest.mark.parametrize('name', ['ad_moe', 'ad_moe_gu', 'ad_moe_dn'])
+def test_expert_adapter_logits_equal_peft(name):
+  """Both expert tensors beside attention and dense MLP, and each alone."""
+  ref = hf_reference.load('moe')
+  folder = hf_reference.TESTDATA / name
+  config = json.loads((folder / 'adapter_config.json').read_text())
+  adapter = safetensors.numpy.load_file(folder / 'adapter_model.safetensors')
+  targets = {
+      'ad_moe': ['text', 'experts'],
+      'ad_moe_gu': ['expert_gate', 'expert_up'],
+      'ad_moe_dn': ['expert_down'],
+  }[name]
+  model = g4.nn.LoRA(
+      rank=config['r'],
+      alpha=config['lora_alpha'],
+      targets=targets,
+      model=ref.model,
+  )
+  read = set()
+  for linear in model.adapted:
+    row = linear.row
+    module = row.hf_name
+    if row.batch_axes:
+      module = _expert_module(module, config['target_parameters'])
+    prefix = f'base_model.model.model.{module}'
+    a = adapter[f'{prefix}.lora_A.weight'].T
+    b = adapter[f'{prefix}.lora_B.weight'].T
+    read |= {f'{prefix}.lora_{x}.weight' for x in 'AB'}
+    a_shape, b_shape = linear.shapes
+    if row.batch_axes:
+      (experts,), r = row.batch_shape, linear.rank
+      # a: [in, E * r], expert-major; b: [r * E, out], rank-major.
+      a = a.reshape(-1, experts, r).transpose(1, 0, 2)
+      b = b.reshape(r, experts, -1).transpose(1, 0, 2)
+      if row.slot is not None:  # One A for both, gate's outputs first.
+        b = np.split(b, 2, axis=-1)[row.slot]
+    _set(ref.params, row.lora_path, a.reshape(a_shape), b.reshape(b_shape))
+  assert read == set(adapter)
+
+  logits = model.apply({'params': ref.params}, jnp.asarray(ref.tokens)).logits
+  want = np.load(hf_reference.TESTDATA / f'{name}.npz')['logits']
+  assert np.abs(want - ref.logits).max() > 0.1  # The adapter does something.
+  np.testing.assert_allclose(logits, want, atol=_ATOL)
+
+
+def _expert_module(hf_name, target_parameters):
+  """PEFT nests the wrappers of one module's parameters, the last outermost."""
+  module, _, parameter = hf_name.rpartition('.')
+  parameters = [p.rpartition('.')[2] for p in target_parameters]
+  return module + '.base_layer' * parameters[::-1].index(parameter)
+
+
 def _set(params, path, a, b):
   """Sets the LoRA leaves at a dotted path."""
   for key in path.split('.'):

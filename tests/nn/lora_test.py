@@ -41,8 +41,18 @@ _MERGE = {
     'per_layer_input_gate': 'dr,rp->dp',
     'per_layer_projection': 'pr,rd->pd',
     'router': 'dr,re->de',
+    'expert_gate': 'edr,erf->efd',
+    'expert_up': 'edr,erf->efd',
+    'expert_down': 'efr,erd->efd',
 }
-_SLOT = {'k': 0, 'v': 1, 'gate': 0, 'up': 1}
+_SLOT = {
+    'k': 0,
+    'v': 1,
+    'gate': 0,
+    'up': 1,
+    'expert_gate': (slice(None), 0),
+    'expert_up': (slice(None), 1),
+}
 
 
 def _merged(model, params, *, scale):
@@ -67,7 +77,9 @@ def _merged(model, params, *, scale):
 def test_equals_the_model_with_merged_weights(name):
   """Of every projection at once, in float32, B far from zero."""
   base = _base(name, dtype=jnp.float32)
-  targets = ['text', 'router'] if name == 'Gemma4_26B_A4B' else ['text']
+  targets = ['text']
+  if name == 'Gemma4_26B_A4B':
+    targets += ['router', 'experts']
   model = g4.nn.LoRA(rank=3, alpha=6, targets=targets, model=base)
   params = training.random_params(model)
 
@@ -339,6 +351,28 @@ def test_missing_lora_leaves_are_not_drawn_anew():
   params = peft.split_params(training.random_params(model)).original
   with pytest.raises(ValueError, match=r'layer_0.attn.q_einsum.lora.q.a'):
     model.apply({'params': params}, _TOKENS, mutable=True)
+
+
+class _Shallower(g4.testing.Gemma4_31B):
+  """Declares more layers than it runs."""
+
+  def setup(self):
+    super().setup()
+    self.blocks = self.blocks[:1]
+
+
+def test_adapted_linears_that_get_no_leaves_are_an_error():
+  """At every init, though `nn.jit` traces only at the first."""
+  base = training.shallow(_Shallower(tokens='batch.input'))
+  model = g4.nn.LoRA(rank=2, targets=['q', 'gate'], model=base)
+  for _ in range(2):
+    with pytest.raises(
+        ValueError,
+        match='takes 2 linears that _Shallower never .*layer_1.attn.q',
+    ):
+      jax.eval_shape(model.init, jax.random.key(0), _TOKENS)
+  params = training.random_params(model.clone(targets=['layer_0.attn.q']))
+  assert set(training.flat(params['layer_0']['attn'])) >= {'q_einsum.lora.q.a'}
 
 
 # -------------------------------- Bad input ---------------------------------

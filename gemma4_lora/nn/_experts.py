@@ -1,0 +1,142 @@
+"""LoRA on routed experts: grouped products beside gemma's own.
+
+gemma sorts the tokens by the expert that they go to, and multiplies each group
+with its expert's weight in one `jax.lax.ragged_dot`. Between those products
+stands no module, hence nothing to intercept; so where an expert is adapted, the
+method that holds them is computed here, with the branches beside them:
+
+| base, of M = tokens * top k sorted rows | A, B | branch |
+|---|---|---|
+| gate and up: `MD,ED(2F)->M(2F)` | `EDr`, `ErF` | `MD,EDr->Mr`, `Mr,ErF->MF` |
+| down: `MF,EFD->MD` | `EFr`, `ErD` | `MF,EFr->Mr`, `Mr,ErD->MD` |
+
+No array of a merged weight's size is made, neither forward nor backward.
+https://github.com/google-deepmind/gemma/blob/main/gemma/gm/nn/gemma4/_moe.py
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from gemma4_lora import _gemma4
+from gemma4_lora import targets
+from gemma4_lora.nn import _injector
+from gemma4_lora.nn import _low_rank
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExpertInjector(_injector.Injector):
+  """Interceptor that adds the branches of the routed experts."""
+
+  # Blocks whose products were computed here, in this call of the model.
+  _reached: set[str] = dataclasses.field(
+      default_factory=set, init=False, compare=False
+  )
+
+  @functools.cached_property
+  def _by_block(self) -> dict[str, dict[str, targets.Adapted]]:
+    """By path of the mixture of experts, then by projection."""
+    grouped = {}
+    for linear in self.adapted:
+      block, _ = _split(linear)
+      grouped.setdefault(block, {})[linear.row.projection] = linear
+    return grouped
+
+  def __call__(self, next_fun, args, kwargs, context):
+    module = context.module
+    block = '.'.join(module.path[len(self.root) :])
+    adapted = self._by_block.get(block)
+    if adapted is None:
+      return next_fun(*args, **kwargs)
+    if context.method_name == _gemma4.EXPERTS_METHOD:
+      self._reached.add(block)
+      return self._run(module, adapted, *args, **kwargs)
+    output = next_fun(*args, **kwargs)
+    if context.method_name == '__call__' and block not in self._reached:
+      raise ValueError(
+          f'g4.nn.LoRA cannot adapt the experts of {block}: this gemma does not'
+          f' compute them in {type(module).__name__}.{_gemma4.EXPERTS_METHOD},'
+          ' as 4.0.1 and 4.1.0 do. Install one of those, or leave "experts" out'
+          ' of targets=.'
+      )
+    return output
+
+  def _run(
+      self,
+      module: Any,
+      adapted: Mapping[str, targets.Adapted],
+      x: jax.Array,
+      expert_choices: jax.Array,
+      expert_weights: jax.Array,
+  ) -> jax.Array:
+    """Returns what gemma's method does, with the branches.
+
+    The operations are gemma's, so that B = 0 gives its very bits.
+
+    Args:
+      module: The mixture of experts.
+      adapted: Its adapted projections, by name; at least one.
+      x: `[G, S, D]`
+      expert_choices: i32`[G, S, K]`, the experts of each token.
+      expert_weights: `[G, S, E]`, what each expert's output counts for.
+    """
+    top_k = expert_choices.shape[-1]
+    choices = expert_choices.ravel()
+    order = choices.argsort()
+    choices = choices[order]  # [M], the expert of each sorted row.
+    sizes = jnp.bincount(choices, length=module.num_experts)
+    rows = x.reshape(-1, x.shape[-1])[order // top_k]  # [M, D]
+
+    weight = module.gating_einsum()  # [E, 2, F, D]
+    weight = jnp.transpose(weight, (0, 3, 1, 2))
+    hidden = jax.lax.ragged_dot(
+        rows, weight.reshape(*weight.shape[:2], -1), sizes
+    )
+    hidden = hidden.reshape(-1, *weight.shape[2:])  # [M, 2, F]
+    gate_up: dict[int | None, jax.Array] = {
+        linear.row.slot: self._grouped(module, linear, rows, sizes)
+        for linear in adapted.values()
+        if linear.row.slot is not None
+    }
+    if gate_up:
+      hidden += _low_rank.pack(gate_up, num_slots=hidden.shape[1], axis=1)
+    hidden = nn.gelu(hidden[:, 0]) * hidden[:, 1]
+
+    output = jax.lax.ragged_dot(hidden, module.linear(), sizes)  # [M, D]
+    for linear in adapted.values():
+      if linear.row.slot is None:
+        output += self._grouped(module, linear, hidden, sizes)
+    output *= module.per_expert_scale.astype(output.dtype)[choices, None]
+
+    output = output[order.argsort()].reshape(*expert_choices.shape, -1)
+    weights = jnp.take_along_axis(expert_weights, expert_choices, axis=-1)
+    return jnp.einsum(
+        'GSKD,GSK->GSD', output, weights, preferred_element_type=output.dtype
+    )
+
+  def _grouped(
+      self,
+      module: nn.Module,
+      linear: targets.Adapted,
+      x: jax.Array,
+      sizes: jax.Array,
+  ) -> jax.Array:
+    """Returns what one projection adds, for rows sorted by expert."""
+    _, name = _split(linear)
+    weight = getattr(module, name)  # In whose scope the leaves stand.
+    a, b = self._params(weight, linear)
+    x = self._drop(weight, linear, x)
+    return _low_rank.apply_grouped(
+        x, a, b, sizes, scale=linear.scale(use_rslora=self.use_rslora)
+    )
+
+
+def _split(linear: targets.Adapted) -> tuple[str, str]:
+  """Returns the path of the mixture of experts, and the weight's name in it."""
+  block, _, name = linear.row.module_path.rpartition('.')
+  return block, name
