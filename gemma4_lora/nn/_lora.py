@@ -1,9 +1,12 @@
 """LoRA around a Gemma 4 model."""
 
+from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
 from absl import logging
+import flax
 from flax import linen as nn
 import jax.numpy as jnp
 from kauldron import kd
@@ -124,9 +127,12 @@ class LoRA(_wrapper.ModelWrapper):
     )
     if self.is_initializing():
       _log(self)
-    return self._call_intercepted(
+    output = self._call_intercepted(
         *args, interceptors={injector.key: injector}, **kwargs
     )
+    if self.is_initializing():
+      _check_made(self.adapted, self.variables['params'])
+    return output
 
   def _is_training(self) -> bool:
     """False also where nobody said: samplers call `apply` without a word."""
@@ -152,6 +158,33 @@ def _log(lora: LoRA) -> None:
     for linear in adapted:
       a, b = linear.shapes
       logging.info('  %s: A %s, B %s', linear.row.lora_path, a, b)
+
+
+def _check_made(
+    adapted: Sequence[targets_lib.Adapted], params: Mapping[str, Any]
+) -> None:
+  """Raises if `init` left a projection without LoRA leaves."""
+  flat = flax.traverse_util.flatten_dict(params, sep='.')
+  lacking = [x.row for x in adapted if f'{x.row.lora_path}.a' not in flat]
+  if not lacking:
+    return
+  towers = {row.tower for row in lacking}
+  inputs = [
+      arguments
+      for tower, arguments in (
+          ('vision', 'images='),
+          ('audio', 'audio=, audio_lengths= and audio_soft_token_counts='),
+      )
+      if tower in towers
+  ]
+  raise ValueError(
+      f'g4.nn.LoRA: init made no LoRA leaves for {len(lacking)} of'
+      f' {len(adapted)} projections: {lacking[0].name}'
+      f'{", ..." if len(lacking) > 1 else ""}. gemma makes the audio tower, and'
+      ' the projections of both towers into the text width, only when init is'
+      f' given their input. Give it {" and ".join(inputs)}, or leave these'
+      ' projections out of targets=.'
+  )
 
 
 def _check_dtype(dtype: Any) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from flax import linen as nn
 import jax
-import jax.numpy as jnp
 
+from gemma4_lora import _gemma4
 from gemma4_lora import _linears
 from gemma4_lora import targets
 from gemma4_lora.nn import _lora
@@ -127,14 +127,11 @@ def summary(model: nn.Module) -> Summary:
       ),
       num_projections=len(adapted),
       trainable=sum(linear.num_params for linear in adapted),
-      total=sum(math.prod(x.shape) for x in jax.tree.leaves(_abstract(model))),
+      total=sum(
+          math.prod(x.shape)
+          for x in jax.tree.leaves(_gemma4.abstract_params(model))
+      ),
   )
-
-
-def _abstract(model: nn.Module) -> Any:
-  """Returns the parameters as `jax.ShapeDtypeStruct`s."""
-  tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-  return jax.eval_shape(model.init, jax.random.key(0), tokens)['params']
 
 
 def _grouped(adapted, *, key):
@@ -158,10 +155,9 @@ def _group_key(linear: targets.Adapted) -> Any:
 
 def _group(adapted: Sequence[targets.Adapted]) -> Group:
   first = adapted[0]
-  layers = (linear.row.layer for linear in adapted)
   return Group(
       projection=first.row.projection,
-      layers=tuple(layer for layer in layers if layer is not None),
+      layers=tuple(n for linear in adapted for n in linear.row.layers),
       path=_path(first.row),
       in_shape=first.row.in_shape,
       out_shape=first.row.out_shape,
@@ -172,7 +168,7 @@ def _group(adapted: Sequence[targets.Adapted]) -> Group:
 
 def _path(row: _linears.Linear) -> str:
   """`layer_*.attn.kv_einsum.w[1]` for v."""
-  path = row.path.replace(f'layer_{row.layer}.', 'layer_*.')
+  path = row.starred(row.path)
   return path if row.slot is None else f'{path}[{row.slot}]'
 
 
