@@ -169,7 +169,7 @@ def _audio_layer(
   width, heads = tower.model_dims, tower.atten_num_heads
   size = width // heads
 
-  def row(projection, group, module, shape, hf, **kwargs):
+  def row(projection, group, module, shape, hf, in_axes=(0,), out_axes=(1,)):
     return Linear(
         tower='audio',
         layer=layer,
@@ -178,7 +178,8 @@ def _audio_layer(
         path=f'audio_encoder.conformer/stacked_layers_{layer}.{module}.kernel',
         shape=shape,
         hf_name=f'audio_tower.layers.{layer}.{hf}',
-        **({'in_axes': (0,), 'out_axes': (1,)} | kwargs),
+        in_axes=in_axes,
+        out_axes=out_axes,
     )
 
   def feed_forward(module, hf):

@@ -177,13 +177,13 @@ def _check_made(
       )
       if tower in towers
   ]
+  names = dict.fromkeys(row.starred(row.name) for row in lacking)
   raise ValueError(
       f'g4.nn.LoRA: init made no LoRA leaves for {len(lacking)} of'
-      f' {len(adapted)} projections: {lacking[0].name}'
-      f'{", ..." if len(lacking) > 1 else ""}. gemma makes the audio tower, and'
-      ' the projections of both towers into the text width, only when init is'
-      f' given their input. Give it {" and ".join(inputs)}, or leave these'
-      ' projections out of targets=.'
+      f' {len(adapted)} projections: {", ".join(names)}. gemma makes the audio'
+      ' tower, and the projections of both towers into the text width, only'
+      f' when init is given their input. Give it {" and ".join(inputs)}, or'
+      ' leave these projections out of targets=.'
   )
 
 
