@@ -4,18 +4,31 @@ Gemma keeps them private: every private import of `gemma.gm.nn.gemma4` in this
 package stands here, but for those of `testing`.
 """
 
+import string
+from typing import Any
+
 from flax import linen as nn
 from gemma.gm.nn.gemma4 import _config
 from gemma.gm.nn.gemma4 import _layers
 from gemma.gm.nn.gemma4 import _modules
 from gemma.gm.nn.gemma4 import _transformer
+from gemma.gm.nn.gemma4.audio import _modules as _audio
+from gemma.gm.nn.gemma4.vision import _encoder as _vision
+import jax
+import jax.numpy as jnp
 
 Transformer = _transformer.Transformer
 TransformerConfig = _config.TransformerConfig
+VisionEncoder = _vision.VisionEncoder
+ConformerConfig = _audio.ConformerConfig
 RMSNorm = _layers.RMSNorm
+ClippedEinsum = _layers.ClippedEinsum
 
 # The modules that hold a linear's weight and apply it in their own `__call__`.
-EINSUMS = (_layers.Einsum, _layers.ClippedEinsum)
+LINEARS = (_layers.Einsum, ClippedEinsum, nn.Dense, nn.DenseGeneral)
+# What the audio tower's two convolutions of stride 2 leave of 128 mel bins, and
+# their channels: gemma has neither in its config.
+AUDIO_SUBSAMPLED = (32, 32)
 
 # The method of `_moe.MoERagged` that computes the experts of sorted tokens.
 EXPERTS_METHOD = '_run_ffw_and_routing'
@@ -88,3 +101,99 @@ def mlp_width(config: TransformerConfig, layer: int) -> int:
   ):
     return config.override_kv_shared_ffw_hidden
   return config.hidden_dim
+
+
+def weight_name(module: nn.Module) -> str:
+  """Name of the parameter that holds a linear's weight, one of `LINEARS`."""
+  return getattr(module, 'weight_name', 'kernel')
+
+
+def weight_scale(module: nn.Module) -> float:
+  """What a linear, one of `LINEARS`, multiplies its weight by."""
+  scale = getattr(module, 'w_scale', None)
+  return 1.0 if scale is None else scale
+
+
+def einsum_of(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[str, jax.Array]:
+  """Returns a linear's call as an einsum of its input and its weight.
+
+  Args:
+    module: One of `LINEARS`.
+    args: Of its call.
+    kwargs: Of its call.
+
+  Returns:
+    The einsum, and the input.
+  """
+  if not isinstance(module, (nn.Dense, nn.DenseGeneral)):
+    return _eqn_and_input(*args, **kwargs)
+  (x,) = (*args, *kwargs.values())
+  # The tower's `DenseGeneral`s contract trailing axes and have no batch axes.
+  num_in = _length(getattr(module, 'axis', -1))
+  num_out = _length(module.features)
+  contracted = string.ascii_uppercase[:num_in]
+  gained = string.ascii_uppercase[num_in : num_in + num_out]
+  return f'...{contracted},{contracted}{gained}->...{gained}', x
+
+
+def _eqn_and_input(eqn: str, x: jax.Array) -> tuple[str, jax.Array]:
+  """Names the arguments of `Einsum` and `ClippedEinsum`."""
+  return eqn, x
+
+
+def _length(value: Any) -> int:
+  return len(value) if isinstance(value, (tuple, list)) else 1
+
+
+def clip_bounds(module: nn.Module) -> dict[str, jax.Array]:
+  """Returns the clip bounds of a `ClippedEinsum`: `clip_input_min`, ...
+
+  Raises:
+    ValueError: The parameters lack one.
+  """
+  bounds = {}
+  for side in ('input', 'output'):
+    for end in ('min', 'max'):
+      name = f'clip_{side}_{end}'
+      bounds[name] = module.get_variable('params', name)
+      if bounds[name] is None:
+        path = '.'.join((*module.path, name))
+        raise ValueError(f'The parameters have no {path}.')
+  return bounds
+
+
+def init_inputs(config: TransformerConfig) -> dict[str, Any]:
+  """Returns inputs, of zeros, under which `init` makes every parameter.
+
+  Given tokens alone, gemma makes the vision tower but neither the audio tower
+  nor the towers' projections into the text width.
+
+  Args:
+    config: Of the model; without towers, tokens are enough.
+  """
+  inputs: dict[str, Any] = {'tokens': jnp.ones((1, 4), jnp.int32)}
+  if config.vision_encoder is not None:
+    patches, positions = _transformer._make_dummy_images(config.vision_encoder)  # pylint: disable=protected-access
+    inputs['images'] = _transformer.PreprocessedVisionInput(
+        patches=patches, positions_xy=positions, soft_token_counts=(1,)
+    )
+  if config.audio_encoder is not None:
+    inputs['audio'] = jnp.zeros((1, 1, 16000))  # One second.
+    inputs['audio_lengths'] = jnp.full((1, 1), 16000)
+    inputs['audio_soft_token_counts'] = (1,)
+  return inputs
+
+
+def abstract_params(model: nn.Module) -> dict[str, Any]:
+  """Returns shapes and dtypes of all parameters, those of towers included.
+
+  Args:
+    model: A Gemma 4 model, or a wrapper of one.
+  """
+
+  def init():
+    return model.init(jax.random.key(0), **init_inputs(model.config))
+
+  return jax.eval_shape(init)['params']

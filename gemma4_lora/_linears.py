@@ -8,123 +8,21 @@ Gemma 4's names reads rows.
 
 from collections.abc import Iterator
 import dataclasses
-import math
 
 from gemma4_lora import _gemma4
+from gemma4_lora import _linear
+from gemma4_lora import _tower_linears
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Linear:
-  """One projection of one layer.
-
-  Example: `v` of a local layer of E2B, whose weight lies in `kv_einsum`:
-
-  ```python
-  Linear(
-      tower='text', layer=4, projection='v', group='attention',
-      path='layer_4.attn.kv_einsum.w', shape=(2, 1, 1536, 256),
-      slot_axis=0, slot=1, in_axes=(2,), out_axes=(1, 3),
-      hf_name='layers.4.self_attn.v_proj',
-  )
-  ```
-
-  Attributes:
-    tower: `'text'`.
-    layer: Layer number, None for what stands outside the layers.
-    projection: Logical name: `'q'`, `'gate'`, ...
-    group: `'attention'`, `'mlp'`, `'per_layer_inputs'`, `'experts'` or
-      `'router'`.
-    path: Dotted path of the base weight in `params`.
-    shape: Shape of the whole base weight.
-    in_axes: Axes of the base weight that the input is contracted over.
-    out_axes: Axes of the base weight that the output gains.
-    batch_axes: Axes along which each index has a linear of its own (experts).
-    slot_axis: Axis of the base weight along which projections are packed.
-    slot: Index of this projection along `slot_axis`.
-    attention: `'local'` or `'global'`: the attention of its layer, None outside
-      the text tower's layers.
-    live: False where the model never uses the result.
-    hf_name: Module name within Hugging Face's language model, whose weight is
-      `(prod(out), prod(in))`; the two expert tensors name the parameter.
-  """
-
-  tower: str = 'text'
-  layer: int | None
-  projection: str
-  group: str
-  path: str
-  shape: tuple[int, ...]
-  in_axes: tuple[int, ...]
-  out_axes: tuple[int, ...]
-  batch_axes: tuple[int, ...] = ()
-  slot_axis: int | None = None
-  slot: int | None = None
-  attention: str | None = None
-  live: bool = True
-  hf_name: str
-
-  @property
-  def module_path(self) -> str:
-    """Dotted path under which the LoRA leaves stand: the weight's own scope.
-
-    `layer_0.attn.q_einsum.w` -> `layer_0.attn.q_einsum`, but
-    `layer_0.mlp.linear` -> `layer_0.mlp`: the MLP's linears are bare arrays.
-    """
-    return self.path.rpartition('.')[0]
-
-  @property
-  def lora_path(self) -> str:
-    """Dotted path of the `{'a': ..., 'b': ...}` that adapts this projection."""
-    return f'{self.module_path}.lora.{self.projection}'
-
-  @property
-  def name(self) -> str:
-    """Short unique name: `layer_4.attn.v`, `layer_0.mlp.gate`."""
-    scope = [s for s in self.module_path.split('.') if s not in _WEIGHT_SCOPES]
-    if scope[-1:] != [self.projection]:
-      scope.append(self.projection)
-    return '.'.join(scope)
-
-  @property
-  def in_shape(self) -> tuple[int, ...]:
-    return tuple(self.shape[i] for i in self.in_axes)
-
-  @property
-  def out_shape(self) -> tuple[int, ...]:
-    return tuple(self.shape[i] for i in self.out_axes)
-
-  @property
-  def batch_shape(self) -> tuple[int, ...]:
-    return tuple(self.shape[i] for i in self.batch_axes)
-
-  def lora_shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shapes of A (`*batch *in rank`) and B (`*batch rank *out`)."""
-    return (
-        (*self.batch_shape, *self.in_shape, rank),
-        (*self.batch_shape, rank, *self.out_shape),
-    )
-
-  def num_lora_params(self, rank: int) -> int:
-    return sum(math.prod(s) for s in self.lora_shapes(rank))
-
-
-# Scopes that hold one weight and say nothing that the projection does not.
-_WEIGHT_SCOPES = frozenset(
-    {
-        'q_einsum',
-        'k_einsum',
-        'kv_einsum',
-        'attn_vec_einsum',
-        'gating_einsum',
-        'linear',
-        'router_logits',
-    }
-)
+Linear = _linear.Linear
 
 
 def linears(config: _gemma4.TransformerConfig) -> tuple[Linear, ...]:
-  """Returns the table of a model."""
-  return _text_linears(config)
+  """Returns the table of a model: the text tower's rows, then the others'."""
+  return (
+      *_text_linears(config),
+      *_tower_linears.vision(config),
+      *_tower_linears.audio(config),
+  )
 
 
 def _text_linears(config: _gemma4.TransformerConfig) -> tuple[Linear, ...]:

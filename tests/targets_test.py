@@ -101,6 +101,161 @@ def test_a_kind_that_the_model_lacks(rows, kind):
     _resolve(kind, rows)
 
 
+# ------------------------------- Towers -----------------------------------
+
+_MULTIMODAL = {
+    cls.__name__: _linears.linears(cls(text_only=False).config)
+    for cls in (
+        gm.nn.Gemma4_E2B,
+        gm.nn.Gemma4_E4B,
+        gm.nn.Gemma4_31B,
+        gm.nn.Gemma4_26B_A4B,
+    )
+}
+_HAS_AUDIO = ('Gemma4_E2B', 'Gemma4_E4B')
+
+
+def _take(rule, name):
+  """What a rule takes of a multimodal model, as (tower, projection)."""
+  rows = _rows(rule, _MULTIMODAL[name])
+  return {(row.tower, row.projection) for row in rows}
+
+
+@pytest.mark.parametrize('name', _MULTIMODAL)
+def test_what_vision_takes(name):
+  """Attention and MLP of all layers; neither patches nor what follows."""
+  assert _take('vision', name) == {
+      ('vision', projection) for projection in _ATTENTION | _MLP
+  }
+  assert len(_rows('vision', _MULTIMODAL[name])) == 7
+
+
+@pytest.mark.parametrize('name', _HAS_AUDIO)
+def test_what_audio_takes(name):
+  """Of 12 layers each: 2 * (up, down), q, k, v, o and the convolution's 2."""
+  wanted = {'q', 'k', 'v', 'o', 'up', 'down', 'linear_start', 'linear_end'}
+  assert _take('audio', name) == {('audio', p) for p in wanted}
+  rows = _rows('audio', _MULTIMODAL[name])
+  assert len(rows) == 12 * 10
+  assert [row.layer for row in rows] == sorted([*range(12)] * 10)
+
+
+@pytest.mark.parametrize('name', ['Gemma4_31B', 'Gemma4_26B_A4B'])
+def test_no_audio_tower(name):
+  with pytest.raises(ValueError, match="'audio' matches no linear of this mo"):
+    _resolve('audio', _MULTIMODAL[name])
+
+
+@pytest.mark.parametrize('name', _MULTIMODAL)
+def test_what_multimodal_projections_take(name):
+  want = {('vision', 'mm_input_projection')}
+  if name in _HAS_AUDIO:
+    want.add(('audio', 'audio_input_projection'))
+  assert _take('multimodal_projections', name) == want
+
+
+@pytest.mark.parametrize('name', _MULTIMODAL)
+@pytest.mark.parametrize(
+    'target', ['text', 'all-linear', 'attention', 'mlp', 'q', 'down', 'q_proj']
+)
+def test_words_without_a_tower_mean_the_text(name, target):
+  """The towers have q and down too, and are taken by none of these."""
+  rows = _MULTIMODAL[name]
+  text = [row for row in rows if row.tower == 'text']
+  assert _rows(target, rows) == _rows(target, text)
+
+
+@pytest.mark.parametrize('tower', ['vision', 'audio'])
+@pytest.mark.parametrize(
+    ('target', 'want'),
+    [('q', {'q'}), ('attention', _ATTENTION), ('down', {'down'})],
+)
+def test_words_with_a_tower_mean_it(tower, target, want):
+  rule = targets.Rule(target, tower=tower)
+  assert _take(rule, 'Gemma4_E2B') == {(tower, p) for p in want}
+
+
+@pytest.mark.parametrize(
+    ('target', 'tower'),
+    [
+        ('patch_embedding', 'vision'),
+        ('mm_input_projection', 'vision'),
+        ('subsampling', 'audio'),
+        ('relative_position', 'audio'),
+        ('linear_start', 'audio'),
+        ('output_projection', 'audio'),
+        ('audio_input_projection', 'audio'),
+    ],
+)
+def test_names_that_one_tower_has_need_no_tower(target, tower):
+  assert _take(target, 'Gemma4_E2B') == {(tower, target)}
+
+
+@pytest.mark.parametrize(
+    ('target', 'want'),
+    [
+        ('vision_encoder.**.q_einsum', {('vision', 'q')}),
+        (
+            'audio_encoder.*.lconv.*',
+            {('audio', 'linear_start'), ('audio', 'linear_end')},
+        ),
+        ('audio_encoder.*.fflayer_end.down', {('audio', 'down')}),
+        (
+            'embed_vision.embedding_projection',
+            {('vision', 'mm_input_projection')},
+        ),
+        ('self_attn.post.linear', {('audio', 'o')}),
+        ('layers.3.lconv1d.linear_end.linear', {('audio', 'linear_end')}),
+    ],
+)
+def test_towers_by_path(target, want):
+  assert _take(target, 'Gemma4_E2B') == want
+
+
+def test_a_regex_of_peft_reaches_towers_by_their_own_names():
+  rule = targets.peft(r'model\.vision_tower\..*\.(q|v)_proj\.linear')
+  assert _take(rule, 'Gemma4_E2B') == {('vision', 'q'), ('vision', 'v')}
+  # As in PEFT, where clipped linears wrap the linear that has the weight.
+  rule = targets.peft(r'.*\.q_proj')
+  assert _take(rule, 'Gemma4_E2B') == {('text', 'q')}
+
+
+def test_layers_of_the_audio_tower_are_its_own():
+  rule = targets.Rule('linear_end', layers=-1)
+  assert [row.layer for row in _rows(rule, _MULTIMODAL['Gemma4_E2B'])] == [11]
+  with pytest.raises(ValueError, match='the model has 12 layers'):
+    _resolve(targets.Rule('linear_end', layers=30), _MULTIMODAL['Gemma4_E2B'])
+
+
+def test_layers_of_the_text_are_not_bounded_by_the_towers():
+  rule = targets.Rule('q', layers=30)
+  (row,) = _rows(rule, _MULTIMODAL['Gemma4_E2B'])
+  assert row.name == 'layer_30.attn.q'
+
+
+@pytest.mark.parametrize('layers', [0, '8:', [0, 1]])
+def test_some_layers_of_a_stacked_weight_are_an_error(layers):
+  with pytest.raises(ValueError, match='of the 16 layers of vision_enc.*none'):
+    _resolve(targets.vision(layers=layers), _MULTIMODAL['Gemma4_E2B'])
+
+
+def test_all_layers_of_a_stacked_weight():
+  rule = targets.vision(layers='0:')
+  assert len(_rows(rule, _MULTIMODAL['Gemma4_E2B'])) == 7
+
+
+@pytest.mark.parametrize(
+    'rule',
+    [
+        'vision_tower.encoder.layers.3.self_attn.q_proj.linear',
+        targets.peft(r'.*vision_tower\.encoder\.layers\.[0-3]\..*'),
+    ],
+)
+def test_some_layers_of_a_stacked_weight_by_hf_names(rule):
+  with pytest.raises(ValueError, match='in one weight: LoRA there is on all'):
+    _resolve(rule, _MULTIMODAL['Gemma4_E2B'])
+
+
 def test_functions_are_short_for_rules():
   assert targets.mlp(layers=3, rank=2) == targets.Rule('mlp', layers=3, rank=2)
   for function in (

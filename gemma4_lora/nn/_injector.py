@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from gemma4_lora import _gemma4
 from gemma4_lora import targets
+from gemma4_lora.nn import _clipped
 from gemma4_lora.nn import _low_rank
 
 
@@ -56,17 +57,23 @@ class Injector:
 
   def __call__(self, next_fun, args, kwargs, context):
     module = context.module
-    output = next_fun(*args, **kwargs)
     if context.method_name != '__call__' or not isinstance(
-        module, _gemma4.EINSUMS
+        module, _gemma4.LINEARS
     ):
-      return output
+      return next_fun(*args, **kwargs)
     # The MLP's linears share its scope: their own path is `layer_0/mlp`.
-    path = (*module.path[len(self.root) :], module.weight_name)
-    adapted = self._by_path.get('.'.join(path))
+    scope = module.path[len(self.root) :]
+    path = '.'.join((*scope, _gemma4.weight_name(module)))
+    adapted = self._by_path.get(path)
     if adapted is None:
-      return output
-    return output + self._branches(module, adapted, *args, **kwargs)
+      return next_fun(*args, **kwargs)
+    eqn, x = _gemma4.einsum_of(module, args, kwargs)
+    if not isinstance(module, _gemma4.ClippedEinsum):
+      return next_fun(*args, **kwargs) + self._branches(module, adapted, eqn, x)
+    if module.is_initializing():
+      next_fun(*args, **kwargs)  # Makes weight and bounds.
+    branches = functools.partial(self._branches, module, adapted, eqn)
+    return _clipped.apply(module, eqn, x, branches=branches)
 
   def _branches(
       self,
@@ -76,7 +83,7 @@ class Injector:
       x: jax.Array,
   ) -> jax.Array:
     """Returns what all projections of one weight add to its output."""
-    row = adapted[0].row
+    row = adapted[0].row.one_layer
     if row.slot_axis is None:  # The weight is one projection.
       (linear,) = adapted
       return self._branch(module, linear, eqn, x)
@@ -95,11 +102,10 @@ class Injector:
   ) -> jax.Array:
     """Returns what one projection adds."""
     scale = linear.scale(use_rslora=self.use_rslora)
-    if module.w_scale is not None:  # The base multiplies its weight by it.
-      scale *= module.w_scale
+    scale *= _gemma4.weight_scale(module)
     a, b = self._params(module, linear)
     x = self._drop(module, linear, x)
-    return _low_rank.apply(eqn, linear.row, x, a, b, scale=scale)
+    return _low_rank.apply(eqn, linear.row.one_layer, x, a, b, scale=scale)
 
   def _params(
       self, module: nn.Module, linear: targets.Adapted
@@ -109,7 +115,7 @@ class Injector:
     They are made on sub-scopes: gemma patches `nn.Module.param`, which would
     cast them to the base's dtype.
     """
-    row = linear.row
+    row = linear.row.one_layer
     scope: Any = module.scope
     for name in ('lora', row.projection):
       scope = scope.push(name, reuse=True)
@@ -121,7 +127,7 @@ class Injector:
           ' g4.nn.LoRA reads. Were they made by this model.init, with the same'
           ' targets?'
       )
-    a_shape, b_shape = linear.shapes
+    a_shape, b_shape = row.lora_shapes(linear.rank)
     fan_in = math.prod(row.in_shape)
     a = scope.param('a', _uniform(fan_in**-0.5), a_shape, self.dtype)
     b = scope.param('b', nn.initializers.zeros, b_shape, self.dtype)

@@ -1,10 +1,12 @@
 """LoRA around a Gemma 4 model."""
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
 from absl import logging
+import flax
 from flax import linen as nn
 import jax.numpy as jnp
 from kauldron import kd
@@ -124,7 +126,7 @@ class LoRA(_wrapper.ModelWrapper):
         *args, interceptors={i.key: i for i in injectors}, **kwargs
     )
     if self.is_initializing():
-      _check_leaves(self)
+      _check_made(self.adapted, self.variables['params'])
     return output
 
   def _injectors(self) -> list[_injector.Injector]:
@@ -171,34 +173,43 @@ def _log(lora: LoRA) -> None:
       logging.info('  %s: A %s, B %s', linear.row.lora_path, a, b)
 
 
-def _check_leaves(lora: LoRA) -> None:
-  """Raises if an adapted projection got no A and B on init.
+def _check_made(
+    adapted: Sequence[targets_lib.Adapted], params: Mapping[str, Any]
+) -> None:
+  """Raises if `init` left a projection without LoRA leaves.
 
   Read off the parameters, not noted while tracing: `nn.jit` may not trace anew.
   """
-  params = lora.variables['params']
-  without = [
-      linear.row.name
-      for linear in lora.adapted
-      if not _has(params, f'{linear.row.lora_path}.a')
+  flat = flax.traverse_util.flatten_dict(params, sep='.')
+  lacking = [x.row for x in adapted if f'{x.row.lora_path}.a' not in flat]
+  if not lacking:
+    return
+  towers = {row.tower for row in lacking}
+  inputs = [
+      arguments
+      for tower, arguments in (
+          ('vision', 'images='),
+          ('audio', 'audio=, audio_lengths= and audio_soft_token_counts='),
+      )
+      if tower in towers
   ]
-  if without:
-    names = ', '.join(without[:5]) + (', ...' if len(without) > 5 else '')
-    raise ValueError(
-        f'g4.nn.LoRA(targets=...) takes {len(without)} linears that'
-        f' {type(lora.model).__name__} never calls, so that LoRA there would do'
-        f' nothing: {names}. Leave them out, or install a gemma that gemma4_lora'
-        ' knows (4.0.1, 4.1.0).'
+  if inputs:
+    why = (
+        'gemma makes the audio tower, and the projections of both towers into'
+        ' the text width, only when init is given their input. Give it'
+        f' {" and ".join(inputs)}, or leave these projections out of targets=.'
     )
-
-
-def _has(params: Mapping[str, Any], path: str) -> bool:
-  """Whether nested parameters have a leaf or sub-tree at a dotted path."""
-  for key in path.split('.'):
-    if key not in params:
-      return False
-    params = params[key]
-  return True
+  else:
+    why = (
+        'The model never calls them, so that LoRA there would do nothing. Leave'
+        ' them out of targets=, or install a gemma that gemma4_lora knows'
+        ' (4.0.1, 4.1.0).'
+    )
+  names = ', '.join(dict.fromkeys(row.starred(row.name) for row in lacking))
+  raise ValueError(
+      f'g4.nn.LoRA: init made no LoRA leaves for {len(lacking)} of'
+      f' {len(adapted)} projections: {names}. {why}'
+  )
 
 
 def _check_dtype(dtype: Any) -> None:

@@ -13,6 +13,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from gemma4_lora import _gemma4
 from gemma4_lora import _linears
 from gemma4_lora import targets
 from gemma4_lora.nn import _lora
@@ -174,7 +175,10 @@ def summary(model: nn.Module) -> Summary:
       ),
       num_projections=len(adapted),
       trainable=sum(linear.num_params for linear in adapted),
-      total=sum(math.prod(x.shape) for x in jax.tree.leaves(_abstract(model))),
+      total=sum(
+          math.prod(x.shape)
+          for x in jax.tree.leaves(_gemma4.abstract_params(model))
+      ),
       dtype=jnp.dtype(model.dtype),
   )
 
@@ -208,12 +212,6 @@ def _megabytes(num_bytes: int) -> str:
   return f'{num_bytes / 1e6:,.1f} MB'
 
 
-def _abstract(model: nn.Module) -> Any:
-  """Returns the parameters as `jax.ShapeDtypeStruct`s."""
-  tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-  return jax.eval_shape(model.init, jax.random.key(0), tokens)['params']
-
-
 def _grouped(adapted, *, key):
   """Groups by key, in the order in which keys first come up."""
   groups = {}
@@ -235,10 +233,9 @@ def _group_key(linear: targets.Adapted) -> Any:
 
 def _group(adapted: Sequence[targets.Adapted]) -> Group:
   first = adapted[0]
-  layers = (linear.row.layer for linear in adapted)
   return Group(
       projection=first.row.projection,
-      layers=tuple(layer for layer in layers if layer is not None),
+      layers=tuple(n for linear in adapted for n in linear.row.layers),
       path=_path(first.row),
       in_shape=first.row.in_shape,
       out_shape=first.row.out_shape,
@@ -250,7 +247,7 @@ def _group(adapted: Sequence[targets.Adapted]) -> Group:
 
 def _path(row: _linears.Linear) -> str:
   """`layer_*.attn.kv_einsum.w[1]` for v, `....w[:, 1]` for up of experts."""
-  path = row.path.replace(f'layer_{row.layer}.', 'layer_*.')
+  path = row.starred(row.path)
   if row.slot_axis is None:
     return path
   return f'{path}[{":, " * row.slot_axis}{row.slot}]'

@@ -1,7 +1,9 @@
 """Whether a string of `g4.targets` means a row of the table."""
 
+from collections.abc import Callable
 from collections.abc import Sequence
 import re
+from typing import Any
 
 from gemma4_lora import _linears
 from gemma4_lora.targets import _rule
@@ -17,8 +19,12 @@ KINDS = (
     'audio',
     'multimodal_projections',
 )
+# Projections that every tower has: without a tower, the text's.
+_IN_EVERY_TOWER = frozenset({'q', 'k', 'v', 'o', 'gate', 'up', 'down'})
 # As Hugging Face nests the text tower, by class of the model.
 _HF_PREFIXES = ('model.language_model.', 'model.', 'language_model.', '')
+# As it nests the other towers.
+_HF_TOWER_PREFIXES = ('model.', '')
 
 
 def matches(
@@ -29,23 +35,28 @@ def matches(
   Args:
     target: A string of `g4.targets`.
     row: A row of the table.
-    tower: Whose projections a bare name means; None for the text tower's.
+    tower: Whose projections a bare name means; None for the text tower's,
+      where it has one of that name.
     regex: Whether `target` is a regular expression on Hugging Face's names.
+
+  Raises:
+    ValueError: By Hugging Face's names, it means some layers of a weight that
+      has all layers of its tower.
   """
   if regex:
     pattern = re.compile(target)
-    return row.group != 'router' and any(
-        pattern.fullmatch(name) for name in hf_names(row)
-    )
+    return row.group != 'router' and _any_name(pattern.fullmatch, target, row)
   if target in KINDS or target == 'all-linear':
     return _is_of_kind(target, row, tower=tower)
   if target == row.name:
     return True
   if target == row.projection:
+    if tower is None and target not in _IN_EVERY_TOWER:
+      return True
     return row.tower == (tower or 'text')
   if row.group == 'router':  # By its own name only.
     return target in hf_names(row) or target == row.hf_name.split('.', 2)[-1]
-  if any(n == target or n.endswith(f'.{target}') for n in hf_names(row)):
+  if _any_name(lambda n: f'.{n}'.endswith(f'.{target}'), target, row):
     return True
   pattern = _glob(target)
   return any(map(pattern.fullmatch, (row.name, row.path, row.module_path)))
@@ -78,10 +89,30 @@ def layer_numbers(
 
 
 def hf_names(row: _linears.Linear) -> list[str]:
-  """Returns what Hugging Face may call the module of a row."""
-  if row.tower != 'text':
-    return [row.hf_name] if row.hf_name else []
-  return [prefix + row.hf_name for prefix in _HF_PREFIXES]
+  """Returns what Hugging Face may call the modules of a row."""
+  return [name for names in _hf_modules(row) for name in names]
+
+
+def _hf_modules(row: _linears.Linear) -> list[list[str]]:
+  """What it may call each module: one, or one per layer if they are stacked."""
+  prefixes = _HF_PREFIXES if row.tower == 'text' else _HF_TOWER_PREFIXES
+  return [[prefix + name for prefix in prefixes] for name in row.hf_names]
+
+
+def _any_name(
+    fits: Callable[[str], Any], target: str, row: _linears.Linear
+) -> bool:
+  """Whether a row is meant by Hugging Face's names: all its modules or none."""
+  modules = _hf_modules(row)
+  meant = [names for names in modules if any(map(fits, names))]
+  if meant and len(meant) < len(modules):
+    raise ValueError(
+        f'{target!r} means {len(meant)} of the {len(modules)} layers of'
+        f' {row.name}, as {meant[0][0]}. Gemma keeps the layers of the'
+        f' {row.tower} tower in one weight: LoRA there is on all of them or'
+        ' none.'
+    )
+  return bool(meant)
 
 
 def _is_of_kind(kind: str, row: _linears.Linear, *, tower: str | None) -> bool:

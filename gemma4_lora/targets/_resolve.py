@@ -99,16 +99,15 @@ def _rows_of(
     rule: _rule.Rule, rows: Sequence[_linears.Linear]
 ) -> list[_linears.Linear]:
   """Returns the live rows of one rule."""
-  candidates = [row for row in rows if _is_placed(rule, row, rows)]
   matched = {}
   for target in rule.selects:
-    found = _matching(target, rule, candidates)
+    found = _placed(target, rule, rows)
     if not found:
       raise ValueError(_nothing(target, rule, rows))
     _check_live(target, rule, found)
     matched |= {row.name: row for row in found if row.live}
   for target in rule.excludes:
-    found = _matching(target, rule, candidates)
+    found = _placed(target, rule, rows)
     if not found:
       raise ValueError(_nothing(target, rule, rows, argument='exclude'))
     for row in found:
@@ -129,6 +128,14 @@ def _matching(
   ]
 
 
+def _placed(
+    target: str, rule: _rule.Rule, rows: Sequence[_linears.Linear]
+) -> list[_linears.Linear]:
+  """Returns those rows that one string means, where the rule looks."""
+  found = _matching(target, rule, rows)
+  return [row for row in found if _is_placed(rule, row, rows)]
+
+
 def _is_placed(
     rule: _rule.Rule,
     row: _linears.Linear,
@@ -141,10 +148,22 @@ def _is_placed(
     return False
   if rule.layers is None:
     return True
+  if not row.layers:
+    return False
   # Of the tower that the row is in: -1 is its own last layer.
-  numbers = [r.layer for r in rows if r.tower == row.tower]
-  num_layers = 1 + max((n for n in numbers if n is not None), default=-1)
-  return row.layer in _match.layer_numbers(rule.layers, num_layers=num_layers)
+  num_layers = 1 + max(
+      n for r in rows if r.tower == row.tower for n in r.layers
+  )
+  chosen = _match.layer_numbers(rule.layers, num_layers=num_layers)
+  meant = chosen.intersection(row.layers)
+  if meant and len(meant) < len(row.layers):
+    raise ValueError(
+        f'{rule} means {len(meant)} of the {len(row.layers)} layers of'
+        f' {row.name}. Gemma keeps the layers of the {row.tower} tower in one'
+        ' weight: LoRA there is on all of them or none. Leave layers= out, or'
+        ' add tower="text".'
+    )
+  return bool(meant)
 
 
 def _check_live(
@@ -197,6 +216,6 @@ def _names(rows: Sequence[_linears.Linear]) -> list[str]:
   """Everything that a misspelt string may have meant, each once."""
   names = [*_known(rows), 'all-linear']
   for row in rows:
-    starred = row.module_path.replace(f'layer_{row.layer}.', 'layer_*.')
+    starred = row.starred(row.module_path)
     names += [row.name, starred, row.hf_name.rpartition('.')[2], row.path]
   return list(dict.fromkeys(names))

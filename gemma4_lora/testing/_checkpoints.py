@@ -8,12 +8,12 @@ from typing import Literal
 from etils import epath
 from flax import linen as nn
 from gemma.gm.nn.gemma4 import _config
-from gemma.gm.nn.gemma4 import _transformer
-import jax
 import jax.numpy as jnp
 from kauldron import kd
 import numpy as np
 import orbax.checkpoint as ocp
+
+from gemma4_lora import _gemma4
 
 Layout = Literal[
     'nested', 'nested_bare', 'flat', 'stacked', 'kauldron', 'kauldron_w'
@@ -108,29 +108,10 @@ def base_model(model: nn.Module) -> nn.Module:
 def abstract_params(model: nn.Module) -> _Params:
   """Returns the shapes of all parameters of a Gemma 4 model, towers included.
 
-  The towers' projections are created by an image and a clip, so both are given
-  if the model takes them.
-
   Args:
     model: A Gemma 4 model, not wrapped.
   """
-  inputs: dict[str, Any] = {}
-  constants: dict[str, Any] = {}
-  if vision := model.config.vision_encoder:
-    patches, positions = _transformer._make_dummy_images(vision)  # pylint: disable=protected-access
-    inputs['images'] = _transformer.PreprocessedVisionInput(
-        patches=patches, positions_xy=positions, soft_token_counts=(1,)
-    )
-  if model.config.audio_encoder:
-    inputs['audio'] = jnp.zeros((1, 1, 16000))
-    inputs['audio_lengths'] = jnp.full((1, 1), 16000)
-    constants['audio_soft_token_counts'] = (1,)
-
-  def init(inputs):
-    tokens = jnp.ones((1, 4), jnp.int32)
-    return model.init(jax.random.key(0), tokens, **inputs, **constants)
-
-  return jax.eval_shape(init, inputs)['params']
+  return _gemma4.abstract_params(model)
 
 
 def random_params(shapes: _Params, *, seed: int = 0) -> _Params:

@@ -1,0 +1,42 @@
+"""A clipped linear with branches: inside both clips, as in Hugging Face.
+
+`clip_out(W . clip_in(x) + branches(clip_in(x)))`. gemma's module clips within
+its own call, where nothing can be added, so that its three lines stand here
+again, on its own parameters.
+https://github.com/google-deepmind/gemma/blob/main/gemma/gm/nn/gemma4/_layers.py
+(`ClippedEinsum`, gemma 4.0.1 and 4.1.0)
+"""
+
+from collections.abc import Callable
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from gemma4_lora import _gemma4
+
+
+def apply(
+    module: nn.Module,
+    eqn: str,
+    x: jax.Array,
+    *,
+    branches: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+  """Returns what the module would, with branches added before the last clip.
+
+  Args:
+    module: A `ClippedEinsum` that has its parameters.
+    eqn: Einsum of its input and its weight.
+    x: Its input.
+    branches: What to add, as a function of the clipped input.
+
+  Raises:
+    ValueError: The parameters lack a clip bound.
+  """
+  bounds = _gemma4.clip_bounds(module)
+  w = module.get_variable('params', _gemma4.weight_name(module))
+  w *= _gemma4.weight_scale(module)
+  x = jnp.clip(x, bounds['clip_input_min'], bounds['clip_input_max'])
+  y = jnp.einsum(eqn, x, w) + branches(x)
+  return jnp.clip(y, bounds['clip_output_min'], bounds['clip_output_max'])
