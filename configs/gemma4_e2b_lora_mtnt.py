@@ -82,7 +82,7 @@ def _make_dataset(
     *, split: str, batch_size: int | None = None, sampling: bool = False
 ):
   tokenizer = gm.text.Gemma4Tokenizer()
-  max_length = 512  # In tokens; about 1 % of the examples are longer.
+  max_length = 512  # In tokens.
   return kd.data.py.Tfds(
       name="mtnt/en-fr",  # Fields: https://tensorflow.org/datasets/catalog/mtnt
       split=split,
