@@ -331,7 +331,7 @@ def test_shards_over_eight_devices_like_one(tmp_path):
     return training.make_trainer(
         model,
         tmp_path / workdir,
-        num_train_steps=2,
+        num_train_steps=1,
         checkpointer=None,
         **kwargs,
     ).train()
