@@ -10,7 +10,7 @@ method that holds them is computed here, with the branches beside them:
 | gate and up: `MD,ED(2F)->M(2F)` | `EDr`, `ErF` | `MD,EDr->Mr`, `Mr,ErF->MF` |
 | down: `MF,EFD->MD` | `EFr`, `ErD` | `MF,EFr->Mr`, `Mr,ErD->MD` |
 
-No array of a merged weight's size is made, neither forward nor backward.
+The branches make no array of a merged weight's size, forward nor backward.
 https://github.com/google-deepmind/gemma/blob/main/gemma/gm/nn/gemma4/_moe.py
 """
 
@@ -49,6 +49,8 @@ class ExpertInjector(_injector.Injector):
 
   def __call__(self, next_fun, args, kwargs, context):
     module = context.module
+    if module.scope is None:  # Of an unbound module: has no path.
+      return next_fun(*args, **kwargs)
     block = '.'.join(module.path[len(self.root) :])
     adapted = self._by_block.get(block)
     if adapted is None:

@@ -55,6 +55,9 @@ class LoRA(_wrapper.ModelWrapper):
   }}
   ```
 
+  Each routed expert has an A and a B of its own: those of `expert_down` are
+  `f32[E, F, rank]` and `f32[E, rank, D]`, at `layer_0.mlp.linear.lora`.
+
   A starts Kaiming-uniform, `U(-1, 1) / sqrt(fan_in)` as PEFT's does, and B at
   zero. The branch is `scale * (x @ A) @ B`.
 

@@ -105,6 +105,18 @@ def test_the_table_as_it_is_printed():
   assert '3 v: the model never uses them (KV-shared layers)' in footer[3]
 
 
+def test_experts_count_each():
+  """128 experts of 704, in 30 layers of width 2816."""
+  model = g4.nn.LoRA(rank=2, targets='experts', model=gm.nn.Gemma4_26B_A4B())
+  summary = g4.nn.summary(model)
+  assert summary.trainable == 30 * 128 * 3 * 2 * (704 + 2816)
+  assert [group.path for group in summary.groups] == [
+      'layer_*.mlp.gating_einsum.w[:, 0]',
+      'layer_*.mlp.gating_einsum.w[:, 1]',
+      'layer_*.mlp.linear.w',
+  ]
+
+
 def test_renders_in_a_notebook():
   model = g4.nn.LoRA(rank=4, targets='q', model=g4.testing.Gemma4_E2B())
   html = g4.nn.summary(model)._repr_html_()

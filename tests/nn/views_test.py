@@ -32,6 +32,20 @@ def test_packed_weights_are_split_into_projections():
   assert 'layer_3.attn.v' not in views  # Dead.
 
 
+def test_experts_keep_their_axis():
+  base = training.shallow(g4.testing.Gemma4_26B_A4B())
+  model = g4.nn.LoRA(rank=3, targets='experts', model=base)
+  params = training.random_params(model)
+  views = g4.nn.linears(model, params)
+  mlp = params['layer_0']['mlp']
+  up = views['layer_0.mlp.expert_up']
+  np.testing.assert_array_equal(up.base, mlp['gating_einsum']['w'][:, 1])
+  assert up.lora_a is mlp['gating_einsum']['lora']['expert_up']['a']
+  down = views['layer_0.mlp.expert_down']
+  np.testing.assert_array_equal(down.base, mlp['linear']['w'])
+  assert down.lora_b is mlp['linear']['lora']['expert_down']['b']
+
+
 def test_takes_shapes_as_well_as_arrays():
   model = g4.nn.LoRA(
       rank=3, model=training.shallow(g4.testing.Gemma4_26B_A4B())
