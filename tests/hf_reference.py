@@ -12,6 +12,7 @@ from typing import Any
 from gemma import gm
 from gemma.gm.nn.gemma4 import _config
 from gemma.gm.nn.gemma4 import _modules
+from gemma.gm.nn.gemma4.vision import _encoder as _vision
 import numpy as np
 import safetensors.numpy
 
@@ -36,14 +37,17 @@ class Reference:
 
 
 def load(name: str) -> Reference:
-  """Loads a base model and its logits."""
+  """Loads a base model and its logits. Of `e_mm`, vision has no weights."""
   hf = json.loads((TESTDATA / name / 'config.json').read_text())
   weights = safetensors.numpy.load_file(TESTDATA / name / 'model.safetensors')
   config = _gemma_config(hf)
   data = np.load(TESTDATA / f'{name}.npz')
   return Reference(
       model=gm.nn.Gemma4_E2B(
-          tokens='batch.input', config=config, dtype=np.float32
+          tokens='batch.input',
+          config=config,
+          dtype=np.float32,
+          text_only=config.vision_encoder is None,
       ),
       params=_gemma_params(weights, config),
       tokens=data['tokens'],
@@ -53,6 +57,10 @@ def load(name: str) -> Reference:
 
 def _gemma_config(hf: dict[str, Any]) -> _config.TransformerConfig:
   """Hugging Face's config in gemma's terms."""
+  vision = None
+  if 'text_config' in hf:  # Multimodal.
+    vision = _vision_encoder(hf['vision_config'])
+    hf = hf['text_config']
   types = {
       'sliding_attention': _modules.AttentionType.LOCAL_SLIDING,
       'full_attention': _modules.AttentionType.GLOBAL,
@@ -97,6 +105,20 @@ def _gemma_config(hf: dict[str, Any]) -> _config.TransformerConfig:
       expert_dim=hf['moe_intermediate_size'] or 0,
       top_k_experts=hf['top_k_experts'] or 0,
       moe_dense_hidden_dim=hf['intermediate_size'] if moe else 0,
+      vision_encoder=vision,
+  )
+
+
+def _vision_encoder(hf: dict[str, Any]) -> _vision.VisionEncoder:
+  """Hugging Face's config of the vision tower in gemma's terms."""
+  return _vision.VisionEncoder(
+      d_model=hf['hidden_size'],
+      num_layers=hf['num_hidden_layers'],
+      num_heads=hf['num_attention_heads'],
+      ffw_hidden=hf['intermediate_size'],
+      patch_size=hf['patch_size'],
+      pos_emb_shape_yx=(hf['position_embedding_size'], 2),
+      use_clipped_linears=hf['use_clipped_linears'],
   )
 
 
@@ -104,7 +126,10 @@ def _gemma_params(
     weights: dict[str, np.ndarray], config: _config.TransformerConfig
 ) -> dict[str, Any]:
   """Hugging Face's weights in gemma's tree."""
-  weights = {k.removeprefix('model.'): v for k, v in weights.items()}
+  weights = {
+      k.removeprefix('model.').removeprefix('language_model.'): v
+      for k, v in weights.items()
+  }
   embedder = {'input_embedding': weights['embed_tokens.weight']}
   if config.per_layer_input_dim:
     size = (config.num_layers, config.per_layer_input_dim)

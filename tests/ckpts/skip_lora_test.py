@@ -9,7 +9,9 @@ from kauldron import kd
 import numpy as np
 import pytest
 
+from gemma4_lora import _gemma4
 from gemma4_lora import g4
+from gemma4_lora.testing import _checkpoints
 from tests.ckpts import states
 
 _E2B = 'Gemma4_E2B'
@@ -192,3 +194,27 @@ def test_other_transform_that_changes_dtype_or_sharding(kwargs):
   transform = g4.ckpts.SkipLoRA4(wrapped=_Cast(**kwargs))
   with pytest.raises(ValueError, match='_Cast changed structure, shape, dtype'):
     transform.transform(states.make_state(_E2B, lora='ours'))
+
+
+def test_clip_bounds_are_restored(checkpoint):
+  """Of both towers, under LoRA on them: finite ones, as in the file."""
+  path, written = checkpoint(_E2B, text_only=False)
+  model = g4.nn.LoRA(
+      rank=2,
+      targets=['vision', 'audio'],
+      model=states.model(_E2B, text_only=False),
+  )
+  params = _checkpoints.random_params(_gemma4.abstract_params(model), seed=9)
+  state = states.wrap(jax.tree.map(jnp.asarray, params))
+  transform = g4.ckpts.SkipLoRA4(wrapped=gm.ckpts.LoadCheckpoint(path=path))
+  restored = transform.transform(state)
+  assert not states.differing(restored.params, written)
+  bounds = {
+      keys: x
+      for keys, x in states.base_leaves(restored.params).items()
+      if keys[-1].startswith('clip_')
+  }
+  assert {keys[0] for keys in bounds} == {'vision_encoder', 'audio_encoder'}
+  assert all(np.isfinite(x).all() for x in bounds.values())
+  for keys, x in states.lora_leaves(restored).items():
+    np.testing.assert_array_equal(x, states.lora_leaves(state)[keys])

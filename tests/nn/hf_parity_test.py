@@ -1,12 +1,14 @@
 """Logits against transformers and PEFT, through the wrappers."""
 
 import json
+import math
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
 
+from gemma4_lora import _linears
 from gemma4_lora import g4
 from tests import hf_reference
 
@@ -31,7 +33,7 @@ def test_base_logits_equal_transformers(name, wrap):
   np.testing.assert_allclose(logits, ref.logits, atol=_ATOL)
 
 
-@pytest.mark.parametrize('name', ['e', 'dense'])
+@pytest.mark.parametrize('name', ['e', 'e_mm', 'dense'])
 def test_adapter_logits_equal_peft(name):
   """PEFT's A and B, transposed into ours, give PEFT's logits."""
   ref = hf_reference.load(name)
@@ -44,7 +46,8 @@ def test_adapter_logits_equal_peft(name):
   read = set()
   for linear in model.adapted:
     row = linear.row
-    prefix = f'base_model.model.model.{row.hf_name}'
+    nested = 'language_model.' if name == 'e_mm' else ''
+    prefix = f'base_model.model.model.{nested}{row.hf_name}'
     a = adapter[f'{prefix}.lora_A.weight']  # [r, in]
     b = adapter[f'{prefix}.lora_B.weight']  # [out, r]
     read |= {f'{prefix}.lora_{x}.weight' for x in 'AB'}
@@ -108,6 +111,30 @@ def _expert_module(hf_name, target_parameters):
   module, _, parameter = hf_name.rpartition('.')
   parameters = [p.rpartition('.')[2] for p in target_parameters]
   return module + '.base_layer' * parameters[::-1].index(parameter)
+
+
+def test_towers_are_named_as_in_files_of_transformers():
+  """Each linear of the vision tower, by name and shape; and no other."""
+  ref = hf_reference.load('e_mm')
+  weights = safetensors.numpy.load_file(
+      hf_reference.TESTDATA / 'e_mm' / 'model.safetensors'
+  )
+  want = {
+      name: weight.shape
+      for name, weight in weights.items()
+      if name.startswith(('model.vision_tower.', 'model.embed_vision.'))
+      and weight.ndim == 2
+  }
+  got = {
+      f'model.{name}.weight': (
+          math.prod(row.out_shape),
+          math.prod(row.in_shape),
+      )
+      for row in _linears.linears(ref.model.config)
+      if row.tower == 'vision'
+      for name in row.hf_names
+  }
+  assert got == want
 
 
 def _set(params, path, a, b):

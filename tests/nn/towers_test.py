@@ -1,0 +1,362 @@
+"""LoRA on the vision and audio towers, and between them and the text."""
+
+from gemma import peft
+import jax
+import jax.numpy as jnp
+from kauldron import kd
+import numpy as np
+import optax
+import pytest
+
+from gemma4_lora import _gemma4
+from gemma4_lora import g4
+from tests import multimodal
+from tests import training
+
+# Every tower, ready set and name: 31B has no audio.
+_TOWERS = {
+    'Gemma4_E2B': [
+        'vision',
+        'audio',
+        'multimodal_projections',
+        'patch_embedding',
+        'subsampling',
+        'relative_position',
+        'output_projection',
+    ],
+    'Gemma4_31B': ['vision', 'multimodal_projections', 'patch_embedding'],
+}
+_HAS_AUDIO = {'Gemma4_E2B': True, 'Gemma4_31B': False}
+
+
+def _model(name, *, targets=(), **kwargs):
+  base = multimodal.base(name, dtype=jnp.float32)
+  kwargs = {'rank': 3, 'alpha': 6} | kwargs
+  return g4.nn.LoRA(targets=[*_TOWERS[name], *targets], model=base, **kwargs)
+
+
+def _logits(model, params, *, audio, **kwargs):
+  inputs = multimodal.inputs(audio=audio)
+  return model.apply({'params': params}, **inputs, **kwargs).logits
+
+
+def _tight(params, *, inputs, outputs):
+  """Narrows every clip so that it binds: to these sizes, either side of 0."""
+  bounds = {'clip_input': inputs, 'clip_output': outputs}
+
+  def value(path, x):
+    clip, _, end = path[-1].key.rpartition('_')
+    if clip not in bounds:
+      return x
+    return jnp.full_like(x, bounds[clip] * (-1 if end == 'min' else 1))
+
+  return jax.tree_util.tree_map_with_path(value, params)
+
+
+# ------------------------------- The maths --------------------------------
+
+
+def _merged(model, params):
+  """Base parameters with every branch added into its weight, axis by axis."""
+  flat = training.flat(params)
+  base = {k: np.array(v) for k, v in flat.items() if '.lora.' not in k}
+  for linear in model.adapted:
+    row = linear.row
+    a = np.asarray(flat[f'{row.lora_path}.a'], np.float64)
+    b = np.asarray(flat[f'{row.lora_path}.b'], np.float64)
+    weight = base[row.path]
+    for layer in range(weight.shape[0]) if row.stacked else [None]:
+      pick = () if layer is None else (layer,)
+      target = weight[pick] if row.slot is None else weight[(*pick, row.slot)]
+      # [*in, r] and [r, *out] to a matrix, and into the weight's own order.
+      delta = 2.0 * a[pick].reshape(-1, 3) @ b[pick].reshape(3, -1)
+      target += _ordered(delta, row.projection, row.tower, target.shape)
+  original = peft.split_params(params).original
+  return jax.tree.unflatten(jax.tree.structure(original), base.values())
+
+
+def _ordered(delta, projection, tower, shape):
+  """A matrix (in, out) in the order in which gemma writes that weight."""
+  if tower == 'vision' and projection in ('q', 'k', 'v'):
+    heads, width, size = shape
+    return delta.reshape(width, heads, size).transpose(1, 0, 2)
+  if tower == 'vision' and projection in ('gate', 'up'):
+    return delta.T
+  return delta.reshape(shape)  # Input axes first, as in all others.
+
+
+@pytest.mark.parametrize('tight', [False, True])
+@pytest.mark.parametrize('name', _TOWERS)
+def test_equals_the_model_with_merged_weights(name, tight):
+  """Of every projection of the towers at once, whether or not clips bind."""
+  audio = _HAS_AUDIO[name]
+  model = _model(name)
+  params = multimodal.random_params(model)
+  if tight:
+    params = _tight(params, inputs=0.3, outputs=0.1)
+  got = _logits(model, params, audio=audio)
+  want = _logits(model.model, _merged(model, params), audio=audio)
+  base = peft.split_params(params).original
+  unadapted = _logits(model.model, base, audio=audio)
+  assert np.isfinite(want).all()
+  assert np.abs(want - unadapted).max() > 0.2
+  np.testing.assert_allclose(got, want, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ('projection', 'source', 'module'),
+    [
+        ('linear_start', ('lconv', 'ln'), ('lconv', 'linear_start')),
+        (
+            'up',
+            ('fflayer_start', 'pre_layer_norm'),
+            ('fflayer_start', 'ffn_layer1'),
+        ),
+        (
+            'v',
+            ('trans_atten', 'pre_norm'),
+            ('trans_atten', 'self_atten', 'value'),
+        ),
+    ],
+)
+def test_the_branch_is_inside_both_clips(projection, source, module):
+  """One linear in NumPy: clip_out(W clip_in(x) + s B A clip_in(x))."""
+  model = _model('Gemma4_E2B')
+  params = multimodal.random_params(model)
+  params = _tight(params, inputs=0.3, outputs=0.1)
+  inputs = multimodal.inputs(audio=True)
+  _, state = model.apply(
+      {'params': params}, **inputs, capture_intermediates=True
+  )
+  layer = ('audio_encoder', 'conformer/stacked_layers_0')
+
+  def called(*path):
+    node = state['intermediates']
+    for key in (*layer, *path):
+      node = node[key]
+    return np.asarray(node['__call__'][0])
+
+  leaves = params
+  for key in (*layer, *module):
+    leaves = leaves[key]
+  x, got = called(*source), called(*module)
+  w, a, b = (
+      np.asarray(leaf, np.float64)
+      for leaf in (
+          leaves['kernel'],
+          leaves['lora'][projection]['a'],
+          leaves['lora'][projection]['b'],
+      )
+  )
+  clipped = np.clip(x.astype(np.float64), -0.3, 0.3)
+  inside = clipped @ w + 2 * (clipped @ a) @ b
+  want = np.clip(inside, -0.1, 0.1)
+  outside = np.clip(clipped @ w, -0.1, 0.1) + 2 * (x @ a) @ b
+  assert np.mean(clipped != x) > 0.3  # Both clips bind,
+  assert np.mean(want != inside) > 0.1
+  assert np.abs(want - outside).max() > 0.05  # and tell it from the wrong one.
+  np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', _TOWERS)
+def test_zero_b_equals_the_base_model_bitwise(name):
+  audio = _HAS_AUDIO[name]
+  model = _model(name, targets=['text']).clone(
+      model=multimodal.base(name)  # In bfloat16.
+  )
+  params = multimodal.random_params(model)
+  params = _tight(params, inputs=0.3, outputs=0.1)
+  params = jax.tree_util.tree_map_with_path(
+      lambda path, x: jnp.zeros_like(x)
+      if path[-1].key == 'b' and 'lora' in str(path)
+      else x,
+      params,
+  )
+  got = _logits(model, params, audio=audio)
+  original = peft.split_params(params).original
+  want = _logits(model.model, original, audio=audio)
+  np.testing.assert_array_equal(got, want)
+
+
+# ------------------------------- Training ---------------------------------
+
+
+def _loss(model, params, *, audio, **kwargs):
+  logits = _logits(model, params, audio=audio, **kwargs).astype(jnp.float32)
+  tokens = multimodal.inputs(audio=audio)['tokens'][:, 1:]
+  losses = optax.softmax_cross_entropy_with_integer_labels(
+      logits[:, :-1], jnp.maximum(tokens, 0)
+  )
+  return jnp.mean(losses, where=tokens > 0)
+
+
+@pytest.mark.parametrize('name', _TOWERS)
+def test_gradients_reach_every_a_and_b(name):
+  """Text, towers and what joins them; in each layer of a stacked weight."""
+  audio = _HAS_AUDIO[name]
+  model = _model(name, targets=['text'])
+  params = multimodal.random_params(model)
+  grads = jax.jit(jax.grad(lambda p: _loss(model, p, audio=audio)))(params)
+  flat = training.flat(grads)
+  assert np.any(multimodal.images().positions_xy == -1)
+  for path, grad in flat.items():
+    assert np.isfinite(grad).all(), path
+  for linear in model.adapted:
+    for leaf in 'ab':
+      grad = flat[f'{linear.row.lora_path}.{leaf}']
+      layers = grad if linear.row.stacked else grad[None]
+      for layer in layers:
+        assert np.abs(layer).max() > 0, (linear.row.name, leaf)
+
+
+def test_text_and_vision_learn_together():
+  """Adam on LoRA leaves alone lowers the loss, and moves no other leaf."""
+  model = _model('Gemma4_31B', targets=['text'], dropout=0.1)
+  params = multimodal.random_params(model)
+  mask = kd.optim.select('lora')
+  optimizer = kd.optim.partial_updates(optax.adam(1e-2), mask=mask)
+
+  @jax.jit
+  def step(params, state, key):
+    loss, grads = jax.value_and_grad(
+        lambda p: _loss(
+            model,
+            p,
+            audio=False,
+            rngs={'dropout': key},
+            is_training_property=True,
+        )
+    )(params)
+    updates, state = optimizer.update(grads, state, params)
+    return optax.apply_updates(params, updates), state, loss
+
+  state, new, losses = optimizer.init(params), params, []
+  for key in jax.random.split(jax.random.key(0), 10):
+    new, state, loss = step(new, state, key)
+    losses.append(loss)
+  assert losses[-1] < losses[0] - 0.5
+  old = training.flat(params)
+  for path, leaf in training.flat(new).items():
+    assert np.array_equal(leaf, old[path]) == ('.lora.' not in path), path
+
+
+@pytest.mark.parametrize(
+    ('tower', 'name'), [('vision', 'Gemma4_31B'), ('audio', 'Gemma4_E2B')]
+)
+def test_dropout_in_the_towers(tower, name):
+  """Off in eval; reproducible from its rng, and another with another."""
+  base = multimodal.base(name, dtype=jnp.float32)
+  model = g4.nn.LoRA(rank=3, targets=tower, dropout=0.5, model=base)
+  params = multimodal.random_params(model)
+
+  def run(seed, *, is_training):
+    return np.asarray(
+        _logits(
+            model,
+            params,
+            audio=tower == 'audio',
+            rngs={'dropout': jax.random.key(seed)},
+            is_training_property=is_training,
+        )
+    )
+
+  trained = run(0, is_training=True)
+  np.testing.assert_array_equal(run(0, is_training=True), trained)
+  assert np.any(run(1, is_training=True) != trained)
+  without = run(0, is_training=False)
+  assert np.any(without != trained)
+  np.testing.assert_array_equal(run(1, is_training=False), without)
+
+
+# ------------------------------ Parameters --------------------------------
+
+
+def test_init_draws_each_stacked_layer_by_its_own_fan_in():
+  """U(-1/sqrt(fan_in), 1/sqrt(fan_in)); the layer axis is no input."""
+  base = multimodal.base('Gemma4_31B')
+  model = g4.nn.LoRA(rank=64, targets='vision', model=base)
+  tokens = jnp.ones((1, 4), jnp.int32)
+  params = jax.jit(model.init)(jax.random.key(0), tokens)['params']
+  block = params['vision_encoder']['transformer']['stacked_layers']['block']
+  lora = block['attn']['attn_vec_einsum']['lora']['o']
+  assert lora['a'].shape == (2, 2, 12, 64)  # [L, N, H, r]
+  assert not np.any(lora['b'])
+  bound = 1 / np.sqrt(24)
+  for layer in lora['a']:
+    assert 0.95 * bound < np.abs(layer).max() <= bound
+  assert np.abs(lora['a'][0] - lora['a'][1]).max() > bound
+
+
+@pytest.mark.parametrize('name', _TOWERS)
+def test_base_leaves_are_those_of_the_plain_model(name):
+  model = _model(name)
+  params = _gemma4.abstract_params(model)
+  assert peft.split_params(params).original == _gemma4.abstract_params(
+      model.model
+  )
+
+
+def test_select_lora_leaves_clip_bounds_frozen():
+  params = _gemma4.abstract_params(_model('Gemma4_E2B'))
+  mask = training.flat(kd.optim.select('lora')(params))
+  assert mask.keys() == training.flat(params).keys()
+  for path, selected in mask.items():
+    assert selected == ('.lora.' in path), path
+  assert any(path.endswith('clip_output_max') for path in mask)
+
+
+@pytest.mark.parametrize(
+    ('targets', 'match'),
+    [
+        (['q', 'audio'], r'stacked_layers_\*\.lconv\.linear_.*Give it audio='),
+        ('mm_input_projection', 'embedder.mm_input_projection.*it images='),
+        ('multimodal_projections', 'images= and audio=, audio_lengths='),
+    ],
+)
+def test_a_tower_that_init_does_not_make(targets, match):
+  """gemma makes it only from its own input: no leaf would be there."""
+  model = g4.nn.LoRA(
+      rank=2, targets=targets, model=multimodal.base('Gemma4_E2B')
+  )
+  tokens = jax.ShapeDtypeStruct((1, 4), jnp.int32)
+  with pytest.raises(ValueError, match=match):
+    jax.eval_shape(model.init, jax.random.key(0), tokens)
+
+
+def test_tokens_alone_make_the_vision_tower():
+  """gemma shows it an empty image on init: text-only batches can train it."""
+  model = g4.nn.LoRA(
+      rank=2, targets='vision', model=multimodal.base('Gemma4_E2B')
+  )
+  tokens = jax.ShapeDtypeStruct((1, 4), jnp.int32)
+  params = jax.eval_shape(model.init, jax.random.key(0), tokens)['params']
+  paths = {path for path in training.flat(params) if '.lora.' in path}
+  assert paths == {
+      f'{linear.row.lora_path}.{leaf}'
+      for linear in model.adapted
+      for leaf in 'ab'
+  }
+
+
+def test_a_clip_bound_that_the_parameters_lack():
+  model = g4.nn.LoRA(
+      rank=2, targets='vision', model=multimodal.base('Gemma4_E2B')
+  )
+  params = multimodal.random_params(model)
+  block = params['vision_encoder']['transformer']['stacked_layers']['block']
+  del block['attn']['q_einsum']['clip_output_min']
+  with pytest.raises(ValueError, match='have no .*q_einsum.clip_output_min'):
+    _logits(model, params, audio=False)
+
+
+def test_summary_counts_the_towers():
+  model = _model('Gemma4_E2B')
+  params = training.flat(_gemma4.abstract_params(model))
+  sizes = {path: x.size for path, x in params.items()}
+  summary = g4.nn.summary(model)
+  assert summary.total == sum(sizes.values())
+  assert summary.trainable == sum(n for p, n in sizes.items() if '.lora.' in p)
+  (group,) = (
+      g for g in summary.groups if g.path.endswith('block.attn.q_einsum.w')
+  )
+  assert group.layers == (0, 1)
