@@ -1,0 +1,3 @@
+"""Optimizers for LoRA, around optax's."""
+
+from gemma4_lora.optim._lora_plus import lora_plus
