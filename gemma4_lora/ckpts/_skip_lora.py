@@ -7,6 +7,7 @@ from gemma import gm
 import jax
 from kauldron import kd
 
+from gemma4_lora.ckpts import _magnitudes
 from gemma4_lora.ckpts import _partial_load
 from gemma4_lora.ckpts import _restore
 from gemma4_lora.ckpts import _trees
@@ -25,6 +26,8 @@ _KNOWN = (
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SkipLoRA4(kd.ckpts.InitTransform):
   """Restores the base model and leaves the LoRA leaves as they are.
+
+  But for DoRA's magnitudes, which start at the norms of the restored base.
 
   ```python
   init_transform = g4.ckpts.SkipLoRA4(
@@ -68,6 +71,10 @@ class SkipLoRA4(kd.ckpts.InitTransform):
           ' 4: use `g4.nn.LoRA(rank=…, model=…)`. To fine-tune without LoRA,'
           ' use g4.ckpts.PartialLoad(path=…) without SkipLoRA4.'
       )
+    return _magnitudes.following(self._restore, state)
+
+  def _restore(self, state: Any) -> Any:
+    """Restores the base."""
     request = _request(self.wrapped)
     if request is not None:
       return _restore.restore(state, request)

@@ -11,8 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from gemma4_lora import _gemma4
+from gemma4_lora import _linears
 from gemma4_lora import targets
+from gemma4_lora.nn import _dora
 from gemma4_lora.nn import _low_rank
+from gemma4_lora.nn import _weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +44,7 @@ class Injector:
         f'lora rslora={self.use_rslora} dropout={self.use_dropout}'
         f' dtype={jnp.dtype(self.dtype)} '
         + ','.join(
-            f'{x.row.name}:{x.rank}:{x.alpha!r}:{x.dropout!r}'
+            f'{x.row.name}:{x.rank}:{x.alpha!r}:{x.dropout!r}:{x.use_dora}'
             for x in self.adapted
         )
     )
@@ -66,7 +69,9 @@ class Injector:
     adapted = self._by_path.get('.'.join(path))
     if adapted is None:
       return output
-    return output + self._branches(module, adapted, *args, **kwargs)
+    return output + self._branches(
+        module, adapted, *args, **kwargs, output=output
+    )
 
   def _branches(
       self,
@@ -74,32 +79,100 @@ class Injector:
       adapted: Sequence[targets.Adapted],
       eqn: str,
       x: jax.Array,
+      *,
+      output: jax.Array,
   ) -> jax.Array:
     """Returns what all projections of one weight add to its output."""
     row = adapted[0].row
     if row.slot_axis is None:  # The weight is one projection.
       (linear,) = adapted
-      return self._branch(module, linear, eqn, x)
+      return self._branch(module, linear, eqn, x, output)
     slot_axis = row.slot_axis
+    axis = _low_rank.packing_axis(eqn, slot_axis)
     return _low_rank.pack(
         {
-            linear.row.slot: self._branch(module, linear, eqn, x)
+            linear.row.slot: self._branch(
+                module,
+                linear,
+                eqn,
+                x,
+                _low_rank.unpack(output, slot=linear.row.slot, axis=axis),
+            )
             for linear in adapted
         },
         num_slots=row.shape[slot_axis],
-        axis=_low_rank.packing_axis(eqn, slot_axis),
+        axis=axis,
     )
 
   def _branch(
-      self, module: nn.Module, linear: targets.Adapted, eqn: str, x: jax.Array
+      self,
+      module: nn.Module,
+      linear: targets.Adapted,
+      eqn: str,
+      x: jax.Array,
+      output: jax.Array,
   ) -> jax.Array:
-    """Returns what one projection adds."""
+    """Returns what one projection adds to its output."""
     scale = linear.scale(use_rslora=self.use_rslora)
     if module.w_scale is not None:  # The base multiplies its weight by it.
       scale *= module.w_scale
     a, b = self._params(module, linear)
-    x = self._drop(module, linear, x)
-    return _low_rank.apply(eqn, linear.row, x, a, b, scale=scale)
+    dropped = self._drop(module, linear, x)
+    branch = _low_rank.apply(eqn, linear.row, dropped, a, b, scale=scale)
+    if not linear.use_dora:
+      return branch
+    return self._with_magnitude(
+        module,
+        linear,
+        eqn,
+        a,
+        b,
+        # As in PEFT, the base's part of DoRA's change has the branch's dropout.
+        x=None if dropped is x else dropped,
+        output=output,
+        branch=branch,
+    )
+
+  def _with_magnitude(
+      self,
+      module: nn.Module,
+      linear: targets.Adapted,
+      eqn: str,
+      a: jax.Array,
+      b: jax.Array,
+      *,
+      x: jax.Array | None,
+      output: jax.Array,
+      branch: jax.Array,
+  ) -> jax.Array:
+    """Returns what a projection adds under DoRA.
+
+    Args:
+      module: The linear.
+      linear: The projection.
+      eqn: Einsum of the base.
+      a: A.
+      b: B.
+      x: Input, where it is another than that of `output`.
+      output: What the base gives for the projection.
+      branch: What LoRA would add.
+    """
+    row = linear.row
+    weight = _gemma4.weight(module)
+    if x is not None:
+      w_scale = 1.0 if module.w_scale is None else module.w_scale
+      part = _weights.part(weight, row) * w_scale
+      output = _low_rank.project(eqn, row, x, part)
+    ratio = _dora.ratio(
+        _scope(module, row).param('m', lambda _: _dora.magnitude(weight, row)),
+        weight,
+        # As the branch has them.
+        a.astype(output.dtype),
+        b.astype(output.dtype),
+        row,
+        scale=linear.scale(use_rslora=self.use_rslora),
+    )
+    return _dora.delta(output, branch, _low_rank.spread(eqn, row, ratio))
 
   def _params(
       self, module: nn.Module, linear: targets.Adapted
@@ -110,17 +183,9 @@ class Injector:
     cast them to the base's dtype.
     """
     row = linear.row
-    scope: Any = module.scope
-    for name in ('lora', row.projection):
-      scope = scope.push(name, reuse=True)
-    # Kauldron applies with every collection mutable: flax would quietly draw
-    # new leaves at each step.
-    if not module.is_initializing() and not scope.has_variable('params', 'a'):
-      raise ValueError(
-          f'The parameters have no LoRA leaf {row.lora_path}.a, which'
-          ' g4.nn.LoRA reads. Were they made by this model.init, with the same'
-          ' targets?'
-      )
+    scope = _scope(module, row)
+    if not module.is_initializing():
+      _check_leaves(scope, linear)
     a_shape, b_shape = linear.shapes
     fan_in = math.prod(row.in_shape)
     a = scope.param('a', _uniform(fan_in**-0.5), a_shape, self.dtype)
@@ -136,6 +201,35 @@ class Injector:
     kept = 1 - linear.dropout
     keep = jax.random.bernoulli(module.make_rng('dropout'), kept, x.shape)
     return jnp.where(keep, x / kept, 0)
+
+
+def _scope(module: nn.Module, row: _linears.Linear) -> Any:
+  """Returns the scope that holds a projection's LoRA leaves."""
+  scope: Any = module.scope
+  for name in ('lora', row.projection):
+    scope = scope.push(name, reuse=True)
+  return scope
+
+
+def _check_leaves(scope: Any, linear: targets.Adapted) -> None:
+  """Raises unless the parameters have the leaves that the settings read.
+
+  Kauldron applies with every collection mutable: flax would quietly draw new
+  leaves at each step.
+  """
+  path = linear.row.lora_path
+  for name in ('a', 'b', 'm') if linear.use_dora else ('a', 'b'):
+    if not scope.has_variable('params', name):
+      raise ValueError(
+          f'The parameters have no LoRA leaf {path}.{name}, which g4.nn.LoRA'
+          ' reads. Were they made by this model.init, with the same targets'
+          ' and the same use_dora=?'
+      )
+  if not linear.use_dora and scope.has_variable('params', 'm'):
+    raise ValueError(
+        f'The parameters have a magnitude of DoRA, {path}.m, which would be'
+        ' ignored: set g4.nn.LoRA(use_dora=True).'
+    )
 
 
 def _uniform(bound: float) -> nn.initializers.Initializer:

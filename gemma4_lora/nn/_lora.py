@@ -1,5 +1,6 @@
 """LoRA around a Gemma 4 model."""
 
+from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
@@ -69,6 +70,11 @@ class LoRA(_wrapper.ModelWrapper):
     dropout: Rate of dropout on the branch's input, while training only (rng
       stream `dropout`, which Kauldron provides).
     use_rslora: Scale by `alpha / sqrt(rank)` (https://arxiv.org/abs/2312.03732).
+    use_dora: Train a magnitude per output feature beside A and B
+      (https://arxiv.org/abs/2402.09353): `lora.<projection>.m`, float32 and of
+      the shape of the projection's output. Not on experts. It starts at the
+      norms of the base weight, to which `g4.ckpts.SkipLoRA4` and
+      `g4.ckpts.PartialLoad` set it again after they restored the base.
     dtype: Floating dtype in which A and B are kept. They are cast to the
       activation's dtype in the forward pass.
     verbose: If True, logs each adapted projection.
@@ -86,6 +92,7 @@ class LoRA(_wrapper.ModelWrapper):
   targets: Any = 'text'
   dropout: float = 0.0
   use_rslora: bool = False
+  use_dora: bool = False
   dtype: Any = jnp.float32
   verbose: bool = False
 
@@ -98,7 +105,9 @@ class LoRA(_wrapper.ModelWrapper):
     _check_dtype(self.dtype)
     _check_model(self.model)
     object.__setattr__(self, 'targets', targets_lib.normalize(self.targets))
-    _ = self.adapted  # A target that matches nothing fails here.
+    adapted = self.adapted  # A target that matches nothing fails here.
+    if self.use_dora:
+      _check_no_experts(adapted)
     super().__post_init__()
 
   @property
@@ -110,6 +119,7 @@ class LoRA(_wrapper.ModelWrapper):
         rank=self.rank,
         alpha=self.alpha,
         dropout=self.dropout,
+        use_dora=self.use_dora,
     )
 
   @nn.compact
@@ -157,6 +167,16 @@ def _log(lora: LoRA) -> None:
 def _check_dtype(dtype: Any) -> None:
   if not jnp.issubdtype(dtype, jnp.floating):
     raise ValueError(f'dtype= takes a floating dtype. Got: {dtype!r}')
+
+
+def _check_no_experts(adapted: Sequence[targets_lib.Adapted]) -> None:
+  experts = [x.row.name for x in adapted if x.row.group == 'experts']
+  if experts:
+    raise ValueError(
+        'use_dora=True does not reach experts, whose weights are applied'
+        f' grouped: targets= takes {len(experts)} of them, {experts[0]} first.'
+        ' Leave them out, or use_dora=False.'
+    )
 
 
 def _check_model(model: nn.Module) -> None:
