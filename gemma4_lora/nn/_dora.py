@@ -8,6 +8,7 @@ starts at `norm(W)`, so that step 0 is the base model. As the paper suggests
 Reference: https://arxiv.org/abs/2402.09353
 """
 
+import functools
 import string
 
 import jax
@@ -56,16 +57,12 @@ def ratio(
   ins = ''.join(letters[axis] for axis in in_axes)
   outs = ''.join(letters[axis] for axis in out_axes)
 
-  def product(eqn: str, *arrays: jax.Array) -> jax.Array:
-    return jnp.einsum(
-        eqn, *arrays, precision='highest', preferred_element_type=jnp.float32
-    )
-
-  b32 = b.astype(jnp.float32)
-  across = product(f'{letters},{ins}y->y{outs}', part, a)
-  within = product(
-      f'yz,z{outs}->y{outs}', product(f'{ins}y,{ins}z->yz', a, a), b32
-  )
+  # Where a weight is bfloat16, its products are not rounded to it.
+  w32, a32, b32 = (x.astype(jnp.float32) for x in (part, a, b))
+  product = functools.partial(jnp.einsum, precision='highest')
+  across = product(f'{letters},{ins}y->y{outs}', w32, a32)
+  gram = product(f'{ins}y,{ins}z->yz', a32, a32)
+  within = product(f'yz,z{outs}->y{outs}', gram, b32)
   squared = _sum_of_squares(part, row) + jnp.sum(
       b32 * (2 * scale * across + scale**2 * within), axis=0
   )
@@ -96,4 +93,10 @@ def delta(
 
 def _sum_of_squares(part: jax.Array, row: _linears.Linear) -> jax.Array:
   in_axes, _ = _weights.axes(row)
-  return jnp.sum(jnp.square(part.astype(jnp.float32)), axis=in_axes)
+  info = jnp.finfo(part.dtype)
+  # XLA drops a pair of casts: in a compiled `model.init`, the norms would be
+  # those of weights that were never rounded to bfloat16.
+  part = jax.lax.reduce_precision(
+      part.astype(jnp.float32), info.nexp, info.nmant
+  )
+  return jnp.sum(jnp.square(part), axis=in_axes)

@@ -14,6 +14,7 @@ from gemma4_lora import _gemma4
 from gemma4_lora import _linears
 from gemma4_lora import targets
 from gemma4_lora.nn import _dora
+from gemma4_lora.nn import _init
 from gemma4_lora.nn import _low_rank
 from gemma4_lora.nn import _weights
 
@@ -29,6 +30,7 @@ class Injector:
     dtype: Of new A and B.
     root: Path of the model within the outermost module: rows are relative to
       it.
+    init: How A and B start, see `_init`.
   """
 
   adapted: Sequence[targets.Adapted]
@@ -36,13 +38,14 @@ class Injector:
   use_dropout: bool
   dtype: Any
   root: tuple[str, ...]
+  init: str = 'default'
 
   @property
   def key(self) -> str:
     """Says all that the branches depend on."""
     return (
         f'lora rslora={self.use_rslora} dropout={self.use_dropout}'
-        f' dtype={jnp.dtype(self.dtype)} '
+        f' dtype={jnp.dtype(self.dtype)} init={self.init} '
         + ','.join(
             f'{x.row.name}:{x.rank}:{x.alpha!r}:{x.dropout!r}:{x.use_dora}'
             for x in self.adapted
@@ -188,6 +191,18 @@ class Injector:
       _check_leaves(scope, linear)
     a_shape, b_shape = linear.shapes
     fan_in = math.prod(row.in_shape)
+    if module.is_initializing() and self.init != 'default':
+      a, b = _init.draw(
+          scope.make_rng('params'),
+          self.init,
+          fan_in=fan_in,
+          fan_out=math.prod(row.out_shape),
+          rank=linear.rank,
+      )
+      return (
+          scope.param('a', lambda _: a.reshape(a_shape).astype(self.dtype)),
+          scope.param('b', lambda _: b.reshape(b_shape).astype(self.dtype)),
+      )
     a = scope.param('a', _uniform(fan_in**-0.5), a_shape, self.dtype)
     b = scope.param('b', nn.initializers.zeros, b_shape, self.dtype)
     return a, b

@@ -63,10 +63,10 @@ def linears(
   views = {}
   for linear in model.adapted:
     row = linear.row
-    lora = _get(params, row.lora_path)
+    lora = get(params, row.lora_path)
     views[row.name] = LinearView(
         row=row,
-        base=_weights.part(_get(params, row.path), row),
+        base=_weights.part(get(params, row.path), row),
         lora_a=lora['a'],
         lora_b=lora['b'],
         lora_m=lora['m'] if linear.use_dora else None,
@@ -75,7 +75,7 @@ def linears(
   return views
 
 
-def _get(params: Mapping[str, Any], path: str) -> Any:
+def get(params: Mapping[str, Any], path: str) -> Any:
   """Returns a leaf or sub-tree by its dotted path."""
   node = params
   for key in path.split('.'):
