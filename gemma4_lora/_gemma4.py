@@ -4,10 +4,12 @@ Gemma keeps them private: every private import of `gemma.gm.nn.gemma4` in this
 package stands here, but for those of `testing`.
 """
 
+from collections.abc import Mapping
 import string
 from typing import Any
 
 from flax import linen as nn
+from gemma import gm
 from gemma.gm.nn.gemma4 import _config
 from gemma.gm.nn.gemma4 import _layers
 from gemma.gm.nn.gemma4 import _modules
@@ -32,6 +34,22 @@ AUDIO_SUBSAMPLED = (32, 32)
 
 # The method of `_moe.MoERagged` that computes the experts of sorted tokens.
 EXPERTS_METHOD = '_run_ffw_and_routing'
+
+
+# The released models, by whose configs the tables differ.
+RELEASED = (
+    gm.nn.Gemma4_E2B,
+    gm.nn.Gemma4_E4B,
+    gm.nn.Gemma4_31B,
+    gm.nn.Gemma4_26B_A4B,
+)
+
+
+def weight(module: nn.Module) -> jax.Array:
+  """Returns the weight of a linear, once its call has made it."""
+  value: Any = module.get_variable('params', weight_name(module))
+  # Checkpoints may hold `{'w': array}`, which the linear itself unwraps.
+  return value['w'] if isinstance(value, Mapping) else value
 
 
 def check_is_gemma4(model: nn.Module, *, argument: str) -> None:

@@ -8,6 +8,7 @@ from etils import epath
 import flax
 from kauldron import kd
 
+from gemma4_lora.ckpts import _magnitudes
 from gemma4_lora.ckpts import _policy
 from gemma4_lora.ckpts import _restore
 from gemma4_lora.ckpts import _trees
@@ -94,7 +95,10 @@ class PartialLoad(kd.ckpts.InitTransform):
       object.__setattr__(self, name, value)
 
   def transform(self, state: Any) -> Any:
-    return _restore.restore(state, self.request(type(self).__name__))
+    request = self.request(type(self).__name__)
+    return _magnitudes.following(
+        lambda state: _restore.restore(state, request), state
+    )
 
   def transform_after_optimizer(self, state: Any) -> Any:
     request = self.request(type(self).__name__, opt_state=True)

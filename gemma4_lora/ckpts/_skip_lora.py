@@ -7,9 +7,12 @@ from gemma import gm
 import jax
 from kauldron import kd
 
+from gemma4_lora import nn
+from gemma4_lora.ckpts import _magnitudes
 from gemma4_lora.ckpts import _partial_load
 from gemma4_lora.ckpts import _restore
 from gemma4_lora.ckpts import _trees
+from gemma4_lora.nn import _init_from_base
 
 _WHO = 'SkipLoRA4'
 
@@ -25,6 +28,8 @@ _KNOWN = (
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SkipLoRA4(kd.ckpts.InitTransform):
   """Restores the base model and leaves the LoRA leaves as they are.
+
+  But for DoRA's magnitudes, which start at the norms of the restored base.
 
   ```python
   init_transform = g4.ckpts.SkipLoRA4(
@@ -43,15 +48,23 @@ class SkipLoRA4(kd.ckpts.InitTransform):
       `g4.ckpts.PartialLoad` are read for their settings, and the restore is
       `PartialLoad`'s. Any other transform is called with a state that has no
       LoRA leaf, and must keep structure, shapes, dtypes and shardings.
+    model: The `g4.nn.LoRA` that is trained, `cfg.ref.model` in a config. Needed
+      where its `init_lora_weights=` reads the restored base, see `g4.nn.init_from_base`.
   """
 
   wrapped: kd.ckpts.InitTransform
+  model: nn.LoRA | None = None
 
   def __post_init__(self):
     if isinstance(self.wrapped, (SkipLoRA4, gm.ckpts.SkipLoRA)):
       raise ValueError(
           f'{_WHO}: wrapped is itself a {type(self.wrapped).__name__}: wrap'
           ' what is inside it.'
+      )
+    if self.model is not None and not isinstance(self.model, nn.LoRA):
+      raise ValueError(
+          f'{_WHO}: model must be the g4.nn.LoRA that is trained, got'
+          f' {type(self.model).__name__}.'
       )
     if not isinstance(self.wrapped, kd.ckpts.InitTransform):
       raise ValueError(
@@ -68,6 +81,16 @@ class SkipLoRA4(kd.ckpts.InitTransform):
           ' 4: use `g4.nn.LoRA(rank=…, model=…)`. To fine-tune without LoRA,'
           ' use g4.ckpts.PartialLoad(path=…) without SkipLoRA4.'
       )
+    # DoRA's magnitudes are those of the whole weight: first.
+    state = _magnitudes.following(self._restore, state)
+    if self.model is not None:
+      params = nn.init_from_base(self.model, state.params)
+      return dataclasses.replace(state, params=params)
+    _check_no_pending(state.params)
+    return state
+
+  def _restore(self, state: Any) -> Any:
+    """Restores the base."""
     request = _request(self.wrapped)
     if request is not None:
       return _restore.restore(state, request)
@@ -121,6 +144,23 @@ def _request(wrapped: kd.ckpts.InitTransform) -> _restore.Request | None:
   if load.request(who, opt_state=True).new_to_old:
     raise _opt_state_error(who, "new_to_old={'opt_state': …}")
   return dataclasses.replace(load.request(who), has_policy=load is wrapped)
+
+
+def _check_no_pending(params: Any) -> None:
+  """Raises where A and B wait for the base, and nothing sets them."""
+  # One is enough: `init_lora_weights=` holds for all of them.
+  leaves = _trees.flatten(params).items()
+  path = next(
+      (p for p, _ in leaves if _trees.is_lora(p) and p[-1] == 'a'), None
+  )
+  if path is not None and _init_from_base.is_pending(
+      _trees.get_at(params, path)
+  ):
+    raise ValueError(
+        f'{_WHO}: {_trees.join(path)} is NaN: it waits for the base weights, as'
+        " g4.nn.LoRA(init_lora_weights='pissa') and 'olora' take A and B from them. Write"
+        f' {_WHO}(wrapped=…, model=cfg.ref.model).'
+    )
 
 
 def _opt_state_error(who: str, arg: str) -> ValueError:

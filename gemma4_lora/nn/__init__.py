@@ -1,5 +1,6 @@
 """LoRA around gemma's Gemma 4 models."""
 
+from gemma4_lora.nn._init_from_base import init_from_base
 from gemma4_lora.nn._lora import LoRA
 from gemma4_lora.nn._router_fix import RouterFix
 from gemma4_lora.nn._summary import summary

@@ -21,7 +21,7 @@ def apply(
     eqn: str,
     x: jax.Array,
     *,
-    branches: Callable[[jax.Array], jax.Array],
+    branches: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> jax.Array:
   """Returns what the module would, with branches added before the last clip.
 
@@ -29,7 +29,8 @@ def apply(
     module: A `ClippedEinsum` that has its parameters.
     eqn: Einsum of its input and its weight.
     x: Its input.
-    branches: What to add, as a function of the clipped input.
+    branches: What to add, as a function of the clipped input and of what the
+      weight makes of it.
 
   Raises:
     ValueError: The parameters lack a clip bound.
@@ -38,5 +39,6 @@ def apply(
   w = module.get_variable('params', _gemma4.weight_name(module))
   w *= _gemma4.weight_scale(module)
   x = jnp.clip(x, bounds['clip_input_min'], bounds['clip_input_max'])
-  y = jnp.einsum(eqn, x, w) + branches(x)
+  y = jnp.einsum(eqn, x, w)
+  y += branches(x, y)
   return jnp.clip(y, bounds['clip_output_min'], bounds['clip_output_max'])

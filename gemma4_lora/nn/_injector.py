@@ -11,9 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from gemma4_lora import _gemma4
+from gemma4_lora import _linears
 from gemma4_lora import targets
 from gemma4_lora.nn import _clipped
+from gemma4_lora.nn import _dora
+from gemma4_lora.nn import _init
 from gemma4_lora.nn import _low_rank
+from gemma4_lora.nn import _weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,6 +31,7 @@ class Injector:
     dtype: Of new A and B.
     root: Path of the model within the outermost module: rows are relative to
       it.
+    init: How A and B start, see `_init`.
   """
 
   adapted: Sequence[targets.Adapted]
@@ -34,15 +39,16 @@ class Injector:
   use_dropout: bool
   dtype: Any
   root: tuple[str, ...]
+  init: str = 'default'
 
   @property
   def key(self) -> str:
     """Says all that the branches depend on."""
     return (
         f'lora rslora={self.use_rslora} dropout={self.use_dropout}'
-        f' dtype={jnp.dtype(self.dtype)} '
+        f' dtype={jnp.dtype(self.dtype)} init={self.init} '
         + ','.join(
-            f'{x.row.name}:{x.rank}:{x.alpha!r}:{x.dropout!r}'
+            f'{x.row.name}:{x.rank}:{x.alpha!r}:{x.dropout!r}:{x.use_dora}'
             for x in self.adapted
         )
     )
@@ -68,11 +74,12 @@ class Injector:
     if adapted is None:
       return next_fun(*args, **kwargs)
     eqn, x = _gemma4.einsum_of(module, args, kwargs)
+    branches = functools.partial(self._branches, module, adapted, eqn)
     if not isinstance(module, _gemma4.ClippedEinsum):
-      return next_fun(*args, **kwargs) + self._branches(module, adapted, eqn, x)
+      output = next_fun(*args, **kwargs)
+      return output + branches(x, output)
     if module.is_initializing():
       next_fun(*args, **kwargs)  # Makes weight and bounds.
-    branches = functools.partial(self._branches, module, adapted, eqn)
     return _clipped.apply(module, eqn, x, branches=branches)
 
   def _branches(
@@ -81,31 +88,99 @@ class Injector:
       adapted: Sequence[targets.Adapted],
       eqn: str,
       x: jax.Array,
+      output: jax.Array,
   ) -> jax.Array:
     """Returns what all projections of one weight add to its output."""
     row = adapted[0].row.one_layer
     if row.slot_axis is None:  # The weight is one projection.
       (linear,) = adapted
-      return self._branch(module, linear, eqn, x)
+      return self._branch(module, linear, eqn, x, output)
     slot_axis = row.slot_axis
+    axis = _low_rank.packing_axis(eqn, slot_axis)
     return _low_rank.pack(
         {
-            linear.row.slot: self._branch(module, linear, eqn, x)
+            linear.row.slot: self._branch(
+                module,
+                linear,
+                eqn,
+                x,
+                _low_rank.unpack(output, slot=linear.row.slot, axis=axis),
+            )
             for linear in adapted
         },
         num_slots=row.shape[slot_axis],
-        axis=_low_rank.packing_axis(eqn, slot_axis),
+        axis=axis,
     )
 
   def _branch(
-      self, module: nn.Module, linear: targets.Adapted, eqn: str, x: jax.Array
+      self,
+      module: nn.Module,
+      linear: targets.Adapted,
+      eqn: str,
+      x: jax.Array,
+      output: jax.Array,
   ) -> jax.Array:
-    """Returns what one projection adds."""
+    """Returns what one projection adds to its output."""
     scale = linear.scale(use_rslora=self.use_rslora)
     scale *= _gemma4.weight_scale(module)
     a, b = self._params(module, linear)
-    x = self._drop(module, linear, x)
-    return _low_rank.apply(eqn, linear.row.one_layer, x, a, b, scale=scale)
+    dropped = self._drop(module, linear, x)
+    branch = _low_rank.apply(
+        eqn, linear.row.one_layer, dropped, a, b, scale=scale
+    )
+    if not linear.use_dora:
+      return branch
+    return self._with_magnitude(
+        module,
+        linear,
+        eqn,
+        a,
+        b,
+        # As in PEFT, the base's part of DoRA's change has the branch's dropout.
+        x=None if dropped is x else dropped,
+        output=output,
+        branch=branch,
+    )
+
+  def _with_magnitude(
+      self,
+      module: nn.Module,
+      linear: targets.Adapted,
+      eqn: str,
+      a: jax.Array,
+      b: jax.Array,
+      *,
+      x: jax.Array | None,
+      output: jax.Array,
+      branch: jax.Array,
+  ) -> jax.Array:
+    """Returns what a projection adds under DoRA.
+
+    Args:
+      module: The linear.
+      linear: The projection.
+      eqn: Einsum of the base.
+      a: A.
+      b: B.
+      x: Input, where it is another than that of `output`.
+      output: What the base gives for the projection.
+      branch: What LoRA would add.
+    """
+    row = linear.row
+    weight = _gemma4.weight(module)
+    if x is not None:
+      part = _weights.part(weight, row) * _gemma4.weight_scale(module)
+      output = _low_rank.project(eqn, row, x, part)
+    ratio = _dora.ratio(
+        _scope(module, row).param('m', lambda _: _dora.magnitude(weight, row)),
+        weight,
+        # As the branch has them.
+        a.astype(output.dtype),
+        b.astype(output.dtype),
+        row,
+        scale=linear.scale(use_rslora=self.use_rslora),
+    )
+    return _dora.delta(output, branch, _low_rank.spread(eqn, row, ratio))
 
   def _params(
       self, module: nn.Module, linear: targets.Adapted
@@ -116,19 +191,23 @@ class Injector:
     cast them to the base's dtype.
     """
     row = linear.row.one_layer
-    scope: Any = module.scope
-    for name in ('lora', row.projection):
-      scope = scope.push(name, reuse=True)
-    # Kauldron applies with every collection mutable: flax would quietly draw
-    # new leaves at each step.
-    if not module.is_initializing() and not scope.has_variable('params', 'a'):
-      raise ValueError(
-          f'The parameters have no LoRA leaf {row.lora_path}.a, which'
-          ' g4.nn.LoRA reads. Were they made by this model.init, with the same'
-          ' targets?'
-      )
+    scope = _scope(module, row)
+    if not module.is_initializing():
+      _check_leaves(scope, linear)
     a_shape, b_shape = row.lora_shapes(linear.rank)
     fan_in = math.prod(row.in_shape)
+    if module.is_initializing() and self.init != 'default':
+      a, b = _init.draw(
+          scope.make_rng('params'),
+          self.init,
+          fan_in=fan_in,
+          fan_out=math.prod(row.out_shape),
+          rank=linear.rank,
+      )
+      return (
+          scope.param('a', lambda _: a.reshape(a_shape).astype(self.dtype)),
+          scope.param('b', lambda _: b.reshape(b_shape).astype(self.dtype)),
+      )
     a = scope.param('a', _uniform(fan_in**-0.5), a_shape, self.dtype)
     b = scope.param('b', nn.initializers.zeros, b_shape, self.dtype)
     return a, b
@@ -142,6 +221,35 @@ class Injector:
     kept = 1 - linear.dropout
     keep = jax.random.bernoulli(module.make_rng('dropout'), kept, x.shape)
     return jnp.where(keep, x / kept, 0)
+
+
+def _scope(module: nn.Module, row: _linears.Linear) -> Any:
+  """Returns the scope that holds a projection's LoRA leaves."""
+  scope: Any = module.scope
+  for name in ('lora', row.projection):
+    scope = scope.push(name, reuse=True)
+  return scope
+
+
+def _check_leaves(scope: Any, linear: targets.Adapted) -> None:
+  """Raises unless the parameters have the leaves that the settings read.
+
+  Kauldron applies with every collection mutable: flax would quietly draw new
+  leaves at each step.
+  """
+  path = linear.row.lora_path
+  for name in ('a', 'b', 'm') if linear.use_dora else ('a', 'b'):
+    if not scope.has_variable('params', name):
+      raise ValueError(
+          f'The parameters have no LoRA leaf {path}.{name}, which g4.nn.LoRA'
+          ' reads. Were they made by this model.init, with the same targets'
+          ' and the same use_dora=?'
+      )
+  if not linear.use_dora and scope.has_variable('params', 'm'):
+    raise ValueError(
+        f'The parameters have a magnitude of DoRA, {path}.m, which would be'
+        ' ignored: set g4.nn.LoRA(use_dora=True).'
+    )
 
 
 def _uniform(bound: float) -> nn.initializers.Initializer:

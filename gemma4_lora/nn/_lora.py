@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import math
 from typing import Any
 
 from absl import logging
@@ -15,6 +16,7 @@ from gemma4_lora import _gemma4
 from gemma4_lora import _linears
 from gemma4_lora import targets as targets_lib
 from gemma4_lora.nn import _experts
+from gemma4_lora.nn import _init
 from gemma4_lora.nn import _injector
 from gemma4_lora.nn import _router_fix
 from gemma4_lora.nn import _wrapper
@@ -76,6 +78,18 @@ class LoRA(_wrapper.ModelWrapper):
     dropout: Rate of dropout on the branch's input, while training only (rng
       stream `dropout`, which Kauldron provides).
     use_rslora: Scale by `alpha / sqrt(rank)` (https://arxiv.org/abs/2312.03732).
+    use_dora: Train a magnitude per output feature beside A and B
+      (https://arxiv.org/abs/2402.09353): `lora.<projection>.m`, float32 and of
+      the shape of the projection's output. Not on experts. It starts at the
+      norms of the base weight, to which `g4.ckpts.SkipLoRA4` and
+      `g4.ckpts.PartialLoad` set it again after they restored the base.
+    init_lora_weights: How A and B start, by PEFT's names: `'default'`, `'gaussian'`,
+      `'orthogonal'`, `'pissa'` (https://arxiv.org/abs/2404.02948; with a
+      randomised SVD for size: `'pissa_niter_16'`) or `'olora'`
+      (https://arxiv.org/abs/2406.01775). Step 0 is the base model with all of
+      them. The last three take A and B from the restored base, which changes in
+      turn: they need `g4.ckpts.SkipLoRA4(wrapped=..., model=...)`, or
+      `g4.nn.init_from_base`, and are NaN before. Not on experts.
     dtype: Floating dtype in which A and B are kept. They are cast to the
       activation's dtype in the forward pass.
     verbose: If True, logs each adapted projection.
@@ -93,6 +107,8 @@ class LoRA(_wrapper.ModelWrapper):
   targets: Any = 'text'
   dropout: float = 0.0
   use_rslora: bool = False
+  use_dora: bool = False
+  init_lora_weights: str = 'default'
   dtype: Any = jnp.float32
   verbose: bool = False
 
@@ -105,7 +121,15 @@ class LoRA(_wrapper.ModelWrapper):
     _check_dtype(self.dtype)
     _check_model(self.model)
     object.__setattr__(self, 'targets', targets_lib.normalize(self.targets))
-    _ = self.adapted  # A target that matches nothing fails here.
+    adapted = self.adapted  # A target that matches nothing fails here.
+    _init.check(self.init_lora_weights)
+    if self.use_dora:
+      _check_reached(adapted, setting='use_dora=True')
+    if self.init_lora_weights != 'default':
+      _check_reached(
+          adapted, setting=f'init_lora_weights={self.init_lora_weights!r}'
+      )
+      _check_ranks(adapted, self)
     super().__post_init__()
 
   @property
@@ -117,6 +141,7 @@ class LoRA(_wrapper.ModelWrapper):
         rank=self.rank,
         alpha=self.alpha,
         dropout=self.dropout,
+        use_dora=self.use_dora,
     )
 
   @nn.compact
@@ -146,6 +171,7 @@ class LoRA(_wrapper.ModelWrapper):
             use_dropout=self._is_training(),
             dtype=self.dtype,
             root=self.path,
+            init=self.init_lora_weights,
         )
         for cls, adapted in by_cls.items()
     ]
@@ -218,6 +244,43 @@ def _check_made(
 def _check_dtype(dtype: Any) -> None:
   if not jnp.issubdtype(dtype, jnp.floating):
     raise ValueError(f'dtype= takes a floating dtype. Got: {dtype!r}')
+
+
+def _check_reached(
+    adapted: Sequence[targets_lib.Adapted], *, setting: str
+) -> None:
+  """Raises where a setting does not reach a linear: experts and towers."""
+  rows = [linear.row for linear in adapted]
+  out = [r.name for r in rows if r.tower != 'text' or r.group == 'experts']
+  if out:
+    raise ValueError(
+        f'{setting} reaches neither experts nor towers: targets= takes'
+        f' {len(out)} such linears, {out[0]} first. Leave them out, or drop the'
+        ' setting.'
+    )
+
+
+def _check_ranks(adapted: Sequence[targets_lib.Adapted], lora: LoRA) -> None:
+  """Raises where a rank or scale does not fit the initialisation."""
+  for linear in adapted:
+    name, row = linear.row.name, linear.row
+    if lora.init_lora_weights == 'orthogonal' and linear.rank % 2:
+      raise ValueError(
+          f"init_lora_weights='orthogonal' takes an even rank. Got: {linear.rank}, at {name}"
+      )
+    if not _init.is_from_base(lora.init_lora_weights):
+      continue
+    largest = min(math.prod(row.in_shape), math.prod(row.out_shape))
+    if linear.rank > largest:
+      raise ValueError(
+          f'init_lora_weights={lora.init_lora_weights!r} takes a rank up to that of the weight, which is'
+          f' {largest} at {name}. Got: {linear.rank}'
+      )
+    if linear.scale(use_rslora=lora.use_rslora) <= 0:
+      raise ValueError(
+          f'init_lora_weights={lora.init_lora_weights!r} takes a positive alpha. Got: {linear.alpha}, at'
+          f' {name}'
+      )
 
 
 def _check_model(model: nn.Module) -> None:

@@ -86,6 +86,47 @@ def apply_grouped(
   return jax.lax.ragged_dot(low * scale, b.astype(x.dtype), sizes)
 
 
+def project(
+    eqn: str, row: _linears.Linear, x: jax.Array, part: jax.Array
+) -> jax.Array:
+  """Returns what the base computes for one projection alone.
+
+  Args:
+    eqn: Einsum of the base.
+    row: The projection.
+    x: Input of the base.
+    part: The projection's part of the base weight.
+  """
+  x_axes, w_axes, out_axes = _split(eqn)
+  if row.slot_axis is not None:
+    slot = w_axes[row.slot_axis]
+    w_axes, out_axes = w_axes.replace(slot, ''), out_axes.replace(slot, '')
+  return jnp.einsum(f'{x_axes},{w_axes}->{out_axes}', x, part)
+
+
+def spread(eqn: str, row: _linears.Linear, features: jax.Array) -> jax.Array:
+  """Lays `[*out]` out for broadcasting against a projection's output.
+
+  For `BTD,NDH->BTNH`, `[N, H]` becomes `[1, 1, N, H]`.
+
+  Args:
+    eqn: Einsum of the base.
+    row: The projection.
+    features: One value per output feature.
+  """
+  _, w_axes, out_axes = _split(eqn)
+  gained = ''.join(w_axes[axis] for axis in row.out_axes)
+  if row.slot_axis is not None:
+    out_axes = out_axes.replace(w_axes[row.slot_axis], '')
+  # What an ellipsis stands for comes first, where broadcasting adds axes.
+  out_axes = out_axes.removeprefix('...')
+  kept = ''.join(c for c in out_axes if c in gained)
+  features = jnp.einsum(f'{gained}->{kept}', features)
+  return jnp.expand_dims(
+      features, [i for i, c in enumerate(out_axes) if c not in gained]
+  )
+
+
 def packing_axis(eqn: str, slot_axis: int) -> int:
   """Returns where the base's output has the axis of packed projections.
 
@@ -115,6 +156,12 @@ def pack(
   return jnp.stack(
       [branches.get(slot, zeros) for slot in range(num_slots)], axis=axis
   )
+
+
+def unpack(output: jax.Array, *, slot: int | None, axis: int) -> jax.Array:
+  """Returns one projection of what the base packs."""
+  assert slot is not None
+  return jax.lax.index_in_dim(output, slot, axis, keepdims=False)
 
 
 def _split(eqn: str) -> tuple[str, str, str]:

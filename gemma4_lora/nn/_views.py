@@ -5,10 +5,10 @@ import dataclasses
 from typing import Any
 
 import jax
-import numpy as np
 
 from gemma4_lora import _linears
 from gemma4_lora.nn import _lora
+from gemma4_lora.nn import _weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,7 @@ class LinearView:
       projections: k of `kv_einsum[2, K, D, H]` is `[K, D, H]`.
     lora_a: A, `[*in, rank]`; of experts `[E, *in, rank]`.
     lora_b: B, `[rank, *out]`; of experts `[E, rank, *out]`.
+    lora_m: DoRA's magnitude, `[*out]`; None without DoRA.
     scale: What A times B is multiplied by. What the base multiplies its weight
       by (`w_scale`) applies to both, and is not in it.
   """
@@ -29,6 +30,7 @@ class LinearView:
   base: jax.Array
   lora_a: jax.Array
   lora_b: jax.Array
+  lora_m: jax.Array | None
   scale: float
 
 
@@ -61,18 +63,19 @@ def linears(
   views = {}
   for linear in model.adapted:
     row = linear.row
-    lora = _get(params, row.lora_path)
+    lora = get(params, row.lora_path)
     views[row.name] = LinearView(
         row=row,
-        base=_slot(_get(params, row.path), row),
+        base=_weights.part(get(params, row.path), row),
         lora_a=lora['a'],
         lora_b=lora['b'],
+        lora_m=lora['m'] if linear.use_dora else None,
         scale=linear.scale(use_rslora=model.use_rslora),
     )
   return views
 
 
-def _get(params: Mapping[str, Any], path: str) -> Any:
+def get(params: Mapping[str, Any], path: str) -> Any:
   """Returns a leaf or sub-tree by its dotted path."""
   node = params
   for key in path.split('.'):
@@ -80,13 +83,3 @@ def _get(params: Mapping[str, Any], path: str) -> Any:
       raise ValueError(f'params has no {path}: there is no {key!r}.')
     node = node[key]
   return node
-
-
-def _slot(weight: Any, row: _linears.Linear) -> Any:
-  """Returns the projection's part of a packed weight."""
-  if row.slot_axis is None:
-    return weight
-  if isinstance(weight, jax.ShapeDtypeStruct):
-    shape = np.delete(weight.shape, row.slot_axis)
-    return jax.ShapeDtypeStruct(tuple(shape.tolist()), weight.dtype)
-  return weight[(slice(None),) * row.slot_axis + (row.slot,)]

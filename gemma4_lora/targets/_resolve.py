@@ -19,12 +19,14 @@ class Adapted:
     rank: Of A and B.
     alpha: Numerator of the branch's scale.
     dropout: Rate on the branch's input.
+    use_dora: Whether a magnitude stands beside A and B.
   """
 
   row: _linears.Linear
   rank: int
   alpha: float
   dropout: float
+  use_dora: bool = False
 
   @property
   def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -33,8 +35,9 @@ class Adapted:
 
   @property
   def num_params(self) -> int:
-    """Entries of A and B."""
-    return sum(math.prod(shape) for shape in self.shapes)
+    """Entries of A and B, and of DoRA's magnitude."""
+    magnitudes = math.prod(self.row.out_shape) if self.use_dora else 0
+    return magnitudes + sum(math.prod(shape) for shape in self.shapes)
 
   def scale(self, *, use_rslora: bool) -> float:
     """What the product of A and B is multiplied by."""
@@ -48,6 +51,7 @@ def resolve(
     rank: int,
     alpha: float | None = None,
     dropout: float = 0.0,
+    use_dora: bool = False,
 ) -> tuple[Adapted, ...]:
   """Returns what the rules adapt, in the table's order.
 
@@ -57,6 +61,7 @@ def resolve(
     rank: For rules without one.
     alpha: For rules without one; None for the rank.
     dropout: For rules without one.
+    use_dora: For all rules.
 
   Returns:
     The live rows that are adapted, each once.
@@ -91,6 +96,7 @@ def resolve(
           rank=rule_rank,
           alpha=rule_rank if rule_alpha is None else rule_alpha,
           dropout=dropout if rule.dropout is None else rule.dropout,
+          use_dora=use_dora,
       )
   return tuple(taken[row.name] for row in rows if row.name in taken)
 

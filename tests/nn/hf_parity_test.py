@@ -28,35 +28,44 @@ def test_base_logits_equal_transformers(name, wrap):
     model = g4.nn.LoRA(rank=2, targets='q', model=ref.model)
     for linear in model.adapted:
       a, b = linear.shapes
-      _set(params, linear.row.lora_path, np.ones(a), np.zeros(b))
+      _set(params, linear.row.lora_path, a=np.ones(a), b=np.zeros(b))
   logits = model.apply({'params': params}, jnp.asarray(ref.tokens)).logits
   np.testing.assert_allclose(logits, ref.logits, atol=_ATOL)
 
 
-@pytest.mark.parametrize('name', ['e', 'e_mm', 'dense'])
+@pytest.mark.parametrize('name', ['ad_e', 'ad_e_mm', 'ad_dense', 'ad_e_dora'])
 def test_adapter_logits_equal_peft(name):
   """PEFT's A and B, transposed into ours, give PEFT's logits."""
-  ref = hf_reference.load(name)
-  folder = hf_reference.TESTDATA / f'ad_{name}'
+  base = name.removeprefix('ad_').removesuffix('_dora')
+  ref = hf_reference.load(base)
+  folder = hf_reference.TESTDATA / name
   config = json.loads((folder / 'adapter_config.json').read_text())
   adapter = safetensors.numpy.load_file(folder / 'adapter_model.safetensors')
   model = g4.nn.LoRA(
-      rank=config['r'], alpha=config['lora_alpha'], model=ref.model
+      rank=config['r'],
+      alpha=config['lora_alpha'],
+      use_dora=config['use_dora'],
+      model=ref.model,
   )
   read = set()
   for linear in model.adapted:
     row = linear.row
-    nested = 'language_model.' if name == 'e_mm' else ''
+    nested = 'language_model.' if base == 'e_mm' else ''
     prefix = f'base_model.model.model.{nested}{row.hf_name}'
     a = adapter[f'{prefix}.lora_A.weight']  # [r, in]
     b = adapter[f'{prefix}.lora_B.weight']  # [out, r]
     read |= {f'{prefix}.lora_{x}.weight' for x in 'AB'}
     a_shape, b_shape = linear.shapes
-    _set(ref.params, row.lora_path, a.T.reshape(a_shape), b.T.reshape(b_shape))
+    leaves = {'a': a.T.reshape(a_shape), 'b': b.T.reshape(b_shape)}
+    if config['use_dora']:
+      key = f'{prefix}.lora_magnitude_vector'
+      leaves['m'] = adapter[key].reshape(row.out_shape)
+      read.add(key)
+    _set(ref.params, row.lora_path, **leaves)
   assert read == set(adapter)  # Same projections as `all-linear` there.
 
   logits = model.apply({'params': ref.params}, jnp.asarray(ref.tokens)).logits
-  want = np.load(hf_reference.TESTDATA / f'ad_{name}.npz')['logits']
+  want = np.load(hf_reference.TESTDATA / f'{name}.npz')['logits']
   assert np.abs(want - ref.logits).max() > 0.1  # The adapter does something.
   np.testing.assert_allclose(logits, want, atol=_ATOL)
 
@@ -97,7 +106,7 @@ def test_expert_adapter_logits_equal_peft(name):
       b = b.reshape(r, experts, -1).transpose(1, 0, 2)
       if row.slot is not None:  # One A for both, gate's outputs first.
         b = np.split(b, 2, axis=-1)[row.slot]
-    _set(ref.params, row.lora_path, a.reshape(a_shape), b.reshape(b_shape))
+    _set(ref.params, row.lora_path, a=a.reshape(a_shape), b=b.reshape(b_shape))
   assert read == set(adapter)
 
   logits = model.apply({'params': ref.params}, jnp.asarray(ref.tokens)).logits
@@ -137,9 +146,8 @@ def test_towers_are_named_as_in_files_of_transformers():
   assert got == want
 
 
-def _set(params, path, a, b):
+def _set(params, path, **leaves):
   """Sets the LoRA leaves at a dotted path."""
   for key in path.split('.'):
     params = params.setdefault(key, {})
-  params['a'] = np.asarray(a, np.float32)
-  params['b'] = np.asarray(b, np.float32)
+  params |= {k: np.asarray(v, np.float32) for k, v in leaves.items()}

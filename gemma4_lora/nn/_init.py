@@ -1,0 +1,73 @@
+"""How A and B start.
+
+| `init_lora_weights=` | A | B | step 0 |
+|---|---|---|---|
+| `'default'` | `U(-1, 1) / sqrt(fan_in)` | 0 | the base |
+| `'gaussian'` | `N(0, 1) / rank` | 0 | the base |
+| `'orthogonal'` | `N(0, 1) Q / 10`, with every other row of an orthogonal `Q` | `Q' N(0, 1) / 10`, with the other rows | the base: `A B = 0` |
+| `'pissa'`, `'pissa_niter_16'` | from the base's largest singular values | | the base, less `s A B` in its weight |
+| `'olora'` | from the base's QR decomposition | | the same |
+
+All are PEFT's of the same name (`'default'` is its `True`). The last two read the base,
+which is restored after `model.init`: until `g4.nn.init_from_base` their A and B
+are NaN, so that training without it fails at once.
+"""
+
+import re
+
+import jax
+import jax.numpy as jnp
+
+FROM_BASE = re.compile(r'pissa|pissa_niter_[1-9]\d*|olora')
+_NAMES = (
+    'default',
+    'gaussian',
+    'orthogonal',
+    'pissa',
+    'pissa_niter_16',
+    'olora',
+)
+
+
+def check(init: str) -> None:
+  """Raises ValueError unless it names an initialisation."""
+  if init not in _NAMES and not FROM_BASE.fullmatch(init):
+    raise ValueError(
+        f'init_lora_weights= takes one of {", ".join(map(repr, _NAMES))} (any number of'
+        f' iterations). Got: {init!r}'
+    )
+
+
+def is_from_base(init: str) -> bool:
+  """Whether A and B come from the base weight, which changes in turn."""
+  return FROM_BASE.fullmatch(init) is not None
+
+
+def draw(
+    key: jax.Array,
+    init: str,
+    *,
+    fan_in: int,
+    fan_out: int,
+    rank: int,
+) -> tuple[jax.Array, jax.Array]:
+  """Returns A `float32[in, rank]` and B `float32[rank, out]`.
+
+  Args:
+    key: For both.
+    init: Any but `'default'`, for which A and B are drawn apart.
+    fan_in: Size of the whole input side.
+    fan_out: Size of the whole output side.
+    rank: Of both. Even, for `'orthogonal'`.
+  """
+  zeros = jnp.zeros((rank, fan_out))
+  if init == 'gaussian':
+    return jax.random.normal(key, (fan_in, rank)) / rank, zeros
+  if init == 'orthogonal':
+    key_q, key_a, key_b = jax.random.split(key, 3)
+    q = jax.random.orthogonal(key_q, rank)
+    a = jax.random.normal(key_a, (fan_in, rank // 2)) @ q[0::2]
+    b = q[1::2].T @ jax.random.normal(key_b, (rank // 2, fan_out))
+    return a / 10, b / 10
+  assert is_from_base(init), init
+  return jnp.full((fan_in, rank), jnp.nan), jnp.full_like(zeros, jnp.nan)

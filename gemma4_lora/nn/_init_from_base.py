@@ -1,0 +1,153 @@
+"""PiSSA and OLoRA: A and B that take over a part of the base weight."""
+
+from collections.abc import Mapping
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gemma4_lora import _linears
+from gemma4_lora.nn import _init
+from gemma4_lora.nn import _lora
+from gemma4_lora.nn import _views
+from gemma4_lora.nn import _weights
+
+# Directions beyond the rank that a randomised SVD looks at: a few are enough
+# (Halko et al., https://arxiv.org/abs/0909.4061).
+_OVERSAMPLING = 8
+
+
+def init_from_base(
+    model: _lora.LoRA, params: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Sets A and B from the base weights, from which it takes `scale * A @ B`.
+
+  For `g4.nn.LoRA(init_lora_weights='pissa')` (https://arxiv.org/abs/2404.02948) and
+  `'olora'` (https://arxiv.org/abs/2406.01775), once the base is restored:
+
+  ```python
+  params = g4.nn.init_from_base(model, params)
+  ```
+
+  In a config, `g4.ckpts.SkipLoRA4(wrapped=…, model=cfg.ref.model)` does it. The
+  model computes what the base did, up to the rounding of the changed base
+  weights to their dtype. One weight at a time is held in float32.
+
+  Args:
+    model: A `g4.nn.LoRA`.
+    params: Its parameters, nested: the base restored, A and B as `model.init`
+      left them.
+
+  Returns:
+    Parameters of the same structure, shapes, dtypes and shardings; `params`
+    itself where the model's `init_lora_weights=` does not read the base.
+
+  Raises:
+    ValueError: `params` lacks a leaf, or A and B were set before: the base has
+      changed already.
+  """
+  if not _init.is_from_base(model.init_lora_weights):
+    return dict(params)
+  views = _views.linears(model, params)
+  for name, view in views.items():
+    if not is_pending(view.lora_a):
+      raise ValueError(
+          f'g4.nn.init_from_base: A of {name} has values already. It is called'
+          ' once, on what model.init made: the base weights change with it.'
+      )
+  # New dicts of the same arrays.
+  new: dict[str, Any] = jax.tree.map(lambda x: x, dict(params))
+  for index, view in enumerate(views.values()):
+    row = view.row
+    weight = _views.get(new, row.path)
+    a, b, weight = _take_over(
+        weight,
+        jax.random.key(index),
+        row=row,
+        rank=view.lora_a.shape[-1],
+        init=model.init_lora_weights,
+        scale=view.scale,
+    )
+    for path, value in {
+        f'{row.lora_path}.a': a,
+        f'{row.lora_path}.b': b,
+        row.path: weight,
+    }.items():
+      _replace(new, path, value)
+  return new
+
+
+def is_pending(leaf: jax.Array) -> bool:
+  """Whether A still waits for the base."""
+  return bool(jnp.all(jnp.isnan(leaf)))
+
+
+@functools.partial(jax.jit, static_argnames=('row', 'rank', 'init', 'scale'))
+def _take_over(
+    weight: jax.Array,
+    key: jax.Array,
+    *,
+    row: _linears.Linear,
+    rank: int,
+    init: str,
+    scale: float,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Returns A, B and the weight without `scale * A @ B`."""
+  part = _weights.part(weight, row)
+  matrix = _weights.to_matrix(part, row)
+  if init == 'olora':
+    a, b = _olora(matrix, rank)
+  else:
+    _, _, num_iters = init.partition('_niter_')
+    if num_iters:
+      u, s, vh = _randomised_svd(matrix, rank, key, num_iters=int(num_iters))
+    else:
+      u, s, vh = jnp.linalg.svd(matrix, full_matrices=False)
+    root = jnp.sqrt(s[:rank] / scale)
+    a, b = u[:, :rank] * root[None, :], root[:, None] * vh[:rank]
+  rest = matrix - scale * jnp.matmul(a, b, precision='highest')
+  return (
+      a,
+      b,
+      _weights.with_part(weight, row, _weights.from_matrix(rest, row, part)),
+  )
+
+
+def _olora(matrix: jax.Array, rank: int) -> tuple[jax.Array, jax.Array]:
+  """The first `rank` columns of Q and rows of R, of the weight `[out, in]`.
+
+  Those columns are what the first columns of the weight alone give, and those
+  rows the weight's coordinates in them: no need for the rest.
+  """
+  q, _ = jnp.linalg.qr(matrix[:rank].T)
+  return jnp.matmul(matrix, q, precision='highest'), q.T
+
+
+def _randomised_svd(
+    matrix: jax.Array, rank: int, key: jax.Array, *, num_iters: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """The largest singular values, by subspace iteration."""
+  product = functools.partial(jnp.matmul, precision='highest')
+  width = min(rank + _OVERSAMPLING, *matrix.shape)
+  start = jax.random.normal(key, (matrix.shape[1], width))
+  q, _ = jnp.linalg.qr(product(matrix, start))
+
+  def step(_, q):
+    p, _ = jnp.linalg.qr(product(matrix.T, q))
+    return jnp.linalg.qr(product(matrix, p))[0]
+
+  q = jax.lax.fori_loop(0, num_iters, step, q)
+  u, s, vh = jnp.linalg.svd(product(q.T, matrix), full_matrices=False)
+  return product(q, u), s, vh
+
+
+def _replace(params: dict[str, Any], path: str, value: jax.Array) -> None:
+  """Sets a leaf, with the shape, dtype and sharding of the old one."""
+  *scope, last = path.split('.')
+  node = params
+  for key in scope:
+    node = node[key]
+  old = node[last]
+  value = value.reshape(old.shape).astype(old.dtype)
+  node[last] = jax.device_put(value, old.sharding)

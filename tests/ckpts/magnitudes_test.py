@@ -1,0 +1,137 @@
+"""DoRA's magnitudes start at the norms of the restored base."""
+
+from gemma import gm
+import jax
+import jax.numpy as jnp
+from kauldron import kd
+import numpy as np
+import pytest
+
+from gemma4_lora import g4
+from tests import training
+from tests.ckpts import states
+
+
+def _model():
+  return g4.nn.LoRA(
+      rank=2, use_dora=True, model=training.shallow(g4.testing.Gemma4_31B())
+  )
+
+
+def _state(model, *, seed):
+  """Random base, magnitudes at its norms, as after `model.init`."""
+  params = training.random_params(model, seed=seed)
+  for path, norm in _norms(model, params).items():
+    _set(params, path, norm)
+  return states.wrap(params)
+
+
+def _norms(model, params):
+  """By NumPy, from the view of each projection: input axes come by row."""
+  norms = {}
+  for view in g4.nn.linears(model, params).values():
+    row = view.row
+    over = [
+        a - (row.slot is not None and a > row.slot_axis) for a in row.in_axes
+    ]
+    base = np.asarray(view.base, np.float64)
+    norms[f'{row.lora_path}.m'] = np.sqrt(
+        np.sum(np.square(base), axis=tuple(over))
+    )
+  return norms
+
+
+def _set(params, path, value):
+  *scope, last = path.split('.')
+  for key in scope:
+    params = params[key]
+  params[last] = jnp.asarray(value, params[last].dtype)
+
+
+@pytest.fixture(scope='module', name='released')
+def _released(tmp_path_factory):
+  path = tmp_path_factory.mktemp('released') / 'ckpt'
+  return path, g4.testing.make_checkpoint(_model().model, path)
+
+
+def _transforms(path):
+  return {
+      'SkipLoRA4': g4.ckpts.SkipLoRA4(
+          wrapped=gm.ckpts.LoadCheckpoint(path=path)
+      ),
+      'PartialLoad': g4.ckpts.PartialLoad(path=path),
+  }
+
+
+@pytest.mark.parametrize('name', ['SkipLoRA4', 'PartialLoad'])
+@pytest.mark.parametrize('is_abstract', [False, True])
+def test_they_follow_the_restored_base(released, name, is_abstract):
+  path, written = released
+  model = _model()
+  state = _state(model, seed=1)
+  if is_abstract:
+    state = states.abstract(state)
+  before = states.specs(state)
+  old = training.flat(states.lora_leaves(state))
+  out = _transforms(path)[name].transform(state)
+  assert states.differing(out.params, written) == []
+  for leaf, want in _norms(model, out.params).items():
+    got = training.flat(out.params)[leaf]
+    np.testing.assert_allclose(got, want, rtol=1e-5, err_msg=leaf)
+  for key, leaf in states.lora_leaves(out).items():
+    if key[-1] != 'm':
+      np.testing.assert_array_equal(leaf, states.lora_leaves(state)[key])
+  assert len(old) == len(states.lora_leaves(out))
+  if not is_abstract:
+    assert states.specs(out) == before
+
+
+def test_loaded_ones_stay(released):
+  """LoRA leaves from elsewhere, then the base."""
+  path, _ = released
+  model = _model()
+  state = _state(model, seed=1)
+  q = 'layer_0.attn.q_einsum.lora.q.m'
+  trained = 1.5 * training.flat(state.params)[q]
+  _set(state.params, q, trained)
+  out = _transforms(path)['SkipLoRA4'].transform(state)
+  np.testing.assert_array_equal(training.flat(out.params)[q], trained)
+  norms = _norms(model, out.params)
+  for leaf, want in norms.items():
+    if leaf != q:
+      got = training.flat(out.params)[leaf]
+      np.testing.assert_allclose(got, want, rtol=1e-5, err_msg=leaf)
+
+
+def test_a_magnitude_of_no_linear(released):
+  path, _ = released
+  state = _state(_model(), seed=1)
+  state.params['final_norm']['lora'] = {'x': {'m': jnp.ones(3)}}
+  with pytest.raises(ValueError, match='final_norm.lora.x.m is a magnitude'):
+    _transforms(path)['SkipLoRA4'].transform(state)
+
+
+def test_trains_and_resumes_bitwise(tmp_path):
+  """In the Trainer: 4 steps, and 2 + 2 from Kauldron's own checkpoint."""
+  base = training.shallow(g4.testing.Gemma4_31B(tokens='batch.input'))
+  g4.testing.make_checkpoint(base, tmp_path / 'released')
+  model = g4.nn.LoRA(rank=2, use_dora=True, dropout=0.1, model=base)
+
+  def run(workdir, num_train_steps):
+    return training.make_trainer(
+        model,
+        tmp_path / workdir,
+        num_train_steps=num_train_steps,
+        checkpointer=kd.ckpts.Checkpointer(save_interval_steps=2),
+        init_transform=_transforms(tmp_path / 'released')['SkipLoRA4'],
+    ).train()[0]
+
+  whole = run('whole', 4)
+  run('cut', 2)
+  assert list((tmp_path / 'cut' / 'checkpoints').iterdir())
+  cut = run('cut', 4)
+  jax.tree.map(np.testing.assert_array_equal, cut.params, whole.params)
+  moved = _norms(model, whole.params)
+  for leaf, norm in moved.items():
+    change = np.abs(training.flat(whole.params)[leaf] - norm).max()
+    assert 1e-3 < change < 0.1, leaf  # Five steps of Adam at 1e-2.

@@ -1,0 +1,249 @@
+"""How A and B start."""
+
+from gemma import gm
+from gemma import peft
+import jax
+import jax.numpy as jnp
+from kauldron import kd
+import numpy as np
+import pytest
+
+from gemma4_lora import g4
+from tests import training
+
+_TOKENS = jnp.asarray(np.random.default_rng(0).integers(3, 1000, (2, 12)))
+_FROM_BASE = ['pissa', 'pissa_niter_8', 'olora']
+
+
+def _model(name='Gemma4_E2B', *, dtype=jnp.float32, rank=4, **kwargs):
+  base = training.shallow(
+      getattr(g4.testing, name)(tokens='batch.input', dtype=dtype)
+  )
+  return g4.nn.LoRA(rank=rank, alpha=2 * rank, model=base, **kwargs)
+
+
+def _pending(model):
+  """Random base; A and B as `model.init` leaves them."""
+  params = training.random_params(model)
+  return jax.tree_util.tree_map_with_path(
+      lambda path, x: jnp.full_like(x, jnp.nan)
+      if path[-1].key in ('a', 'b')
+      else x,
+      params,
+  )
+
+
+def _logits(model, params):
+  return model.apply({'params': params}, _TOKENS).logits
+
+
+_MATRIX = {  # [out, in], as PEFT has it.
+    'q': 'ndh->nhd',
+    'v': 'kdh->khd',
+    'o': 'nhd->dnh',
+    'gate': 'fd->fd',
+    'down': 'fd->df',
+}
+_NUM_IN = {'q': 1, 'v': 1, 'o': 2, 'gate': 1, 'down': 1}
+
+
+def _matrices(view):
+  """Weight, A and B as PEFT has them: `[out, in]`, `[r, in]`, `[out, r]`."""
+  projection = view.row.projection
+  weight = np.einsum(_MATRIX[projection], np.asarray(view.base, np.float64))
+  a = np.asarray(view.lora_a, np.float64)
+  rank = a.shape[-1]
+  a = a.reshape(-1, rank).T
+  b = np.asarray(view.lora_b, np.float64).reshape(rank, -1).T
+  return weight.reshape(len(b), a.shape[1]), a, b
+
+
+@pytest.mark.parametrize('init', _FROM_BASE)
+def test_step_0_is_the_base_model(init):
+  """Of every projection at once, while A, B and base all changed."""
+  model = _model(init_lora_weights=init)
+  params = _pending(model)
+  out = g4.nn.init_from_base(model, params)
+  want = _logits(model.model, peft.split_params(params).original)
+  np.testing.assert_allclose(_logits(model, out), want, atol=1e-3)
+  before, after = training.flat(params), training.flat(out)
+  for linear in model.adapted:
+    path = linear.row.path
+    assert np.abs(after[path] - before[path]).max() > 1e-2, path
+    assert after[path].dtype == before[path].dtype
+  assert jax.tree.structure(out) == jax.tree.structure(params)
+
+
+def test_pissa_takes_the_largest_singular_values():
+  """And A and B each have the root of them, as in PEFT."""
+  model = _model('Gemma4_31B', targets=list(_MATRIX), init_lora_weights='pissa')
+  params = _pending(model)
+  before = g4.nn.linears(model, params)
+  after = g4.nn.linears(model, g4.nn.init_from_base(model, params))
+  for name, view in after.items():
+    whole, _, _ = _matrices(before[name])
+    rest, a, b = _matrices(view)
+    u, s, vh = np.linalg.svd(whole, full_matrices=False)
+    top = (u[:, :4] * s[:4]) @ vh[:4]
+    np.testing.assert_allclose(2.0 * b @ a, top, atol=1e-4, err_msg=name)
+    np.testing.assert_allclose(rest, whole - top, atol=1e-4, err_msg=name)
+    np.testing.assert_allclose(a @ a.T, np.diag(s[:4] / 2), atol=1e-4)
+    np.testing.assert_allclose(b.T @ b, np.diag(s[:4] / 2), atol=1e-4)
+
+
+def test_randomised_svd_comes_close():
+  model = _model('Gemma4_31B', targets='gate', init_lora_weights='pissa')
+  exact = g4.nn.init_from_base(model, _pending(model))
+  model = model.clone(init_lora_weights='pissa_niter_16')
+  close = g4.nn.init_from_base(model, _pending(model))
+  again = g4.nn.init_from_base(model, _pending(model))
+  jax.tree.map(np.testing.assert_array_equal, close, again)
+  views = g4.nn.linears(model, close)
+  for name, want in g4.nn.linears(model, exact).items():
+    _, a, b = _matrices(views[name])
+    _, want_a, want_b = _matrices(want)
+    error = np.linalg.norm(b @ a - want_b @ want_a)
+    assert error < 0.05 * np.linalg.norm(want_b @ want_a), name
+
+
+def test_olora_takes_the_first_directions_of_qr():
+  model = _model('Gemma4_31B', targets=list(_MATRIX), init_lora_weights='olora')
+  params = _pending(model)
+  before = g4.nn.linears(model, params)
+  after = g4.nn.linears(model, g4.nn.init_from_base(model, params))
+  for name, view in after.items():
+    whole, _, _ = _matrices(before[name])
+    rest, a, b = _matrices(view)
+    q, r = np.linalg.qr(whole)
+    np.testing.assert_allclose(b @ a, q[:, :4] @ r[:4], atol=1e-4, err_msg=name)
+    np.testing.assert_allclose(np.abs(b), np.abs(q[:, :4]), atol=1e-4)
+    np.testing.assert_allclose(rest, whole - 2.0 * b @ a, atol=1e-4)
+
+
+@pytest.mark.parametrize('init', ['gaussian', 'orthogonal'])
+def test_drawn_ones_start_at_the_base_model(init):
+  model = _model('Gemma4_31B', rank=6, init_lora_weights=init)
+  params = jax.jit(model.init)(jax.random.key(0), _TOKENS)['params']
+  want = _logits(model.model, peft.split_params(params).original)
+  np.testing.assert_allclose(_logits(model, params), want, atol=1e-4)
+  for name, view in g4.nn.linears(model, params).items():
+    a = np.asarray(view.lora_a).reshape(-1, 6)
+    b = np.asarray(view.lora_b).reshape(6, -1)
+    np.testing.assert_allclose(a @ b, np.zeros((len(a), b.shape[1])), atol=1e-6)
+    if init == 'gaussian':
+      assert not np.any(b)
+      assert 0.75 / 6 < a.std() < 1.25 / 6, name
+    else:
+      assert np.linalg.matrix_rank(a) == np.linalg.matrix_rank(b) == 3, name
+      assert 0.05 < a.std() * np.sqrt(2) < 0.15, name
+  attn = params['layer_0']['attn']
+  q, k = attn['q_einsum']['lora']['q'], attn['kv_einsum']['lora']['k']
+  assert np.all(q['a'] != k['a'])  # Each is drawn anew.
+
+
+def test_with_dora_the_magnitude_is_that_of_the_whole_weight(tmp_path):
+  """Step 0 is the base with both, through the transform."""
+  model = _model('Gemma4_31B', use_dora=True, init_lora_weights='pissa')
+  written = g4.testing.make_checkpoint(model.model, tmp_path / 'released')
+  state = _state(jax.jit(model.init)(jax.random.key(0), _TOKENS)['params'])
+  assert np.all(np.isnan(_logits(model, state.params)))
+  out = _skip_lora(tmp_path / 'released', model).transform(state)
+  want = _logits(model.model, written)
+  np.testing.assert_allclose(_logits(model, out.params), want, atol=1e-3)
+
+
+def test_forgotten_in_a_config(tmp_path):
+  model = _model('Gemma4_31B', init_lora_weights='pissa')
+  g4.testing.make_checkpoint(model.model, tmp_path / 'released')
+  transform = _skip_lora(tmp_path / 'released', None)
+  with pytest.raises(ValueError, match=r'is NaN.*model=cfg\.ref\.model'):
+    transform.transform(_state(_pending(model)))
+
+
+@pytest.mark.parametrize('init', ['pissa', 'olora'])
+def test_trains_and_resumes_bitwise(init, tmp_path):
+  """The base has changed: Kauldron's own checkpoint has it whole."""
+  model = _model('Gemma4_31B', dtype=jnp.bfloat16, init_lora_weights=init)
+  released = g4.testing.make_checkpoint(model.model, tmp_path / 'released')
+
+  def run(workdir, num_train_steps):
+    return training.make_trainer(
+        model,
+        tmp_path / workdir,
+        num_train_steps=num_train_steps,
+        checkpointer=kd.ckpts.Checkpointer(save_interval_steps=2),
+        init_transform=_skip_lora(tmp_path / 'released', model),
+    ).train()[0]
+
+  whole = run('whole', 4)
+  run('cut', 2)
+  assert list((tmp_path / 'cut' / 'checkpoints').iterdir())
+  cut = run('cut', 4)
+  jax.tree.map(np.testing.assert_array_equal, cut.params, whole.params)
+  assert np.all(
+      np.isfinite(whole.params['layer_0']['mlp']['lora']['down']['a'])
+  )
+  linear = whole.params['layer_0']['mlp']['linear']
+  assert np.any(linear != released['layer_0']['mlp']['linear'])
+
+
+def _skip_lora(path, model):
+  return g4.ckpts.SkipLoRA4(
+      wrapped=gm.ckpts.LoadCheckpoint(path=path), model=model
+  )
+
+
+def _state(params):
+  return kd.train.TrainState(
+      step=jnp.asarray(0), params=params, opt_state=None, collections={}
+  )
+
+
+# -------------------------------- Bad input ---------------------------------
+
+
+def test_twice():
+  """The base would lose its largest singular values a second time."""
+  model = _model('Gemma4_31B', targets='q', init_lora_weights='pissa')
+  params = g4.nn.init_from_base(model, _pending(model))
+  with pytest.raises(
+      ValueError, match='A of layer_0.attn.q has values already'
+  ):
+    g4.nn.init_from_base(model, params)
+
+
+def test_unknown_name():
+  with pytest.raises(ValueError, match="takes one of 'default'.*Got: 'pisa'"):
+    _model(init_lora_weights='pisa')
+
+
+def test_orthogonal_takes_an_even_rank():
+  with pytest.raises(ValueError, match='even rank. Got: 3'):
+    _model(rank=3, init_lora_weights='orthogonal')
+
+
+def test_rank_of_the_weight_bounds_that_of_pissa():
+  with pytest.raises(
+      ValueError, match='rank up to that of the weight.*Got: 99'
+  ):
+    _model(rank=99, init_lora_weights='pissa')
+
+
+def test_pissa_takes_a_positive_alpha():
+  with pytest.raises(ValueError, match='takes a positive alpha. Got: 0'):
+    g4.nn.LoRA(
+        rank=2,
+        alpha=0,
+        init_lora_weights='pissa',
+        model=g4.testing.Gemma4_31B(),
+    )
+
+
+def test_experts_are_refused():
+  with pytest.raises(ValueError, match='does not reach experts'):
+    _model('Gemma4_26B_A4B', targets='experts', init_lora_weights='gaussian')
+
+
+def test_model_of_the_transform_is_one_with_lora():
+  with pytest.raises(ValueError, match='model must be the g4.nn.LoRA'):
+    _skip_lora('x', g4.testing.Gemma4_31B())
