@@ -240,7 +240,7 @@ def test_pissa_takes_a_positive_alpha():
 
 
 def test_experts_are_refused():
-  with pytest.raises(ValueError, match='does not reach experts'):
+  with pytest.raises(ValueError, match='reaches neither experts'):
     _model('Gemma4_26B_A4B', targets='experts', init_lora_weights='gaussian')
 
 
