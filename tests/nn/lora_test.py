@@ -368,7 +368,7 @@ def test_adapted_linears_that_get_no_leaves_are_an_error():
   for _ in range(2):
     with pytest.raises(
         ValueError,
-        match='no LoRA leaves for 2 of 4 .*attn\.q.*never calls them',
+        match=r'no LoRA leaves for 2 of 4 .*attn\.q.*never calls them',
     ):
       jax.eval_shape(model.init, jax.random.key(0), _TOKENS)
   params = training.random_params(model.clone(targets=['layer_0.attn.q']))
