@@ -1,11 +1,13 @@
 """Settings of all tests."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
 
 import jax
+import pytest
 
 # Before any test makes an array: eight devices, as on one TPU host, so that
 # what is sharded in earnest is sharded in tests.
@@ -22,3 +24,16 @@ jax.config.update(
     'jax_compilation_cache_dir', os.environ['GEMMA4_LORA_TEST_CACHE']
 )
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _drop_compiled_programs():
+  """Frees what a module's tests compiled.
+
+  XLA maps each compiled program into memory, in several pieces. Kept to the end
+  of the suite they pass Linux's limit of mappings per process (65,530), and
+  the process dies in whichever test compiles next.
+  """
+  yield
+  jax.clear_caches()
+  gc.collect()
