@@ -31,6 +31,8 @@ LINEARS = (_layers.Einsum, ClippedEinsum, nn.Dense, nn.DenseGeneral)
 # What the audio tower's two convolutions of stride 2 leave of 128 mel bins, and
 # their channels: gemma has neither in its config.
 AUDIO_SUBSAMPLED = (32, 32)
+# Filters of those convolutions.
+AUDIO_FILTERS = _audio.SubSamplingBlock.filters_list
 
 # The method of `_moe.MoERagged` that computes the experts of sorted tokens.
 EXPERTS_METHOD = '_run_ffw_and_routing'

@@ -2,11 +2,12 @@
 
 import dataclasses
 import math
-import re
+
+from gemma4_lora import _row
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Linear:
+class Linear(_row.Row):
   """One projection of one layer.
 
   Example: `v` of a local layer of E2B, whose weight lies in `kv_einsum`:
@@ -20,58 +21,21 @@ class Linear:
   )
   ```
 
+  `group` is `'attention'`, `'mlp'`, `'convolution'`, `'per_layer_inputs'`,
+  `'experts'`, `'multimodal_projections'`; or the name of a projection that only
+  its own name selects: `'router'`, ... `hf_name` is a module, whose weight is
+  `(prod(out), prod(in))`; of the two expert tensors it names the parameter.
+
   Attributes:
-    tower: `'text'`, `'vision'` or `'audio'`.
-    layer: Layer number, None for what stands outside the layers and for what is
-      stacked.
-    projection: Logical name: `'q'`, `'gate'`, ...
-    group: What selectors go by: `'attention'`, `'mlp'`, `'convolution'`,
-      `'per_layer_inputs'`, `'experts'`, `'multimodal_projections'`; or the name
-      of a projection that only its own name selects: `'router'`, ...
-    path: Dotted path of the base weight in `params`.
-    shape: Shape of the whole base weight.
     in_axes: Axes of the base weight that the input is contracted over.
     out_axes: Axes of the base weight that the output gains.
     batch_axes: Axes along which each index has a linear of its own: experts,
-      and the layers of a stacked weight.
-    stacked: Whether axis 0 is the layers of a tower that runs them by `nn.scan`
-      (the vision tower): the module sees one layer, and the weight as well as A
-      and B have all.
-    slot_axis: Axis of the base weight along which projections are packed.
-    slot: Index of this projection along `slot_axis`.
-    attention: `'local'` or `'global'`: the attention of its layer, None outside
-      the text tower's layers.
-    live: False where the model never uses the result.
-    hf_name: Module name within Hugging Face's language model (for towers:
-      within the model around it), whose weight is `(prod(out), prod(in))`; the
-      two expert tensors name the parameter. `*` stands for the layer of a
-      stacked weight, whose layers are modules of their own there.
+      and the layers of a stacked weight, whose A and B are stacked too.
   """
 
-  tower: str = 'text'
-  layer: int | None
-  projection: str
-  group: str
-  path: str
-  shape: tuple[int, ...]
   in_axes: tuple[int, ...]
   out_axes: tuple[int, ...]
   batch_axes: tuple[int, ...] = ()
-  stacked: bool = False
-  slot_axis: int | None = None
-  slot: int | None = None
-  attention: str | None = None
-  live: bool = True
-  hf_name: str
-
-  @property
-  def module_path(self) -> str:
-    """Dotted path under which the LoRA leaves stand: the weight's own scope.
-
-    `layer_0.attn.q_einsum.w` -> `layer_0.attn.q_einsum`, but
-    `layer_0.mlp.linear` -> `layer_0.mlp`: the MLP's linears are bare arrays.
-    """
-    return self.path.rpartition('.')[0]
 
   @property
   def lora_path(self) -> str:
@@ -97,25 +61,6 @@ class Linear:
   @property
   def batch_shape(self) -> tuple[int, ...]:
     return tuple(self.shape[i] for i in self.batch_axes)
-
-  @property
-  def layers(self) -> tuple[int, ...]:
-    """Numbers of the layers that the weight belongs to."""
-    if self.stacked:
-      return tuple(range(self.shape[0]))
-    return () if self.layer is None else (self.layer,)
-
-  def starred(self, path: str) -> str:
-    """A path of this row with `*` for the layer: `layer_*.attn.q_einsum`."""
-    layer = rf'(?<=layer_){self.layer}(?=\.)|(?<=layers_){self.layer}(?=\.)'
-    return path if self.layer is None else re.sub(layer, '*', path)
-
-  @property
-  def hf_names(self) -> tuple[str, ...]:
-    """`hf_name` of each layer of a stacked weight, else the one there is."""
-    if not self.stacked:
-      return (self.hf_name,)
-    return tuple(self.hf_name.replace('*', str(n)) for n in self.layers)
 
   @property
   def one_layer(self) -> 'Linear':

@@ -39,7 +39,7 @@ class Reference:
 def load(name: str) -> Reference:
   """Loads a base model and its logits. Of `e_mm`, vision has no weights."""
   hf = json.loads((TESTDATA / name / 'config.json').read_text())
-  weights = safetensors.numpy.load_file(TESTDATA / name / 'model.safetensors')
+  weights = tensors(name)
   config = _gemma_config(hf)
   data = np.load(TESTDATA / f'{name}.npz')
   return Reference(
@@ -53,6 +53,11 @@ def load(name: str) -> Reference:
       tokens=data['tokens'],
       logits=data['logits'],
   )
+
+
+def tensors(name: str) -> dict[str, np.ndarray]:
+  """Returns the base model's tensors by Hugging Face's names."""
+  return safetensors.numpy.load_file(TESTDATA / name / 'model.safetensors')
 
 
 def _gemma_config(hf: dict[str, Any]) -> _config.TransformerConfig:

@@ -252,7 +252,9 @@ def test_all_layers_of_a_stacked_weight():
     ],
 )
 def test_some_layers_of_a_stacked_weight_by_hf_names(rule):
-  with pytest.raises(ValueError, match='in one weight: LoRA there is on all'):
+  with pytest.raises(
+      ValueError, match='in one weight: it is all of them or none'
+  ):
     _resolve(rule, _MULTIMODAL['Gemma4_E2B'])
 
 

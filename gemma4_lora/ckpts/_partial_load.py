@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 import dataclasses
+import functools
 from typing import Any
 
 from etils import epath
 import flax
 from kauldron import kd
 
+from gemma4_lora.ckpts import _copies
 from gemma4_lora.ckpts import _magnitudes
 from gemma4_lora.ckpts import _policy
 from gemma4_lora.ckpts import _restore
@@ -96,9 +98,9 @@ class PartialLoad(kd.ckpts.InitTransform):
 
   def transform(self, state: Any) -> Any:
     request = self.request(type(self).__name__)
-    return _magnitudes.following(
-        lambda state: _restore.restore(state, request), state
-    )
+    restore = functools.partial(_restore.restore, request=request)
+    restore = functools.partial(_copies.following, restore)
+    return _magnitudes.following(restore, state)
 
   def transform_after_optimizer(self, state: Any) -> Any:
     request = self.request(type(self).__name__, opt_state=True)

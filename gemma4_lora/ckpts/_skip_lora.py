@@ -1,6 +1,7 @@
 """Restores the base model under LoRA: drop-in for `gm.ckpts.SkipLoRA`."""
 
 import dataclasses
+import functools
 from typing import Any
 
 from gemma import gm
@@ -8,6 +9,7 @@ import jax
 from kauldron import kd
 
 from gemma4_lora import nn
+from gemma4_lora.ckpts import _copies
 from gemma4_lora.ckpts import _magnitudes
 from gemma4_lora.ckpts import _partial_load
 from gemma4_lora.ckpts import _restore
@@ -29,7 +31,8 @@ _KNOWN = (
 class SkipLoRA4(kd.ckpts.InitTransform):
   """Restores the base model and leaves the LoRA leaves as they are.
 
-  But for DoRA's magnitudes, which start at the norms of the restored base.
+  But for DoRA's magnitudes, which start at the norms of the restored base, and
+  what `modules_to_save` trains in full, which starts as the restored base.
 
   ```python
   init_transform = g4.ckpts.SkipLoRA4(
@@ -81,8 +84,9 @@ class SkipLoRA4(kd.ckpts.InitTransform):
           ' 4: use `g4.nn.LoRA(rank=…, model=…)`. To fine-tune without LoRA,'
           ' use g4.ckpts.PartialLoad(path=…) without SkipLoRA4.'
       )
+    restore = functools.partial(_copies.following, self._restore)
     # DoRA's magnitudes are those of the whole weight: first.
-    state = _magnitudes.following(self._restore, state)
+    state = _magnitudes.following(restore, state)
     if self.model is not None:
       params = nn.init_from_base(self.model, state.params)
       return dataclasses.replace(state, params=params)

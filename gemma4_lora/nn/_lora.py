@@ -13,12 +13,14 @@ import jax.numpy as jnp
 from kauldron import kd
 
 from gemma4_lora import _gemma4
+from gemma4_lora import _leaves
 from gemma4_lora import _linears
 from gemma4_lora import targets as targets_lib
 from gemma4_lora.nn import _experts
 from gemma4_lora.nn import _init
 from gemma4_lora.nn import _injector
 from gemma4_lora.nn import _router_fix
+from gemma4_lora.nn import _saved
 from gemma4_lora.nn import _wrapper
 
 
@@ -90,8 +92,13 @@ class LoRA(_wrapper.ModelWrapper):
       them. The last three take A and B from the restored base, which changes in
       turn: they need `g4.ckpts.SkipLoRA4(wrapped=..., model=...)`, or
       `g4.nn.init_from_base`, and are NaN before. Not on experts.
-    dtype: Floating dtype in which A and B are kept. They are cast to the
-      activation's dtype in the forward pass.
+    modules_to_save: Parts of the base to train in full, named as in `targets`;
+      norms, embeddings and scalars too, see `g4.targets`: `'norms'`,
+      `['final_norm', g4.targets.Rule('q', layers=-1)]`. What is trained is a
+      copy, `final_norm.lora.scale` or `layer_34.attn.q_einsum.lora.q.w`, and
+      starts as the base. Linears among them get no A and B.
+    dtype: Floating dtype in which A, B and copies are kept. They are cast to
+      the activation's and the base's dtype in the forward pass.
     verbose: If True, logs each adapted projection.
 
   Raises:
@@ -109,6 +116,7 @@ class LoRA(_wrapper.ModelWrapper):
   use_rslora: bool = False
   use_dora: bool = False
   init_lora_weights: str = 'default'
+  modules_to_save: Any = ()
   dtype: Any = jnp.float32
   verbose: bool = False
 
@@ -121,6 +129,8 @@ class LoRA(_wrapper.ModelWrapper):
     _check_dtype(self.dtype)
     _check_model(self.model)
     object.__setattr__(self, 'targets', targets_lib.normalize(self.targets))
+    modules_to_save = targets_lib.normalize_full(self.modules_to_save)
+    object.__setattr__(self, 'modules_to_save', modules_to_save)
     adapted = self.adapted  # A target that matches nothing fails here.
     _init.check(self.init_lora_weights)
     if self.use_dora:
@@ -135,7 +145,7 @@ class LoRA(_wrapper.ModelWrapper):
   @property
   def adapted(self) -> tuple[targets_lib.Adapted, ...]:
     """The adapted projections, in the order of the forward pass."""
-    return targets_lib.resolve(
+    adapted = targets_lib.resolve(
         self.targets,
         _linears.linears(self.model.config),
         rank=self.rank,
@@ -143,19 +153,58 @@ class LoRA(_wrapper.ModelWrapper):
         dropout=self.dropout,
         use_dora=self.use_dora,
     )
+    in_full = {part.row.name for part in self.saved}
+    rest = tuple(x for x in adapted if x.row.name not in in_full)
+    if not rest:
+      raise ValueError(
+          'g4.nn.LoRA: modules_to_save= trains in full all that targets= names:'
+          ' there is nothing left for LoRA. Take some linears out of'
+          ' modules_to_save=, or add some to targets=.'
+      )
+    return rest
+
+  @property
+  def saved(self) -> tuple[targets_lib.Saved, ...]:
+    """The parts of the base that are trained in full."""
+    if not self.modules_to_save:
+      return ()
+    config = self.model.config
+    rows = (*_linears.linears(config), *_leaves.leaves(config))
+    return targets_lib.resolve_full(self.modules_to_save, rows)
 
   @nn.compact
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    """Calls the model, as LoRA changes it."""
+    if not self.is_initializing():
+      return self._call_with_copies(*args, **kwargs)
+    _log(self)
+    output = self._call_adapted(*args, **kwargs)
+    _check_made(self.adapted, self.variables['params'])
+    _saved.make(self, self.saved, dtype=self.dtype)
+    return output
+
+  def _call_with_copies(self, *args: Any, **kwargs: Any) -> Any:
+    """Calls the model, with what is trained in full in place of the base."""
+    saved = self.saved
+    _saved.check_read(self.variables.get('params', {}), saved)
+    if not saved:
+      return self._call_adapted(*args, **kwargs)
+
+    def substitute(variables):
+      params = _saved.substitute(variables['params'], saved)
+      return {**variables, 'params': params}
+
+    call = nn.map_variables(
+        type(self)._call_adapted, 'params', trans_in_fn=substitute
+    )
+    return call(self, *args, **kwargs)
+
+  def _call_adapted(self, *args: Any, **kwargs: Any) -> Any:
     """Calls the model, with the branches added to its linears."""
     injectors = self._injectors()
-    if self.is_initializing():
-      _log(self)
-    output = self._call_intercepted(
+    return self._call_intercepted(
         *args, interceptors={i.key: i for i in injectors}, **kwargs
     )
-    if self.is_initializing():
-      _check_made(self.adapted, self.variables['params'])
-    return output
 
   def _injectors(self) -> list[_injector.Injector]:
     """Returns an interceptor for experts, and one for all else."""
@@ -194,12 +243,14 @@ def _log(lora: LoRA) -> None:
       'g4.nn.LoRA: rank %s, %d projections, %s trainable parameters.',
       ', '.join(map(str, ranks)),
       len(adapted),
-      f'{sum(linear.num_params for linear in adapted):,}',
+      f'{sum(part.num_params for part in (*adapted, *lora.saved)):,}',
   )
   if lora.verbose:
     for linear in adapted:
       a, b = linear.shapes
       logging.info('  %s: A %s, B %s', linear.row.lora_path, a, b)
+    for part in lora.saved:
+      logging.info('  %s: in full, %s', part.path, part.shape)
 
 
 def _check_made(

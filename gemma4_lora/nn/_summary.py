@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from gemma4_lora import _gemma4
 from gemma4_lora import _linears
+from gemma4_lora import _row
 from gemma4_lora import targets
 from gemma4_lora.nn import _lora
 
@@ -29,21 +30,26 @@ _COLUMNS = (
 )
 _NUMBERS = ('rank', 'parameters')
 
+_Trained = targets.Adapted | targets.Saved
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Group:
-  """Adapted projections that differ in nothing but their layer.
+  """What is trained and differs in nothing but its layer.
+
+  Adapted projections, or what `modules_to_save` trains in full.
 
   Attributes:
     projection: `'q'`, `'gate'`, ...
     layers: Their layers; empty for what stands outside the layers.
     path: Path of the base weight, `layer_*.attn.q_einsum.w`, and the slot where
       the weight packs several projections.
-    in_shape: Shape that the input is contracted over.
-    out_shape: Shape that the output gains.
-    rank: Of A and B.
-    num_params: Entries of A and B, all layers together.
-    lora_paths: Paths of the `{'a': ..., 'b': ...}` of each.
+    in_shape: Shape that the input is contracted over; empty for what is no
+      linear.
+    out_shape: Shape that the output gains; that of what is no linear.
+    rank: Of A and B, None for what is trained in full.
+    num_params: Entries of A and B, or of the copies, all layers together.
+    lora_paths: Paths of the `{'a': ..., 'b': ...}` of each, or of the copies.
   """
 
   projection: str
@@ -51,7 +57,7 @@ class Group:
   path: str
   in_shape: tuple[int, ...]
   out_shape: tuple[int, ...]
-  rank: int
+  rank: int | None
   num_params: int
   lora_paths: tuple[str, ...]
 
@@ -81,33 +87,36 @@ class Summary:
     groups: One a line of the table.
     left_out: What is not adapted.
     num_projections: How many projections are adapted.
-    trainable: Parameters of all A and B.
+    num_saved: How many parts of the base are trained in full.
+    trainable: Parameters of all A and B, and of those parts.
     total: Parameters of the model, LoRA included.
-    dtype: Of A and B.
+    dtype: Of what is trained.
   """
 
   groups: tuple[Group, ...]
   left_out: tuple[LeftOut, ...]
   num_projections: int
+  num_saved: int
   trainable: int
   total: int
   dtype: jnp.dtype
 
   @property
   def num_bytes(self) -> int:
-    """Bytes of all A and B."""
+    """Bytes of what is trained."""
     return self.trainable * self.dtype.itemsize
 
   @property
   def adam_bytes(self) -> int:
-    """Bytes of Adam's two moments of them, in the same dtype."""
+    """Bytes of Adam's two moments of it, in the same dtype."""
     return 2 * self.num_bytes
 
   @property
   def footer(self) -> tuple[str, ...]:
     """The lines below the table."""
+    saved = f' and {self.num_saved} parts in full' if self.num_saved else ''
     return (
-        f'{self.num_projections} projections,'
+        f'{self.num_projections} projections{saved},'
         f' {self.trainable:,} trainable of {self.total:,} parameters'
         f' ({self.trainable / self.total:.2%})',
         f'{_megabytes(self.num_bytes)} in {self.dtype}, and'
@@ -165,16 +174,18 @@ def summary(model: nn.Module) -> Summary:
     raise ValueError(
         f'g4.nn.summary(model) takes a g4.nn.LoRA. Got: {type(model).__name__}'
     )
-  adapted = model.adapted
+  adapted, saved = model.adapted, model.saved
+  trained = (*adapted, *saved)
   return Summary(
       groups=tuple(
-          _group(list(group)) for group in _grouped(adapted, key=_group_key)
+          _group(list(group)) for group in _grouped(trained, key=_group_key)
       ),
       left_out=_left_out(
-          _linears.linears(model.config), {x.row.name for x in adapted}
+          _linears.linears(model.config), {x.row.name for x in trained}
       ),
       num_projections=len(adapted),
-      trainable=sum(linear.num_params for linear in adapted),
+      num_saved=len(saved),
+      trainable=sum(x.num_params for x in trained),
       total=sum(
           math.prod(x.shape)
           for x in jax.tree.leaves(_gemma4.abstract_params(model))
@@ -212,40 +223,50 @@ def _megabytes(num_bytes: int) -> str:
   return f'{num_bytes / 1e6:,.1f} MB'
 
 
-def _grouped(adapted, *, key):
+def _grouped(trained, *, key):
   """Groups by key, in the order in which keys first come up."""
   groups = {}
-  for linear in adapted:
-    groups.setdefault(key(linear), []).append(linear)
+  for part in trained:
+    groups.setdefault(key(part), []).append(part)
   return groups.values()
 
 
-def _group_key(linear: targets.Adapted) -> Any:
-  row = linear.row
-  return (
-      row.projection,
-      _path(row),
-      row.in_shape,
-      row.out_shape,
-      linear.rank,
-  )
+def _group_key(trained: _Trained) -> Any:
+  row = trained.row
+  return row.projection, _path(row), *_shapes(trained), _rank(trained)
 
 
-def _group(adapted: Sequence[targets.Adapted]) -> Group:
-  first = adapted[0]
+def _group(trained: Sequence[_Trained]) -> Group:
+  first = trained[0]
+  in_shape, out_shape = _shapes(first)
   return Group(
       projection=first.row.projection,
-      layers=tuple(n for linear in adapted for n in linear.row.layers),
+      layers=tuple(n for x in trained for n in x.row.layers),
       path=_path(first.row),
-      in_shape=first.row.in_shape,
-      out_shape=first.row.out_shape,
-      rank=first.rank,
-      num_params=sum(linear.num_params for linear in adapted),
-      lora_paths=tuple(linear.row.lora_path for linear in adapted),
+      in_shape=in_shape,
+      out_shape=out_shape,
+      rank=_rank(first),
+      num_params=sum(x.num_params for x in trained),
+      lora_paths=tuple(
+          x.path if isinstance(x, targets.Saved) else x.row.lora_path
+          for x in trained
+      ),
   )
 
 
-def _path(row: _linears.Linear) -> str:
+def _shapes(trained: _Trained) -> tuple[tuple[int, ...], tuple[int, ...]]:
+  """Returns what goes in and out."""
+  row = trained.row
+  if isinstance(row, _linears.Linear):
+    return row.in_shape, row.out_shape
+  return (), row.shape
+
+
+def _rank(trained: _Trained) -> int | None:
+  return trained.rank if isinstance(trained, targets.Adapted) else None
+
+
+def _path(row: _row.Row) -> str:
   """`layer_*.attn.kv_einsum.w[1]` for v, `....w[:, 1]` for up of experts."""
   path = row.starred(row.path)
   if row.slot_axis is None:
@@ -258,9 +279,9 @@ def _cells(group: Group) -> tuple[str, ...]:
   return (
       group.projection,
       group.path,
-      ' x '.join(map(str, group.in_shape)),
+      ' x '.join(map(str, group.in_shape)) or '-',
       ' x '.join(map(str, group.out_shape)),
-      str(group.rank),
+      'full' if group.rank is None else str(group.rank),
       f'{group.num_params:,}',
       _layers(group.layers),
   )

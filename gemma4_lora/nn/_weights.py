@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from gemma4_lora import _linears
+from gemma4_lora import _row
 
 
-def part(weight: Any, row: _linears.Linear) -> Any:
+def part(weight: Any, row: _row.Row) -> Any:
   """Returns the projection's part: v of `kv_einsum[2, K, D, H]` is `[K, D, H]`.
 
   Args:
@@ -24,9 +25,7 @@ def part(weight: Any, row: _linears.Linear) -> Any:
   return weight[_index(row)]
 
 
-def with_part(
-    weight: jax.Array, row: _linears.Linear, value: jax.Array
-) -> jax.Array:
+def with_part(weight: jax.Array, row: _row.Row, value: jax.Array) -> jax.Array:
   """Returns the whole weight with another part for the projection."""
   if row.slot_axis is None:
     return value.astype(weight.dtype)
@@ -58,6 +57,6 @@ def from_matrix(matrix: jax.Array, row: _linears.Linear, like: Any) -> Any:
   return jnp.transpose(value, np.argsort(order).tolist())
 
 
-def _index(row: _linears.Linear) -> tuple[Any, ...]:
+def _index(row: _row.Row) -> tuple[Any, ...]:
   assert row.slot_axis is not None
   return (slice(None),) * row.slot_axis + (row.slot,)

@@ -27,12 +27,20 @@ g4.nn.LoRA(
 )
 ```
 
+`modules_to_save=` takes the same, for what is trained in full beside LoRA. It
+reaches what is no linear too: `'norms'`, `'embeddings'`, `'scalars'`,
+`'final_norm'`, `'layer_*.pre_attention_norm'`, and Hugging Face's `'norm'`,
+`'embed_tokens'`, `'input_layernorm'`.
+
 Linears whose result the model never uses (k and v of a KV-shared layer) are
 left out, but for a rule that can mean nothing else: that is an error. So is a
 rule that matches nothing, or only what earlier rules took. The router is taken
 only by its own name.
 """
 
+from gemma4_lora.targets._full import normalize_full
+from gemma4_lora.targets._full import resolve_full
+from gemma4_lora.targets._full import Saved
 from gemma4_lora.targets._resolve import Adapted
 from gemma4_lora.targets._resolve import resolve
 from gemma4_lora.targets._rule import attention

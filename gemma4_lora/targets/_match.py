@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import re
 from typing import Any
 
-from gemma4_lora import _linears
+from gemma4_lora import _row
 from gemma4_lora.targets import _rule
 
 # Kinds of the text tower that `'text'` stands for.
@@ -18,9 +18,29 @@ KINDS = (
     'vision',
     'audio',
     'multimodal_projections',
+    # Not linears: see `_full`.
+    'norms',
+    'embeddings',
+    'scalars',
 )
-# Projections that every tower has: without a tower, the text's.
-_IN_EVERY_TOWER = frozenset({'q', 'k', 'v', 'o', 'gate', 'up', 'down'})
+# Names that several towers have: without a tower, the text's.
+_IN_SEVERAL_TOWERS = frozenset(
+    {
+        'q',
+        'k',
+        'v',
+        'o',
+        'gate',
+        'up',
+        'down',
+        'pre_attention_norm',
+        'query_norm',
+        'key_norm',
+        'post_attention_norm',
+        'pre_ffw_norm',
+        'post_ffw_norm',
+    }
+)
 # As Hugging Face nests the text tower, by class of the model.
 _HF_PREFIXES = ('model.language_model.', 'model.', 'language_model.', '')
 # As it nests the other towers.
@@ -28,7 +48,7 @@ _HF_TOWER_PREFIXES = ('model.', '')
 
 
 def matches(
-    target: str, row: _linears.Linear, *, tower: str | None, regex: bool
+    target: str, row: _row.Row, *, tower: str | None, regex: bool
 ) -> bool:
   """Whether a string means this row, dead or live.
 
@@ -51,7 +71,7 @@ def matches(
   if target == row.name:
     return True
   if target == row.projection:
-    if tower is None and target not in _IN_EVERY_TOWER:
+    if tower is None and target not in _IN_SEVERAL_TOWERS:
       return True
     return row.tower == (tower or 'text')
   if row.group == 'router':  # By its own name only.
@@ -88,20 +108,18 @@ def layer_numbers(
   return frozenset(number % num_layers for number in numbers)
 
 
-def hf_names(row: _linears.Linear) -> list[str]:
+def hf_names(row: _row.Row) -> list[str]:
   """Returns what Hugging Face may call the modules of a row."""
   return [name for names in _hf_modules(row) for name in names]
 
 
-def _hf_modules(row: _linears.Linear) -> list[list[str]]:
+def _hf_modules(row: _row.Row) -> list[list[str]]:
   """What it may call each module: one, or one per layer if they are stacked."""
   prefixes = _HF_PREFIXES if row.tower == 'text' else _HF_TOWER_PREFIXES
   return [[prefix + name for prefix in prefixes] for name in row.hf_names]
 
 
-def _any_name(
-    fits: Callable[[str], Any], target: str, row: _linears.Linear
-) -> bool:
+def _any_name(fits: Callable[[str], Any], target: str, row: _row.Row) -> bool:
   """Whether a row is meant by Hugging Face's names: all its modules or none."""
   modules = _hf_modules(row)
   meant = [names for names in modules if any(map(fits, names))]
@@ -109,13 +127,12 @@ def _any_name(
     raise ValueError(
         f'{target!r} means {len(meant)} of the {len(modules)} layers of'
         f' {row.name}, as {meant[0][0]}. Gemma keeps the layers of the'
-        f' {row.tower} tower in one weight: LoRA there is on all of them or'
-        ' none.'
+        f' {row.tower} tower in one weight: it is all of them or none.'
     )
   return bool(meant)
 
 
-def _is_of_kind(kind: str, row: _linears.Linear, *, tower: str | None) -> bool:
+def _is_of_kind(kind: str, row: _row.Row, *, tower: str | None) -> bool:
   """Whether a row is of a kind; kinds of the text tower mean `tower`'s."""
   if kind in ('text', 'all-linear'):
     return row.tower == 'text' and row.group in _TEXT

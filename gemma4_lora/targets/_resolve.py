@@ -4,8 +4,10 @@ from collections.abc import Sequence
 import dataclasses
 import difflib
 import math
+import re
 
 from gemma4_lora import _linears
+from gemma4_lora import _row
 from gemma4_lora.targets import _match
 from gemma4_lora.targets import _rule
 
@@ -78,7 +80,7 @@ def resolve(
   taken: dict[str, Adapted] = {}
   owners: dict[str, _rule.Rule] = {}
   for rule in rules:
-    chosen = _rows_of(rule, rows)
+    chosen = rows_of(rule, rows)
     new = [row for row in chosen if row.name not in taken]
     if not new:
       owner = owners[chosen[0].name]
@@ -101,15 +103,24 @@ def resolve(
   return tuple(taken[row.name] for row in rows if row.name in taken)
 
 
-def _rows_of(
-    rule: _rule.Rule, rows: Sequence[_linears.Linear]
-) -> list[_linears.Linear]:
-  """Returns the live rows of one rule."""
+def rows_of[R: _row.Row](
+    rule: _rule.Rule, rows: Sequence[R], *, argument: str = 'targets'
+) -> list[R]:
+  """Returns the live rows of one rule.
+
+  Args:
+    rule: The rule.
+    rows: The table.
+    argument: What the user wrote the rule in, for messages.
+
+  Raises:
+    ValueError: It selects or excludes nothing, or means only dead rows.
+  """
   matched = {}
   for target in rule.selects:
     found = _placed(target, rule, rows)
     if not found:
-      raise ValueError(_nothing(target, rule, rows))
+      raise ValueError(_nothing(target, rule, rows, argument=argument))
     _check_live(target, rule, found)
     matched |= {row.name: row for row in found if row.live}
   for target in rule.excludes:
@@ -123,9 +134,9 @@ def _rows_of(
   return list(matched.values())
 
 
-def _matching(
-    target: str, rule: _rule.Rule, rows: Sequence[_linears.Linear]
-) -> list[_linears.Linear]:
+def _matching[R: _row.Row](
+    target: str, rule: _rule.Rule, rows: Sequence[R]
+) -> list[R]:
   """Returns the rows, dead or live, that one string of a rule means."""
   return [
       row
@@ -134,9 +145,9 @@ def _matching(
   ]
 
 
-def _placed(
-    target: str, rule: _rule.Rule, rows: Sequence[_linears.Linear]
-) -> list[_linears.Linear]:
+def _placed[R: _row.Row](
+    target: str, rule: _rule.Rule, rows: Sequence[R]
+) -> list[R]:
   """Returns those rows that one string means, where the rule looks."""
   found = _matching(target, rule, rows)
   return [row for row in found if _is_placed(rule, row, rows)]
@@ -144,8 +155,8 @@ def _placed(
 
 def _is_placed(
     rule: _rule.Rule,
-    row: _linears.Linear,
-    rows: Sequence[_linears.Linear],
+    row: _row.Row,
+    rows: Sequence[_row.Row],
 ) -> bool:
   """Whether a row stands where the rule looks."""
   if rule.tower is not None and row.tower != rule.tower:
@@ -166,49 +177,54 @@ def _is_placed(
     raise ValueError(
         f'{rule} means {len(meant)} of the {len(row.layers)} layers of'
         f' {row.name}. Gemma keeps the layers of the {row.tower} tower in one'
-        ' weight: LoRA there is on all of them or none. Leave layers= out, or'
+        ' weight: it is all of them or none. Leave layers= out, or'
         ' add tower="text".'
     )
   return bool(meant)
 
 
 def _check_live(
-    target: str, rule: _rule.Rule, found: Sequence[_linears.Linear]
+    target: str, rule: _rule.Rule, found: Sequence[_row.Row]
 ) -> None:
   """Raises if a string means nothing but rows that the model never uses."""
   if not any(row.live for row in found):
     raise ValueError(
-        f'{rule}: {target!r} names a linear whose result the model never uses'
+        f'{rule}: {target!r} names what the model never uses'
         f' ({found[0].name}: its layer reads the keys and values of another'
-        ' one), so that LoRA there could not learn. Name a layer that computes'
-        ' its own.'
+        ' one): it could not learn. Name a layer that computes its own.'
     )
 
 
 def _nothing(
     target: str,
     rule: _rule.Rule,
-    rows: Sequence[_linears.Linear],
+    rows: Sequence[_row.Row],
     *,
-    argument: str = 'targets',
+    argument: str,
 ) -> str:
   """Says that a string matches nothing, and what may have been meant."""
   anywhere = _matching(target, dataclasses.replace(rule, tower=None), rows)
   if anywhere:
     return (
-        f'{rule}: {target!r} matches no linear where the rule looks. It does'
+        f'{rule}: {target!r} matches nothing where the rule looks. It does'
         f' match {anywhere[0].name}: change layers=, attention= or tower=.'
     )
   close = difflib.get_close_matches(target, _names(rows), n=3, cutoff=0.5)
   hint = f' Did you mean {" or ".join(map(repr, close))}?' if close else ''
+  if argument == 'targets' and re.search('norm|embed|scal', target):
+    hint += (
+        ' LoRA is on linears: name norms, embeddings and scalars in'
+        ' modules_to_save=, which trains them in full.'
+    )
+  what = 'linear' if argument == 'targets' else 'part'
   return (
-      f'{argument}={target!r} matches no linear of this model.{hint} It has:'
+      f'{argument}={target!r} matches no {what} of this model.{hint} It has:'
       f' {", ".join(_known(rows))}; or give a path, as'
       ' "layer_*.attn.q_einsum".'
   )
 
 
-def _known(rows: Sequence[_linears.Linear]) -> list[str]:
+def _known(rows: Sequence[_row.Row]) -> list[str]:
   """What a message offers: the kinds and projections that the model has."""
   kinds = [
       kind
@@ -218,7 +234,7 @@ def _known(rows: Sequence[_linears.Linear]) -> list[str]:
   return list(dict.fromkeys([*kinds, *(row.projection for row in rows)]))
 
 
-def _names(rows: Sequence[_linears.Linear]) -> list[str]:
+def _names(rows: Sequence[_row.Row]) -> list[str]:
   """Everything that a misspelt string may have meant, each once."""
   names = [*_known(rows), 'all-linear']
   for row in rows:

@@ -162,11 +162,12 @@ def peft(
   )
 
 
-def normalize(targets: Any) -> tuple[Rule, ...]:
+def normalize(targets: Any, *, argument: str = 'targets') -> tuple[Rule, ...]:
   """Returns rules from what a user wrote: hashable, and fit for JSON.
 
   Args:
     targets: A rule or a string, or several.
+    argument: Where the user wrote them, for messages.
 
   Raises:
     ValueError: Anything else.
@@ -177,8 +178,8 @@ def normalize(targets: Any) -> tuple[Rule, ...]:
   for rule in rules:
     if not isinstance(rule, Rule):
       raise ValueError(
-          'targets= takes strings and rules, as targets=["q",'
-          f' g4.targets.mlp(rank=4)]. Got: {rule!r}'
+          f'{argument}= takes strings and rules, as {argument}=["q",'
+          f' g4.targets.Rule("mlp", layers="20:")]. Got: {rule!r}'
       )
   return tuple(rules)
 

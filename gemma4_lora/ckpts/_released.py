@@ -1,0 +1,32 @@
+"""Which linear a LoRA leaf is of, by its path alone.
+
+A transform sees a state and no model. The axes of a projection depend on its
+path alone, so those of any released model will do; its shape will not.
+"""
+
+import functools
+import re
+
+from gemma4_lora import _gemma4
+from gemma4_lora import _linears
+from gemma4_lora.ckpts import _trees
+
+
+def row_of(path: _trees.Path) -> _linears.Linear | None:
+  """Returns the row of `….lora.<projection>`, None for no linear of Gemma 4.
+
+  Args:
+    path: The model may stand deeper in the parameters.
+  """
+  starred = re.sub(r'(?<=layer_|ayers_)\d+', '*', _trees.join(path))
+  return next((r for k, r in _rows() if f'.{starred}'.endswith(k)), None)
+
+
+@functools.cache
+def _rows() -> tuple[tuple[str, _linears.Linear], ...]:
+  """Returns `.layer_*.attn.q_einsum.lora.q` with a row, for all models."""
+  rows = {}
+  for cls in _gemma4.RELEASED:
+    for row in _linears.linears(cls.config):
+      rows.setdefault(f'.{row.starred(row.lora_path)}', row)
+  return tuple(rows.items())
