@@ -3,6 +3,11 @@
 import pathlib
 import re
 
+from gemma import gm
+
+from gemma4_lora import _linears
+from gemma4_lora import g4
+
 _ROOT = pathlib.Path(__file__).parent.parent
 _README = (_ROOT / 'README.md').read_text()
 
@@ -34,3 +39,24 @@ def test_ci_runs_the_readmes_commands():
 def test_files_that_it_links_to_are_there():
   for link in re.findall(r'\]\((?!http)([^)]+)\)', _README):
     assert (_ROOT / link).exists(), link
+
+
+def _count(name, target):
+  """Trainable parameters as the README's table prints them."""
+  model = getattr(gm.nn, f'Gemma4_{name}')(text_only=False)
+  rows = _linears.linears(model.config)
+  try:
+    adapted = g4.targets.resolve([g4.targets.Rule(target)], rows, rank=16)
+  except ValueError:  # The model has none.
+    return '–'
+  return f'{sum(linear.num_params for linear in adapted):,}'
+
+
+def test_table_of_trainable_parameters():
+  table = re.search(r'^\| `targets=` (.*)\n\|[-|]+\n((\|.*\n)+)', _README, re.M)
+  assert table
+  names = table[1].strip('| ').split(' | ')
+  for line in table[2].splitlines():
+    target, *counts = line.strip('| ').split(' | ')
+    target = target.split("'")[1]
+    assert counts == [_count(name, target) for name in names], target
