@@ -1,5 +1,7 @@
 """LoRA around gemma's Gemma 4 models."""
 
+from gemma4_lora.nn._fuse import fuse_params
+from gemma4_lora.nn._fuse import unfuse_params
 from gemma4_lora.nn._init_from_base import init_from_base
 from gemma4_lora.nn._lora import LoRA
 from gemma4_lora.nn._router_fix import RouterFix

@@ -245,11 +245,6 @@ def _check_leaves(scope: Any, linear: targets.Adapted) -> None:
           ' reads. Were they made by this model.init, with the same targets'
           ' and the same use_dora=?'
       )
-  if not linear.use_dora and scope.has_variable('params', 'm'):
-    raise ValueError(
-        f'The parameters have a magnitude of DoRA, {path}.m, which would be'
-        ' ignored: set g4.nn.LoRA(use_dora=True).'
-    )
 
 
 def _uniform(bound: float) -> nn.initializers.Initializer:

@@ -9,6 +9,7 @@ from typing import Any
 from absl import logging
 import flax
 from flax import linen as nn
+import jax
 import jax.numpy as jnp
 from kauldron import kd
 
@@ -186,7 +187,7 @@ class LoRA(_wrapper.ModelWrapper):
   def _call_with_copies(self, *args: Any, **kwargs: Any) -> Any:
     """Calls the model, with what is trained in full in place of the base."""
     saved = self.saved
-    _saved.check_read(self.variables.get('params', {}), saved)
+    check_read(self, self.variables.get('params', {}))
     if not saved:
       return self._call_adapted(*args, **kwargs)
 
@@ -233,6 +234,35 @@ class LoRA(_wrapper.ModelWrapper):
       return self.is_training
     except ValueError:
       return False
+
+
+def check_read(lora: LoRA, params: Mapping[str, Any]) -> None:
+  """Raises if there are LoRA leaves that the model does not read.
+
+  Args:
+    lora: The model.
+    params: Its parameters, nested.
+  """
+  read = {part.path for part in lora.saved}
+  for linear in lora.adapted:
+    leaves = ('a', 'b', 'm') if linear.use_dora else ('a', 'b')
+    read |= {f'{linear.row.lora_path}.{leaf}' for leaf in leaves}
+  leaves = [
+      tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+      for path, _ in jax.tree_util.tree_leaves_with_path(params)
+  ]
+  ignored = [
+      '.'.join(leaf)
+      for leaf in leaves
+      if 'lora' in leaf and '.'.join(leaf) not in read
+  ]
+  if ignored:
+    raise ValueError(
+        f'The parameters have {len(ignored)} LoRA leaves that this model does'
+        f' not read, and that would be ignored: {", ".join(ignored[:4])}. A and'
+        ' B need targets=, magnitudes (m) use_dora=True, and what is trained in'
+        ' full modules_to_save=.'
+    )
 
 
 def _log(lora: LoRA) -> None:

@@ -81,20 +81,6 @@ def substitute(
   return new
 
 
-def check_read(
-    params: Mapping[str, Any], saved: Sequence[targets.Saved]
-) -> None:
-  """Raises if there is a copy that nothing reads."""
-  known = {part.path for part in saved}
-  for path, _ in jax.tree_util.tree_leaves_with_path(params):
-    keys = [jax.tree_util.keystr((key,), simple=True) for key in path]
-    if is_copy(keys) and '.'.join(keys) not in known:
-      raise ValueError(
-          f'The parameters have {".".join(keys)}, trained in full, which would'
-          ' be ignored: name it in g4.nn.LoRA(modules_to_save=...).'
-      )
-
-
 def is_copy(keys: Sequence[str]) -> bool:
   """Whether a path is of a copy, not of an A, a B or a magnitude."""
   if 'lora' not in keys:

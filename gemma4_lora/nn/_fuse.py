@@ -1,0 +1,227 @@
+"""The branches added into the base weights, and taken out again."""
+
+from collections.abc import Iterator
+from collections.abc import Mapping
+import dataclasses
+import functools
+from typing import Any
+
+from gemma import peft
+import jax
+import jax.numpy as jnp
+
+from gemma4_lora import _linears
+from gemma4_lora import targets
+from gemma4_lora.nn import _lora
+from gemma4_lora.nn import _views
+from gemma4_lora.nn import _weights
+
+_LORA = 'lora'
+
+
+def fuse_params(model: _lora.LoRA, params: Mapping[str, Any]) -> dict[str, Any]:
+  """Adds the branches into the base weights.
+
+  ```python
+  fused = g4.nn.fuse_params(model, params)
+  sampler = gm.text.ChatSampler(model=model.model, params=fused)
+  ```
+
+  Each weight is summed in float32 and rounded once to its dtype; what
+  `modules_to_save` trained takes the place of the base. Clip bounds of towers
+  stay: their branches are inside the clips. On gemma 4.0.1, sample from a fused
+  26B_A4B through `g4.nn.RouterFix`.
+
+  Args:
+    model: A `g4.nn.LoRA`.
+    params: Its parameters, nested. They stay as they are.
+
+  Returns:
+    Parameters of `model.model`: the base's structure, shapes, dtypes and
+    shardings, without LoRA leaves. What LoRA does not change is the same array.
+
+  Raises:
+    ValueError: `model` has no LoRA, or `params` lacks a leaf: they are fused
+      already, or were made by another model.
+  """
+  _check_lora(model, params, who='fuse_params')
+  base, lora = peft.split_params(dict(params))
+  for path, change in changes_of(model, base, lora).items():
+    _put(base, path, change.fuse(_views.get(base, path)))
+  return base
+
+
+def unfuse_params(
+    model: _lora.LoRA, fused: Mapping[str, Any], lora: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Takes the branches out of fused weights: undoes `fuse_params`.
+
+  The base comes back up to the rounding of its dtype. In bfloat16 that is an
+  error of up to 2**-8 of each weight: keep the released checkpoint where there
+  is one.
+
+  Args:
+    model: A `g4.nn.LoRA`.
+    fused: Parameters from `fuse_params`, nested.
+    lora: The LoRA leaves, nested; the base may be among them, and is not read.
+
+  Returns:
+    Parameters of `model`, LoRA leaves included.
+
+  Raises:
+    ValueError: `fused` has LoRA leaves, or `lora` lacks some; or the model has
+      DoRA or `modules_to_save`, where fusing forgets the norm of the base or
+      all of it.
+  """
+  if any(_LORA in path for path in _paths(fused)):
+    raise ValueError(
+        'g4.nn.unfuse_params: fused has LoRA leaves: it is not what'
+        ' g4.nn.fuse_params returns.'
+    )
+  _check_lora(model, lora, who='unfuse_params')
+  if model.use_dora or model.modules_to_save:
+    setting = 'use_dora=True' if model.use_dora else 'modules_to_save='
+    raise ValueError(
+        f'g4.nn.unfuse_params: with {setting} the base cannot be had back from'
+        ' fused weights. Restore it from its checkpoint.'
+    )
+  base, _ = peft.split_params(dict(fused))  # New dicts of the same arrays.
+  _, lora = peft.split_params(dict(lora))
+  for path, change in changes_of(model, base, lora).items():
+    _put(base, path, change.unfuse(_views.get(base, path)))
+  return peft.merge_params(base, lora)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Change:
+  """What fusing does to one base leaf.
+
+  Attributes:
+    branches: LoRA's branches of the projections in the leaf.
+    copies: What takes the place of parts of the leaf.
+  """
+
+  branches: tuple[_views.LinearView, ...] = ()
+  copies: tuple[tuple[targets.Saved, jax.Array], ...] = ()
+
+  def fuse(self, leaf: jax.Array) -> jax.Array:
+    """Returns the leaf with everything in it."""
+    new = leaf
+    for view in self.branches:
+      new = _added(
+          new, view.lora_a, view.lora_b, view.lora_m, view.row, view.scale
+      )
+    for part, copy in self.copies:
+      new = _weights.with_part(new, part.row, copy)
+    return _like(new, leaf)
+
+  def unfuse(self, leaf: jax.Array) -> jax.Array:
+    """Returns the leaf without the branches."""
+    new = leaf
+    for view in self.branches:
+      new = _added(new, view.lora_a, view.lora_b, None, view.row, -view.scale)
+    return _like(new, leaf)
+
+
+def changes_of(
+    model: _lora.LoRA, base: Mapping[str, Any], lora: Mapping[str, Any]
+) -> dict[str, Change]:
+  """Returns what fusing does to each base leaf that it changes, by path.
+
+  Args:
+    model: A `g4.nn.LoRA`.
+    base: The base leaves, of which shapes are enough.
+    lora: The LoRA leaves.
+  """
+  # As shapes, lest views slice what gemma packs: a second base.
+  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), base)
+  params = peft.merge_params(shapes, dict(lora))
+  branches: dict[str, list[_views.LinearView]] = {}
+  for view in _views.linears(model, params).values():
+    branches.setdefault(view.row.path, []).append(view)
+  copies: dict[str, list[tuple[targets.Saved, jax.Array]]] = {}
+  for part in model.saved:
+    copy = _views.get(params, part.path)
+    copies.setdefault(part.row.path, []).append((part, copy))
+  return {
+      path: Change(
+          branches=tuple(branches.get(path, ())),
+          copies=tuple(copies.get(path, ())),
+      )
+      for path in (*branches, *(p for p in copies if p not in branches))
+  }
+
+
+@functools.partial(jax.jit, static_argnames=('row', 'scale'))
+def _added(
+    weight: jax.Array,
+    a: jax.Array,
+    b: jax.Array,
+    m: jax.Array | None,
+    row: _linears.Linear,
+    scale: float,
+) -> jax.Array:
+  """Returns the weight with one projection's branch added."""
+  part = _weights.part(weight, row).astype(jnp.float32)
+  ins, outs, batch, letters = _letters(part, row)
+  product = jnp.einsum(
+      f'{batch}{ins}r,{batch}r{outs}->{letters}',
+      a.astype(jnp.float32),
+      b.astype(jnp.float32),
+      precision='highest',
+  )
+  merged = part + scale * product
+  if m is not None:
+    axes = [letters.index(c) for c in ins]
+    norm = jnp.sqrt(jnp.sum(jnp.square(merged), axis=axes, keepdims=True))
+    m = jnp.einsum(
+        f'{batch}{outs}->{"".join(c for c in letters if c not in ins)}',
+        m.astype(jnp.float32),
+    )
+    # A feature without weights has no direction.
+    merged *= jnp.expand_dims(m, axes) / jnp.where(norm > 0, norm, 1)
+  return _weights.with_part(weight, row, merged)
+
+
+def _letters(
+    part: jax.Array, row: _linears.Linear
+) -> tuple[str, str, str, str]:
+  """Names the axes of a part: input, output, batch, and all as they stand."""
+  letters = 'abcdefgh'[: part.ndim]
+  in_axes, out_axes = _weights.axes(row)
+  ins = ''.join(letters[axis] for axis in in_axes)
+  outs = ''.join(letters[axis] for axis in out_axes)
+  batch = ''.join(c for c in letters if c not in ins + outs)
+  return ins, outs, batch, letters
+
+
+def _like(new: jax.Array, old: jax.Array) -> jax.Array:
+  """Gives a leaf the sharding of the one whose place it takes."""
+  return jax.device_put(new, old.sharding)
+
+
+def _check_lora(model: Any, params: Mapping[str, Any], *, who: str) -> None:
+  if not isinstance(model, _lora.LoRA):
+    raise ValueError(
+        f'g4.nn.{who} takes a g4.nn.LoRA. Got: {type(model).__name__}'
+    )
+  if not any(_LORA in path for path in _paths(params)):
+    raise ValueError(
+        f'g4.nn.{who}: the parameters have no LoRA leaf. They are fused already,'
+        ' or are those of the base model.'
+    )
+  _lora.check_read(model, params)
+
+
+def _paths(params: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+  for path, _ in jax.tree_util.tree_leaves_with_path(params):
+    yield tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+
+
+def _put(params: dict[str, Any], path: str, value: jax.Array) -> None:
+  """Sets a leaf, in place."""
+  *scopes, name = path.split('.')
+  node = params
+  for key in scopes:
+    node = node[key]
+  node[name] = value

@@ -1,0 +1,254 @@
+"""Branches added into the base weights: the same numbers, without LoRA."""
+
+from gemma import gm
+from gemma import peft
+import jax
+import jax.numpy as jnp
+from kauldron import kd
+import numpy as np
+import pytest
+
+from gemma4_lora import g4
+from tests import multimodal
+from tests import training
+
+_TOKENS = jnp.asarray(np.random.default_rng(0).integers(3, 1000, (2, 12)))
+_VARIANTS = ['Gemma4_E2B', 'Gemma4_E4B', 'Gemma4_31B', 'Gemma4_26B_A4B']
+
+
+def _base(name, **kwargs):
+  kwargs = {'tokens': 'batch.input', 'dtype': jnp.float32} | kwargs
+  return training.shallow(getattr(g4.testing, name)(**kwargs))
+
+
+def _lora(name='Gemma4_E2B', dtype=jnp.float32, **kwargs):
+  return g4.nn.LoRA(rank=3, alpha=6, model=_base(name, dtype=dtype), **kwargs)
+
+
+def _plain(name, **kwargs):
+  model = _base(name, **kwargs)
+  is_moe = name == 'Gemma4_26B_A4B'
+  return g4.nn.RouterFix(model=model) if is_moe else model
+
+
+def _random(model):
+  """Of the size that `model.init` gives, and B as if it had been trained.
+
+  Larger ones make the model's own float32 error larger than 1e-5.
+  """
+
+  def scale(path, x):
+    if x.ndim < 2:
+      return x
+    is_b = path[-1].key == 'b'
+    return x / 4 if is_b else 5 * x * np.prod(x.shape[:-1]) ** -0.5
+
+  params = training.random_params(model)
+  return jax.tree_util.tree_map_with_path(scale, params)
+
+
+def _check_fused(model, plain, params, inputs):
+  """Logits of fused weights in the bare model, against LoRA's own."""
+  fused = g4.nn.fuse_params(model, params)
+  expected = model.apply({'params': params}, **inputs).logits
+  actual = plain.apply({'params': fused}, **inputs).logits
+  np.testing.assert_allclose(actual, expected, atol=1e-5, rtol=0)
+  # LoRA does change the model, and fusing is what changed the base.
+  original, _ = peft.split_params(params)
+  without = plain.apply({'params': original}, **inputs).logits
+  assert np.max(np.abs(without - expected)) > 1e-2
+  assert jax.tree.structure(fused) == jax.tree.structure(original)
+  jax.tree.map(_check_alike, fused, original)
+  return fused
+
+
+def _check_alike(new, old):
+  assert (new.shape, new.dtype, new.sharding) == (
+      old.shape,
+      old.dtype,
+      old.sharding,
+  )
+
+
+@pytest.mark.parametrize('name', _VARIANTS)
+@pytest.mark.parametrize(
+    'settings',
+    [
+        {'use_rslora': True},
+        {'use_dora': True},
+        {'modules_to_save': ['norms', g4.targets.Rule(['k', 'up'], layers=0)]},
+    ],
+    ids=['rslora', 'dora', 'in_full'],
+)
+def test_fused_equals_unfused(name, settings):
+  model = _lora(name, **settings)
+  params = _random(model)
+  _check_fused(model, _plain(name), params, {'tokens': _TOKENS})
+
+
+@pytest.mark.parametrize(
+    'targets', ['expert_down', ['experts', 'router', 'attention']]
+)
+def test_experts_and_router(targets):
+  model = _lora('Gemma4_26B_A4B', targets=targets)
+  params = _random(model)
+  _check_fused(model, _plain('Gemma4_26B_A4B'), params, {'tokens': _TOKENS})
+
+
+def test_rules_with_ranks_of_their_own():
+  targets = [g4.targets.Rule('q', rank=5, alpha=1.0), 'v', 'down']
+  model = _lora('Gemma4_31B', targets=targets)
+  params = _random(model)
+  fused = _check_fused(model, _plain('Gemma4_31B'), params, {'tokens': _TOKENS})
+  # What is not adapted is not even copied.
+  kept = params['layer_0']['attn']['attn_vec_einsum']['w']
+  assert fused['layer_0']['attn']['attn_vec_einsum']['w'] is kept
+
+
+def test_towers_whose_clips_bind():
+  """Random clip bounds are about 3: images and sound reach them."""
+  base = multimodal.base('Gemma4_E2B', dtype=jnp.float32)
+  targets = ['text', 'vision', 'audio', 'multimodal_projections']
+  model = g4.nn.LoRA(rank=2, targets=targets, model=base)
+  params = multimodal.random_params(model)
+  inputs = multimodal.inputs(audio=True)
+  fused = _check_fused(model, base, params, inputs)
+  path = 'vision_encoder.transformer.stacked_layers.block.attn.q_einsum'
+  flat, old = training.flat(fused), training.flat(params)
+  for bound in ('clip_input_min', 'clip_output_max'):
+    assert flat[f'{path}.{bound}'] is old[f'{path}.{bound}']
+
+
+@pytest.mark.parametrize('init', ['pissa', 'olora'])
+def test_starts_that_change_the_base(init):
+  model = _lora('Gemma4_E2B', init_lora_weights=init)
+  params = _random(model)
+  for path, leaf in training.flat(params).items():
+    if path.endswith(('.a', '.b')) and '.lora.' in path:
+      _set(params, path, jnp.full_like(leaf, jnp.nan))
+  original = peft.split_params(params).original
+  params = g4.nn.init_from_base(model, params)
+  fused = g4.nn.fuse_params(model, params)
+  # Nothing was trained: the base itself comes back.
+  jax.tree.map(
+      lambda new, old: np.testing.assert_allclose(new, old, atol=1e-6),
+      fused,
+      original,
+  )
+
+
+def test_sums_are_rounded_once():
+  """Two branches' worth of float32 sums, in a bfloat16 weight."""
+  model = _lora('Gemma4_31B', dtype=jnp.bfloat16, targets=['k', 'v'])
+  params = _random(model)
+  fused = g4.nn.fuse_params(model, params)
+  views = g4.nn.linears(model, params)
+  for slot, projection in enumerate('kv'):
+    view = views[f'layer_0.attn.{projection}']
+    product = np.einsum('dr,rkh->kdh', view.lora_a, view.lora_b)
+    expected = np.asarray(view.base, np.float32) + view.scale * product
+    actual = fused['layer_0']['attn']['kv_einsum']['w'][slot]
+    error = np.abs(np.asarray(actual, np.float32) - expected)
+    assert np.all(error <= np.abs(expected) * 2.0**-8)
+
+
+def test_keeps_the_sharding():
+  model = _lora('Gemma4_31B')
+  params = _random(model)
+  sharding = kd.sharding.FSDPSharding(min_size_to_shard_mb=0)(params)
+  params = jax.device_put(params, sharding)
+  gating = g4.nn.fuse_params(model, params)['layer_0']['mlp']['gating_einsum']
+  assert not gating.sharding.is_fully_replicated
+  assert gating.sharding == params['layer_0']['mlp']['gating_einsum'].sharding
+
+
+def test_chat_sampler_takes_fused_parameters():
+  model = _lora()
+  base = _base('Gemma4_E2B')
+  params = _random(model)
+
+  def answer(model, params):
+    sampler = gm.text.ChatSampler(
+        model=model,
+        params=params,
+        tokenizer=g4.testing.Gemma4Tokenizer(),
+        cache_length=64,
+        max_out_length=12,
+        pad_length=16,
+    )
+    return sampler.chat('hello', max_new_tokens=8)
+
+  fused = g4.nn.fuse_params(model, params)
+  assert answer(base, fused) == answer(model, params)
+
+
+def _set(params, path, value):
+  *scopes, last = path.split('.')
+  for key in scopes:
+    params = params[key]
+  params[last] = value
+
+
+# -------------------------------- Unfuse ----------------------------------
+
+
+@pytest.mark.parametrize('name', ['Gemma4_E2B', 'Gemma4_26B_A4B'])
+def test_unfuse_undoes_fuse(name):
+  kwargs = {'targets': ['text', 'experts']} if name.endswith('A4B') else {}
+  model = _lora(name, **kwargs)
+  params = training.random_params(model)
+  fused = g4.nn.fuse_params(model, params)
+  back = g4.nn.unfuse_params(model, fused, params)
+  assert jax.tree.structure(back) == jax.tree.structure(params)
+  jax.tree.map(
+      lambda new, old: np.testing.assert_allclose(new, old, atol=1e-5),
+      back,
+      params,
+  )
+
+
+# -------------------------------- Errors ----------------------------------
+
+
+def test_fusing_twice():
+  model = _lora()
+  fused = g4.nn.fuse_params(model, training.random_params(model))
+  with pytest.raises(ValueError, match='no LoRA leaf. They are fused already'):
+    g4.nn.fuse_params(model, fused)
+
+
+def test_fusing_without_lora():
+  model = _base('Gemma4_E2B')
+  with pytest.raises(ValueError, match='takes a g4.nn.LoRA. Got: Gemma4_E2B'):
+    g4.nn.fuse_params(model, training.random_params(model))
+
+
+def test_fusing_parameters_of_other_targets():
+  params = training.random_params(_lora(targets='q'))
+  with pytest.raises(ValueError, match='params has no .*lora.v'):
+    g4.nn.fuse_params(_lora(targets=['q', 'v']), params)
+
+
+def test_fusing_less_than_there_is():
+  """Branches that would be dropped without a word."""
+  params = training.random_params(_lora(targets=['q', 'v']))
+  with pytest.raises(ValueError, match=r'ignored: .*lora.v'):
+    g4.nn.fuse_params(_lora(targets='q'), params)
+
+
+def test_unfusing_what_is_not_fused():
+  model = _lora()
+  params = training.random_params(model)
+  with pytest.raises(ValueError, match='fused has LoRA leaves'):
+    g4.nn.unfuse_params(model, params, params)
+
+
+@pytest.mark.parametrize(
+    'settings', [{'use_dora': True}, {'modules_to_save': 'final_norm'}]
+)
+def test_unfusing_what_forgot_its_base(settings):
+  model = _lora(**settings)
+  params = training.random_params(model)
+  fused = g4.nn.fuse_params(model, params)
+  with pytest.raises(ValueError, match='the base cannot be had back'):
+    g4.nn.unfuse_params(model, fused, params)
