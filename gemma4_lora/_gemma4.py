@@ -52,6 +52,19 @@ def weight(module: nn.Module) -> jax.Array:
   return value['w'] if isinstance(value, Mapping) else value
 
 
+def without_bias(module: nn.Module, output: jax.Array) -> jax.Array:
+  """Returns a linear's output less its bias: what its weight made of the input.
+
+  One linear of Gemma 4 has a bias, the audio tower's output projection.
+
+  Args:
+    module: One of `LINEARS`, once its call has made its parameters.
+    output: Of its call.
+  """
+  bias = module.get_variable('params', 'bias')
+  return output if bias is None else output - bias.astype(output.dtype)
+
+
 def check_is_gemma4(model: nn.Module, *, argument: str) -> None:
   """Raises if `model` is not one of gemma's Gemma 4 models.
 

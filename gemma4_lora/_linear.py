@@ -107,8 +107,7 @@ class Linear:
 
   def starred(self, path: str) -> str:
     """A path of this row with `*` for the layer: `layer_*.attn.q_einsum`."""
-    layer = rf'(?<=layer_){self.layer}(?=\.)|(?<=layers_){self.layer}(?=\.)'
-    return path if self.layer is None else re.sub(layer, '*', path)
+    return path if self.layer is None else starred(path)
 
   @property
   def hf_names(self) -> tuple[str, ...]:
@@ -142,6 +141,11 @@ class Linear:
 
   def num_lora_params(self, rank: int) -> int:
     return sum(math.prod(s) for s in self.lora_shapes(rank))
+
+
+def starred(path: str) -> str:
+  """A path with `*` for the number of any layer: `layer_*.attn.q_einsum`."""
+  return re.sub(r'(?<=layer_)\d+(?=\.)|(?<=layers_)\d+(?=\.)', '*', path)
 
 
 # Scopes that hold one weight and say nothing that the projection does not.

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
 import functools
-import re
 from typing import Any
 
 from absl import logging
@@ -17,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from gemma4_lora import _gemma4
+from gemma4_lora import _linear
 from gemma4_lora import _linears
 from gemma4_lora.ckpts import _trees
 from gemma4_lora.nn import _dora
@@ -102,7 +102,7 @@ def _rows_of(params: Any) -> dict[_trees.Path, _linears.Linear]:
   rows = {}
   for path in _trees.flatten(params):
     if _trees.is_lora(path) and path[-1] == _LEAF:
-      starred = re.sub(r'layer_\d+', 'layer_*', _trees.join(path[:-1]))
+      starred = _linear.starred(_trees.join(path[:-1]))
       # The model may stand deeper in the parameters.
       row = next((r for k, r in _released() if f'.{starred}'.endswith(k)), None)
       if row is None:
@@ -124,8 +124,7 @@ def _released() -> tuple[tuple[str, _linears.Linear], ...]:
   rows = {}
   for cls in _gemma4.RELEASED:
     for row in _linears.linears(cls.config):
-      starred = re.sub(r'layer_\d+', 'layer_*', row.lora_path)
-      rows.setdefault(f'.{starred}', row)
+      rows.setdefault(f'.{row.starred(row.lora_path)}', row)
   return tuple(rows.items())
 
 

@@ -57,7 +57,10 @@ def _tight(params, *, inputs, outputs):
 
 
 def _merged(model, params):
-  """Base parameters with every branch added into its weight, axis by axis."""
+  """Base parameters with every branch added into its weight, axis by axis.
+
+  Under DoRA, with each column of the sum brought to its magnitude.
+  """
   flat = training.flat(params)
   base = {k: np.array(v) for k, v in flat.items() if '.lora.' not in k}
   for linear in model.adapted:
@@ -71,6 +74,11 @@ def _merged(model, params):
       # [*in, r] and [r, *out] to a matrix, and into the weight's own order.
       delta = 2.0 * a[pick].reshape(-1, 3) @ b[pick].reshape(3, -1)
       target += _ordered(delta, row.projection, row.tower, target.shape)
+      if linear.use_dora:
+        m = np.asarray(flat[f'{row.lora_path}.m'], np.float64)[pick].ravel()
+        norm = np.linalg.norm(_matrix(target, row), axis=0)
+        ratio = np.broadcast_to(m / norm, delta.shape)
+        target *= _ordered(ratio, row.projection, row.tower, target.shape)
   original = peft.split_params(params).original
   return jax.tree.unflatten(jax.tree.structure(original), base.values())
 
@@ -85,12 +93,29 @@ def _ordered(delta, projection, tower, shape):
   return delta.reshape(shape)  # Input axes first, as in all others.
 
 
-@pytest.mark.parametrize('tight', [False, True])
-@pytest.mark.parametrize('name', _TOWERS)
-def test_equals_the_model_with_merged_weights(name, tight):
+def _matrix(weight, row):
+  """The inverse of `_ordered`."""
+  if row.tower == 'vision' and row.projection in ('q', 'k', 'v'):
+    return weight.transpose(1, 0, 2).reshape(weight.shape[1], -1)
+  if row.tower == 'vision' and row.projection in ('gate', 'up'):
+    return weight.T
+  return weight.reshape(np.prod(row.in_shape), -1)
+
+
+@pytest.mark.parametrize(
+    ('name', 'tight', 'use_dora'),
+    [
+        ('Gemma4_E2B', False, False),
+        ('Gemma4_E2B', True, False),
+        ('Gemma4_E2B', True, True),
+        ('Gemma4_31B', False, False),
+        ('Gemma4_31B', False, True),
+    ],
+)
+def test_equals_the_model_with_merged_weights(name, tight, use_dora):
   """Of every projection of the towers at once, whether or not clips bind."""
   audio = _HAS_AUDIO[name]
-  model = _model(name)
+  model = _model(name, use_dora=use_dora)
   params = multimodal.random_params(model)
   if tight:
     params = _tight(params, inputs=0.3, outputs=0.1)
@@ -191,10 +216,11 @@ def _loss(model, params, *, audio, **kwargs):
 
 
 @pytest.mark.parametrize('name', _TOWERS)
-def test_gradients_reach_every_a_and_b(name):
+def test_gradients_reach_every_leaf(name):
   """Text, towers and what joins them; in each layer of a stacked weight."""
   audio = _HAS_AUDIO[name]
-  model = _model(name, targets=['text'])
+  use_dora = name == 'Gemma4_E2B'
+  model = _model(name, targets=['text'], use_dora=use_dora)
   params = multimodal.random_params(model)
   grads = jax.jit(jax.grad(lambda p: _loss(model, p, audio=audio)))(params)
   flat = training.flat(grads)
@@ -202,7 +228,7 @@ def test_gradients_reach_every_a_and_b(name):
   for path, grad in flat.items():
     assert np.isfinite(grad).all(), path
   for linear in model.adapted:
-    for leaf in 'ab':
+    for leaf in 'abm' if use_dora else 'ab':
       grad = flat[f'{linear.row.lora_path}.{leaf}']
       layers = grad if linear.row.stacked else grad[None]
       for layer in layers:
@@ -350,7 +376,7 @@ def test_a_clip_bound_that_the_parameters_lack():
 
 
 def test_summary_counts_the_towers():
-  model = _model('Gemma4_E2B')
+  model = _model('Gemma4_E2B', use_dora=True)
   params = training.flat(_gemma4.abstract_params(model))
   sizes = {path: x.size for path, x in params.items()}
   summary = g4.nn.summary(model)
@@ -360,3 +386,6 @@ def test_summary_counts_the_towers():
       g for g in summary.groups if g.path.endswith('block.attn.q_einsum.w')
   )
   assert group.layers == (0, 1)
+  paths = [f'{group.lora_paths[0]}.{leaf}' for leaf in 'abm']
+  assert group.num_params == sum(sizes[path] for path in paths)
+  assert params[paths[2]].shape == (2, 2, 12)  # [L, N, H]
