@@ -5,7 +5,6 @@ package stands here, but for those of `testing`.
 """
 
 from collections.abc import Mapping
-import dataclasses
 import string
 from typing import Any
 
@@ -23,6 +22,7 @@ import jax.numpy as jnp
 Transformer = _transformer.Transformer
 TransformerConfig = _config.TransformerConfig
 VisionEncoder = _vision.VisionEncoder
+PreprocessedVisionInput = _transformer.PreprocessedVisionInput
 ConformerConfig = _audio.ConformerConfig
 RMSNorm = _layers.RMSNorm
 ClippedEinsum = _layers.ClippedEinsum
@@ -179,36 +179,6 @@ def _length(value: Any) -> int:
   return len(value) if isinstance(value, (tuple, list)) else 1
 
 
-class _ExpandedVisionEncoder(VisionEncoder):
-  """A vision encoder for tokens that have a placeholder per soft token."""
-
-  @property
-  def num_mm_tokens_per_image(self) -> int:
-    return -3
-
-
-def expanded_vision_encoder(encoder: VisionEncoder) -> VisionEncoder:
-  """Returns the encoder such that `Transformer` keeps all its logits.
-
-  Gemma 4 takes tokens that hold a placeholder per soft token already, so that
-  there is a logit per token. Yet given images, `Transformer.__call__` skips
-  `num_mm_tokens_per_image + 3` logits behind each begin-of-image token (255999),
-  as if it had put them in, as Gemma 3 does: what follows is that of later
-  tokens, and NaN from where there are no more. Samplers ask for the last
-  logits only and are spared. With a number of -3 it skips none. So on gemma
-  4.0.1 and 4.1.0:
-  https://github.com/google-deepmind/gemma/blob/main/gemma/gm/nn/gemma4/_transformer.py
-  (`remove_mm_logits`). It is the model's one use of the number when there are
-  images; without, it inserts as many tokens for each of none.
-
-  Args:
-    encoder: Of the config; unbound.
-  """
-  own = (f.name for f in dataclasses.fields(encoder) if f.init)
-  fields = {name: getattr(encoder, name) for name in own}
-  return _ExpandedVisionEncoder(**fields | {'parent': None})
-
-
 def clip_bounds(module: nn.Module) -> dict[str, jax.Array]:
   """Returns the clip bounds of a `ClippedEinsum`: `clip_input_min`, ...
 
@@ -238,7 +208,7 @@ def init_inputs(config: TransformerConfig) -> dict[str, Any]:
   inputs: dict[str, Any] = {'tokens': jnp.ones((1, 4), jnp.int32)}
   if config.vision_encoder is not None:
     patches, positions = _transformer._make_dummy_images(config.vision_encoder)  # pylint: disable=protected-access
-    inputs['images'] = _transformer.PreprocessedVisionInput(
+    inputs['images'] = PreprocessedVisionInput(
         patches=patches, positions_xy=positions, soft_token_counts=(1,)
     )
   if config.audio_encoder is not None:

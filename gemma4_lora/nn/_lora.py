@@ -228,6 +228,8 @@ def _check_made(
         'gemma makes the audio tower, and the projections of both towers into'
         ' the text width, only when init is given their input. Give it'
         f' {" and ".join(inputs)}, or leave these projections out of targets=.'
+        ' In a config, images="batch.images" of the model gives it images; for'
+        ' audio gemma has no such key.'
     )
   else:
     why = (
