@@ -194,7 +194,7 @@ def _log(lora: LoRA) -> None:
   logging.info(
       'g4.nn.LoRA: rank %s, %d projections, %s trainable parameters.',
       ', '.join(map(str, ranks)),
-      len(adapted),
+      sum(len(linear.row.hf_names) for linear in adapted),
       f'{sum(linear.num_params for linear in adapted):,}',
   )
   if lora.verbose:

@@ -35,14 +35,15 @@ class Group:
   """Adapted projections that differ in nothing but their layer.
 
   Attributes:
-    projection: `'q'`, `'gate'`, ...
+    projection: `'q'`, `'gate'`, ...; `'vision q'` in another tower than text.
     layers: Their layers; empty for what stands outside the layers.
     path: Path of the base weight, `layer_*.attn.q_einsum.w`, and the slot where
       the weight packs several projections.
     in_shape: Shape that the input is contracted over.
     out_shape: Shape that the output gains.
     rank: Of A and B.
-    num_params: Entries of A and B, all layers together.
+    num_params: Entries of A and B, and of DoRA's magnitudes, all layers
+      together.
     lora_paths: Paths of the `{'a': ..., 'b': ...}` of each.
   """
 
@@ -80,10 +81,12 @@ class Summary:
   Attributes:
     groups: One a line of the table.
     left_out: What is not adapted.
-    num_projections: How many projections are adapted.
-    trainable: Parameters of all A and B.
+    num_projections: How many projections are adapted, each layer's counted.
+    trainable: Parameters of all A and B, and of DoRA's magnitudes.
     total: Parameters of the model, LoRA included.
     dtype: Of A and B.
+    num_magnitudes: How many of the trainable ones are magnitudes, which are
+      float32 always.
   """
 
   groups: tuple[Group, ...]
@@ -92,25 +95,30 @@ class Summary:
   trainable: int
   total: int
   dtype: jnp.dtype
+  num_magnitudes: int = 0
 
   @property
   def num_bytes(self) -> int:
-    """Bytes of all A and B."""
-    return self.trainable * self.dtype.itemsize
+    """Bytes of all that is trained."""
+    in_float32 = self.num_magnitudes
+    return (self.trainable - in_float32) * self.dtype.itemsize + 4 * in_float32
 
   @property
   def adam_bytes(self) -> int:
-    """Bytes of Adam's two moments of them, in the same dtype."""
+    """Bytes of Adam's two moments of it, in the same dtypes."""
     return 2 * self.num_bytes
 
   @property
   def footer(self) -> tuple[str, ...]:
     """The lines below the table."""
+    dtype = str(self.dtype)
+    if self.num_magnitudes and self.dtype != jnp.float32:
+      dtype += f' ({self.num_magnitudes:,} magnitudes of DoRA in float32)'
     return (
         f'{self.num_projections} projections,'
         f' {self.trainable:,} trainable of {self.total:,} parameters'
         f' ({self.trainable / self.total:.2%})',
-        f'{_megabytes(self.num_bytes)} in {self.dtype}, and'
+        f'{_megabytes(self.num_bytes)} in {dtype}, and'
         f' {_megabytes(self.adam_bytes)} of Adam state',
         *(f'left out: {left_out}' for left_out in self.left_out),
     )
@@ -173,13 +181,18 @@ def summary(model: nn.Module) -> Summary:
       left_out=_left_out(
           _linears.linears(model.config), {x.row.name for x in adapted}
       ),
-      num_projections=len(adapted),
+      num_projections=sum(len(linear.row.hf_names) for linear in adapted),
       trainable=sum(linear.num_params for linear in adapted),
       total=sum(
           math.prod(x.shape)
           for x in jax.tree.leaves(_gemma4.abstract_params(model))
       ),
       dtype=jnp.dtype(model.dtype),
+      num_magnitudes=sum(
+          math.prod(x.magnitude_shape)
+          for x in adapted
+          if x.magnitude_shape is not None
+      ),
   )
 
 
@@ -197,14 +210,17 @@ def _left_out(
       reason = "chosen only by its own name, targets=['router']"
     else:
       reason = 'not chosen by targets='
-    name = (
-        row.projection
-        if row.tower == 'text'
-        else f'{row.tower} {row.projection}'
-    )
+    name = _name(row)
     by_name = counts.setdefault(reason, {})
-    by_name[name] = by_name.get(name, 0) + 1
+    # A stacked weight counts as its layers, as in other towers.
+    by_name[name] = by_name.get(name, 0) + len(row.hf_names)
   return tuple(LeftOut(reason=k, counts=v) for k, v in counts.items())
+
+
+def _name(row: _linears.Linear) -> str:
+  """`q`, and `vision q` in another tower than text."""
+  is_text = row.tower == 'text'
+  return row.projection if is_text else f'{row.tower} {row.projection}'
 
 
 def _megabytes(num_bytes: int) -> str:
@@ -234,7 +250,7 @@ def _group_key(linear: targets.Adapted) -> Any:
 def _group(adapted: Sequence[targets.Adapted]) -> Group:
   first = adapted[0]
   return Group(
-      projection=first.row.projection,
+      projection=_name(first.row),
       layers=tuple(n for linear in adapted for n in linear.row.layers),
       path=_path(first.row),
       in_shape=first.row.in_shape,
