@@ -22,6 +22,7 @@ import jax.numpy as jnp
 Transformer = _transformer.Transformer
 TransformerConfig = _config.TransformerConfig
 VisionEncoder = _vision.VisionEncoder
+PreprocessedVisionInput = _transformer.PreprocessedVisionInput
 ConformerConfig = _audio.ConformerConfig
 RMSNorm = _layers.RMSNorm
 ClippedEinsum = _layers.ClippedEinsum
@@ -52,6 +53,19 @@ def weight(module: nn.Module) -> jax.Array:
   value: Any = module.get_variable('params', weight_name(module))
   # Checkpoints may hold `{'w': array}`, which the linear itself unwraps.
   return value['w'] if isinstance(value, Mapping) else value
+
+
+def without_bias(module: nn.Module, output: jax.Array) -> jax.Array:
+  """Returns a linear's output less its bias: what its weight made of the input.
+
+  One linear of Gemma 4 has a bias, the audio tower's output projection.
+
+  Args:
+    module: One of `LINEARS`, once its call has made its parameters.
+    output: Of its call.
+  """
+  bias = module.get_variable('params', 'bias')
+  return output if bias is None else output - bias.astype(output.dtype)
 
 
 def check_is_gemma4(model: nn.Module, *, argument: str) -> None:
@@ -196,7 +210,7 @@ def init_inputs(config: TransformerConfig) -> dict[str, Any]:
   inputs: dict[str, Any] = {'tokens': jnp.ones((1, 4), jnp.int32)}
   if config.vision_encoder is not None:
     patches, positions = _transformer._make_dummy_images(config.vision_encoder)  # pylint: disable=protected-access
-    inputs['images'] = _transformer.PreprocessedVisionInput(
+    inputs['images'] = PreprocessedVisionInput(
         patches=patches, positions_xy=positions, soft_token_counts=(1,)
     )
   if config.audio_encoder is not None:

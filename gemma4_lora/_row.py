@@ -64,8 +64,7 @@ class Row:
 
   def starred(self, path: str) -> str:
     """A path of this row with `*` for the layer: `layer_*.attn.q_einsum`."""
-    layer = rf'(?<=layer_){self.layer}(?=\.)|(?<=layers_){self.layer}(?=\.)'
-    return path if self.layer is None else re.sub(layer, '*', path)
+    return path if self.layer is None else starred(path)
 
   @property
   def hf_names(self) -> tuple[str, ...]:
@@ -73,3 +72,8 @@ class Row:
     if not self.stacked:
       return (self.hf_name,)
     return tuple(self.hf_name.replace('*', str(n)) for n in self.layers)
+
+
+def starred(path: str) -> str:
+  """A path with `*` for the number of any layer: `layer_*.attn.q_einsum`."""
+  return re.sub(r'(?<=layer_)\d+(?=\.)|(?<=layers_)\d+(?=\.)', '*', path)

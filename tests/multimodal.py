@@ -5,6 +5,7 @@ from typing import Any
 
 from flax import linen as nn
 from gemma.gm.nn.gemma4 import _transformer
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -54,9 +55,14 @@ def images() -> _transformer.PreprocessedVisionInput:
   )
 
 
-@functools.cache
 def inputs(*, audio: bool) -> dict[str, Any]:
   """Arguments of the model: text, two images, and a sound if asked for."""
+  with jax.ensure_compile_time_eval():  # Also while a caller is traced.
+    return dict(_inputs(audio))
+
+
+@functools.cache
+def _inputs(audio: bool) -> dict[str, Any]:
   rng = np.random.default_rng(1)
   tokens = rng.integers(3, 1000, (1, 18))
   tokens[0, 2:4] = _IMAGE

@@ -39,6 +39,7 @@ def make_trainer(
     learning_rate: float = 1e-2,
     select: str = 'lora',
     batch_size: int = 8,
+    data_source: grain.RandomAccessDataSource | None = None,
     **kwargs: Any,
 ) -> kd.train.Trainer:
   """Returns a Trainer that saves every 10 steps.
@@ -50,18 +51,25 @@ def make_trainer(
     learning_rate: Of Adam.
     select: Which leaves it trains.
     batch_size: In sequences.
+    data_source: Of examples with a `target`; default: random tokens.
     **kwargs: Of the Trainer.
   """
   kwargs = {
       'checkpointer': kd.ckpts.Checkpointer(save_interval_steps=10),
       'writer': kd.train.metric_writer.NoopWriter(),
       'profiler': None,
+      'train_losses': {
+          'xent': kd.losses.SoftmaxCrossEntropyWithIntLabels(
+              logits='preds.logits', labels='batch.target'
+          )
+      },
   } | kwargs
   return kd.train.Trainer(
       seed=0,
       workdir=workdir,
       train_ds=kd.data.py.DataSource(
-          data_source=RandomTokens(vocab_size=model.config.num_embed),
+          data_source=data_source
+          or RandomTokens(vocab_size=model.config.num_embed),
           shuffle=True,
           batch_size=batch_size,
           num_workers=0,
@@ -70,11 +78,6 @@ def make_trainer(
       num_train_steps=num_train_steps,
       log_metrics_every=1,
       log_summaries_every=10_000,
-      train_losses={
-          'xent': kd.losses.SoftmaxCrossEntropyWithIntLabels(
-              logits='preds.logits', labels='batch.target'
-          )
-      },
       optimizer=kd.optim.partial_updates(
           optax.adam(learning_rate), mask=kd.optim.select(select)
       ),

@@ -9,15 +9,14 @@ from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
 import functools
-import re
 from typing import Any
 
 from absl import logging
 import jax
 import jax.numpy as jnp
 
-from gemma4_lora import _gemma4
 from gemma4_lora import _linears
+from gemma4_lora.ckpts import _released
 from gemma4_lora.ckpts import _trees
 from gemma4_lora.nn import _dora
 
@@ -102,9 +101,7 @@ def _rows_of(params: Any) -> dict[_trees.Path, _linears.Linear]:
   rows = {}
   for path in _trees.flatten(params):
     if _trees.is_lora(path) and path[-1] == _LEAF:
-      starred = re.sub(r'layer_\d+', 'layer_*', _trees.join(path[:-1]))
-      # The model may stand deeper in the parameters.
-      row = next((r for k, r in _released() if f'.{starred}'.endswith(k)), None)
+      row = _released.row_of(path[:-1])
       if row is None:
         raise ValueError(
             f'{_trees.join(path)} is a magnitude of DoRA on no linear of Gemma'
@@ -112,21 +109,6 @@ def _rows_of(params: Any) -> dict[_trees.Path, _linears.Linear]:
         )
       rows[path] = row
   return rows
-
-
-@functools.cache
-def _released() -> tuple[tuple[str, _linears.Linear], ...]:
-  """Returns `.layer_*.attn.q_einsum.lora.q` with a row, for all models.
-
-  A transform sees a state and no model. The axes of a projection depend on its
-  path alone, so those of any model will do; its shape will not.
-  """
-  rows = {}
-  for cls in _gemma4.RELEASED:
-    for row in _linears.linears(cls.config):
-      starred = re.sub(r'layer_\d+', 'layer_*', row.lora_path)
-      rows.setdefault(f'.{starred}', row)
-  return tuple(rows.items())
 
 
 def _weight(params: Any, path: _trees.Path, row: _linears.Linear) -> Any:

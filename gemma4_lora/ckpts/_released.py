@@ -5,10 +5,10 @@ path alone, so those of any released model will do; its shape will not.
 """
 
 import functools
-import re
 
 from gemma4_lora import _gemma4
 from gemma4_lora import _linears
+from gemma4_lora import _row
 from gemma4_lora.ckpts import _trees
 
 
@@ -18,8 +18,9 @@ def row_of(path: _trees.Path) -> _linears.Linear | None:
   Args:
     path: The model may stand deeper in the parameters.
   """
-  starred = re.sub(r'(?<=layer_|ayers_)\d+', '*', _trees.join(path))
-  return next((r for k, r in _rows() if f'.{starred}'.endswith(k)), None)
+  # A dot behind, as `starred` looks for whole segments.
+  starred = '.' + _row.starred(f'{_trees.join(path)}.').removesuffix('.')
+  return next((r for k, r in _rows() if starred.endswith(k)), None)
 
 
 @functools.cache

@@ -36,8 +36,7 @@ def apply(
     ValueError: The parameters lack a clip bound.
   """
   bounds = _gemma4.clip_bounds(module)
-  w = module.get_variable('params', _gemma4.weight_name(module))
-  w *= _gemma4.weight_scale(module)
+  w = _gemma4.weight(module) * _gemma4.weight_scale(module)
   x = jnp.clip(x, bounds['clip_input_min'], bounds['clip_input_max'])
   y = jnp.einsum(eqn, x, w)
   y += branches(x, y)

@@ -21,6 +21,8 @@ from gemma4_lora.nn import _weights
 def magnitude(weight: jax.Array, row: _linears.Linear) -> jax.Array:
   """Returns the magnitude of a base weight, `float32[*out]`.
 
+  Of a stacked weight `float32[L, *out]`: its layers are no input.
+
   Args:
     weight: The whole base weight.
     row: The projection.

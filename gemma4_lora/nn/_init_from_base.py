@@ -1,6 +1,7 @@
 """PiSSA and OLoRA: A and B that take over a part of the base weight."""
 
 from collections.abc import Mapping
+import dataclasses
 import functools
 from typing import Any
 
@@ -64,7 +65,7 @@ def init_from_base(
     a, b, weight = _take_over(
         weight,
         jax.random.key(index),
-        row=row,
+        row=_nameless(row),
         rank=view.lora_a.shape[-1],
         init=model.init_lora_weights,
         scale=view.scale,
@@ -76,6 +77,19 @@ def init_from_base(
     }.items():
       _replace(new, path, value)
   return new
+
+
+def _nameless(row: _linears.Linear) -> _linears.Linear:
+  """Returns the axes of a row: rows of one shape share a compiled program."""
+  return dataclasses.replace(
+      row,
+      layer=None,
+      projection='',
+      group='',
+      path='',
+      attention=None,
+      hf_name='',
+  )
 
 
 def is_pending(leaf: jax.Array) -> bool:
@@ -94,6 +108,12 @@ def _take_over(
     scale: float,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Returns A, B and the weight without `scale * A @ B`."""
+  if row.stacked:  # Layer by layer: one at a time is held in float32.
+    take_over = functools.partial(
+        _take_over, row=row.one_layer, rank=rank, init=init, scale=scale
+    )
+    keys = jax.random.split(key, len(row.layers))
+    return jax.lax.map(lambda layer: take_over(*layer), (weight, keys))
   part = _weights.part(weight, row)
   matrix = _weights.to_matrix(part, row)
   if init == 'olora':

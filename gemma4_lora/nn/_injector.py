@@ -166,9 +166,11 @@ class Injector:
       output: What the base gives for the projection.
       branch: What LoRA would add.
     """
-    row = linear.row
+    row = linear.row.one_layer
     weight = _gemma4.weight(module)
-    if x is not None:
+    if x is None:
+      output = _gemma4.without_bias(module, output)
+    else:
       part = _weights.part(weight, row) * _gemma4.weight_scale(module)
       output = _low_rank.project(eqn, row, x, part)
     ratio = _dora.ratio(
@@ -197,13 +199,16 @@ class Injector:
     a_shape, b_shape = row.lora_shapes(linear.rank)
     fan_in = math.prod(row.in_shape)
     if module.is_initializing() and self.init != 'default':
-      a, b = _init.draw(
-          scope.make_rng('params'),
-          self.init,
+      draw = functools.partial(
+          _init.draw,
+          init=self.init,
           fan_in=fan_in,
           fan_out=math.prod(row.out_shape),
           rank=linear.rank,
       )
+      # Each expert draws its own.
+      key = scope.make_rng('params')
+      a, b = jax.vmap(draw)(jax.random.split(key, math.prod(row.batch_shape)))
       return (
           scope.param('a', lambda _: a.reshape(a_shape).astype(self.dtype)),
           scope.param('b', lambda _: b.reshape(b_shape).astype(self.dtype)),

@@ -92,7 +92,7 @@ class LoRA(_wrapper.ModelWrapper):
       (https://arxiv.org/abs/2406.01775). Step 0 is the base model with all of
       them. The last three take A and B from the restored base, which changes in
       turn: they need `g4.ckpts.SkipLoRA4(wrapped=..., model=...)`, or
-      `g4.nn.init_from_base`, and are NaN before. Not on experts.
+      `g4.nn.init_from_base`, and are NaN before. Those three not on experts.
     modules_to_save: Parts of the base to train in full, named as in `targets`;
       norms, embeddings and scalars too, see `g4.targets`: `'norms'`,
       `['final_norm', g4.targets.Rule('q', layers=-1)]`. What is trained is a
@@ -135,11 +135,12 @@ class LoRA(_wrapper.ModelWrapper):
     adapted = self.adapted  # A target that matches nothing fails here.
     _init.check(self.init_lora_weights)
     if self.use_dora:
-      _check_reached(adapted, setting='use_dora=True')
+      _check_no_experts(adapted, setting='use_dora=True')
     if self.init_lora_weights != 'default':
-      _check_reached(
-          adapted, setting=f'init_lora_weights={self.init_lora_weights!r}'
-      )
+      if _init.is_from_base(self.init_lora_weights):
+        _check_no_experts(
+            adapted, setting=f'init_lora_weights={self.init_lora_weights!r}'
+        )
       _check_ranks(adapted, self)
     super().__post_init__()
 
@@ -272,7 +273,7 @@ def _log(lora: LoRA) -> None:
   logging.info(
       'g4.nn.LoRA: rank %s, %d projections, %s trainable parameters.',
       ', '.join(map(str, ranks)),
-      len(adapted),
+      sum(len(linear.row.hf_names) for linear in adapted),
       f'{sum(part.num_params for part in (*adapted, *lora.saved)):,}',
   )
   if lora.verbose:
@@ -308,6 +309,8 @@ def _check_made(
         'gemma makes the audio tower, and the projections of both towers into'
         ' the text width, only when init is given their input. Give it'
         f' {" and ".join(inputs)}, or leave these projections out of targets=.'
+        ' In a config, images="batch.images" of the model gives it images; for'
+        ' audio gemma has no such key.'
     )
   else:
     why = (
@@ -327,17 +330,15 @@ def _check_dtype(dtype: Any) -> None:
     raise ValueError(f'dtype= takes a floating dtype. Got: {dtype!r}')
 
 
-def _check_reached(
+def _check_no_experts(
     adapted: Sequence[targets_lib.Adapted], *, setting: str
 ) -> None:
-  """Raises where a setting does not reach a linear: experts and towers."""
-  rows = [linear.row for linear in adapted]
-  out = [r.name for r in rows if r.tower != 'text' or r.group == 'experts']
+  """Raises where a setting would have to reach routed experts."""
+  out = [x.row.name for x in adapted if x.row.group == 'experts']
   if out:
     raise ValueError(
-        f'{setting} reaches neither experts nor towers: targets= takes'
-        f' {len(out)} such linears, {out[0]} first. Leave them out, or drop the'
-        ' setting.'
+        f'{setting} does not reach routed experts: targets= takes {len(out)}'
+        f' such linears, {out[0]} first. Leave them out, or drop the setting.'
     )
 
 

@@ -40,7 +40,7 @@ class Group:
   Adapted projections, or what `modules_to_save` trains in full.
 
   Attributes:
-    projection: `'q'`, `'gate'`, ...
+    projection: `'q'`, `'gate'`, ...; `'vision q'` in another tower than text.
     layers: Their layers; empty for what stands outside the layers.
     path: Path of the base weight, `layer_*.attn.q_einsum.w`, and the slot where
       the weight packs several projections.
@@ -48,7 +48,8 @@ class Group:
       linear.
     out_shape: Shape that the output gains; that of what is no linear.
     rank: Of A and B, None for what is trained in full.
-    num_params: Entries of A and B, or of the copies, all layers together.
+    num_params: Entries of A and B, and of DoRA's magnitudes, or of the copies;
+      all layers together.
     lora_paths: Paths of the `{'a': ..., 'b': ...}` of each, or of the copies.
   """
 
@@ -86,11 +87,14 @@ class Summary:
   Attributes:
     groups: One a line of the table.
     left_out: What is not adapted.
-    num_projections: How many projections are adapted.
+    num_projections: How many projections are adapted, each layer's counted.
     num_saved: How many parts of the base are trained in full.
-    trainable: Parameters of all A and B, and of those parts.
+    trainable: Parameters of all A and B, of DoRA's magnitudes, and of those
+      parts.
     total: Parameters of the model, LoRA included.
-    dtype: Of what is trained.
+    dtype: Of what is trained, but for magnitudes.
+    num_magnitudes: How many of the trainable ones are magnitudes, which are
+      float32 always.
   """
 
   groups: tuple[Group, ...]
@@ -100,26 +104,31 @@ class Summary:
   trainable: int
   total: int
   dtype: jnp.dtype
+  num_magnitudes: int = 0
 
   @property
   def num_bytes(self) -> int:
-    """Bytes of what is trained."""
-    return self.trainable * self.dtype.itemsize
+    """Bytes of all that is trained."""
+    in_float32 = self.num_magnitudes
+    return (self.trainable - in_float32) * self.dtype.itemsize + 4 * in_float32
 
   @property
   def adam_bytes(self) -> int:
-    """Bytes of Adam's two moments of it, in the same dtype."""
+    """Bytes of Adam's two moments of it, in the same dtypes."""
     return 2 * self.num_bytes
 
   @property
   def footer(self) -> tuple[str, ...]:
     """The lines below the table."""
     saved = f' and {self.num_saved} parts in full' if self.num_saved else ''
+    dtype = str(self.dtype)
+    if self.num_magnitudes and self.dtype != jnp.float32:
+      dtype += f' ({self.num_magnitudes:,} magnitudes of DoRA in float32)'
     return (
         f'{self.num_projections} projections{saved},'
         f' {self.trainable:,} trainable of {self.total:,} parameters'
         f' ({self.trainable / self.total:.2%})',
-        f'{_megabytes(self.num_bytes)} in {self.dtype}, and'
+        f'{_megabytes(self.num_bytes)} in {dtype}, and'
         f' {_megabytes(self.adam_bytes)} of Adam state',
         *(f'left out: {left_out}' for left_out in self.left_out),
     )
@@ -183,7 +192,7 @@ def summary(model: nn.Module) -> Summary:
       left_out=_left_out(
           _linears.linears(model.config), {x.row.name for x in trained}
       ),
-      num_projections=len(adapted),
+      num_projections=sum(len(linear.row.hf_names) for linear in adapted),
       num_saved=len(saved),
       trainable=sum(x.num_params for x in trained),
       total=sum(
@@ -191,6 +200,11 @@ def summary(model: nn.Module) -> Summary:
           for x in jax.tree.leaves(_gemma4.abstract_params(model))
       ),
       dtype=jnp.dtype(model.dtype),
+      num_magnitudes=sum(
+          math.prod(x.magnitude_shape)
+          for x in adapted
+          if x.magnitude_shape is not None
+      ),
   )
 
 
@@ -208,14 +222,17 @@ def _left_out(
       reason = "chosen only by its own name, targets=['router']"
     else:
       reason = 'not chosen by targets='
-    name = (
-        row.projection
-        if row.tower == 'text'
-        else f'{row.tower} {row.projection}'
-    )
+    name = _name(row)
     by_name = counts.setdefault(reason, {})
-    by_name[name] = by_name.get(name, 0) + 1
+    # A stacked weight counts as its layers, as in other towers.
+    by_name[name] = by_name.get(name, 0) + len(row.hf_names)
   return tuple(LeftOut(reason=k, counts=v) for k, v in counts.items())
+
+
+def _name(row: _row.Row) -> str:
+  """`q`, and `vision q` in another tower than text."""
+  is_text = row.tower == 'text'
+  return row.projection if is_text else f'{row.tower} {row.projection}'
 
 
 def _megabytes(num_bytes: int) -> str:
@@ -240,7 +257,7 @@ def _group(trained: Sequence[_Trained]) -> Group:
   first = trained[0]
   in_shape, out_shape = _shapes(first)
   return Group(
-      projection=first.row.projection,
+      projection=_name(first.row),
       layers=tuple(n for x in trained for n in x.row.layers),
       path=_path(first.row),
       in_shape=in_shape,

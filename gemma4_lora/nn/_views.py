@@ -19,9 +19,10 @@ class LinearView:
     row: What it is, and which axes are input and output.
     base: Its part of the base weight, without the axis along which gemma packs
       projections: k of `kv_einsum[2, K, D, H]` is `[K, D, H]`.
-    lora_a: A, `[*in, rank]`; of experts `[E, *in, rank]`.
-    lora_b: B, `[rank, *out]`; of experts `[E, rank, *out]`.
-    lora_m: DoRA's magnitude, `[*out]`; None without DoRA.
+    lora_a: A, `[*in, rank]`; of experts `[E, *in, rank]`, and of the vision
+      tower, whose layers gemma stacks, `[L, *in, rank]`, as the base there.
+    lora_b: B, `[rank, *out]`; `[E, rank, *out]`, `[L, rank, *out]`.
+    lora_m: DoRA's magnitude, `[*out]`; `[L, *out]`; None without DoRA.
     scale: What A times B is multiplied by. What the base multiplies its weight
       by (`w_scale`) applies to both, and is not in it.
   """

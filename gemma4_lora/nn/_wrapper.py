@@ -3,7 +3,7 @@
 A wrapper changes what the model computes by intercepting method calls, and is
 itself a model: same parameters at the same paths, same keys, same attributes.
 
-Two traps lie under it:
+Three traps lie under it:
 
 * `Transformer.__call__` is under `nn.jit`, whose cache knows the module's class
   and fields but no interceptor: two wrappers of one model would share whichever
@@ -12,6 +12,7 @@ Two traps lie under it:
   (`_fingerprint_recursive` in `flax/linen/transforms.py`, flax 0.12.12.)
 * `_router_fix`: gemma 4.0.1 normalises the MoE router's input twice, so every
   wrapper mends it.
+* gemma drops logits behind an image, see `_media.expanded_vision_encoder`.
 """
 
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from flax import linen as nn
 from kauldron import kontext
 
 from gemma4_lora import _gemma4
+from gemma4_lora.nn import _media
 from gemma4_lora.nn import _router
 
 Interceptor = Callable[..., Any]
@@ -75,6 +77,11 @@ class ModelWrapper(nn.Module):
         strings may share one compiled program.
       **kwargs: Of the model.
     """
+    _media.check(
+        tokens=args[0] if args else kwargs.get('tokens'),
+        images=kwargs.get('images'),
+        audio=kwargs.get('audio'),
+    )
     interceptors = {'router': _router.feed_unnormalized()} | interceptors
     model = _with_key(self.model, key='; '.join(interceptors), parent=self)
     nn.share_scope(self, model)
@@ -89,6 +96,10 @@ def _with_key(model: nn.Module, *, key: str, parent: nn.Module) -> nn.Module:
   config = model.config
   fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
   fields['interceptor_key'] = key
+  if config.vision_encoder is not None:
+    fields['vision_encoder'] = _media.expanded_vision_encoder(
+        config.vision_encoder
+    )
   keyed = _keyed_class(type(config))(**fields)
   return model.clone(config=keyed, parent=parent, name=None)
 

@@ -36,10 +36,17 @@ class Adapted:
     return self.row.lora_shapes(self.rank)
 
   @property
+  def magnitude_shape(self) -> tuple[int, ...] | None:
+    """Shape of DoRA's magnitude, `*batch *out`; None without DoRA."""
+    if not self.use_dora:
+      return None
+    return (*self.row.batch_shape, *self.row.out_shape)
+
+  @property
   def num_params(self) -> int:
     """Entries of A and B, and of DoRA's magnitude."""
-    magnitudes = math.prod(self.row.out_shape) if self.use_dora else 0
-    return magnitudes + sum(math.prod(shape) for shape in self.shapes)
+    shapes = (*self.shapes, *filter(None, [self.magnitude_shape]))
+    return sum(math.prod(shape) for shape in shapes)
 
   def scale(self, *, use_rslora: bool) -> float:
     """What the product of A and B is multiplied by."""

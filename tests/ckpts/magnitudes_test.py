@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
+from tests import multimodal
 from tests import training
 from tests.ckpts import states
 
@@ -84,6 +85,36 @@ def test_they_follow_the_restored_base(released, name, is_abstract):
   assert len(old) == len(states.lora_leaves(out))
   if not is_abstract:
     assert states.specs(out) == before
+
+
+def test_they_follow_on_towers(tmp_path):
+  """Each layer of a stacked weight; a layer of audio; what has a bias.
+
+  With B = 0 the model is then the released one.
+  """
+  base = multimodal.base('Gemma4_E2B', dtype=jnp.float32)
+  targets = ['text', 'vision', 'audio', 'multimodal_projections']
+  targets += ['patch_embedding', 'relative_position', 'output_projection']
+  model = g4.nn.LoRA(rank=2, use_dora=True, targets=targets, model=base)
+  path = tmp_path / 'released'
+  written = g4.testing.make_checkpoint(base, path, seed=3)
+  params = multimodal.random_params(model)
+  for leaf, norm in _norms(model, params).items():
+    _set(params, leaf, norm)
+  state = states.wrap(params)
+  before = states.specs(state)
+  out = _transforms(path)['SkipLoRA4'].transform(state)
+  assert states.specs(out) == before
+  flat = training.flat(out.params)
+  for leaf, want in _norms(model, out.params).items():
+    np.testing.assert_allclose(flat[leaf], want, rtol=1e-5, err_msg=leaf)
+  inputs = multimodal.inputs(audio=True)
+  for view in g4.nn.linears(model, out.params).values():
+    _set(out.params, f'{view.row.lora_path}.b', jnp.zeros_like(view.lora_b))
+  want = base.apply({'params': written}, **inputs).logits
+  got = model.apply({'params': out.params}, **inputs).logits
+  np.testing.assert_allclose(got, want, atol=1e-3)
+  assert np.ptp(want) > 1
 
 
 def test_loaded_ones_stay(released):

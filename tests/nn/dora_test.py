@@ -233,7 +233,9 @@ def test_magnitudes_are_counted():
 
 
 def test_experts_are_refused():
-  with pytest.raises(ValueError, match='use_dora=True reaches neither experts'):
+  with pytest.raises(
+      ValueError, match='use_dora=True does not reach routed experts'
+  ):
     _model('Gemma4_26B_A4B', targets=['attention', 'experts'])
 
 

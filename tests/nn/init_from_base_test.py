@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
+from tests import multimodal
 from tests import training
 
 _TOKENS = jnp.asarray(np.random.default_rng(0).integers(3, 1000, (2, 12)))
@@ -120,6 +121,61 @@ def test_olora_takes_the_first_directions_of_qr():
     np.testing.assert_allclose(rest, whole - 2.0 * b @ a, atol=1e-4)
 
 
+@pytest.mark.parametrize('init', ['pissa', 'olora'])
+def test_towers_layer_by_layer(init):
+  """Each layer of a stacked weight by itself, inside clips that bind."""
+  base = multimodal.base('Gemma4_E2B', dtype=jnp.float32)
+  targets = ['vision', 'audio', 'multimodal_projections', 'subsampling']
+  model = g4.nn.LoRA(
+      rank=4, alpha=8, targets=targets, init_lora_weights=init, model=base
+  )
+  params = jax.tree_util.tree_map_with_path(
+      lambda path, x: jnp.sign(x) / 2 if 'clip' in path[-1].key else x,
+      multimodal.random_params(model),
+  )
+  before = g4.nn.linears(model, params)
+  for path in [p for p in training.flat(params) if p.endswith(('.a', '.b'))]:
+    _set_nan(params, path)
+  out = g4.nn.init_from_base(model, params)
+  inputs = multimodal.inputs(audio=True)
+  want = base.apply({'params': peft.split_params(params).original}, **inputs)
+  got = model.apply({'params': out}, **inputs)
+  np.testing.assert_allclose(got.logits, want.logits, atol=1e-3)
+
+  for name, view in g4.nn.linears(model, out).items():
+    wholes = (whole for whole, _, _ in _layers(before[name]))
+    for whole, (rest, a, b) in zip(wholes, _layers(view), strict=True):
+      np.testing.assert_allclose(rest, whole - 2 * a @ b, atol=1e-4)
+      if init == 'pissa':
+        u, s, vh = np.linalg.svd(whole, full_matrices=False)
+        top = (u[:, :4] * s[:4]) @ vh[:4]
+        np.testing.assert_allclose(2 * a @ b, top, atol=1e-3, err_msg=name)
+      else:  # PEFT has it as [out, in].
+        q, r = np.linalg.qr(whole.T)
+        np.testing.assert_allclose(b.T @ a.T, q[:, :4] @ r[:4], atol=1e-3)
+
+
+def _layers(view):
+  """Yields weight `[in, out]`, A and B of each layer."""
+  row = view.row
+  over = [x - (row.slot is not None and x > row.slot_axis) for x in row.in_axes]
+  weight, a, b = map(np.asarray, (view.base, view.lora_a, view.lora_b))
+  if not row.stacked:
+    over = [axis + 1 for axis in over]
+    weight, a, b = weight[None], a[None], b[None]
+  weight = np.moveaxis(weight, over, range(1, 1 + len(over)))
+  for w, a_one, b_one in zip(weight, a, b, strict=True):
+    a_one = a_one.reshape(-1, 4)
+    yield w.reshape(len(a_one), -1), a_one, b_one.reshape(4, -1)
+
+
+def _set_nan(params, path):
+  *scope, last = path.split('.')
+  for key in scope:
+    params = params[key]
+  params[last] = jnp.full_like(params[last], jnp.nan)
+
+
 @pytest.mark.parametrize('init', ['gaussian', 'orthogonal'])
 def test_drawn_ones_start_at_the_base_model(init):
   model = _model('Gemma4_31B', rank=6, init_lora_weights=init)
@@ -139,6 +195,18 @@ def test_drawn_ones_start_at_the_base_model(init):
   attn = params['layer_0']['attn']
   q, k = attn['q_einsum']['lora']['q'], attn['kv_einsum']['lora']['k']
   assert np.all(q['a'] != k['a'])  # Each is drawn anew.
+
+
+@pytest.mark.parametrize('init', ['gaussian', 'orthogonal'])
+def test_each_expert_draws_its_own(init):
+  model = _model('Gemma4_26B_A4B', targets='experts', init_lora_weights=init)
+  model = model.clone(rank=6)
+  params = jax.jit(model.init)(jax.random.key(0), _TOKENS)['params']
+  for name, view in g4.nn.linears(model, params).items():
+    a, b = np.asarray(view.lora_a), np.asarray(view.lora_b)
+    np.testing.assert_allclose(a @ b, 0, atol=1e-6, err_msg=name)
+    assert np.any(b) == (init == 'orthogonal')
+    assert np.all(a[0] != a[1]), name
 
 
 def test_with_dora_the_magnitude_is_that_of_the_whole_weight(tmp_path):
@@ -240,8 +308,8 @@ def test_pissa_takes_a_positive_alpha():
 
 
 def test_experts_are_refused():
-  with pytest.raises(ValueError, match='reaches neither experts'):
-    _model('Gemma4_26B_A4B', targets='experts', init_lora_weights='gaussian')
+  with pytest.raises(ValueError, match="'olora' does not reach routed experts"):
+    _model('Gemma4_26B_A4B', targets='experts', init_lora_weights='olora')
 
 
 def test_model_of_the_transform_is_one_with_lora():

@@ -1,5 +1,7 @@
 """LoRA on the vision and audio towers, and between them and the text."""
 
+import functools
+
 from gemma import peft
 import jax
 import jax.numpy as jnp
@@ -57,7 +59,10 @@ def _tight(params, *, inputs, outputs):
 
 
 def _merged(model, params):
-  """Base parameters with every branch added into its weight, axis by axis."""
+  """Base parameters with every branch added into its weight, axis by axis.
+
+  Under DoRA, with each column of the sum brought to its magnitude.
+  """
   flat = training.flat(params)
   base = {k: np.array(v) for k, v in flat.items() if '.lora.' not in k}
   for linear in model.adapted:
@@ -71,6 +76,11 @@ def _merged(model, params):
       # [*in, r] and [r, *out] to a matrix, and into the weight's own order.
       delta = 2.0 * a[pick].reshape(-1, 3) @ b[pick].reshape(3, -1)
       target += _ordered(delta, row.projection, row.tower, target.shape)
+      if linear.use_dora:
+        m = np.asarray(flat[f'{row.lora_path}.m'], np.float64)[pick].ravel()
+        norm = np.linalg.norm(_matrix(target, row), axis=0)
+        ratio = np.broadcast_to(m / norm, delta.shape)
+        target *= _ordered(ratio, row.projection, row.tower, target.shape)
   original = peft.split_params(params).original
   return jax.tree.unflatten(jax.tree.structure(original), base.values())
 
@@ -85,12 +95,29 @@ def _ordered(delta, projection, tower, shape):
   return delta.reshape(shape)  # Input axes first, as in all others.
 
 
-@pytest.mark.parametrize('tight', [False, True])
-@pytest.mark.parametrize('name', _TOWERS)
-def test_equals_the_model_with_merged_weights(name, tight):
+def _matrix(weight, row):
+  """The inverse of `_ordered`."""
+  if row.tower == 'vision' and row.projection in ('q', 'k', 'v'):
+    return weight.transpose(1, 0, 2).reshape(weight.shape[1], -1)
+  if row.tower == 'vision' and row.projection in ('gate', 'up'):
+    return weight.T
+  return weight.reshape(np.prod(row.in_shape), -1)
+
+
+@pytest.mark.parametrize(
+    ('name', 'tight', 'use_dora'),
+    [
+        ('Gemma4_E2B', False, False),
+        ('Gemma4_E2B', True, False),
+        ('Gemma4_E2B', True, True),
+        ('Gemma4_31B', False, False),
+        ('Gemma4_31B', False, True),
+    ],
+)
+def test_equals_the_model_with_merged_weights(name, tight, use_dora):
   """Of every projection of the towers at once, whether or not clips bind."""
   audio = _HAS_AUDIO[name]
-  model = _model(name)
+  model = _model(name, use_dora=use_dora)
   params = multimodal.random_params(model)
   if tight:
     params = _tight(params, inputs=0.3, outputs=0.1)
@@ -191,10 +218,11 @@ def _loss(model, params, *, audio, **kwargs):
 
 
 @pytest.mark.parametrize('name', _TOWERS)
-def test_gradients_reach_every_a_and_b(name):
+def test_gradients_reach_every_leaf(name):
   """Text, towers and what joins them; in each layer of a stacked weight."""
   audio = _HAS_AUDIO[name]
-  model = _model(name, targets=['text'])
+  use_dora = name == 'Gemma4_E2B'
+  model = _model(name, targets=['text'], use_dora=use_dora)
   params = multimodal.random_params(model)
   grads = jax.jit(jax.grad(lambda p: _loss(model, p, audio=audio)))(params)
   flat = training.flat(grads)
@@ -202,51 +230,17 @@ def test_gradients_reach_every_a_and_b(name):
   for path, grad in flat.items():
     assert np.isfinite(grad).all(), path
   for linear in model.adapted:
-    for leaf in 'ab':
+    for leaf in 'abm' if use_dora else 'ab':
       grad = flat[f'{linear.row.lora_path}.{leaf}']
       layers = grad if linear.row.stacked else grad[None]
       for layer in layers:
         assert np.abs(layer).max() > 0, (linear.row.name, leaf)
 
 
-def test_text_and_vision_learn_together():
-  """Adam on LoRA leaves alone lowers the loss, and moves no other leaf."""
-  model = _model('Gemma4_31B', targets=['text'], dropout=0.1)
-  params = multimodal.random_params(model)
-  mask = kd.optim.select('lora')
-  optimizer = kd.optim.partial_updates(optax.adam(1e-2), mask=mask)
-
-  @jax.jit
-  def step(params, state, key):
-    loss, grads = jax.value_and_grad(
-        lambda p: _loss(
-            model,
-            p,
-            audio=False,
-            rngs={'dropout': key},
-            is_training_property=True,
-        )
-    )(params)
-    updates, state = optimizer.update(grads, state, params)
-    return optax.apply_updates(params, updates), state, loss
-
-  state, new, losses = optimizer.init(params), params, []
-  for key in jax.random.split(jax.random.key(0), 10):
-    new, state, loss = step(new, state, key)
-    losses.append(loss)
-  assert losses[-1] < losses[0] - 0.5
-  old = training.flat(params)
-  for path, leaf in training.flat(new).items():
-    assert np.array_equal(leaf, old[path]) == ('.lora.' not in path), path
-
-
-@pytest.mark.parametrize(
-    ('tower', 'name'), [('vision', 'Gemma4_31B'), ('audio', 'Gemma4_E2B')]
-)
-def test_dropout_in_the_towers(tower, name):
+def test_dropout_in_the_audio_tower():
   """Off in eval; reproducible from its rng, and another with another."""
-  base = multimodal.base(name, dtype=jnp.float32)
-  model = g4.nn.LoRA(rank=3, targets=tower, dropout=0.5, model=base)
+  base = multimodal.base('Gemma4_E2B', dtype=jnp.float32)
+  model = g4.nn.LoRA(rank=3, targets='audio', dropout=0.5, model=base)
   params = multimodal.random_params(model)
 
   def run(seed, *, is_training):
@@ -254,7 +248,7 @@ def test_dropout_in_the_towers(tower, name):
         _logits(
             model,
             params,
-            audio=tower == 'audio',
+            audio=True,
             rngs={'dropout': jax.random.key(seed)},
             is_training_property=is_training,
         )
@@ -266,6 +260,82 @@ def test_dropout_in_the_towers(tower, name):
   without = run(0, is_training=False)
   assert np.any(without != trained)
   np.testing.assert_array_equal(run(1, is_training=False), without)
+
+
+def test_dropout_under_scan():
+  """Each layer and projection has its own mask, on 8 devices those of one.
+
+  At this rate about half of the inputs are dropped for every patch, and their
+  rows of A get no gradient at all: the mask, read off the gradients.
+  """
+  base = multimodal.base('Gemma4_31B', dtype=jnp.float32)
+  model = g4.nn.LoRA(rank=3, targets='vision', dropout=0.97, model=base)
+  params = multimodal.random_params(model)
+
+  @functools.partial(jax.jit, static_argnames='is_training')
+  def grads(params, seed, is_training=True):
+    return jax.grad(
+        lambda p: _loss(
+            model,
+            p,
+            audio=False,
+            rngs={'dropout': jax.random.key(seed)},
+            is_training_property=is_training,
+        )
+    )(params)
+
+  def reached(grads):
+    flat = training.flat(grads)
+    return {
+        linear.row.projection: np.any(flat[f'{linear.row.lora_path}.a'], -1)
+        for linear in model.adapted
+    }
+
+  first = grads(params, 0)
+  masks = reached(first)
+  # All of one shape, [L, *in]: masks of the same inputs can be compared.
+  inputs = [masks[name] for name in ('q', 'k', 'v', 'gate', 'up')]
+  layers = [layer for mask in inputs for layer in mask]
+  assert all(0 < layer.mean() < 1 for layer in layers)
+  assert len({layer.tobytes() for layer in layers}) == 2 * len(inputs)
+  for name in ('o', 'down'):
+    assert np.any(masks[name][0] != masks[name][1])
+
+  jax.tree.map(np.testing.assert_array_equal, grads(params, 0), first)
+  other = reached(grads(params, 1))
+  assert all(np.any(other[name] != masks[name]) for name in masks)
+  evaluated = grads(params, 0, is_training=False)
+  assert all(np.all(mask) for mask in reached(evaluated).values())
+  jax.tree.map(
+      np.testing.assert_array_equal,
+      grads(params, 1, is_training=False),
+      evaluated,
+  )
+
+  sharded = grads(_sharded(params), 0)
+  for name, mask in reached(sharded).items():
+    np.testing.assert_array_equal(mask, masks[name], err_msg=name)
+  for path, grad in training.flat(sharded).items():
+    want = training.flat(first)[path]
+    error = np.abs(grad - want).max()
+    assert error <= 1e-3 * max(np.abs(want).max(), 1e-3), path
+
+
+def _sharded(params):
+  """Each leaf along an axis that 8 divides, where there is one."""
+  mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ('x',))
+
+  def put(x):
+    axis = next((i for i, n in enumerate(x.shape) if n % 8 == 0), None)
+    spec = [None] * x.ndim
+    if axis is not None:
+      spec[axis] = 'x'
+    spec = jax.sharding.PartitionSpec(*spec)
+    return jax.device_put(x, jax.sharding.NamedSharding(mesh, spec))
+
+  out = jax.tree.map(put, params)
+  assert any(not x.sharding.is_fully_replicated for x in jax.tree.leaves(out))
+  return out
 
 
 # ------------------------------ Parameters --------------------------------
@@ -350,7 +420,7 @@ def test_a_clip_bound_that_the_parameters_lack():
 
 
 def test_summary_counts_the_towers():
-  model = _model('Gemma4_E2B')
+  model = _model('Gemma4_E2B', use_dora=True)
   params = training.flat(_gemma4.abstract_params(model))
   sizes = {path: x.size for path, x in params.items()}
   summary = g4.nn.summary(model)
@@ -360,3 +430,16 @@ def test_summary_counts_the_towers():
       g for g in summary.groups if g.path.endswith('block.attn.q_einsum.w')
   )
   assert group.layers == (0, 1)
+  paths = [f'{group.lora_paths[0]}.{leaf}' for leaf in 'abm']
+  assert group.num_params == sum(sizes[path] for path in paths)
+  assert params[paths[2]].shape == (2, 2, 12)  # [L, N, H]
+  assert group.projection == 'vision q'
+  # As Hugging Face counts: a module for each layer of a stacked weight.
+  names = [name for x in model.adapted for name in x.row.hf_names]
+  assert summary.num_projections == len(names) > len(model.adapted)
+  magnitudes = sum(n for p, n in sizes.items() if p.endswith('.m'))
+  half = g4.nn.summary(model.clone(dtype=jnp.bfloat16))
+  assert half.num_bytes == 2 * (summary.trainable - magnitudes) + 4 * magnitudes
+  assert f'bfloat16 ({magnitudes:,} magnitudes of DoRA in float32' in str(half)
+  text = g4.nn.summary(g4.nn.LoRA(rank=2, model=model.model))
+  assert '2 vision q, 2 vision k' in str(text)  # Of two layers.

@@ -1,0 +1,80 @@
+"""What gemma does wrong with images and audio, on gemma 4.0.1 and 4.1.0.
+
+https://github.com/google-deepmind/gemma/blob/main/gemma/gm/nn/gemma4/_transformer.py
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from gemma4_lora import _gemma4
+
+
+def check(*, tokens: Any, images: Any, audio: Any) -> None:
+  """Raises if gemma cannot take the images or sounds of a batch.
+
+  It reads those of all sequences as those of one (`_encode_vision`), or those
+  of the first alone (`_encode_audio`), and then fails on a shape.
+
+  Args:
+    tokens: `*B L`
+    images: As the model takes them, or None.
+    audio: As the model takes it, or None.
+
+  Raises:
+    ValueError: More than one sequence, or images as of Gemma 3.
+  """
+  if images is not None and not isinstance(
+      images, _gemma4.PreprocessedVisionInput
+  ):
+    raise ValueError(
+        'Gemma 4 takes images= as a PreprocessedVisionInput of'
+        ' gemma.gm.nn.gemma4._transformer: patches, their positions, and how'
+        ' many soft tokens each image has, as preprocess_and_patchify of'
+        ' gemma.gm.nn.gemma4.vision._preprocessing makes them. Got:'
+        f' {type(images).__name__}.'
+    )
+  shape = np.shape(tokens)
+  num_sequences = math.prod(shape[:-1])
+  if (images is not None or audio is not None) and num_sequences != 1:
+    raise ValueError(
+        'gemma takes images and audio of one sequence at a time, and this batch'
+        f' has {num_sequences}: tokens are {shape}. Set batch_size=1, and to'
+        ' learn from more at once accumulate gradients:'
+        ' kd.optim.partial_updates(optax.MultiSteps(..., every_k_schedule=8),'
+        ' mask=...).'
+    )
+
+
+class _ExpandedVisionEncoder(_gemma4.VisionEncoder):
+  """A vision encoder for tokens that have a placeholder per soft token."""
+
+  @property
+  def num_mm_tokens_per_image(self) -> int:
+    return -3
+
+
+def expanded_vision_encoder(
+    encoder: _gemma4.VisionEncoder,
+) -> _gemma4.VisionEncoder:
+  """Returns the encoder such that `Transformer` keeps all its logits.
+
+  Gemma 4 takes tokens that hold a placeholder per soft token already, so that
+  there is a logit per token. Yet given images, `Transformer.__call__` skips
+  `num_mm_tokens_per_image + 3` logits behind each begin-of-image token (255999)
+  as if it had put them in, as Gemma 3 does (`remove_mm_logits`): what follows
+  are the logits of later tokens, and NaN where there are no more. Samplers ask
+  for the last ones only and are spared.
+
+  With a number of -3 it skips none. The model has no other use for it but in
+  `input_config`, which without images (and gemma reads it only then) inserts so
+  many tokens for each of none.
+
+  Args:
+    encoder: Of the config; unbound.
+  """
+  own = (f.name for f in dataclasses.fields(encoder) if f.init)
+  fields = {name: getattr(encoder, name) for name in own}
+  return _ExpandedVisionEncoder(**fields | {'parent': None})

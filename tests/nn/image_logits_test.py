@@ -1,0 +1,156 @@
+"""Logits behind an image: gemma alone drops some of them."""
+
+from flax import linen as nn
+from gemma import gm
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gemma4_lora import g4
+from tests import multimodal
+
+_BEGIN_OF_IMAGE = 255999
+
+
+def _model(name, **kwargs):
+  base = multimodal.base(name, dtype=jnp.float32)
+  targets = ['text', 'vision', 'multimodal_projections']
+  return g4.nn.LoRA(rank=3, targets=targets, model=base, **kwargs)
+
+
+def _zero_b(params):
+  return jax.tree_util.tree_map_with_path(
+      lambda path, x: jnp.zeros_like(x)
+      if 'lora' in str(path) and path[-1].key == 'b'
+      else x,
+      params,
+  )
+
+
+def _inputs():
+  """Two images, each between its begin and end, and text on either side."""
+  inputs = multimodal.inputs(audio=False)
+  tokens = np.array(inputs['tokens'])  # -2 at 2, 3 and 6.
+  tokens[0, [1, 5]] = _BEGIN_OF_IMAGE
+  return inputs | {'tokens': tokens}
+
+
+@pytest.mark.parametrize('name', ['Gemma4_E2B', 'Gemma4_31B'])
+def test_each_token_has_its_own(name):
+  """Those of each prefix's last token, which samplers ask for.
+
+  gemma alone gives other tokens' logits, and NaN: once it does not, the repair
+  may go.
+  """
+  model = _model(name)
+  params = multimodal.random_params(model)
+  inputs = _inputs()
+  tokens = inputs.pop('tokens')
+
+  @jax.jit
+  def last(params, tokens):
+    return model.apply(
+        {'params': params}, tokens, **inputs, return_last_only=True
+    ).logits[0]
+
+  @jax.jit
+  def whole(params):
+    return model.apply(
+        {'params': params},
+        jnp.asarray(tokens),
+        **inputs,
+        return_hidden_states=True,
+    )
+
+  for values in (params, _zero_b(params)):
+    out = whole(values)
+    assert out.logits.shape == (1, 18, 1024)
+    # Of text before, between and behind the images.
+    for position in (0, 4, 7, 8, 12, 17):
+      # Zeros are padding: one length, one compilation.
+      prefix = np.where(np.arange(18) <= position, tokens, 0)
+      want = last(values, jnp.asarray(prefix))
+      np.testing.assert_allclose(
+          out.logits[0, position], want, atol=1e-4, err_msg=position
+      )
+    assert np.isfinite(out.hidden_states).all()
+    assert out.hidden_states.shape == (1, 18, model.config.embed_dim)
+
+  plain = model.model.apply({'params': params}, jnp.asarray(tokens), **inputs)
+  assert np.isnan(plain.logits[0, 8:]).all()
+
+
+@pytest.mark.parametrize('name', ['Gemma4_E2B', 'Gemma4_31B'])
+def test_without_images_they_are_the_base_model_s(name):
+  """A begin-of-image token without an image is a token as any other."""
+  model = _model(name)
+  params = _zero_b(multimodal.random_params(model))
+  tokens = jnp.asarray(np.abs(_inputs()['tokens']))
+  np.testing.assert_array_equal(
+      model.apply({'params': params}, tokens).logits,
+      model.model.apply({'params': params}, tokens).logits,
+  )
+  # What samplers read is the model's own.
+  assert model.config.input_config == model.model.config.input_config
+  assert model.vision_encoder is model.model.config.vision_encoder
+
+
+def test_a_second_call_traces_nothing():
+  """Though the copy of the vision encoder is another object at each call."""
+  model = _model('Gemma4_31B')
+  params = multimodal.random_params(model)
+  inputs = _inputs()
+  inputs['tokens'] = jnp.asarray(inputs['tokens'])
+  traced = []
+
+  def note(next_fun, args, kwargs, context):
+    traced.append(context.module.name)
+    return next_fun(*args, **kwargs)
+
+  with nn.intercept_methods(note):
+    model.apply({'params': params}, **inputs)
+    assert 'layer_0' in traced
+    traced.clear()
+    model.apply({'params': params}, **inputs)
+  assert 'layer_0' not in traced
+
+
+def test_a_chat_about_an_image(tmp_path):
+  """Greedy text of the sampler is the argmax of one forward pass over it."""
+  tokenizer = g4.testing.make_tokenizer(tmp_path / 'x.model', vocab_size=262144)
+  model = _model('Gemma4_E2B')  # Takes larger tokens for its last.
+  params = multimodal.random_params(model)
+  sampler = gm.text.Gemma4Sampler(
+      model=model,
+      params=params,
+      tokenizer=tokenizer,
+      cache_length=64,
+      max_out_length=8,
+      pad_length=16,
+      patch_size=4,
+      max_soft_tokens=4,
+  )
+  image = np.random.default_rng(0).integers(0, 255, (24, 24, 3), np.uint8)
+  prompt = '<|turn>user\nDescribe <|image|> now<turn|>\n<|turn>model\n'
+  out = sampler.sample(
+      prompt, images=[image], max_new_tokens=6, return_state=True
+  )
+  new = np.asarray(out.state.predicted_tokens[0][:6])
+  new = new[new != 0]
+
+  (soft_tokens,) = sampler._preprocess_images([image]).soft_token_counts
+  expanded = [108, 255999, *[-2] * soft_tokens, 258882, 108]
+  tokens = []
+  for token in tokenizer.encode(prompt, add_bos=True):
+    tokens += expanded if token == 258880 else [token]
+  logits = model.apply(
+      {'params': params},
+      jnp.asarray([[*tokens, *new]]),
+      images=sampler._preprocess_images([image]),
+  ).logits
+  forbidden = list(tokenizer.FORBIDDEN_TOKENS)
+  logits = logits[0, len(tokens) - 1 : -1].at[:, forbidden].set(-jnp.inf)
+  assert soft_tokens > 1
+  assert len(new) > 1
+  np.testing.assert_array_equal(np.argmax(logits, axis=-1), new)
