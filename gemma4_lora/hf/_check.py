@@ -1,37 +1,18 @@
-"""Matches the tensors of a PEFT folder with its config and with a model."""
+"""Checks that tensors, config and model of a PEFT folder agree."""
 
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
-import dataclasses
-import difflib
 import math
 
 from gemma4_lora import _linears
-from gemma4_lora.hf import _branch
 from gemma4_lora.hf import _config
 from gemma4_lora.hf import _experts
+from gemma4_lora.hf import _match
 from gemma4_lora.hf import _names
 from gemma4_lora.hf import _tensors
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Found:
-  """A module of the file, and what it is in the model.
-
-  Attributes:
-    site: Where it stands in the table.
-    prefix: What its name in the model has before that of the branch.
-    branch: Its arrays and settings.
-  """
-
-  site: _names.Site
-  prefix: str
-  branch: _branch.Branch
-
-  @property
-  def full_name(self) -> str:
-    return f'{self.prefix}{self.branch.name}'
+Found = _match.Found
 
 
 def match(
@@ -49,82 +30,95 @@ def match(
   Raises:
     ValueError: File, config and model do not agree.
   """
-  sites = _names.sites(rows)
   _check_pairs(tensors, config)
-  found = []
-  for module, arrays in tensors.modules.items():
-    prefix, name = _locate(module, tensors, config, sites)
-    site = sites[name]
-    _check_live(tensors, prefix + name, site)
-    found.append(
-        Found(
-            site=site,
-            prefix=prefix,
-            branch=_branch.Branch(
-                tower=site.rows[0].tower,
-                name=name,
-                module=module,
-                rank=config.rank(prefix + name),
-                alpha=config.alpha(prefix + name),
-                a=arrays['A'],
-                b=arrays['B'],
-                m=arrays.get('m'),
-            ),
-        )
-    )
+  found, unknown = _match.match(tensors, config, rows)
+  _check_fit(found, unknown, tensors, rows)
+  _check_ranks(found, tensors, config)
   _check_targets(found, tensors, config)
-  _check_shapes(found, tensors, config)
-  _check_missing(found, tensors, config, sites)
+  _check_missing(found, tensors, config, _names.sites(rows))
   _check_uniform(found, tensors)
   return found
 
 
-def _locate(
-    module: str,
+def _check_fit(
+    found: Sequence[Found],
+    unknown: Sequence[str],
     tensors: _tensors.Tensors,
-    config: _config.PeftConfig,
-    sites: Mapping[str, _names.Site],
-) -> tuple[str, str]:
-  """Returns prefix and name of a module.
-
-  Raises:
-    ValueError: The model has none of that name.
-  """
-  for prefix, name in _names.candidates(module):
-    if name in sites and not sites[name].parameter:
-      return prefix, name
-    parameter = _parameter(prefix, name, tensors, config, sites)
-    if parameter is not None:
-      return prefix, parameter
-  raise ValueError(_unknown(module, tensors, sites))
-
-
-def _parameter(
-    prefix: str,
-    name: str,
-    tensors: _tensors.Tensors,
-    config: _config.PeftConfig,
-    sites: Mapping[str, _names.Site],
-) -> str | None:
-  """Returns the parameter that a wrapper adapts: by its place, if there are two.
-
-  Raises:
-    ValueError: The config names none, or too few.
-  """
-  experts = name.removesuffix('.base_layer')
-  parameters = [f'{experts}.{p}' for p in ('gate_up_proj', 'down_proj')]
-  if parameters[0] not in sites:
-    return None
-  inner = f'{prefix}{experts}.base_layer' in tensors.modules
-  targeted = [p for p in parameters if config.targets_parameter(prefix + p)]
-  if len(targeted) != 1 + inner:
-    raise ValueError(
-        f'{tensors.path} adapts {1 + inner} tensors of {prefix}{experts}, but'
-        f' {config.path} names {len(targeted)} of them:'
-        f' target_parameters={list(config.target_parameters)}.'
+    rows: Sequence[_linears.Linear],
+) -> None:
+  """Raises if the model does not have what is adapted, in these shapes."""
+  problems = []
+  if unknown:
+    problems.append(
+        f'{len(unknown)} modules that the model does not have:'
+        f' {_names.listed(unknown)}. {_match.hint(unknown, rows)}'.strip()
     )
-  # PEFT wraps them in this order, each around what is there.
-  return targeted[0] if name != experts else targeted[-1]
+  dead = [x.full_name for x in found if not x.site.rows[0].live]
+  if dead:
+    problems.append(
+        f'{len(dead)} modules whose result the model never uses:'
+        f' {_names.listed(dead)}. Their layers read the keys and values of'
+        ' another layer, and transformers has no such modules.'
+    )
+  wrong = [text for x in found for text in _misshaped(x)]
+  if wrong:
+    problems.append(
+        f'{len(wrong)} tensors of another shape: {_names.listed(wrong)}.'
+    )
+  if problems:
+    raise ValueError(
+        f'{tensors.path} does not fit the model. It has {" And ".join(problems)}'
+        ' Is it LoRA of another Gemma 4, or of another size?'
+    )
+
+
+def _misshaped(x: Found) -> Iterator[str]:
+  """Yields what is wrong with the shapes of a module, its rank aside."""
+  count, fan_in, fan_out = _sizes(x)
+  rank = count * x.branch.rank
+  for part, array, want, free in (
+      ('A', x.branch.a, (rank, fan_in), 0),
+      ('B', x.branch.b, (fan_out, rank), 1),
+      ('m', x.branch.m, (fan_out,), None),
+  ):
+    if array is None:
+      continue
+    fits = array.ndim == len(want) and all(
+        axis == free or array.shape[axis] == size
+        for axis, size in enumerate(want)
+    )
+    if not fits:
+      key = _tensors.key(x.branch.module, part)
+      yield f'{key}: file {array.shape}, model {want}'
+
+
+def _sizes(x: Found) -> tuple[int, int, int]:
+  """Returns how many experts are packed, and the sizes of input and output."""
+  rows = x.site.rows
+  fan_in, fan_out = math.prod(rows[0].in_shape), math.prod(rows[0].out_shape)
+  if not x.site.parameter:
+    return 1, fan_in, fan_out
+  return rows[0].batch_shape[0], fan_in, fan_out * len(rows)  # Gate and up.
+
+
+def _check_ranks(
+    found: Sequence[Found],
+    tensors: _tensors.Tensors,
+    config: _config.PeftConfig,
+) -> None:
+  """Raises on a rank that is not the config's."""
+  for x in found:
+    branch = x.branch
+    count, _, _ = _sizes(x)
+    ranks = {branch.a.shape[0] / count, branch.b.shape[1] / count}
+    if ranks != {branch.rank}:
+      got = ' and '.join(f'{rank:g}' for rank in sorted(ranks))
+      raise ValueError(
+          f'{tensors.path}: {branch.module} has rank {got} (A'
+          f' {branch.a.shape}, B {branch.b.shape}), but {config.path} says'
+          f' {branch.rank}: r={config.r},'
+          f' rank_pattern={dict(config.rank_pattern)}.'
+      )
 
 
 def _check_pairs(tensors: _tensors.Tensors, config: _config.PeftConfig) -> None:
@@ -147,19 +141,6 @@ def _check_pairs(tensors: _tensors.Tensors, config: _config.PeftConfig) -> None:
     )
 
 
-def _check_live(
-    tensors: _tensors.Tensors, name: str, site: _names.Site
-) -> None:
-  """Raises where the model never uses what is adapted."""
-  row = site.rows[0]
-  if not row.live:
-    raise ValueError(
-        f'{tensors.path} adapts {name}, whose result the model never uses:'
-        f' layer {row.layer} reads the keys and values of another layer.'
-        ' transformers has no such module. Is it of another model?'
-    )
-
-
 def _check_targets(
     found: Sequence[Found],
     tensors: _tensors.Tensors,
@@ -179,56 +160,6 @@ def _check_targets(
         f' target, {_names.listed(extra)}: {config.targets}. PEFT would ignore'
         ' them.'
     )
-
-
-def _check_shapes(
-    found: Sequence[Found],
-    tensors: _tensors.Tensors,
-    config: _config.PeftConfig,
-) -> None:
-  """Raises on a rank that is not the config's, or a shape not the model's."""
-  wrong = []
-  for x in found:
-    branch = x.branch
-    count, shapes = _shapes(x)
-    ranks = {branch.a.shape[0] / count, branch.b.shape[-1] / count}
-    if branch.a.ndim == 2 and branch.b.ndim == 2 and ranks != {branch.rank}:
-      got = ' and '.join(f'{r:g}' for r in sorted(ranks))
-      raise ValueError(
-          f'{tensors.path}: {branch.module} has rank {got} (A'
-          f' {branch.a.shape}, B {branch.b.shape}), but {config.path} says'
-          f' {branch.rank}: r={config.r},'
-          f' rank_pattern={dict(config.rank_pattern)}.'
-      )
-    for part, want in shapes.items():
-      got = {'A': branch.a, 'B': branch.b, 'm': branch.m}[part]
-      if got is not None and got.shape != want:
-        wrong.append(
-            f'{_tensors.key(branch.module, part)}: file {got.shape}, model'
-            f' {want}'
-        )
-  if wrong:
-    raise ValueError(
-        f'{tensors.path}: {len(wrong)} tensors have another shape than the'
-        f' model: {_names.listed(wrong)}. Is it LoRA of another Gemma 4, or of'
-        ' another size?'
-    )
-
-
-def _shapes(x: Found) -> tuple[int, dict[str, tuple[int, ...]]]:
-  """Returns how many ranks are packed, and the shapes that the model wants."""
-  rows, rank = x.site.rows, x.branch.rank
-  fan_in = math.prod(rows[0].in_shape)
-  fan_out = math.prod(rows[0].out_shape)
-  count = 1
-  if x.site.parameter:
-    (count,) = rows[0].batch_shape
-    fan_out *= len(rows)  # gate and up.
-  return count, {
-      'A': (count * rank, fan_in),
-      'B': (fan_out, rank * count),
-      'm': (fan_out,),
-  }
 
 
 def _check_missing(
@@ -325,22 +256,3 @@ def _check_uniform(found: Sequence[Found], tensors: _tensors.Tensors) -> None:
           f'{tensors.path}: the modules of {name}, which is one weight here,'
           f' have several ranks and alphas: {sorted(settings)}.'
       )
-
-
-def _unknown(
-    module: str,
-    tensors: _tensors.Tensors,
-    sites: Mapping[str, _names.Site],
-) -> str:
-  """Says that the model has no such module, and what may have been meant."""
-  towers = ('vision_tower', 'audio_tower', 'embed_vision', 'embed_audio')
-  if any(f'{t}.' in module for t in towers) and not any(
-      site.rows[0].tower != 'text' for site in sites.values()
-  ):
-    hint = 'The model has no towers: make it with text_only=False.'
-  else:
-    ends = [name for _, name in _names.candidates(module)]
-    close = difflib.get_close_matches(ends[-2 if len(ends) > 1 else 0], sites)
-    hint = f'Did you mean {" or ".join(close)}? ' if close else ''
-    hint += 'Is it LoRA of another Gemma 4, or of another size?'
-  return f'{tensors.path}: the model has no linear {module}. {hint}'

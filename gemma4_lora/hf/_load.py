@@ -18,6 +18,7 @@ from gemma4_lora.hf import _branch
 from gemma4_lora.hf import _check
 from gemma4_lora.hf import _config
 from gemma4_lora.hf import _experts
+from gemma4_lora.hf import _match
 from gemma4_lora.hf import _rules
 from gemma4_lora.hf import _tensors
 from gemma4_lora.nn import _init
@@ -83,7 +84,7 @@ def load_peft(path: os.PathLike[str] | str, *, model: nn.Module) -> LoadedLoRA:
 
 
 def _row_loras(
-    found: Sequence[_check.Found],
+    found: Sequence[_match.Found],
     config: _config.PeftConfig,
     ranks_apart: Mapping[str, Sequence[int]],
 ) -> list[_branch.RowLoRA]:

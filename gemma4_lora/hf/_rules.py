@@ -67,7 +67,7 @@ def _cover(
 
 def _candidates(
     rows: Sequence[_linears.Linear],
-) -> Iterator[tuple[str, str | None]]:
+) -> Iterator[tuple[str, Any]]:
   """Yields what may be selected at once, and in which tower; widest first."""
   for kind in _KINDS:
     yield kind, None

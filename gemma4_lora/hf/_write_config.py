@@ -1,7 +1,7 @@
 """Writes `adapter_config.json`: what PEFT needs to know of each module."""
 
 import collections
-from collections.abc import Iterable
+from collections.abc import Collection
 from collections.abc import Mapping
 from collections.abc import Sequence
 import re
@@ -73,14 +73,11 @@ def config(
   }
   modules = [n for n, x in names.items() if not x.is_parameter]
   parameters = [n for n, x in names.items() if x.is_parameter]
-  # PEFT warns of a pattern that fits no module, though it heeds those that fit
-  # a parameter: the defaults are those of parameters.
-  of_default = parameters or modules
   rank, ranks = _default_and_patterns(
-      {n: x.rank for n, x in names.items()}, of_default
+      {n: x.rank for n, x in names.items()}, parameters
   )
   alpha, alphas = _default_and_patterns(
-      {n: _number(x.alpha) for n, x in names.items()}, of_default
+      {n: _number(x.alpha) for n, x in names.items()}, parameters
   )
   return _DEFAULTS | {
       'r': rank,
@@ -98,24 +95,43 @@ def config(
 
 
 def _default_and_patterns(
-    values: Mapping[str, Any], of_default: Iterable[str]
+    values: Mapping[str, Any], parameters: Collection[str]
 ) -> tuple[Any, dict[str, Any]]:
-  """Returns the commonest value of some names, and patterns for the others."""
-  counts = collections.Counter(values[name] for name in of_default)
+  """Returns the commonest value, and patterns for names of another.
+
+  No two patterns fit one name, but for a module that stands in those of
+  parameters. PEFT heeds the latter, but warns that it ignored patterns that fit
+  no module. The first one that fits decides, and PEFT sorts them when it saves:
+  the module's own pattern is how the other begins, which is later in both.
+
+  Args:
+    values: By name of module or parameter.
+    parameters: Those that are parameters: the commonest is one of theirs.
+  """
+  counts = collections.Counter(values[name] for name in parameters or values)
   default, _ = counts.most_common(1)[0]
-  by_end = {}
+  values_by_end = {}
   for name, value in values.items():
-    by_end.setdefault(_end(name), set()).add(value)
-  patterns, others = {}, {}
+    values_by_end.setdefault(_end(name), set()).add(value)
+  patterns, modules, others = {}, {}, {}
   for name, value in values.items():
     if value == default:
       continue
-    if by_end[_end(name)] == {value}:  # `q_proj`, wherever it is.
+    if name in parameters:
+      others.setdefault(value, []).append(name)
+    elif values_by_end[_end(name)] == {value}:  # `q_proj`, wherever it is.
       patterns[re.escape(_end(name))] = value
     else:
-      others.setdefault(value, []).append(name)
-  for value, names in others.items():
+      modules.setdefault(value, []).append(name)
+  for value, names in modules.items():
     patterns[_patterns.regex(names)] = value
+  module = next((name for name in values if name not in parameters), None)
+  start = ''
+  if others and module is not None:
+    patterns[re.escape(module)] = values[module]
+    start = f'{re.escape(module)}|'
+  for value, names in others.items():
+    patterns[start + _patterns.regex(names)] = value
   return default, patterns
 
 
