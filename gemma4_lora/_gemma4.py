@@ -5,6 +5,7 @@ package stands here, but for those of `testing`.
 """
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 import string
 from typing import Any
 
@@ -231,3 +232,9 @@ def abstract_params(model: nn.Module) -> dict[str, Any]:
     return model.init(jax.random.key(0), **init_inputs(model.config))
 
   return jax.eval_shape(init)['params']
+
+
+def attention_types(is_global: Sequence[bool]) -> tuple[Any, ...]:
+  """Returns what a config has as `attention_types`."""
+  kinds = _modules.AttentionType
+  return tuple(kinds.GLOBAL if g else kinds.LOCAL_SLIDING for g in is_global)

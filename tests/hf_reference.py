@@ -17,6 +17,17 @@ import numpy as np
 import safetensors.numpy
 
 TESTDATA = pathlib.Path(__file__).parent / 'testdata' / 'hf'
+# PEFT folders there, and the model that each is for.
+ADAPTERS = {
+    'ad_e': 'e',
+    'ad_e_mm': 'e_mm',
+    'ad_e_dora': 'e',
+    'ad_dense': 'dense',
+    'ad_dense_rslora_patterns': 'dense',
+    'ad_moe': 'moe',
+    'ad_moe_gu': 'moe',
+    'ad_moe_dn': 'moe',
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ def locate(path: epath.PathLike, *, step: int = -1, who: str) -> epath.Path:
   """Returns the folder of the arrays of one checkpoint.
 
   Args:
-    path: A released checkpoint, a Kauldron workdir, its `checkpoints/` folder,
+    path: A released checkpoint, safetensors, a Kauldron workdir, its `checkpoints/` folder,
       one `ckpt_N` folder, or the `default` item in it.
     step: Which checkpoint of a workdir; -1 for the last.
     who: The transform that asks, for messages.
@@ -43,12 +43,13 @@ def locate(path: epath.PathLike, *, step: int = -1, who: str) -> epath.Path:
         f'{who}: no checkpoint at {path}: there is no such'
         f' path.{_siblings(path)}'
     )
-  if _is_hugging_face(path):
-    raise ValueError(
-        f'{who}: {path} is a Hugging Face checkpoint (safetensors). This'
-        ' layout is not supported yet: give an Orbax checkpoint, as'
-        ' `gm.ckpts.CheckpointPath.GEMMA4_…` names them.'
-    )
+  if is_hugging_face(path):
+    if step != -1:
+      raise ValueError(
+          f'{who}: step={step} chooses among the checkpoints of a Kauldron'
+          f' workdir, and {path} is one of Hugging Face: drop `step=`.'
+      )
+    return path
   if not path.is_dir():
     raise ValueError(f'{who}: {path} is a file; a checkpoint is a folder.')
 
@@ -142,7 +143,8 @@ def _looks_like_orbax(path: epath.Path) -> bool:
   )
 
 
-def _is_hugging_face(path: epath.Path) -> bool:
+def is_hugging_face(path: epath.Path) -> bool:
+  """Whether it is safetensors, or a folder of them."""
   if not path.is_dir():
     return path.name.endswith(_HF_FILES)
   if (path / METADATA).exists():

@@ -38,9 +38,10 @@ class PartialLoad(kd.ckpts.InitTransform):
   says how many leaves each of these concerned.
 
   Attributes:
-    path: A released Orbax checkpoint (nested, flat or stacked layout), or a
+    path: A released Orbax checkpoint (nested, flat or stacked layout); a
       Kauldron workdir, its `checkpoints/` folder, one `ckpt_N` folder or the
-      `default` item in it.
+      `default` item in it; or safetensors of transformers, of the multimodal
+      class or of text alone: a file, an index of several, or the folder.
     missing: What to do about leaves of the model that the checkpoint lacks:
       'error', or 'warn': keep the model's own values (for a leaf without
       value, 0, or 1 for scales) and list them in a warning.

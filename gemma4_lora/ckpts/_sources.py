@@ -1,9 +1,8 @@
-"""Opens an Orbax checkpoint: lists leaves without their data, reads some."""
+"""Opens a checkpoint: lists leaves without their data, reads some."""
 
 from collections.abc import Iterator
 from collections.abc import Mapping
 import dataclasses
-import math
 from typing import Any
 
 from etils import epath
@@ -11,52 +10,36 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from gemma4_lora.ckpts import _hf_source
 from gemma4_lora.ckpts import _integrity
 from gemma4_lora.ckpts import _layouts
 from gemma4_lora.ckpts import _locate
+from gemma4_lora.ckpts import _source
 from gemma4_lora.ckpts import _trees
+
+Source = _source.Source
+num_bytes = _source.num_bytes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Source:
-  """One checkpoint on disk.
+class OrbaxSource(Source):
+  """A checkpoint of Orbax.
 
   Attributes:
-    path: The folder of the arrays.
-    layout: `nested`, `flat`, `stacked` or `kauldron`.
-    leaves: All leaves, by their path in the nested layout.
     tree: The tree as Orbax stores it, of array metadata.
   """
 
-  path: epath.Path
-  layout: str
-  leaves: Mapping[_trees.Path, _layouts.Stored]
   tree: Any
 
   def check(self, keys: set[_trees.Path], *, who: str) -> None:
-    """Checks that the data of some arrays is there.
-
-    Args:
-      keys: Paths of arrays in the file.
-      who: The transform that asks, for messages.
-
-    Raises:
-      ValueError: Data is missing.
-    """
+    """See `Source`."""
     names = [m.name for k, m in _trees.flatten(self.tree).items() if k in keys]
     _integrity.check(self.path, names, who=who)
 
   def read(
       self, args: Mapping[_trees.Path, ocp.RestoreArgs]
   ) -> dict[_trees.Path, Any]:
-    """Reads some arrays, all at once, and nothing else.
-
-    Args:
-      args: By the array's path in the file, how to read it.
-
-    Returns:
-      The arrays, by path in the file.
-    """
+    """See `Source`."""
 
     def pick(value):
       return lambda keys, meta: value(_trees.key_path(keys), meta)
@@ -87,6 +70,8 @@ def open_source(path: epath.PathLike, *, step: int = -1, who: str) -> Source:
     ValueError: The checkpoint cannot be read.
   """
   directory = _locate.locate(path, step=step, who=who)
+  if _locate.is_hugging_face(directory):
+    return _hf_source.open_source(directory, who=who)
   _integrity.check(directory, who=who)
   try:
     tree = _handler().metadata(directory).tree
@@ -96,7 +81,7 @@ def open_source(path: epath.PathLike, *, step: int = -1, who: str) -> Source:
         f' {e}'
     ) from e
   layout, leaves = _layouts.nested(_stored(tree))
-  return Source(
+  return OrbaxSource(
       path=directory,
       layout=layout,
       leaves={x.path: x for x in leaves},
@@ -116,10 +101,6 @@ def _stored(tree: Any) -> Iterator[_layouts.Stored]:
         dtype=np.dtype(meta.dtype),
         chunk_shape=storage.chunk_shape if storage else None,
     )
-
-
-def num_bytes(leaf: _layouts.Stored) -> int:
-  return math.prod(leaf.shape) * leaf.dtype.itemsize
 
 
 def _handler() -> ocp.PyTreeCheckpointHandler:

@@ -121,8 +121,10 @@ def test_file(tmp_path):
 )
 def test_hugging_face(tmp_path, name):
   (tmp_path / name).write_bytes(b'')
-  with pytest.raises(ValueError, match='safetensors.*not supported yet'):
-    _locate_it(tmp_path)
+  assert _locate_it(tmp_path) == tmp_path
+  assert _locate_it(tmp_path / name) == tmp_path / name
+  with pytest.raises(ValueError, match='is one of Hugging Face: drop `step=`'):
+    _locate_it(tmp_path, step=3)
 
 
 def test_interrupted_save(checkpoint, tmp_path):

@@ -1,0 +1,71 @@
+"""A checkpoint of transformers as a source: memory-mapped, in gemma's leaves."""
+
+from collections.abc import Mapping
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+from etils import epath
+import numpy as np
+
+from gemma4_lora.ckpts import _layouts
+from gemma4_lora.ckpts import _source
+from gemma4_lora.ckpts import _trees
+from gemma4_lora.hf import _weights
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HuggingFaceSource(_source.Source):
+  """Safetensors: a file, or several with an index.
+
+  Attributes:
+    weights: By path, what makes each leaf.
+  """
+
+  weights: Mapping[_trees.Path, _weights.Leaf]
+
+  def check(self, keys: set[_trees.Path], *, who: str) -> None:
+    """Nothing to do: sizes of files were compared when they were opened."""
+
+  def read(self, args: Mapping[_trees.Path, Any]) -> dict[_trees.Path, Any]:
+    """Reads some leaves to the host; see `_sources.Source`.
+
+    They are copies: an array of jax must not depend on a file that may change.
+    """
+    return {key: np.array(self.weights[key].read()) for key in args}
+
+
+def open_source(path: epath.Path, *, who: str) -> HuggingFaceSource:
+  """Opens a checkpoint of transformers; reads no data.
+
+  Args:
+    path: A safetensors file, an index of several, or the folder of either.
+    who: The transform that asks, for messages.
+
+  Raises:
+    FileNotFoundError: A file is not there.
+    ValueError: A file is damaged, is no Gemma 4, or is not on this machine.
+  """
+  if '://' in os.fspath(path):
+    raise ValueError(
+        f'{who}: {path}: safetensors are mapped to memory: copy them to this'
+        ' machine first.'
+    )
+  weights: dict[_trees.Path, _weights.Leaf] = {
+      ('params', *name.split('.')): leaf
+      for name, leaf in _weights.open_weights(
+          pathlib.Path(path), who=who
+      ).items()
+  }
+  return HuggingFaceSource(
+      path=path,
+      layout='hugging_face',
+      leaves={
+          key: _layouts.Stored(
+              path=key, key=key, shape=leaf.shape, dtype=leaf.dtype
+          )
+          for key, leaf in weights.items()
+      },
+      weights=weights,
+  )

@@ -1,0 +1,363 @@
+"""Base weights of transformers, as gemma's leaves.
+
+Linears go by the table; the other leaves by the names here, the only place that
+knows them.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+import itertools
+import math
+import pathlib
+
+import numpy as np
+
+from gemma4_lora import _linears
+from gemma4_lora.hf import _mapped
+from gemma4_lora.hf import _names
+from gemma4_lora.hf import _structure
+from gemma4_lora.nn import _weights as _parts
+
+# Leaves that are no linears: gemma's path -> transformers' name, as they are.
+_TEXT = {
+    'embedder.input_embedding': 'embed_tokens.weight',
+    'embedder.per_layer_projection_norm.scale': (
+        'per_layer_projection_norm.weight'
+    ),
+    'final_norm.scale': 'norm.weight',
+}
+# Below `layer_0` and `layers.0`.
+_LAYER = {
+    'attn.query_norm.scale': 'self_attn.q_norm.weight',
+    'attn.key_norm.scale': 'self_attn.k_norm.weight',
+    'skip_scale': 'layer_scalar',
+    'pre_attention_norm.scale': 'input_layernorm.weight',
+    'post_attention_norm.scale': 'post_attention_layernorm.weight',
+    'post_ffw_norm.scale': 'post_feedforward_layernorm.weight',
+    'post_per_layer_input_norm.scale': 'post_per_layer_input_norm.weight',
+}
+_DENSE = {'pre_ffw_norm.scale': 'pre_feedforward_layernorm.weight'}
+_MOE = {
+    'pre_ffw2_norm.scale': 'pre_feedforward_layernorm.weight',
+    'post_ffw2_norm.scale': 'post_feedforward_layernorm_1.weight',
+    'pre_ffw_norm.scale': 'pre_feedforward_layernorm_2.weight',
+    'post_ffw1_norm.scale': 'post_feedforward_layernorm_2.weight',
+    'mlp.router_scale': 'router.scale',
+    'mlp.per_expert_scale': 'router.per_expert_scale',
+}
+# Below the block of the vision tower and each of its layers.
+_VISION_LAYER = {
+    'attn.query_norm.scale': 'self_attn.q_norm.weight',
+    'attn.key_norm.scale': 'self_attn.k_norm.weight',
+    'pre_attention_norm.scale': 'input_layernorm.weight',
+    'post_attention_norm.scale': 'post_attention_layernorm.weight',
+    'pre_ffw_norm.scale': 'pre_feedforward_layernorm.weight',
+    'post_ffw_norm.scale': 'post_feedforward_layernorm.weight',
+}
+_VISION = {
+    'vision_encoder.standardize.scale': 'vision_tower.std_scale',
+    'vision_encoder.standardize.bias': 'vision_tower.std_bias',
+}
+_AUDIO = {
+    'audio_encoder.feature.norm_0.scale': (
+        'audio_tower.subsample_conv_projection.layer0.norm.weight'
+    ),
+    'audio_encoder.feature.norm_1.scale': (
+        'audio_tower.subsample_conv_projection.layer1.norm.weight'
+    ),
+    'audio_encoder.output_projection.bias': 'audio_tower.output_proj.bias',
+}
+# Below each layer of the conformer and of the audio tower.
+_AUDIO_LAYER = {
+    'fflayer_start.pre_layer_norm.scale': 'feed_forward1.pre_layer_norm.weight',
+    'fflayer_start.post_layer_norm.scale': (
+        'feed_forward1.post_layer_norm.weight'
+    ),
+    'fflayer_end.pre_layer_norm.scale': 'feed_forward2.pre_layer_norm.weight',
+    'fflayer_end.post_layer_norm.scale': 'feed_forward2.post_layer_norm.weight',
+    'final_ln.scale': 'norm_out.weight',
+    'lconv.ln.scale': 'lconv1d.pre_layer_norm.weight',
+    'lconv.conv_norm.scale': 'lconv1d.conv_norm.weight',
+    'trans_atten.pre_norm.scale': 'norm_pre_attn.weight',
+    'trans_atten.post_norm.scale': 'norm_post_attn.weight',
+    'trans_atten.self_atten.per_dim_scale': 'self_attn.per_dim_scale',
+}
+# Convolutions, whose kernels are `[*window, in, out]` here, `[out, in, *window]`
+# there.
+_CONVOLUTIONS = {
+    'audio_encoder.feature.subsampling_0.kernel': (
+        'audio_tower.subsample_conv_projection.layer0.conv.weight'
+    ),
+    'audio_encoder.feature.subsampling_1.kernel': (
+        'audio_tower.subsample_conv_projection.layer1.conv.weight'
+    ),
+}
+_AUDIO_CONVOLUTION = {
+    'lconv.depthwise_conv1d.kernel': 'lconv1d.depthwise_conv1d.weight'
+}
+_VISION_BLOCK = 'vision_encoder.transformer.stacked_layers.block'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Leaf:
+  """A leaf of gemma's parameters, in files of transformers.
+
+  Attributes:
+    path: Dotted path below `params`.
+    tensors: What it is made of.
+    shape: Its shape.
+    make: Makes it of the tensors' arrays.
+  """
+
+  path: str
+  tensors: tuple[_mapped.Tensor, ...]
+  shape: tuple[int, ...]
+  make: Callable[[Sequence[np.ndarray]], np.ndarray]
+
+  @property
+  def dtype(self) -> np.dtype:
+    return self.tensors[0].dtype
+
+  def read(self) -> np.ndarray:
+    return self.make([tensor.read() for tensor in self.tensors])
+
+
+def open_weights(path: pathlib.Path, *, who: str) -> dict[str, Leaf]:
+  """Lists gemma's leaves in a checkpoint of transformers; reads no data.
+
+  Args:
+    path: A safetensors file, an index of several, or the folder of either.
+    who: The function that asks, for messages.
+
+  Returns:
+    Leaves by their paths. A tensor that is none of gemma's stands under its own
+    name.
+
+  Raises:
+    FileNotFoundError: A file is not there.
+    ValueError: A file is damaged, or has no Gemma 4.
+  """
+  named = _mapped.list_tensors(path, who=who)
+  tensors = {_short(name): tensor for name, tensor in named.items()}
+  try:
+    config = _structure.config({k: v.shape for k, v in tensors.items()})
+  except ValueError as e:
+    raise ValueError(f'{who}: {path}: {e}') from e
+  leaves, used = {}, set()
+  rows = _linears.linears(config)
+  for names, leaf in itertools.chain(
+      _linear_leaves(rows, tensors),
+      _clips(rows, tensors),
+      _other_leaves(config, tensors),
+  ):
+    leaves[leaf.path] = leaf
+    used.update(names)
+  for name, tensor in named.items():
+    if _short(name) not in used:
+      leaves[name] = Leaf(
+          path=name, tensors=(tensor,), shape=tensor.shape, make=_first
+      )
+  return leaves
+
+
+def _short(name: str) -> str:
+  """Drops what stands before the names of a tower."""
+  _, short = next(_names.candidates(name))
+  return short
+
+
+_Made = Iterator[tuple[Sequence[str], Leaf]]
+_Tensors = Mapping[str, _mapped.Tensor]
+
+
+def _linear_leaves(rows: Sequence[_linears.Linear], tensors: _Tensors) -> _Made:
+  """Yields the weights of linears, with the names of their tensors."""
+  by_path: dict[str, list[_linears.Linear]] = {}
+  for row in rows:
+    by_path.setdefault(row.path, []).append(row)
+  for path, packed in by_path.items():
+    experts = packed[0].group == 'experts'
+    ends = '' if experts else '.weight'
+    names = [f'{name}{ends}' for row in packed for name in row.hf_names]
+    if experts:
+      names = names[:1]
+    if not all(name in tensors for name in names):
+      continue  # k and v of KV-shared layers; or it is reported as missing.
+    parts = tuple(tensors[name] for name in names)
+    sized = [_sized(row, tensors[names[0]].shape) for row in packed]
+    make = _maker(sized)
+    yield names, Leaf(path=path, tensors=parts, shape=sized[0].shape, make=make)
+
+
+def _sized(row: _linears.Linear, shape: tuple[int, ...]) -> _linears.Linear:
+  """Returns the row in the sizes of its tensor, `[*experts, out, in]`.
+
+  Of several axes of one side, the last is known (the width of a head), and the
+  first follows.
+  """
+  sizes = list(row.shape)
+  fan_out = shape[-2] // (2 if row.group == 'experts' and row.slot_axis else 1)
+  for axes, total in ((row.out_axes, fan_out), (row.in_axes, shape[-1])):
+    rest = math.prod(sizes[axis] for axis in axes[1:])
+    sizes[axes[0]] = total // rest
+  return dataclasses.replace(row, shape=tuple(sizes))
+
+
+def _maker(
+    rows: Sequence[_linears.Linear],
+) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
+  """Returns what packs the weights of transformers as gemma does."""
+  row = rows[0]
+  if row.group == 'experts' and row.slot is not None:
+    return lambda arrays: arrays[0].reshape(row.shape)
+  if row.group == 'experts':
+    return lambda arrays: arrays[0].swapaxes(1, 2)
+
+  def make(arrays):
+    step = len(arrays) // len(rows)  # Layers of a stacked weight.
+    slots = [
+        [_from_matrix(x, r) for x in arrays[i * step : (i + 1) * step]]
+        for i, r in enumerate(rows)
+    ]
+    one = row.one_layer
+    if one.slot_axis is None:
+      layers = slots[0]
+    else:
+      layers = [
+          np.stack(parts, axis=one.slot_axis)
+          for parts in zip(*slots, strict=True)
+      ]
+    return np.stack(layers) if row.stacked else layers[0]
+
+  return make
+
+
+def _from_matrix(array: np.ndarray, row: _linears.Linear) -> np.ndarray:
+  """Returns `[out, in]` as gemma's part of a weight."""
+  row = row.one_layer
+  in_axes, out_axes = _parts.axes(row)
+  array = array.reshape(*row.out_shape, *row.in_shape)
+  return array.transpose(np.argsort((*out_axes, *in_axes)).tolist())
+
+
+def _clips(rows: Sequence[_linears.Linear], tensors: _Tensors) -> _Made:
+  """Yields the clip bounds of linears: one for all that gemma packs in one."""
+  by_module: dict[str, list[_linears.Linear]] = {}
+  for row in rows:
+    if row.hf_name.endswith('.linear'):
+      by_module.setdefault(row.module_path, []).append(row)
+  for module, packed in by_module.items():
+    for bound in ('input_min', 'input_max', 'output_min', 'output_max'):
+      names = [
+          f'{name.removesuffix(".linear")}.{bound}'
+          for row in packed
+          for name in row.hf_names
+      ]
+      if not all(name in tensors for name in names):
+        continue
+      stacked = packed[0].stacked
+      path = f'{module}.clip_{bound}'
+      yield names, Leaf(
+          path=path,
+          tensors=tuple(tensors[name] for name in names),
+          shape=(len(names) // len(packed),) if stacked else (),
+          make=_clip_maker(path, len(packed), stacked=stacked),
+      )
+
+
+def _clip_maker(
+    path: str, num_packed: int, *, stacked: bool
+) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
+  def make(arrays):
+    bounds = np.stack(arrays).reshape(num_packed, -1)
+    if (bounds != bounds[0]).any():
+      raise ValueError(
+          f'The checkpoint clips what {path} packs at different bounds, and'
+          f' gemma has one for all: {bounds.tolist()}.'
+      )
+    return bounds[0] if stacked else bounds[0, 0]
+
+  return make
+
+
+def _other_leaves(config, tensors: _Tensors) -> _Made:
+  """Yields all that is no linear."""
+  names = _TEXT | _VISION | _AUDIO
+  convolutions = dict(_CONVOLUTIONS)
+  for i in range(config.num_layers):
+    layer = _LAYER | (_MOE if config.enable_moe else _DENSE)
+    for ours, theirs in layer.items():
+      names[f'layer_{i}.{ours}'] = f'layers.{i}.{theirs}'
+  if config.audio_encoder is not None:
+    for i in range(config.audio_encoder.num_layers):
+      ours = f'audio_encoder.conformer/stacked_layers_{i}'
+      theirs = f'audio_tower.layers.{i}'
+      for layer, all_names in (
+          (_AUDIO_LAYER, names),
+          (_AUDIO_CONVOLUTION, convolutions),
+      ):
+        all_names |= {f'{ours}.{k}': f'{theirs}.{v}' for k, v in layer.items()}
+  for path, name in names.items():
+    if name in tensors:
+      tensor = tensors[name]
+      yield [name], Leaf(
+          path=path, tensors=(tensor,), shape=tensor.shape, make=_first
+      )
+  for path, name in convolutions.items():
+    if name in tensors:
+      tensor = tensors[name]
+      out, into, *window = tensor.shape
+      yield [name], Leaf(
+          path=path,
+          tensors=(tensor,),
+          shape=(*window, into, out),
+          make=_kernel,
+      )
+  if (name := 'embed_tokens_per_layer.weight') in tensors:
+    tensor = tensors[name]
+    shape = (tensor.shape[0], config.num_layers, -1)
+    size = tensor.shape[1] // config.num_layers
+    yield [name], Leaf(
+        path='embedder.per_layer_embeddings',
+        tensors=(tensor,),
+        shape=(*shape[:2], size),
+        make=lambda arrays: arrays[0].reshape(shape),
+    )
+  if config.vision_encoder is not None:
+    yield from _vision_leaves(config.vision_encoder.num_layers, tensors)
+
+
+def _vision_leaves(num_layers: int, tensors: _Tensors) -> _Made:
+  for ours, theirs in _VISION_LAYER.items():
+    names = [
+        f'vision_tower.encoder.layers.{i}.{theirs}' for i in range(num_layers)
+    ]
+    if all(name in tensors for name in names):
+      parts = tuple(tensors[name] for name in names)
+      yield names, Leaf(
+          path=f'{_VISION_BLOCK}.{ours}',
+          tensors=parts,
+          shape=(num_layers, *parts[0].shape),
+          make=np.stack,
+      )
+  if (
+      name := 'vision_tower.patch_embedder.position_embedding_table'
+  ) in tensors:
+    axes, length, width = tensors[name].shape
+    yield [name], Leaf(
+        path='vision_encoder.entry.pos_emb',
+        tensors=(tensors[name],),
+        shape=(length, axes, width),
+        make=lambda arrays: arrays[0].swapaxes(0, 1),
+    )
+
+
+def _first(arrays: Sequence[np.ndarray]) -> np.ndarray:
+  return arrays[0]
+
+
+def _kernel(arrays: Sequence[np.ndarray]) -> np.ndarray:
+  return np.moveaxis(arrays[0], (0, 1), (-1, -2))

@@ -1,0 +1,363 @@
+"""`g4.hf.load_peft`: what it reads, and what it refuses."""
+
+import json
+import re
+import shutil
+
+from gemma import gm
+import jax
+from kauldron import konfig
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from gemma4_lora import g4
+from tests import hf_reference
+from tests.hf import random_leaves
+
+_TENSORS = 'adapter_model.safetensors'
+_CONFIG = 'adapter_config.json'
+
+
+def _model(name):
+  return hf_reference.load(hf_reference.ADAPTERS[name]).model
+
+
+def _file(name):
+  return safetensors.numpy.load_file(hf_reference.TESTDATA / name / _TENSORS)
+
+
+@pytest.mark.parametrize('name', hf_reference.ADAPTERS)
+def test_counts_equal_peft(name):
+  """As many parameters; but for A of gate and up of experts, which is one there."""
+  lora = g4.hf.load_peft(hf_reference.TESTDATA / name, model=_model(name))
+  file = _file(name)
+  want = sum(x.size for x in file.values())
+  if name in ('ad_moe', 'ad_moe_gu'):
+    inner = '' if name == 'ad_moe_gu' else '.base_layer'
+    shared = f'experts{inner}.lora_A.weight'
+    want += sum(x.size for key, x in file.items() if key.endswith(shared))
+  assert sum(x.size for x in jax.tree.leaves(lora.params)) == want
+  assert g4.nn.summary(lora.model).trainable == want
+  dtypes = {x.dtype for x in jax.tree.leaves(lora.params)}
+  assert dtypes == {np.dtype(np.float32)}
+
+
+def test_rules_say_rank_and_alpha_of_patterns():
+  """q has rank 8, v alpha 32, down of layer 1 rank 2, the rest 4 and 8."""
+  name = 'ad_dense_rslora_patterns'
+  lora = g4.hf.load_peft(hf_reference.TESTDATA / name, model=_model(name))
+  rule = g4.targets.Rule
+  assert lora.model.use_rslora
+  assert (lora.model.rank, lora.model.alpha) == (4, 8)
+  assert lora.model.targets == (
+      rule(('k', 'o', 'gate', 'up')),
+      rule('down', layers=(0, 2, 3, 4, 5)),
+      rule('q', rank=8, alpha=8),
+      rule('v', rank=4, alpha=32),
+      rule('down', layers=1, rank=2, alpha=8),
+  )
+  again = [
+      rule(**json.loads(json.dumps(x.__dict__))) for x in lora.model.targets
+  ]
+  clone = lora.model.clone(targets=again)
+  assert clone.adapted == lora.model.adapted
+
+
+@pytest.mark.parametrize('experts', ['', '.base_layer'])
+def test_product_of_experts_is_what_peft_adds(experts):
+  """`einsum('o r e, e r i -> e o i', B, A) * scale`, as its `ParamWrapper` has it."""
+  name = 'ad_moe'
+  lora = g4.hf.load_peft(hf_reference.TESTDATA / name, model=_model(name))
+  file = _file(name)
+  prefix = f'base_model.model.model.layers.2.experts{experts}'
+  a = file[f'{prefix}.lora_A.weight'].reshape(6, 4, -1)
+  b = file[f'{prefix}.lora_B.weight']
+  want = np.einsum('ore,eri->eoi', b.reshape(len(b), 4, 6), a)
+  leaves = lora.params['layer_2']['mlp']
+  if experts:
+    leaves = leaves['gating_einsum']['lora']
+    leaves = [leaves['expert_gate'], leaves['expert_up']]
+  else:
+    leaves = [leaves['linear']['lora']['expert_down']]
+  got = [np.einsum('eir,ero->eoi', x['a'], x['b']) for x in leaves]
+  np.testing.assert_allclose(np.concatenate(got, 1), want, atol=1e-6)
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """A copy of an adapter, and what edits it."""
+
+  def copy(name, *, config=None, tensors=None):
+    path = tmp_path / name
+    shutil.copytree(hf_reference.TESTDATA / name, path)
+    fields = json.loads((path / _CONFIG).read_text()) | (config or {})
+    (path / _CONFIG).write_text(json.dumps(fields))
+    if tensors:
+      file = _file(name)
+      tensors(file)
+      safetensors.numpy.save_file(file, path / _TENSORS)
+    return path
+
+  return copy
+
+
+def _refuses(path, match, model=None, error=ValueError):
+  model = _model(path.name) if model is None else model
+  with pytest.raises(error, match=match):
+    g4.hf.load_peft(path, model=model)
+
+
+_Q = 'base_model.model.model.layers.0.self_attn.q_proj'
+
+
+@pytest.mark.parametrize(
+    ('config', 'match'),
+    [
+        (
+            {'peft_type': 'IA3'},
+            "peft_type='IA3', and g4.nn.LoRA is 'LORA' only",
+        ),
+        ({'bias': 'lora_only'}, "bias='lora_only'.* has bias='none'"),
+        ({'modules_to_save': ['lm_head']}, r"modules_to_save=\['lm_head'\]"),
+        ({'layer_replication': [[0, 4]]}, 'layer_replication='),
+        ({'use_dora': True}, r'lacks 41 tensors: .*magnitude_vector'),
+        ({'r': 8}, r'down_proj has rank 4 .*r=8, rank_pattern={}'),
+        ({'r': 0}, r'r takes a positive integer as rank. Got: 0'),
+        ({'lora_alpha': '8'}, r"lora_alpha takes a number as alpha. Got: '8'"),
+        (
+            {'rank_pattern': {'q_proj': 2}},
+            r"rank 4 .*rank_pattern={'q_proj': 2}",
+        ),
+        ({'rank_pattern': {'(': 2}}, r"'\(' is no regular expression"),
+        ({'target_modules': 3}, 'target_modules takes a string or a list'),
+        (
+            {'target_modules': ['q_proj']},
+            r'has 35 modules that .*adapter_config.json does not target'
+            r".*target_modules=\['q_proj'\]",
+        ),
+        (
+            {'exclude_modules': ['layers.2.mlp.up_proj']},
+            r'1 modules .*layers.2.mlp.up_proj.*exclude_modules=',
+        ),
+        ({'layers_to_transform': [0, 1]}, r'layers_to_transform=\[0, 1\]'),
+        ({'init_lora_weights': 'corda'}, "init_lora_weights='corda' changes"),
+    ],
+)
+def test_config_that_the_file_contradicts_is_an_error(folder, config, match):
+  """PEFT would ignore tensors, draw others anew, or compute something else."""
+  _refuses(folder('ad_dense', config=config), match)
+
+
+def _pop(key):
+  return lambda file: file.pop(key)
+
+
+def _set(key, value):
+  return lambda file: file.update({key: value})
+
+
+@pytest.mark.parametrize(
+    ('edit', 'match'),
+    [
+        (_pop(f'{_Q}.lora_B.weight'), rf'lacks 1 tensors: {_Q}.lora_B.weight'),
+        (
+            lambda file: [file.pop(f'{_Q}.lora_{x}.weight') for x in 'AB'],
+            r'lacks 1 of \d+ modules that .* targets: layers.0.self_attn.q_proj',
+        ),
+        (
+            _set('base_model.model.lm_head.weight', np.ones(3, np.float32)),
+            'unexpected tensor base_model.model.lm_head.weight',
+        ),
+        (
+            _set(f'{_Q}.lora_embedding_A', np.ones(3, np.float32)),
+            'LoRA on an embedding',
+        ),
+        (
+            lambda file: file.update(
+                {
+                    f'{_Q[:-1]}.lora_{x}.weight': file[f'{_Q}.lora_{x}.weight']
+                    for x in 'AB'
+                }
+            ),
+            r'1 modules that the model does not have:'
+            r' model.layers.0.self_attn.q_pro. Did you mean'
+            r' layers.0.self_attn.q_proj',
+        ),
+        (
+            _set(f'{_Q}.lora_A.weight', np.full((4, 32), np.nan, np.float32)),
+            rf'{_Q}.lora_A.weight has 128 of 128 values that are NaN',
+        ),
+        (
+            _set(f'{_Q}.lora_A.weight', np.ones((4, 32), np.int32)),
+            'is int32, and LoRA has floating tensors only',
+        ),
+        (
+            _set(f'{_Q}.lora_A.weight', np.ones((4, 31), np.float32)),
+            rf'{_Q}.lora_A.weight: file \(4, 31\), model \(4, 32\)',
+        ),
+        (
+            _set(f'{_Q}.lora_A.weight', np.ones((3, 32), np.float32)),
+            r'q_proj has rank 3 and 4 .*says 4',
+        ),
+        (
+            _set(f'{_Q}.lora_magnitude_vector', np.ones(32, np.float32)),
+            r'1 magnitudes of DoRA.*use_dora=False',
+        ),
+        (lambda file: file.clear(), 'has no tensors'),
+    ],
+)
+def test_tensors_at_odds_with_the_model_are_an_error(folder, edit, match):
+  """Each names the tensor, and both sides."""
+  _refuses(folder('ad_dense', tensors=edit), match)
+
+
+def test_magnitude_is_missed_by_name(folder):
+  key = f'{_Q}.lora_magnitude_vector'
+  _refuses(folder('ad_e_dora', tensors=_pop(key)), rf'lacks 1 .*{key}')
+
+
+def test_adapter_of_another_model_is_an_error(folder):
+  """Other layers, another size, towers that a text-only model lacks."""
+  path = folder('ad_dense')
+  _refuses(
+      path,
+      r'1 modules that the model does not have: .*tensors of another shape:'
+      r' .*lora_A.weight: file \(4, 64\), model \(4, 56\).*another size',
+      model=g4.testing.Gemma4_31B(),
+  )
+  _refuses(
+      folder('ad_moe'),
+      r'12 modules that the model does not have: model.layers.0.experts.*And'
+      r' 18 tensors of another shape',
+      model=_model('ad_dense'),
+  )
+
+
+def test_towers_need_a_model_with_towers(tmp_path):
+  model = g4.nn.LoRA(
+      rank=2,
+      targets=['vision', 'q'],
+      model=g4.testing.Gemma4_E2B(text_only=False),
+  )
+  g4.hf.save_peft(tmp_path / 'x', model=model, params=random_leaves.make(model))
+  _refuses(
+      tmp_path / 'x',
+      'The model has no towers: make it with text_only=False',
+      model=g4.testing.Gemma4_E2B(),
+  )
+
+
+def test_dead_rows_are_an_error_that_says_why(folder):
+  """k of a KV-shared layer: transformers has no such module."""
+
+  def edit(file):
+    for x in 'AB':
+      old = f'base_model.model.model.layers.4.self_attn.k_proj.lora_{x}.weight'
+      file[old.replace('layers.4', 'layers.9')] = file[old]
+
+  _refuses(
+      folder('ad_e', tensors=edit),
+      '1 modules whose result the model never uses: model.layers.9.self_attn'
+      '.k_proj. Their layers read the keys and values of another',
+  )
+
+
+def test_some_layers_of_a_stacked_tower_are_an_error(tmp_path):
+  """gemma keeps the layers of the vision tower in one weight."""
+  model = g4.nn.LoRA(
+      rank=2, targets='vision', model=g4.testing.Gemma4_E2B(text_only=False)
+  )
+  path = tmp_path / 'x'
+  g4.hf.save_peft(path, model=model, params=random_leaves.make(model))
+  file = safetensors.numpy.load_file(path / _TENSORS)
+  layer = {k: v for k, v in file.items() if 'layers.1.' not in k}
+  safetensors.numpy.save_file(layer, path / _TENSORS)
+  fields = json.loads((path / _CONFIG).read_text())
+  both = fields['target_modules']
+  fields['target_modules'] = both.replace('(0|1)', '0')
+  (path / _CONFIG).write_text(json.dumps(fields))
+  _refuses(path, r'adapts 1 of the 2 modules of vision', model=model.model)
+  # And one rank for all.
+  safetensors.numpy.save_file(file, path / _TENSORS)
+  fields |= {
+      'target_modules': both,
+      'alpha_pattern': {r'layers\.1\..*': 5},
+  }
+  (path / _CONFIG).write_text(json.dumps(fields))
+  _refuses(path, r'have several ranks and alphas', model=model.model)
+
+
+def test_experts_without_their_parameter_are_an_error(folder):
+  """Which tensor `experts.lora_A` is of stands in the config alone."""
+  _refuses(
+      folder('ad_moe_gu', config={'target_parameters': None}),
+      r'adapts 1 tensors of model.layers.0.experts, but .* names 0 of them:'
+      r' target_parameters=\[\]',
+  )
+  _refuses(
+      folder('ad_moe', config={'target_parameters': ['experts.down_proj']}),
+      r'adapts 2 tensors .* names 1',
+  )
+
+
+def test_files_that_are_not_there_or_damaged(folder, tmp_path):
+  model = _model('ad_dense')
+  missing = tmp_path / 'missing'
+  _refuses(missing, 'missing does not exist', model, FileNotFoundError)
+  path = folder('ad_dense')
+  _refuses(path / _CONFIG, 'is a file', model, FileNotFoundError)
+  data = (path / _TENSORS).read_bytes()
+  for end in (4, 100, len(data) - 1):
+    (path / _TENSORS).write_bytes(data[:end])
+    _refuses(path, f'{_TENSORS} cannot be read.*truncated')
+  (path / _TENSORS).rename(path / 'adapter_model.bin')
+  _refuses(path, 'It has: .*safe_serialization', error=FileNotFoundError)
+  (path / _CONFIG).write_text('{')
+  shutil.copy(path / 'adapter_model.bin', path / _TENSORS)
+  _refuses(path, f'{_CONFIG} is no JSON')
+  (path / _CONFIG).write_text('[]')
+  _refuses(path, f'{_CONFIG} is no object')
+  base = hf_reference.TESTDATA / 'dense'
+  _refuses(base, 'looks like a whole model', model, FileNotFoundError)
+
+
+def test_model_that_is_wrapped_already_is_an_error():
+  path = hf_reference.TESTDATA / 'ad_dense'
+  model = _model('ad_dense')
+  wrapped = g4.nn.LoRA(rank=2, model=model)
+  _refuses(path, 'with LoRA already. Pass the bare model', wrapped)
+  _refuses(path, 'takes a Gemma 4 model', gm.nn.Gemma3_270M())
+
+
+def test_half_precision_becomes_float32(folder):
+  """Exactly: every bfloat16 is a float32."""
+
+  def edit(file):
+    for key in file:
+      file[key] = file[key].astype(ml_dtypes.bfloat16)
+
+  path = folder('ad_dense', tensors=edit)
+  lora = g4.hf.load_peft(path, model=_model('ad_dense'))
+  a = lora.params['layer_0']['attn']['q_einsum']['lora']['q']['a']
+  want = safetensors.numpy.load_file(path / _TENSORS)[f'{_Q}.lora_A.weight']
+  assert a.dtype == np.float32
+  np.testing.assert_array_equal(a, want.astype(np.float32).T)
+
+
+def test_rules_of_a_config_survive_json():
+  """What was loaded can be written in a config."""
+  name = 'ad_dense_rslora_patterns'
+  model = _model(name)
+  rules = g4.hf.load_peft(
+      hf_reference.TESTDATA / name, model=model
+  ).model.targets
+  with konfig.imports():
+    from gemma4_lora import g4 as lazy  # pylint: disable=reimported
+  cfg = konfig.ConfigDict(
+      {'rules': [lazy.targets.Rule(**vars(rule)) for rule in rules]}
+  )
+  again = konfig.resolve(konfig.ConfigDict(json.loads(cfg.to_json()))).rules
+  assert tuple(again) == rules
+  assert re.match(r"Rule\('q', rank=8, alpha=8\)", repr(rules[2]))
