@@ -11,11 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 # Per leaf. Smaller ones are read whole.
-_SAMPLES = 1024
+_SAMPLES = 4096
+# A piece up to this size is copied to the host and sampled there: less to wait
+# for than the compilation of a program for its shape.
+_SMALL_BYTES = 2**16
 
 
 def checksums(leaves: Mapping[str, Any]) -> dict[str, str]:
-  """Returns a checksum of each array, from up to 1024 of its entries.
+  """Returns a checksum of each array, from up to 4096 of its entries.
 
   The same for any sharding, number of devices and number of processes: a sum
   over the sampled entries, of a hash of the entry's bits and position. All
@@ -38,23 +41,25 @@ def checksums(leaves: Mapping[str, Any]) -> dict[str, str]:
   return {name: f'{x:08x}' for name, x in zip(taken, sums, strict=True)}
 
 
-def _take(leaf: Any) -> Iterator[tuple[Any, np.ndarray]]:
+def _take(leaf: Any) -> Iterator[tuple[Any, Any, np.ndarray]]:
   """Yields sampled entries and their positions in the flat array.
 
   Each entry once, in whichever process has it.
 
   Args:
     leaf: An array.
+
+  Yields:
+    Entries on a device or the host; where they still are to be picked from, the
+    index; positions.
   """
   index = [
       np.linspace(0, n - 1, count).round().astype(np.int64)
-      if n
-      else np.arange(0)
       for n, count in zip(leaf.shape, _counts(leaf.shape), strict=True)
   ]
   strides = [math.prod(leaf.shape[d + 1 :]) for d in range(leaf.ndim)]
   if not isinstance(leaf, jax.Array):
-    yield np.asarray(leaf)[np.ix_(*index)], _positions(index, strides)
+    yield np.asarray(leaf), tuple(index), _positions(index, strides)
     return
   for shard in leaf.addressable_shards:
     if shard.replica_id != 0:
@@ -65,9 +70,13 @@ def _take(leaf: Any) -> Iterator[tuple[Any, np.ndarray]]:
       inside = places[(places >= start) & (places < stop)]
       here.append(inside)
       local.append((inside - start).astype(np.int32))
-    if all(map(len, here)):
-      # One device's own piece: no array is gathered to be sampled.
-      yield _pick(shard.data, tuple(local)), _positions(here, strides)
+    if not all(map(len, here)):
+      continue
+    # One device's own piece: no array is gathered to be sampled.
+    if shard.data.nbytes <= _SMALL_BYTES:
+      yield shard.data, tuple(local), _positions(here, strides)
+    else:
+      yield _pick(shard.data, tuple(local)), None, _positions(here, strides)
 
 
 @jax.jit
@@ -91,8 +100,10 @@ def _positions(index: list[np.ndarray], strides: list[int]) -> np.ndarray:
   return total
 
 
-def _hash(values: np.ndarray, positions: np.ndarray) -> int:
+def _hash(values: np.ndarray, index: Any, positions: np.ndarray) -> int:
   """Returns the sum of a hash (MurmurHash3's finaliser) of each entry."""
+  if index:
+    values = values[np.ix_(*index)]
   values = np.ascontiguousarray(values).reshape(-1)
   bits = values.view(f'u{values.dtype.itemsize}').astype(np.uint64)
   x = bits + positions.reshape(-1) * np.uint64(0x9E3779B97F4A7C15)

@@ -109,6 +109,7 @@ class FrozenBase:
       # The transform frees what it replaces.
       params = jax.tree.map(jnp.copy, state.params)
       state = dataclasses.replace(state, params=params)
+    shardings = {k: x.sharding for k, x in _base(state).items()}
     # As `kd.train.TrainStep.init`, for what depends on the base's origin.
     transform = self._trainstep.init_transform
     state = transform.transform(self._with_fresh_lora(state))
@@ -121,11 +122,7 @@ class FrozenBase:
             ' and init_transform= gives it none: restore into'
             ' trainer.init_state(skip_transforms=True).'
         )
-    # Transforms may forget the sharding.
-    params = kd.sharding.with_sharding_constraint(
-        state.params, self._trainstep.sharding.params
-    )
-    state = dataclasses.replace(state, params=params)
+    state = _with_shardings(state, shardings)
     return state, self.remember(state)
 
   def _is_known(self, state: kd.train.TrainState) -> bool:
@@ -162,3 +159,18 @@ class FrozenBase:
 def _base(state: kd.train.TrainState) -> dict[_trees.Path, Any]:
   leaves = _trees.flatten(state.params)
   return {path: x for path, x in leaves.items() if not _trees.is_lora(path)}
+
+
+def _with_shardings(
+    state: kd.train.TrainState, shardings: dict[_trees.Path, Any]
+) -> kd.train.TrainState:
+  """Returns the state sharded as said: a transform may forget it."""
+
+  def put(keys, leaf):
+    sharding = shardings.get(_trees.key_path(keys))
+    if sharding is None or leaf.sharding.is_equivalent_to(sharding, leaf.ndim):
+      return leaf
+    return jax.device_put(leaf, sharding)
+
+  params = jax.tree_util.tree_map_with_path(put, state.params)
+  return dataclasses.replace(state, params=params)

@@ -144,6 +144,11 @@ class LoRACheckpointer(kd.ckpts.Checkpointer):
       super().wait_until_finished()
     self._clean(_DELETED)
 
+  def close(self) -> None:
+    with self._explained():
+      super().close()
+    self._clean(_DELETED)
+
   @property
   def latest_step(self) -> int | None:
     with self._explained():  # It makes the folder.
