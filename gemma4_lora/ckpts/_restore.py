@@ -13,6 +13,7 @@ from etils import epath
 import jax
 import numpy as np
 
+from gemma4_lora.ckpts import _fingerprint
 from gemma4_lora.ckpts import _layouts
 from gemma4_lora.ckpts import _plan
 from gemma4_lora.ckpts import _policy
@@ -71,6 +72,13 @@ def restore(state: Any, request: Request) -> Any:
   start = time.monotonic()
   who = request.who
   source = _sources.open_source(request.path, step=request.step, who=who)
+  if _fingerprint.read(source.path.parent):
+    raise ValueError(
+        f'{who}: {source.path} has LoRA leaves and no base model, as'
+        ' g4.ckpts.LoRACheckpointer saves them. Restore the base from what that'
+        ' run started from (its init_transform=), and the LoRA leaves with'
+        ' g4.ckpts.LoadLoRA(path=…).'
+    )
   trees = list(_sub_trees(state, source, request))
   try:
     plan = _plan.make_plan(

@@ -1,0 +1,240 @@
+"""Saves and resumes a run without its frozen base."""
+
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+import functools
+import os
+from typing import Any
+
+from etils import epath
+from etils import epy
+import jax
+from kauldron import kd
+from kauldron.utils import config_util
+
+from gemma4_lora.ckpts import _fingerprint
+from gemma4_lora.ckpts import _frozen_base
+from gemma4_lora.ckpts import _lora_item
+
+_WHO = 'LoRACheckpointer'
+
+_CHECKPOINTS = 'checkpoints'
+# A step that is to go is renamed into this folder and deleted there: killed in
+# between, a run leaves no half of a checkpoint under the name of a whole one.
+_DELETED = 'deleted'
+_TMP = '.orbax-checkpoint-tmp'
+
+_STANDALONE = (
+    kd.evals.StandaloneEveryCheckpoint,
+    kd.evals.StandaloneLastCheckpoint,
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=True, kw_only=True)
+class LoRACheckpointer(kd.ckpts.Checkpointer):
+  """Saves what training changes, and takes the base from where it came from.
+
+  ```python
+  checkpointer = g4.ckpts.LoRACheckpointer(save_interval_steps=500)
+  ```
+
+  A `kd.ckpts.Checkpointer`, with its options. In each `ckpt_N` folder are the
+  LoRA leaves (those under a key `lora`), the optimizer's state, collections,
+  step, timings, the position in the data, and a fingerprint of the base and of
+  the LoRA settings.
+
+  On resume, the config's own `init_transform=` restores the base, and what
+  training had made of the rest comes back: the run goes on bit for bit. Another
+  base, or other LoRA settings, is an error before the first step. Learning
+  rate, schedules, dropout and the number of steps may change.
+
+  Attributes:
+    base_cfg: The trainer (set automatically).
+
+  Raises:
+    ValueError: The optimizer changes leaves outside of LoRA, or the base has
+      changed since the start, or does not fit the checkpoint.
+    OSError: The workdir cannot be written, or the disk is full.
+  """
+
+  base_cfg: kd.train.Trainer = dataclasses.field(
+      default=config_util.ROOT_CFG_REF, repr=False, compare=False
+  )
+
+  def update_from_root_cfg(
+      self, root_cfg: kd.train.Trainer
+  ) -> 'LoRACheckpointer':
+    _check_evals(root_cfg)
+    return super().update_from_root_cfg(root_cfg)
+
+  def restore(
+      self,
+      state: Any,
+      *,
+      step: int = -1,
+      noop_if_missing: bool = False,
+      donate: bool = True,
+  ) -> Any:
+    """See `kd.ckpts.Checkpointer.restore`; restores the base as well."""
+    train_state = _lora_item.train_state(state)
+    if train_state is None:  # Whatever is on disk, as it is.
+      return super().restore(
+          state, step=step, noop_if_missing=noop_if_missing, donate=donate
+      )
+    self._assert_root_cfg_resolved()
+    # Evaluators restore the train state alone.
+    if noop_if_missing and state is not train_state:
+      self._start(train_state)
+    if self.latest_step is None:
+      if noop_if_missing:
+        self._base.remember(train_state)
+        return state
+      raise FileNotFoundError(
+          f'{_WHO}: no checkpoint in {self._folder}. Use noop_if_missing=True'
+          ' to go on with the state as it is.'
+      )
+    folder, saved = self._saved(self._absolute_step(step))
+    item = _lora_item.LoRAItem(item=state, fingerprint=saved)
+    check = functools.partial(
+        _fingerprint.check, saved, who=_WHO, where=os.fspath(folder)
+    )
+    # First what can be known before anything large is read.
+    check(self._base.describe(train_state, content=False))
+    item.check(who=_WHO, where=os.fspath(folder))
+    train_state, fingerprint = self._base.restore(train_state, donate=donate)
+    check(fingerprint)
+    item = dataclasses.replace(
+        item, item=_lora_item.with_train_state(state, train_state)
+    )
+    if donate:
+      jax.tree.map(_release, item.leaves)
+    return super().restore(item, step=self._absolute_step(step), donate=False)
+
+  def save(
+      self,
+      state: Any,
+      *,
+      step: int,
+      force: bool = False,
+      metrics: Any = None,
+  ) -> bool:
+    """See `kd.ckpts.Checkpointer.save`; saves all but the base."""
+    train_state = _lora_item.train_state(state)
+    if train_state is None:
+      raise ValueError(
+          f'{_WHO}: save takes the state of a trainer, got'
+          f' {type(state).__name__}. Use kd.ckpts.Checkpointer for other items.'
+      )
+    self._assert_root_cfg_resolved()
+    with jax.transfer_guard('allow'):
+      fingerprint = self._base.fingerprint(train_state)
+    # Not left to Kauldron's `save`, which would log a failure and go on.
+    self.wait_until_finished()
+    with self._explained():
+      return super().save(
+          _lora_item.LoRAItem(item=state, fingerprint=fingerprint),
+          step=step,
+          force=force,
+          metrics=metrics,
+      )
+
+  def wait_until_finished(self) -> None:
+    with self._explained():
+      super().wait_until_finished()
+    self._clean(_DELETED)
+
+  def close(self) -> None:
+    with self._explained():
+      super().close()
+    self._clean(_DELETED)
+
+  @property
+  def latest_step(self) -> int | None:
+    with self._explained():  # It makes the folder.
+      return super().latest_step
+
+  @functools.cached_property
+  def _ckpt_mgr(self) -> Any:
+    manager = super()._ckpt_mgr
+    options = dataclasses.replace(manager.options, todelete_subdir=_DELETED)
+    return dataclasses.replace(manager, options=options)
+
+  @functools.cached_property
+  def _base(self) -> _frozen_base.FrozenBase:
+    return _frozen_base.FrozenBase(self.base_cfg, who=_WHO)
+
+  @property
+  def _folder(self) -> epath.Path:
+    return epath.Path(self.workdir) / _CHECKPOINTS
+
+  def _start(self, state: kd.train.TrainState) -> None:
+    """Checks, before the first step, that what is trained can be saved."""
+    self._base.check_optimizer(state)
+    if self.create:
+      with self._explained():
+        probe = self._folder / f'.probe_{jax.process_index()}'
+        probe.touch()
+        probe.unlink()
+      # What a run left that was killed.
+      self._clean(_DELETED)
+      self._clean(f'*{_TMP}*')
+
+  def _clean(self, pattern: str) -> None:
+    """Removes what no one reads. One process does it for all."""
+    primary = self.multiprocessing_options.primary_host
+    if self.create and primary in (None, jax.process_index()):
+      for path in self._folder.glob(pattern):
+        path.rmtree()
+
+  def _saved(self, step: int) -> tuple[epath.Path, _fingerprint.Fingerprint]:
+    """Returns the folder of a step, and the fingerprint in it."""
+    folder = self._folder / f'ckpt_{step}'
+    if not folder.exists():
+      raise FileNotFoundError(
+          f'{_WHO}: step={step} is not in {self._folder}. Available steps:'
+          f' {sorted(self.all_steps)}.'
+      )
+    saved = _fingerprint.read(folder)
+    if saved is None:
+      raise ValueError(
+          f'{_WHO}: {folder} has no fingerprint: another checkpointer wrote it.'
+          ' Go on with that one, as checkpointer=kd.ckpts.Checkpointer(…), or'
+          ' give the run a workdir of its own: --cfg.workdir=….'
+      )
+    return folder, saved
+
+  @contextlib.contextmanager
+  def _explained(self) -> Iterator[None]:
+    """Says what a failure to write means for the run."""
+    try:
+      yield
+    except Exception as e:  # pylint: disable=broad-exception-caught
+      names = [p.name for p in self._folder.glob('ckpt_*')]
+      steps = [int(n[5:]) for n in names if n[5:].isdigit()]
+      last = f'step {max(steps)}' if steps else 'none'
+      epy.reraise(
+          e,
+          prefix=(
+              f'{_WHO}: cannot save to {self._folder}: is the disk full, or the'
+              ' workdir read-only? The last complete checkpoint there:'
+              f' {last}. The next start goes on from it, and nothing needs'
+              ' cleaning. '
+          ),
+      )
+
+
+def _check_evals(trainer: kd.train.Trainer) -> None:
+  """Raises where Kauldron would read checkpoints past the checkpointer."""
+  for name, evaluator in (trainer.evals or {}).items():
+    if evaluator.discard_opt and isinstance(evaluator.run, _STANDALONE):
+      raise ValueError(
+          f'{_WHO}: evals.{name}.discard_opt=True: with it, Kauldron reads the'
+          ' whole model from the checkpoint, which has LoRA alone. Drop it: the'
+          " state of LoRA's optimizer is small."
+      )
+
+
+def _release(leaf: Any) -> None:
+  if isinstance(leaf, jax.Array):
+    leaf.delete()

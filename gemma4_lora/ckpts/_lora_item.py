@@ -1,0 +1,199 @@
+"""A train state without its base, as an item of a Kauldron checkpoint."""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+from etils import epath
+import flax
+import jax
+from kauldron import kd
+import numpy as np
+import orbax.checkpoint as ocp
+
+from gemma4_lora.ckpts import _fingerprint
+from gemma4_lora.ckpts import _packed
+from gemma4_lora.ckpts import _read
+from gemma4_lora.ckpts import _sources
+from gemma4_lora.ckpts import _trees
+
+_DEFAULT = 'default'
+_ROOT = 'params'
+_INDEX = 'index'
+_SHOWN = 8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoRAItem(kd.ckpts.items.CheckpointItem):
+  """What a trainer saves: the train state less the base, and a fingerprint.
+
+  Attributes:
+    item: A `kd.train.TrainState`, or a named tuple of items with one in it.
+    fingerprint: To save; or what was saved, to restore.
+  """
+
+  item: Any
+  fingerprint: _fingerprint.Fingerprint
+
+  @property
+  def leaves(self) -> dict[_trees.Path, Any]:
+    """The leaves of the train state that are saved: all but the base."""
+    return {
+        path: leaf
+        for path, leaf in _trees.flatten(self._state).items()
+        if path[0] != _ROOT or _trees.is_lora(path)
+    }
+
+  def check(self, *, who: str, where: str) -> None:
+    """Checks that what was saved is what the state has, but for values.
+
+    Args:
+      who: What asks, for messages.
+      where: What was saved, for messages.
+
+    Raises:
+      ValueError: It is not, as after a change of the optimizer.
+    """
+    old = _packed.specs(self.fingerprint[_INDEX])
+    new = {k: (str(x.dtype), tuple(x.shape)) for k, x in self.leaves.items()}
+    paths = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
+    if paths:
+      shown = '\n'.join(
+          f'  {_trees.join(k)}: checkpoint {_spec(old.get(k))}, config'
+          f' {_spec(new.get(k))}'
+          for k in paths[:_SHOWN]
+      )
+      raise ValueError(
+          f'{who}: {len(paths)} leaves of the train state are not those of'
+          f' {where}, the first:\n{shown}\nRates and schedules may change, the'
+          ' kind of optimizer=, or what it trains, may not: set it back, or give'
+          ' the run a workdir of its own: --cfg.workdir=….'
+      )
+
+  def __kd_ocp_handlers__(self) -> Any:
+    handlers = self.item.__kd_ocp_handlers__()
+    if not isinstance(handlers, Mapping):
+      handlers = {_DEFAULT: handlers}
+    return {
+        **handlers,
+        self._key: ocp.PyTreeCheckpointHandler(),
+        _fingerprint.ITEM: ocp.JsonCheckpointHandler(),
+    }
+
+  def __kd_ocp_save_args__(self) -> ocp.args.CheckpointArgs:
+    arrays, index = _packed.pack(self.leaves)
+    args = _parts(self.item.__kd_ocp_save_args__())
+    args[self._key] = _packed.save_args(arrays, index)
+    args[_fingerprint.ITEM] = ocp.args.JsonSave(
+        {**self.fingerprint, _INDEX: index}
+    )
+    return ocp.args.Composite(**args)
+
+  def __kd_ocp_restore_args__(self) -> ocp.args.CheckpointArgs:
+    args = _parts(self.item.__kd_ocp_restore_args__())
+    args[self._key] = _packed.restore_args(
+        self.fingerprint[_INDEX], self.leaves
+    )
+    return ocp.args.Composite(**args)
+
+  def __kd_ocp_restore_post__(self, value: Any) -> Any:
+    parts = dict(value.items())
+    new = _packed.unpack(parts[self._key], self.fingerprint[_INDEX])
+
+    def place(keys, leaf):
+      path = _trees.key_path(keys)
+      return _read.place(new[path], leaf) if path in new else leaf
+
+    state = jax.tree_util.tree_map_with_path(place, self._state)
+    if self.item is self._state:
+      return state
+    parts[self._key] = state
+    return self.item.__kd_ocp_restore_post__(ocp.args.Composite(**parts))
+
+  @property
+  def _state(self) -> kd.train.TrainState:
+    state = train_state(self.item)
+    assert state is not None
+    return state
+
+  @property
+  def _key(self) -> str:
+    """Under which name Orbax keeps the train state."""
+    if self.item is self._state:
+      return _DEFAULT
+    names = self.item._fields
+    name = next(n for n in names if getattr(self.item, n) is self._state)
+    return _DEFAULT if name == self.item.DEFAULT_ITEM else name
+
+
+def train_state(item: Any) -> kd.train.TrainState | None:
+  """Returns the train state that an item is or has, if any."""
+  if isinstance(item, kd.train.TrainState):
+    return item
+  if not isinstance(item, kd.ckpts.items.TopLevelCheckpointItem):
+    return None
+  values = (getattr(item, name) for name in getattr(item, '_fields', ()))
+  return next((x for x in values if isinstance(x, kd.train.TrainState)), None)
+
+
+def with_train_state(item: Any, state: kd.train.TrainState) -> Any:
+  """Returns an item with a state in the place of its own."""
+  old = train_state(item)
+  if item is old:
+    return state
+  name = next(n for n in item._fields if getattr(item, n) is old)
+  return item._replace(**{name: state})
+
+
+def read_lora(
+    path: epath.PathLike, *, step: int = -1, who: str
+) -> tuple[dict[str, Any], _fingerprint.Fingerprint | None]:
+  """Reads the LoRA leaves of a run, and what they were trained on.
+
+  Args:
+    path: A workdir of Kauldron's, or what is in it, see `_locate.locate`.
+    step: Which checkpoint of a workdir; -1 for the last.
+    who: The transform that asks, for messages.
+
+  Returns:
+    Nested params of LoRA leaves alone, on the host; and the fingerprint,
+    `None` where no `LoRACheckpointer` wrote the checkpoint.
+
+  Raises:
+    FileNotFoundError: There is no checkpoint.
+    ValueError: It cannot be read, or has no LoRA leaf.
+  """
+  source = _sources.open_source(path, step=step, who=who)
+  fingerprint = _fingerprint.read(source.path.parent)
+  if fingerprint is None:
+    keys = {x.key: list(x.path) for x in source.leaves.values()}
+    index = {
+        _trees.join(key): [None, [[path, None]]]
+        for key, path in keys.items()
+        if path[0] == _ROOT and _trees.is_lora(tuple(path))
+    }
+  else:
+    index = {
+        name: x
+        for name, x in fingerprint[_INDEX].items()
+        if x[1][0][0][0] == _ROOT
+    }
+  keys = {k for k in _trees.flatten(source.tree) if _trees.join(k) in index}
+  if not keys:
+    raise ValueError(f'{who}: no LoRA leaf in {source.path}.')
+  source.check(keys, who=who)
+  args = {k: ocp.RestoreArgs(restore_type=np.ndarray) for k in keys}
+  arrays = {_trees.join(k): x for k, x in source.read(args).items()}
+  leaves = _packed.unpack(arrays, index)
+  nested = flax.traverse_util.unflatten_dict(leaves)
+  return nested[_ROOT], fingerprint
+
+
+def _parts(args: ocp.args.CheckpointArgs) -> dict[str, Any]:
+  if isinstance(args, ocp.args.Composite):
+    return dict(args.items())
+  return {_DEFAULT: args}
+
+
+def _spec(spec: tuple[str, tuple[int, ...]] | None) -> str:
+  return f'{spec[0]}{list(spec[1])}' if spec else 'none'

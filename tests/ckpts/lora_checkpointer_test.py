@@ -1,0 +1,463 @@
+"""LoRA alone on disk, all of the state back, and never a mix."""
+
+import dataclasses
+import pathlib
+import resource
+import shutil
+
+import jax
+import jax.numpy as jnp
+from kauldron import kd
+from kauldron.train import checkpoint_state
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+
+from gemma4_lora import g4
+from gemma4_lora.ckpts import _lora_item
+from gemma4_lora.ckpts import _trees
+from tests.ckpts import runs
+from tests.ckpts import states
+
+
+@pytest.fixture(scope='module', name='released')
+def _released(tmp_path_factory):
+  """Returns the path of a base, and its values."""
+  path = tmp_path_factory.mktemp('base') / 'released'
+  return path, g4.testing.make_checkpoint(runs.base_model(), path)
+
+
+@pytest.fixture(name='saved')
+def _saved(released, tmp_path):
+  """Returns a workdir with step 3, and the state that was saved there."""
+  trainer = runs.trainer(tmp_path / 'run', released[0])
+  state = runs.state(trainer, seed=3, params=released[1])
+  trainer.checkpointer.save(_item(trainer, state), step=3)
+  trainer.checkpointer.close()
+  return tmp_path / 'run', state
+
+
+def _restore(trainer, state, **kwargs):
+  try:
+    return trainer.checkpointer.restore(state, **kwargs)
+  finally:
+    trainer.checkpointer.close()
+
+
+def _assert_equal(got, want):
+  assert jax.tree.structure(got) == jax.tree.structure(want)
+  jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def _num_bytes(path):
+  # As `du`: folders count, too.
+  return sum(p.stat().st_size for p in [path, *path.rglob('*')])
+
+
+@pytest.mark.parametrize(
+    'lora', [{}, {'init_lora_weights': 'pissa'}, {'use_dora': True}], ids=str
+)
+def test_all_comes_back(lora, released, tmp_path):
+  """Base from init_transform, the rest from disk; bit for bit."""
+  trainer = runs.trainer(tmp_path / 'run', released[0], lora=lora)
+  start = trainer.init_transform.transform(
+      runs.state(trainer, seed=0, params=jax.tree.map(jnp.copy, released[1]))
+  )
+  base = _trees.split_lora(start.params)[0]
+  state = runs.state(trainer, seed=3, params=base)
+  assert bool(lora.get('init_lora_weights')) == bool(
+      states.differing(base, released[1])
+  )
+  trainer.checkpointer.save(state, step=3)
+  trainer.checkpointer.close()
+
+  trainer = runs.trainer(tmp_path / 'run', released[0], lora=lora)
+  fresh = runs.state(trainer, seed=0)
+  shardings = [x.sharding for x in jax.tree.leaves(fresh)]
+  got = _restore(trainer, fresh)
+  _assert_equal(got, state)
+  assert [x.sharding for x in jax.tree.leaves(got)] == shardings
+
+
+def test_into_shards_and_shapes(saved, released):
+  """Into what a pod has: sharded leaves, and none of them a value yet."""
+  workdir, state = saved
+  trainer = runs.trainer(workdir, released[0])
+  sharding = kd.sharding.FSDPSharding(min_size_to_shard_mb=0)
+  sharded = kd.sharding.with_sharding_constraint(
+      runs.state(trainer, seed=0), sharding
+  )
+  shapes = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+      sharded,
+  )
+  trainer = runs.trainer(
+      workdir,
+      released[0],
+      sharding=kd.sharding.ShardingStrategy(params=sharding),
+  )
+  got = _restore(trainer, shapes)
+  _assert_equal(got, state)
+  for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(shapes), strict=True):
+    assert x.sharding.is_equivalent_to(y.sharding, x.ndim)
+
+
+def test_a_base_without_value_is_an_error(saved, released):
+  trainer = runs.trainer(saved[0])  # No init_transform.
+  shapes = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+      runs.state(trainer, seed=0),
+  )
+  with pytest.raises(ValueError, match=r'has no value .*init_transform='):
+    _restore(trainer, shapes)
+
+
+@pytest.mark.parametrize('variant', ['Gemma4_E2B', 'Gemma4_26B_A4B'])
+def test_size_on_disk(variant, tmp_path):
+  """1.05 x (LoRA + optimizer) + 1 MB, of a model as deep as the real ones."""
+  model = getattr(g4.testing, variant)(tokens='batch.input')
+  targets = ['text', 'experts'] if variant == 'Gemma4_26B_A4B' else 'text'
+  model = _deep(model, rounds=6)
+  trainer = runs.trainer(
+      tmp_path, base=model, lora={'rank': 8, 'targets': targets}
+  )
+  state = runs.state(trainer, seed=1)
+  trainer.checkpointer.save(state, step=0)
+  trainer.checkpointer.close()
+  leaves = runs.saved_leaves(state)
+  assert len(leaves) > 500
+  allowed = 1.05 * sum(x.nbytes for x in leaves.values()) + 1e6
+  assert _num_bytes(tmp_path / 'checkpoints') <= allowed
+
+
+def _deep(model, *, rounds):
+  """Returns the model with more layers, of which the last half share."""
+  config = model.config
+  return model.clone(
+      config=dataclasses.replace(
+          config, attention_types=config.attention_types * rounds
+      )
+  )
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'match'),
+    [
+        ({'lora': {'rank': 2}}, 'rank= of .* checkpoint 4, config 2'),
+        ({'lora': {'alpha': 1}}, 'alpha= of .* checkpoint 8, config 1'),
+        ({'lora': {'targets': 'mlp'}}, 'targets=: only in the checkpoint'),
+        ({'base': runs.base_model('Gemma4_E4B')}, 'leaves of the base'),
+        (
+            {'optimizer': runs.partial(optax.lion(1e-3))},
+            r'leaves of the train state are not those of .*ckpt_3(?s:.*)'
+            r'nu.*: checkpoint .*config none(?s:.*)kind of optimizer=',
+        ),
+    ],
+)
+def test_other_settings_are_refused_before_the_base_is_read(
+    kwargs, match, saved
+):
+  """There is no base to read."""
+  trainer = runs.trainer(saved[0], saved[0] / 'nowhere', **kwargs)
+  with pytest.raises(ValueError, match=f'LoRACheckpointer(?s:.*){match}'):
+    _restore(trainer, runs.state(trainer, seed=0))
+
+
+def test_another_base_is_refused(saved, released, tmp_path):
+  """Also where it differs in one leaf alone; values on disk stay as they are."""
+  other = jax.tree.map(np.array, released[1])
+  other['layer_1']['mlp']['linear'][3] += 1
+  g4.testing.make_checkpoint(runs.base_model(), tmp_path / 'b', params=other)
+  trainer = runs.trainer(saved[0], tmp_path / 'b')
+  with pytest.raises(
+      ValueError, match=r'1 of \d+ leaves, first layer_1.mlp.linear: checkpoint'
+  ):
+    _restore(trainer, runs.state(trainer, seed=0))
+
+
+def test_a_changed_rate_schedule_dropout_and_length_resume(saved, released):
+  workdir, state = saved
+  rate = optax.linear_schedule(1e-3, 0.0, 500)
+  trainer = runs.trainer(
+      workdir,
+      released[0],
+      lora={'dropout': 0.3},
+      learning_rate=1e-4,
+      num_train_steps=77,
+  )
+  _assert_equal(_restore(trainer, runs.state(trainer, seed=0)), state)
+  trainer = runs.trainer(
+      workdir, released[0], optimizer=runs.partial(optax.adam(rate))
+  )
+  with pytest.raises(ValueError, match='count: checkpoint none, config int32'):
+    _restore(trainer, runs.state(trainer, seed=0))
+
+
+def test_evaluations_read_the_base_once(saved, released, tmp_path):
+  """`restore` of the state that it returned, for the next checkpoint."""
+  workdir, state = saved
+  moved = shutil.copytree(released[0], tmp_path / 'base')
+  trainer = runs.trainer(workdir, moved)
+  state = trainer.checkpointer.restore(runs.state(trainer, seed=0))
+  later = dataclasses.replace(
+      state,
+      params=_trees.merge(
+          state.params,
+          jax.tree.map(lambda x: x + 1, _trees.split_lora(state.params)[1]),
+      ),
+  )
+  trainer.checkpointer.save(later, step=4)
+  trainer.checkpointer.wait_until_finished()
+  want = jax.tree.map(np.asarray, later)
+  shutil.rmtree(moved)
+  _assert_equal(trainer.checkpointer.restore(state), want)
+  # Of other arrays, though equal, nobody knows where they come from.
+  copied = jax.tree.map(jnp.asarray, want)
+  with pytest.raises(FileNotFoundError, match='no checkpoint at'):
+    _restore(trainer, copied)
+
+
+def test_state_that_is_not_donated_lives(saved, released):
+  trainer = runs.trainer(saved[0], released[0])
+  state = runs.state(trainer, seed=0)
+  want = jax.tree.map(np.asarray, state)
+  got = _restore(trainer, state, donate=False)
+  _assert_equal(state, want)
+  _assert_equal(got, saved[1])
+
+
+def test_donated_state_is_freed(saved, released):
+  trainer = runs.trainer(saved[0], released[0])
+  state = runs.state(trainer, seed=0)
+  _restore(trainer, state)
+  alive = [
+      _trees.join(path)
+      for path, leaf in _trees.flatten(state).items()
+      if not leaf.is_deleted()
+  ]
+  assert not alive
+
+
+def test_an_optimizer_of_the_base_is_refused_at_the_start(tmp_path):
+  trainer = runs.trainer(tmp_path, optimizer=optax.sgd(1e-2))
+  state = _item(trainer, runs.state(trainer, seed=0))
+  match = r'changes \d+ leaves of the base .*: embedder.*select\("lora"\)'
+  with pytest.raises(ValueError, match=match):
+    trainer.checkpointer.restore(state, noop_if_missing=True)
+  with pytest.raises(ValueError, match=match):
+    trainer.checkpointer.save(state.train_state, step=0)
+  assert not list((tmp_path / 'checkpoints').glob('ckpt_*'))
+
+
+def test_a_base_that_changed_is_not_forgotten(saved, released):
+  trainer = runs.trainer(saved[0], released[0])
+  state = trainer.checkpointer.restore(runs.state(trainer, seed=0))
+  state.params['final_norm']['scale'] += 1
+  with pytest.raises(
+      ValueError, match='1 leaves of the base model changed .* final_norm.scale'
+  ):
+    trainer.checkpointer.save(state, step=4)
+  trainer.checkpointer.close()
+
+
+def test_a_model_without_lora_is_refused(tmp_path):
+  made = runs.trainer(tmp_path)
+  state = runs.state(made, seed=0)
+  base = _trees.split_lora(state.params)[0]
+  state = dataclasses.replace(state, params=base)
+  with pytest.raises(ValueError, match='no LoRA leaf: nothing would be saved'):
+    made.checkpointer.save(state, step=0)
+
+
+def test_only_states_are_saved(tmp_path):
+  made = runs.trainer(tmp_path)
+  with pytest.raises(ValueError, match='takes the state of a trainer, got Sta'):
+    made.checkpointer.save(kd.ckpts.items.StandardCheckpointItem(), step=0)
+
+
+def test_a_run_of_kauldrons_checkpointer_is_refused(released, tmp_path):
+  made = runs.trainer(tmp_path, released[0])
+  state = runs.state(made, seed=1)
+  with kd.ckpts.Checkpointer(workdir=tmp_path, save_interval_steps=1) as other:
+    other.save(state, step=1)
+  with pytest.raises(ValueError, match='no fingerprint: another checkpointer'):
+    _restore(made, runs.state(made, seed=0))
+
+
+def test_missing_checkpoints(saved, released, tmp_path):
+  made = runs.trainer(tmp_path / 'new', released[0])
+  state = runs.state(made, seed=0)
+  with pytest.raises(FileNotFoundError, match='no checkpoint in .*noop_if'):
+    made.checkpointer.restore(state)
+  assert made.checkpointer.restore(state, noop_if_missing=True) is state
+  made = runs.trainer(saved[0], released[0])
+  with pytest.raises(FileNotFoundError, match=r'step=9 .* steps: \[3\]'):
+    made.checkpointer.restore(state, step=9)
+
+
+def test_without_a_trainer_it_says_so(tmp_path, saved):
+  lonely = g4.ckpts.LoRACheckpointer(save_interval_steps=1, workdir=tmp_path)
+  with pytest.raises(ValueError, match='base_cfg is an unresolved'):
+    lonely.restore(saved[1])
+
+
+@pytest.mark.parametrize(
+    'transform',
+    [
+        lambda path: g4.ckpts.PartialLoad(path=path),
+        lambda path: g4.ckpts.SkipLoRA4(
+            wrapped=kd.ckpts.PartialKauldronLoader(workdir=path)
+        ),
+    ],
+)
+def test_is_no_base_for_a_transform(transform, saved):
+  made = runs.trainer(saved[0])
+  with pytest.raises(
+      ValueError, match=r'LoRA leaves and no base model.*LoadLoRA\(path='
+  ):
+    transform(saved[0]).transform(runs.state(made, seed=0))
+
+
+@pytest.mark.parametrize('is_ours', [True, False])
+def test_reads_lora_of_a_run(is_ours, saved, tmp_path):
+  workdir, state = saved
+  if not is_ours:
+    workdir = tmp_path / 'kauldron'
+    with kd.ckpts.Checkpointer(workdir=workdir, save_interval_steps=1) as other:
+      other.save(state, step=3)
+  params, fingerprint = _lora_item.read_lora(workdir, step=3, who='WHO')
+  _assert_equal(params, _trees.split_lora(state.params)[1])
+  assert (fingerprint is not None) == is_ours
+
+
+def test_reads_lora_where_there_is_none(released):
+  with pytest.raises(ValueError, match='WHO: no LoRA leaf in'):
+    _lora_item.read_lora(released[0], who='WHO')
+
+
+def test_on_disk_is_an_orbax_checkpoint(saved):
+  """Any version of Orbax opens it; no base leaf is in it."""
+  workdir, state = saved
+  tree = ocp.PyTreeCheckpointer().restore(
+      workdir / 'checkpoints' / 'ckpt_3' / 'default'
+  )
+  num_values = sum(np.size(x) for x in jax.tree.leaves(tree))
+  assert num_values == sum(x.size for x in runs.saved_leaves(state).values())
+  reader = kd.ckpts.Checkpointer(workdir=workdir, save_interval_steps=1)
+  assert reader.all_steps == [3]
+
+
+def test_options_are_kauldrons(released, tmp_path):
+  """The best two are kept; what goes leaves nothing behind."""
+  made = runs.trainer(
+      tmp_path,
+      released[0],
+      options={
+          'max_to_keep': 2,
+          'best_metric_path': 'eval.loss',
+          'best_mode': 'min',
+          'save_interval_steps': 2,
+      },
+  )
+  state = runs.state(made, seed=0, params=released[1])
+  ckpt = made.checkpointer
+  for step, loss in enumerate([5.0, 0.0, 3.0, 0.0, 4.0]):
+    if ckpt.should_save(step):
+      ckpt.save(state, step=step, metrics={'eval': {'loss': loss}})
+  ckpt.close()
+  assert ckpt.all_steps == [2, 4]
+  names = {path.name for path in (tmp_path / 'checkpoints').iterdir()}
+  assert names == {'ckpt_2', 'ckpt_4'}
+
+
+def test_what_a_killed_run_left_is_passed_over_and_removed(saved, released):
+  """A save and a deletion, each cut off in the middle."""
+  workdir, state = saved
+  folder = workdir / 'checkpoints'
+  half = shutil.copytree(
+      folder / 'ckpt_3', folder / 'ckpt_4.orbax-checkpoint-tmp'
+  )
+  (half / 'default' / '_METADATA').unlink()
+  shutil.copytree(half, folder / 'deleted' / 'ckpt_1')
+  made = runs.trainer(workdir, released[0])
+  assert made.checkpointer.latest_step == 3
+  item = _item(made, runs.state(made, seed=0))
+  got = made.checkpointer.restore(item, noop_if_missing=True)
+  _assert_equal(got.train_state, state)
+  assert [path.name for path in folder.iterdir()] == ['ckpt_3']
+  # And the step that was cut off is saved now.
+  made.checkpointer.save(got, step=4)
+  made.checkpointer.close()
+  assert made.checkpointer.all_steps == [3, 4]
+
+
+def test_an_evaluation_leaves_a_save_in_progress_alone(saved, released):
+  half = saved[0] / 'checkpoints' / 'ckpt_4.orbax-checkpoint-tmp'
+  half.mkdir()
+  made = runs.trainer(saved[0], released[0])
+  _restore(made, runs.state(made, seed=0))
+  assert half.exists()
+
+
+def test_disk_full(saved, released):
+  """The error comes, at the latest, before the next save; 3 is still the last."""
+  workdir, state = saved
+  made = runs.trainer(workdir, released[0])
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, hard))
+  try:
+    with pytest.raises(
+        Exception,
+        match=r'(?s)LoRACheckpointer: cannot save to .*disk full.*: step 3\.',
+    ):
+      made.checkpointer.save(state, step=4)
+      made.checkpointer.wait_until_finished()
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  assert not (workdir / 'checkpoints' / 'ckpt_4').exists()
+  made = runs.trainer(workdir, released[0])
+  item = _item(made, runs.state(made, seed=0))
+  got = made.checkpointer.restore(item, noop_if_missing=True)
+  _assert_equal(got.train_state, state)
+  made.checkpointer.save(got, step=4)
+  made.checkpointer.close()
+  assert made.checkpointer.all_steps == [3, 4]
+
+
+def test_read_only_workdir(tmp_path):
+  """In `/proc`, where not even root makes a file."""
+  proc = pathlib.Path('/proc/self')
+  with pytest.raises(OSError, match='cannot save to .*workdir read-only.*none'):
+    _ = runs.trainer(proc / 'run').checkpointer.latest_step
+  (tmp_path / 'checkpoints').symlink_to(proc)
+  made = runs.trainer(tmp_path)
+  item = _item(made, runs.state(made, seed=0))
+  with pytest.raises(OSError, match='cannot save to .*workdir read-only'):
+    made.checkpointer.restore(item, noop_if_missing=True)
+
+
+@pytest.mark.parametrize(
+    'run',
+    [
+        # Their default executor is not on PyPI.
+        kd.evals.StandaloneEveryCheckpoint(executor=None),
+        kd.evals.StandaloneLastCheckpoint(executor=None),
+        kd.evals.EveryNSteps(5),
+    ],
+)
+def test_evaluators_that_read_past_it_are_refused(run, tmp_path):
+  """With discard_opt=True, Kauldron reads the checkpoint by itself."""
+  made = runs.trainer(tmp_path)
+  evaluator = kd.evals.Evaluator(run=run, ds=made.train_ds, discard_opt=True)
+  if isinstance(run, kd.evals.EveryNSteps):
+    made.replace(evals={'eval': evaluator})
+    return
+  with pytest.raises(ValueError, match=r'evals.eval.discard_opt=True: with it'):
+    made.replace(evals={'eval': evaluator})
+
+
+def _item(trainer, state):
+  """What the train loop saves: the state, timings, the place in the data."""
+  chrono = trainer._chrono  # pylint: disable=protected-access
+  return checkpoint_state.CheckpointState(state, chrono, iter(trainer.train_ds))
