@@ -11,6 +11,7 @@ from typing import Any
 from absl import logging
 from etils import epath
 from flax import linen as nn
+import jax
 import numpy as np
 
 from gemma4_lora import nn as g4_nn
@@ -117,6 +118,34 @@ def check(
         ' workdir of its own: --cfg.workdir=….'
     )
   _log_harmless(saved, current, who=who)
+
+
+def base_differences(saved: Fingerprint, params: Any) -> list[str]:
+  """Says in what a base differs from the one that LoRA was trained on.
+
+  Leaves that one of them lacks are none of it: a model without towers is the
+  same base.
+
+  Args:
+    saved: What was trained, from `read`.
+    params: Nested; LoRA leaves among them do not matter. Of leaves without
+      values, shapes are compared alone.
+  """
+  base = {
+      _trees.join(path): leaf
+      for path, leaf in _trees.flatten(params).items()
+      if not _trees.is_lora(path)
+      and _trees.join(path) in saved['base']['leaves']
+  }
+  old = {k: saved['base']['leaves'][k] for k in base}
+  sums = {
+      k: x for k, x in base.items() if not isinstance(x, jax.ShapeDtypeStruct)
+  }
+  current = {'base': {'checksums': _checksums.checksums(sums)}}
+  return [
+      *_different_leaves('the base (model=)', old, _specs(base)),
+      *_different_values(saved, current),
+  ]
 
 
 def read(step_dir: epath.Path) -> Fingerprint | None:

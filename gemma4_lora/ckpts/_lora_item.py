@@ -178,7 +178,8 @@ def read_lora(
         for name, x in fingerprint[_INDEX].items()
         if x[1][0][0][0] == _ROOT
     }
-  keys = {k for k in _trees.flatten(source.tree) if _trees.join(k) in index}
+  tree = source.tree if isinstance(source, _sources.OrbaxSource) else {}
+  keys = {k for k in _trees.flatten(tree) if _trees.join(k) in index}
   if not keys:
     raise ValueError(f'{who}: no LoRA leaf in {source.path}.')
   source.check(keys, who=who)

@@ -174,6 +174,17 @@ class LoRA(_wrapper.ModelWrapper):
     rows = (*_linears.linears(config), *_leaves.leaves(config))
     return targets_lib.resolve_full(self.modules_to_save, rows)
 
+  @property
+  def lora_shapes(self) -> dict[str, tuple[int, ...]]:
+    """Shape of every LoRA leaf, by its dotted path."""
+    shapes = {}
+    for linear in self.adapted:
+      path = linear.row.lora_path
+      shapes[f'{path}.a'], shapes[f'{path}.b'] = linear.shapes
+      if linear.magnitude_shape is not None:
+        shapes[f'{path}.m'] = linear.magnitude_shape
+    return shapes | {part.path: part.shape for part in self.saved}
+
   @nn.compact
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
     """Calls the model, as LoRA changes it."""
@@ -244,10 +255,7 @@ def check_read(lora: LoRA, params: Mapping[str, Any]) -> None:
     lora: The model.
     params: Its parameters, nested.
   """
-  read = {part.path for part in lora.saved}
-  for linear in lora.adapted:
-    leaves = ('a', 'b', 'm') if linear.use_dora else ('a', 'b')
-    read |= {f'{linear.row.lora_path}.{leaf}' for leaf in leaves}
+  read = lora.lora_shapes
   leaves = [
       tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
       for path, _ in jax.tree_util.tree_leaves_with_path(params)
