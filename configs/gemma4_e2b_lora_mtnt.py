@@ -58,7 +58,7 @@ def get_config():
           optax.adamw(learning_rate=1e-4),
           mask=kd.optim.select("lora"),
       ),
-      checkpointer=kd.ckpts.Checkpointer(save_interval_steps=500),
+      checkpointer=g4.ckpts.LoRACheckpointer(save_interval_steps=500),
       # Evaluation
       evals={
           "eval": kd.evals.Evaluator(

@@ -55,7 +55,7 @@ def get_config():
           optax.adamw(learning_rate=1e-2),
           mask=kd.optim.select("lora"),
       ),
-      checkpointer=kd.ckpts.Checkpointer(save_interval_steps=100),
+      checkpointer=g4.ckpts.LoRACheckpointer(save_interval_steps=100),
       # What the terminal and TensorBoard show
       setup=g4.train.QuietSetup(),
       writer=g4.train.TerminalWriter(),

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
+from absl import logging
 from etils import epath
 import flax
 import jax
@@ -19,8 +20,10 @@ from gemma4_lora.ckpts import _trees
 
 _DEFAULT = 'default'
 _ROOT = 'params'
+_OPT_STATE = 'opt_state'
 _INDEX = 'index'
 _SHOWN = 8
+_STEP = ('step',)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,6 +60,14 @@ class LoRAItem(kd.ckpts.items.CheckpointItem):
     old = _packed.specs(self.fingerprint[_INDEX])
     new = {k: (str(x.dtype), tuple(x.shape)) for k, x in self.leaves.items()}
     paths = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
+    counts = [k for k in paths if _is_count(k, {**old, **new}[k])]
+    if counts:
+      logging.info(
+          '%s: a schedule came or went: %s.',
+          who,
+          ', '.join(map(_trees.join, counts)),
+      )
+    paths = [k for k in paths if k not in counts]
     if paths:
       shown = '\n'.join(
           f'  {_trees.join(k)}: checkpoint {_spec(old.get(k))}, config'
@@ -100,9 +111,18 @@ class LoRAItem(kd.ckpts.items.CheckpointItem):
     parts = dict(value.items())
     new = _packed.unpack(parts[self._key], self.fingerprint[_INDEX])
 
+    specs = _packed.specs(self.fingerprint[_INDEX])
+    counts = [new[k] for k in new if _is_count(k, specs[k])]
+    saved = self.leaves.keys()
+
     def place(keys, leaf):
       path = _trees.key_path(keys)
-      return _read.place(new[path], leaf) if path in new else leaf
+      if path in new:
+        return _read.place(new[path], leaf)
+      if path in saved:  # The count of a schedule that was not there.
+        count = counts[0] if counts else new[_STEP]
+        return _read.place(np.asarray(count), leaf)
+      return leaf  # Of the base.
 
     state = jax.tree_util.tree_map_with_path(place, self._state)
     if self.item is self._state:
@@ -165,35 +185,53 @@ def read_lora(
   """
   source = _sources.open_source(path, step=step, who=who)
   fingerprint = _fingerprint.read(source.path.parent)
-  if fingerprint is None:
-    keys = {x.key: list(x.path) for x in source.leaves.values()}
-    index = {
-        _trees.join(key): [None, [[path, None]]]
-        for key, path in keys.items()
-        if path[0] == _ROOT and _trees.is_lora(tuple(path))
-    }
-  else:
+  if fingerprint is not None:
     index = {
         name: x
         for name, x in fingerprint[_INDEX].items()
         if x[1][0][0][0] == _ROOT
     }
+    leaves = _packed.unpack(_arrays(source, set(index), who=who), index)
+  else:
+    paths = {
+        _trees.join(x.key): x.path
+        for x in source.leaves.values()
+        if x.path[0] == _ROOT and _trees.is_lora(x.path)
+    }
+    arrays = _arrays(source, set(paths), who=who)
+    leaves = {paths[name]: array for name, array in arrays.items()}
+  nested = flax.traverse_util.unflatten_dict(leaves)
+  return nested[_ROOT], fingerprint
+
+
+def _arrays(
+    source: _sources.Source, names: set[str], *, who: str
+) -> dict[str, np.ndarray]:
+  """Reads arrays by their names in the file."""
   tree = source.tree if isinstance(source, _sources.OrbaxSource) else {}
-  keys = {k for k in _trees.flatten(tree) if _trees.join(k) in index}
+  keys = {k for k in _trees.flatten(tree) if _trees.join(k) in names}
   if not keys:
     raise ValueError(f'{who}: no LoRA leaf in {source.path}.')
   source.check(keys, who=who)
   args = {k: ocp.RestoreArgs(restore_type=np.ndarray) for k in keys}
-  arrays = {_trees.join(k): x for k, x in source.read(args).items()}
-  leaves = _packed.unpack(arrays, index)
-  nested = flax.traverse_util.unflatten_dict(leaves)
-  return nested[_ROOT], fingerprint
+  return {_trees.join(k): x for k, x in source.read(args).items()}
 
 
 def _parts(args: ocp.args.CheckpointArgs) -> dict[str, Any]:
   if isinstance(args, ocp.args.Composite):
     return dict(args.items())
   return {_DEFAULT: args}
+
+
+def _is_count(path: _trees.Path, spec: tuple[str, tuple[int, ...]]) -> bool:
+  """Whether a leaf is a number of updates, as `optax` keeps for schedules."""
+  is_integer = np.issubdtype(np.dtype(spec[0]), np.integer)
+  return (
+      path[0] == _OPT_STATE
+      and path[-1] == 'count'
+      and is_integer
+      and not spec[1]
+  )
 
 
 def _spec(spec: tuple[str, tuple[int, ...]] | None) -> str:
