@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 
 from gemma import gm
 import jax
@@ -176,6 +177,27 @@ def test_zero_b_comes_back(tmp_path):
   g4.hf.save_peft(tmp_path / 'x', model=model, params=leaves)
   again = g4.hf.load_peft(tmp_path / 'x', model=model.model)
   _assert_same(again.params, leaves)
+
+
+def test_zero_b_of_peft_comes_back(tmp_path):
+  """One A for gate and up, whose halves differ: it is not two of half the rank."""
+  path = tmp_path / 'x'
+  shutil.copytree(hf_reference.TESTDATA / 'ad_moe_gu', path)
+  _, want = _read(path)
+  for key, value in want.items():
+    if 'lora_B' in key:
+      value[:] = 0
+  safetensors.numpy.save_file(want, path / _TENSORS)
+  lora = g4.hf.load_peft(path, model=hf_reference.load('moe').model)
+  assert lora.model.rank == 4
+  g4.hf.save_peft(
+      path,
+      model=lora.model,
+      params=lora.params,
+      base_model_class=_CAUSAL,
+      overwrite=True,
+  )
+  _assert_same(_read(path)[1], want)
 
 
 def test_gate_and_up_are_apart_though_peft_saved_again(tmp_path):
