@@ -96,10 +96,22 @@ def test_is_small(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'checkpointer', [g4.ckpts.LoRACheckpointer, kd.ckpts.Checkpointer]
+    ('checkpointer', 'restore'),
+    [
+        (
+            g4.ckpts.LoRACheckpointer,
+            lambda trainer: trainer.checkpointer.restore(trainer.init_state()),
+        ),
+        (
+            kd.ckpts.Checkpointer,
+            lambda trainer: kd.ckpts.PartialKauldronLoader(
+                workdir=trainer.workdir, new_to_old={'params': 'params'}
+            ).transform(trainer.init_state()),
+        ),
+    ],
 )
-def test_workdirs_at_any_step(checkpointer, tmp_path):
-  """The last one, and one before: what a run has trained by then."""
+def test_workdirs_at_any_step(checkpointer, restore, tmp_path):
+  """The last one, as it is restored otherwise, and one before."""
   g4.testing.make_checkpoint(_model().model, tmp_path / 'released')
 
   def trainer(workdir, **kwargs):
@@ -120,8 +132,7 @@ def test_workdirs_at_any_step(checkpointer, tmp_path):
   fresh, _ = first.init_state(), first.train()
   load = g4.ckpts.LoadLoRA(path=tmp_path / 'first', model=_model())
   goes_on = trainer('second', lora=load).init_state()
-  # As the checkpointer itself gives them back.
-  resumed = first.checkpointer.restore(first.init_state())
+  resumed = restore(first)
   jax.tree.map(np.testing.assert_array_equal, goes_on.params, resumed.params)
   earlier = _transform(_model(), fresh.params, path=tmp_path / 'first', step=2)
   b = 'layer_0.mlp.lora.down.b'
