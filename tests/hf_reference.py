@@ -22,6 +22,7 @@ ADAPTERS = {
     'ad_e': 'e',
     'ad_e_mm': 'e_mm',
     'ad_e_dora': 'e',
+    'ad_e_full': 'e',
     'ad_dense': 'dense',
     'ad_dense_rslora_patterns': 'dense',
     'ad_moe': 'moe',

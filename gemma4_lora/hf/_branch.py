@@ -81,6 +81,7 @@ def from_row(lora: RowLoRA) -> Iterator[Branch]:
   for index, name in enumerate(row.hf_names):
     a = lora.a[index] if stacked else lora.a
     b = lora.b[index] if stacked else lora.b
+    m = lora.m[index] if stacked and lora.m is not None else lora.m
     yield Branch(
         tower=row.tower,
         name=name,
@@ -89,7 +90,7 @@ def from_row(lora: RowLoRA) -> Iterator[Branch]:
         alpha=lora.alpha,
         a=a.reshape(-1, lora.rank).T,
         b=b.reshape(lora.rank, -1).T,
-        m=None if lora.m is None else lora.m.reshape(-1),
+        m=None if m is None else m.reshape(-1),
     )
 
 
@@ -101,11 +102,12 @@ def to_row(row: _linears.Linear, branches: Sequence[Branch]) -> RowLoRA:
     branches: One, or one per layer of a stacked weight: of one rank and alpha.
   """
   a_shape, b_shape = row.lora_shapes(branches[0].rank)
-  m = branches[0].m
+  ms = [x.m for x in branches if x.m is not None]
+  m_shape = (*row.batch_shape, *row.out_shape)
   return RowLoRA(
       row=row,
       alpha=branches[0].alpha,
       a=np.stack([x.a.T for x in branches]).reshape(a_shape),
       b=np.stack([x.b.T for x in branches]).reshape(b_shape),
-      m=None if m is None else m.reshape(row.out_shape),
+      m=np.stack(ms).reshape(m_shape) if ms else None,
   )

@@ -16,7 +16,6 @@ _UNSUPPORTED = {
     'fan_in_fan_out': None,
     'layer_replication': None,
     'lora_bias': None,
-    'modules_to_save': None,
     'trainable_token_indices': None,
     'alora_invocation_tokens': None,
     'arrow_config': None,
@@ -61,6 +60,8 @@ class PeftConfig:
   layers_to_transform: Any
   layers_pattern: Any
   target_parameters: tuple[str, ...]
+  modules_to_save: tuple[str, ...]
+  ensure_weight_tying: bool
 
   def rank(self, name: str) -> int:
     """Rank of a module, by its name in the model."""
@@ -74,8 +75,14 @@ class PeftConfig:
     """Whether PEFT would adapt a parameter, by its name in the model."""
     return any(f'.{name}'.endswith(f'.{t}') for t in self.target_parameters)
 
+  def saves_module(self, name: str) -> bool:
+    """Whether PEFT would train a module in full, by its name in the model."""
+    return _names(self.modules_to_save, name)
+
   def targets_module(self, name: str) -> bool:
     """Whether PEFT would adapt a linear, by its name in the model."""
+    if self.saves_module(name):
+      return False
     if self.exclude_modules and _names(self.exclude_modules, name):
       return False
     if isinstance(self.target_modules, str):
@@ -154,6 +161,8 @@ def read(path: pathlib.Path) -> PeftConfig:
       layers_to_transform=fields.get('layers_to_transform'),
       layers_pattern=fields.get('layers_pattern'),
       target_parameters=tuple(fields.get('target_parameters') or ()),
+      modules_to_save=tuple(fields.get('modules_to_save') or ()),
+      ensure_weight_tying=bool(fields.get('ensure_weight_tying')),
   )
 
 

@@ -9,15 +9,20 @@ import pathlib
 from typing import Any
 
 from absl import logging
+import flax
 from flax import linen as nn
 import jax.numpy as jnp
+import numpy as np
 
 from gemma4_lora import _gemma4
+from gemma4_lora import _leaves
 from gemma4_lora import _linears
+from gemma4_lora import targets
 from gemma4_lora.hf import _branch
 from gemma4_lora.hf import _check
 from gemma4_lora.hf import _config
 from gemma4_lora.hf import _experts
+from gemma4_lora.hf import _full
 from gemma4_lora.hf import _match
 from gemma4_lora.hf import _rules
 from gemma4_lora.hf import _tensors
@@ -80,7 +85,12 @@ def load_peft(path: os.PathLike[str] | str, *, model: nn.Module) -> LoadedLoRA:
   loras = _row_loras(found, config, _ranks_apart(tensors))
   order = {row.name: i for i, row in enumerate(rows)}
   loras.sort(key=lambda lora: order[lora.row.name])
-  return LoadedLoRA(model=_wrap(model, config, loras), params=_leaves(loras))
+  everything = (*rows, *_leaves.leaves(model.config))
+  copies = _full.from_modules(
+      tensors.full, config, everything, path=tensors.path
+  )
+  wrapped = _wrap(model, config, loras, _full.rules(copies, everything))
+  return LoadedLoRA(model=wrapped, params=_nested(loras, copies))
 
 
 def _row_loras(
@@ -121,6 +131,7 @@ def _wrap(
     model: nn.Module,
     config: _config.PeftConfig,
     loras: Sequence[_branch.RowLoRA],
+    modules_to_save: Sequence[targets.Rule],
 ) -> _lora.LoRA:
   """Wraps the model with the targets of the file."""
   rank, alpha, rules = _rules.rules(
@@ -144,21 +155,25 @@ def _wrap(
       use_rslora=config.use_rslora,
       use_dora=config.use_dora,
       init_lora_weights=config.init_lora_weights,
+      modules_to_save=modules_to_save,
       model=model,
   )
 
 
-def _leaves(loras: Sequence[_branch.RowLoRA]) -> dict[str, Any]:
-  """Returns the leaves at the rows' paths."""
-  params: dict[str, Any] = {}
+def _nested(
+    loras: Sequence[_branch.RowLoRA],
+    copies: Sequence[tuple[targets.Saved, np.ndarray]],
+) -> dict[str, Any]:
+  """Returns the leaves at their paths."""
+  leaves = {part.path: value for part, value in copies}
   for lora in loras:
-    node = params
-    for scope in lora.row.lora_path.split('.'):
-      node = node.setdefault(scope, {})
-    node['a'], node['b'] = jnp.asarray(lora.a), jnp.asarray(lora.b)
+    path = lora.row.lora_path
+    leaves |= {f'{path}.a': lora.a, f'{path}.b': lora.b}
     if lora.m is not None:
-      node['m'] = jnp.asarray(lora.m)
-  return params
+      leaves[f'{path}.m'] = lora.m
+  return flax.traverse_util.unflatten_dict(
+      {path: jnp.asarray(x) for path, x in leaves.items()}, sep='.'
+  )
 
 
 def _check_bare(model: nn.Module) -> None:

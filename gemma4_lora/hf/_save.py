@@ -15,9 +15,11 @@ import safetensors.numpy
 
 from gemma4_lora import _atomic
 from gemma4_lora import _linears
+from gemma4_lora import targets
 from gemma4_lora.hf import _branch
 from gemma4_lora.hf import _config
 from gemma4_lora.hf import _experts
+from gemma4_lora.hf import _full
 from gemma4_lora.hf import _names
 from gemma4_lora.hf import _tensors
 from gemma4_lora.hf import _write_config
@@ -78,6 +80,9 @@ def save_peft(
   path = _atomic.check_free(path, overwrite=overwrite, who=_WHO)
   loras = list(_row_loras(model, params))
   branches, ranks = _branches(loras, experts, use_rslora=model.use_rslora)
+  full = _full.to_modules(
+      _copies(model, params), base_model_class=base_model_class, who=_WHO
+  )
   config = _write_config.config(
       branches,
       _linears.linears(model.config),
@@ -87,8 +92,12 @@ def save_peft(
       lora_dropout=_dropout(model, branches),
       init_lora_weights=model.init_lora_weights,
       base_model_name_or_path=base_model_name_or_path,
+      modules_to_save=[n for n in full.weights if n != _full.HEAD] or None,
+      ensure_weight_tying=full.is_tied,
   )
-  tensors = _named(branches, base_model_class)
+  tensors = _named(branches, base_model_class) | {
+      _tensors.full_key(name): weight for name, weight in full.weights.items()
+  }
   metadata = {'format': 'pt'}
   if ranks:
     metadata[_experts.METADATA] = json.dumps(ranks, sort_keys=True)
@@ -107,8 +116,8 @@ def _row_loras(
     row = linear.row
     leaves = _views.get(params, row.lora_path)
     shapes = dict(zip('ab', linear.shapes, strict=True))
-    if linear.use_dora:
-      shapes['m'] = row.out_shape
+    if linear.magnitude_shape is not None:
+      shapes['m'] = linear.magnitude_shape
     if set(leaves) != set(shapes):
       raise ValueError(
           f'{_WHO}: params has {sorted(leaves)} at {row.lora_path}, and the'
@@ -128,6 +137,20 @@ def _row_loras(
         )
       arrays[name] = array
     yield _branch.RowLoRA(row=row, alpha=linear.alpha, **arrays)
+
+
+def _copies(
+    model: _lora.LoRA, params: Mapping[str, Any]
+) -> list[tuple[targets.Saved, np.ndarray]]:
+  """Returns what is trained in full, on the host."""
+  copies = []
+  for part in model.saved:
+    value = np.asarray(jax.device_get(_views.get(params, part.path)))
+    value = value.astype(np.float32)
+    if not np.isfinite(value).all():
+      raise ValueError(f'{_WHO}: {part.path} has NaN or infinite values.')
+    copies.append((part, value))
+  return copies
 
 
 def _branches(

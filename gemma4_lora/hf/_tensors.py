@@ -18,6 +18,11 @@ _KEY = re.compile(
     + r'(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight'
     r'|lora_magnitude_vector(\.weight)?)'
 )
+# What is trained in full; neither LoRA's nor a base layer's.
+_FULL = re.compile(
+    re.escape(_names.ROOT)
+    + r'(?P<module>(?!.*(lora_|base_layer|modules_to_save)).+)\.weight'
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,11 +32,13 @@ class Tensors:
   Attributes:
     path: Of the file.
     modules: By module's name in the model: `A`, `B` and, with DoRA, `m`; float32.
+    full: By module's name, weights of what is trained in full.
     metadata: Of the file.
   """
 
   path: pathlib.Path
   modules: Mapping[str, Mapping[str, np.ndarray]]
+  full: Mapping[str, np.ndarray]
   metadata: Mapping[str, str]
 
 
@@ -77,14 +84,23 @@ def read(path: pathlib.Path) -> Tensors:
     ) from e
   if not tensors:
     raise ValueError(f'{path} has no tensors.')
-  modules = {}
+  modules, full = {}, {}
   for key, tensor in tensors.items():
     found = _KEY.fullmatch(key)
     if found is None:
-      raise ValueError(f'{path}: {_unknown(key)}')
+      whole = _FULL.fullmatch(key)
+      if whole is None:
+        raise ValueError(f'{path}: {_unknown(key)}')
+      full[whole['module']] = _float32(path, key, tensor)
+      continue
     part = found['part'].removeprefix('lora_')[0]
     modules.setdefault(found['module'], {})[part] = _float32(path, key, tensor)
-  return Tensors(path=path, modules=modules, metadata=metadata)
+  return Tensors(path=path, modules=modules, full=full, metadata=metadata)
+
+
+def full_key(module: str) -> str:
+  """Name of the tensor of a module that is trained in full."""
+  return f'{_names.ROOT}{module}.weight'
 
 
 def key(module: str, part: str) -> str:

@@ -29,6 +29,7 @@ def with_part(weight: jax.Array, row: _row.Row, value: jax.Array) -> jax.Array:
   """Returns the whole weight with another part for the projection."""
   if row.slot_axis is None:
     return value.astype(weight.dtype)
+  weight = jnp.asarray(weight)
   return weight.at[_index(row)].set(value.astype(weight.dtype))
 
 

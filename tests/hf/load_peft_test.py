@@ -33,6 +33,8 @@ def test_counts_equal_peft(name):
   """As many parameters; but for A of gate and up of experts, which is one there."""
   lora = g4.hf.load_peft(hf_reference.TESTDATA / name, model=_model(name))
   file = _file(name)
+  # The output head, tied to the embedding: one table here.
+  file.pop('base_model.model.lm_head.weight', None)
   want = sum(x.size for x in file.values())
   if name in ('ad_moe', 'ad_moe_gu'):
     inner = '' if name == 'ad_moe_gu' else '.base_layer'
@@ -120,7 +122,7 @@ _Q = 'base_model.model.model.layers.0.self_attn.q_proj'
             "peft_type='IA3', and g4.nn.LoRA is 'LORA' only",
         ),
         ({'bias': 'lora_only'}, "bias='lora_only'.* has bias='none'"),
-        ({'modules_to_save': ['lm_head']}, r"modules_to_save=\['lm_head'\]"),
+        ({'modules_to_save': ['norm']}, "nothing of modules_to_save='norm'"),
         ({'layer_replication': [[0, 4]]}, 'layer_replication='),
         ({'use_dora': True}, r'lacks 41 tensors: .*magnitude_vector'),
         ({'r': 8}, r'down_proj has rank 4 .*r=8, rank_pattern={}'),
@@ -168,7 +170,7 @@ def _set(key, value):
         ),
         (
             _set('base_model.model.lm_head.weight', np.ones(3, np.float32)),
-            'unexpected tensor base_model.model.lm_head.weight',
+            'lm_head.weight, which is not the embedding',
         ),
         (
             _set(f'{_Q}.lora_embedding_A', np.ones(3, np.float32)),
@@ -361,3 +363,68 @@ def test_rules_of_a_config_survive_json():
   again = konfig.resolve(konfig.ConfigDict(json.loads(cfg.to_json()))).rules
   assert tuple(again) == rules
   assert re.match(r"Rule\('q', rank=8, alpha=8\)", repr(rules[2]))
+
+
+# --------------------------- Trained in full ------------------------------
+
+_IN_FULL = (
+    'embed_tokens',
+    'embed_tokens_per_layer',
+    'input_layernorm',
+    'down_proj',
+    'k_proj',
+)
+
+
+@pytest.mark.parametrize(
+    ('config', 'edit', 'match'),
+    [
+        (
+            {'ensure_weight_tying': False},
+            None,
+            'ensure_weight_tying=False: the output head keeps the base',
+        ),
+        (
+            {'modules_to_save': ['embed_tokens']},
+            None,
+            r'unexpected tensor model\..*modules_to_save=.*does not have it',
+        ),
+        (
+            {},
+            _pop('base_model.model.model.norm.weight'),
+            "nothing of modules_to_save='model.norm'",
+        ),
+        (
+            {},
+            _set('base_model.model.model.norm.weight', np.ones(3, np.float32)),
+            r'final_norm, trained in full: file \(3,\), model \(32,\)',
+        ),
+        (
+            {'modules_to_save': [*_IN_FULL, 'nrom']},
+            lambda file: file.update(
+                {
+                    'base_model.model.model.nrom.weight': file.pop(
+                        'base_model.model.model.norm.weight'
+                    )
+                }
+            ),
+            'model.nrom, trained in full, which the model does not have',
+        ),
+    ],
+)
+def test_what_is_trained_in_full_and_does_not_fit(folder, config, edit, match):
+  _refuses(folder('ad_e_full', config=config, tensors=edit), match)
+
+
+def test_names_what_is_trained_in_full():
+  lora = g4.hf.load_peft(
+      hf_reference.TESTDATA / 'ad_e_full', model=_model('ad_e_full')
+  )
+  assert [part.row.name for part in lora.model.saved] == [
+      'layer_1.mlp.down',
+      'layer_2.attn.k',
+      'embedder.input_embedding',
+      'embedder.per_layer_embeddings',
+      'layer_0.pre_attention_norm',
+      'final_norm',
+  ]

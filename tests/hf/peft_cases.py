@@ -93,6 +93,27 @@ CASES = {
         ),
         _CAUSAL,
     ),
+    'e_in_full': (
+        'e',
+        dict(
+            modules_to_save=[
+                'embeddings',
+                'final_norm',
+                Rule(['k', 'gate', 'o'], layers=0),
+            ]
+        ),
+        _CAUSAL,
+    ),
+    'mm_in_full': (
+        'e_mm',
+        dict(modules_to_save=['norms', Rule(['k', 'up'], layers=1)]),
+        {},
+    ),
+    'mm_vision_dora': (
+        'e_mm',
+        dict(use_dora=True, targets=['vision', 'q']),
+        {},
+    ),
     'mm_text': ('e_mm', dict(alpha=8), {}),
     'mm_vision': (
         'e_mm',

@@ -68,6 +68,21 @@ _ADAPTERS = {
     'ad_moe': ('moe', dict(target_modules=_LINEARS, target_parameters=_BOTH)),
     'ad_moe_gu': ('moe', dict(target_modules=[], target_parameters=_BOTH[:1])),
     'ad_moe_dn': ('moe', dict(target_modules=[], target_parameters=_BOTH[1:])),
+    'ad_e_full': (
+        'e',
+        dict(
+            target_modules=['q_proj', 'v_proj'],
+            modules_to_save=[
+                'model.norm',
+                'model.layers.0.input_layernorm',
+                'model.layers.1.mlp.down_proj',
+                'model.layers.2.self_attn.k_proj',
+                'embed_tokens',
+                'embed_tokens_per_layer',
+            ],
+            ensure_weight_tying=True,
+        ),
+    ),
     # Not in testdata: more of what users write.
     'x_router': (
         'moe',
@@ -166,7 +181,7 @@ def adapters(out: pathlib.Path, bases: pathlib.Path) -> None:
       for key, x in model.named_parameters():
         if 'lora_B' in key:
           x.normal_(std=0.1)
-        elif 'lora_magnitude' in key:
+        elif 'lora_magnitude' in key or 'modules_to_save' in key:
           x.mul_(torch.empty_like(x).uniform_(0.8, 1.2))
     model.peft_config['default'].base_model_name_or_path = f'tiny-gemma4/{base}'
     model.save_pretrained(out / name, save_embedding_layers=False)

@@ -73,6 +73,10 @@ def test_folder_of_peft_comes_back_bit_for_bit(name, tmp_path):
     mine, theirs = config.pop(words), want_config.pop(words)
     if words == 'target_modules' and isinstance(theirs, list):
       assert sorted(mine) == sorted(theirs)
+  # PEFT keeps the names as its user gave them: ends of ours.
+  ends = want_config.pop('modules_to_save') or ()
+  for module in config.pop('modules_to_save') or ():
+    assert any(module.endswith(end) for end in ends), module
   assert config == want_config
 
 
@@ -579,3 +583,70 @@ def test_real_models_get_readable_rules_and_targets(cls, tmp_path):
   )
   assert len(config['target_modules']) < 2500
   assert config['rank_pattern'] == {}
+
+
+# --------------------------- Trained in full ------------------------------
+
+
+def _in_full(modules_to_save, name='Gemma4_E2B', **kwargs):
+  model = getattr(g4.testing, name)(**kwargs)
+  return g4.nn.LoRA(
+      rank=2, targets='q', modules_to_save=modules_to_save, model=model
+  )
+
+
+@pytest.mark.parametrize(
+    'modules_to_save',
+    [
+        'norms',
+        ['embeddings', Rule(['k', 'gate', 'o'], layers=0)],
+        [Rule('norms', tower='vision'), Rule('v', tower='vision')],
+    ],
+)
+def test_what_is_trained_in_full_comes_back(modules_to_save, tmp_path):
+  model = _in_full(modules_to_save, text_only=False)
+  params = random_leaves.make(model)
+  g4.hf.save_peft(tmp_path / 'x', model=model, params=params)
+  lora = g4.hf.load_peft(tmp_path / 'x', model=model.model)
+  _assert_same(lora.params, params)
+  config, tensors = _read(tmp_path / 'x')
+  has_embedding = any(
+      p.row.projection == 'input_embedding' for p in model.saved
+  )
+  assert config['ensure_weight_tying'] == has_embedding
+  assert ('base_model.model.lm_head.weight' in tensors) == has_embedding
+
+
+@pytest.mark.parametrize(
+    ('modules_to_save', 'name', 'match'),
+    [
+        (
+            'layer_0.skip_scale',
+            'Gemma4_E2B',
+            'layer_0.skip_scale, and PEFT can',
+        ),
+        (
+            'expert_down',
+            'Gemma4_26B_A4B',
+            'expert_down, and PEFT can keep whole',
+        ),
+    ],
+)
+def test_what_is_no_module_of_transformers(
+    modules_to_save, name, match, tmp_path
+):
+  model = _in_full(modules_to_save, name)
+  with pytest.raises(ValueError, match=match):
+    g4.hf.save_peft(
+        tmp_path / 'x', model=model, params=random_leaves.make(model)
+    )
+  assert not list(tmp_path.iterdir())
+
+
+def test_dora_on_stacked_layers_comes_back(tmp_path):
+  base = g4.testing.Gemma4_E2B(text_only=False)
+  model = g4.nn.LoRA(rank=2, targets=['q', 'vision'], use_dora=True, model=base)
+  params = random_leaves.make(model)
+  g4.hf.save_peft(tmp_path / 'x', model=model, params=params)
+  lora = g4.hf.load_peft(tmp_path / 'x', model=base)
+  _assert_same(lora.params, params)
