@@ -264,15 +264,21 @@ def test_an_optimizer_of_the_base_is_refused_at_the_start(tmp_path):
   assert not list((tmp_path / 'checkpoints').glob('ckpt_*'))
 
 
-def test_a_base_that_changed_is_not_forgotten(saved, released):
-  trainer = runs.trainer(saved[0], released[0])
-  state = trainer.checkpointer.restore(runs.state(trainer, seed=0))
-  state.params['final_norm']['scale'] += 1
+@pytest.mark.parametrize('is_fresh', [True, False])
+def test_a_base_that_changed_is_not_forgotten(
+    is_fresh, saved, released, tmp_path
+):
+  """Since the start of a run, and since it was resumed."""
+  workdir = tmp_path / 'new' if is_fresh else saved[0]
+  made = runs.trainer(workdir, released[0])
+  item = _item(made, runs.state(made, seed=0))
+  item = made.checkpointer.restore(item, noop_if_missing=True)
+  item.train_state.params['final_norm']['scale'] += 1
   with pytest.raises(
       ValueError, match='1 leaves of the base model changed .* final_norm.scale'
   ):
-    trainer.checkpointer.save(state, step=4)
-  trainer.checkpointer.close()
+    made.checkpointer.save(item, step=4)
+  made.checkpointer.close()
 
 
 def test_a_model_without_lora_is_refused(tmp_path):
@@ -376,6 +382,19 @@ def test_options_are_kauldrons(released, tmp_path):
   assert ckpt.all_steps == [2, 4]
   names = {path.name for path in (tmp_path / 'checkpoints').iterdir()}
   assert names == {'ckpt_2', 'ckpt_4'}
+
+
+def test_what_goes_is_renamed_before_it_is_deleted(tmp_path):
+  """Killed in between, half of it would be there under its name."""
+  made = runs.trainer(tmp_path, options={'max_to_keep': 1})
+  for step in (0, 1):
+    made.checkpointer.save(runs.state(made, seed=0), step=step)
+  # Kauldron's own, which does not clean up.
+  super(type(made.checkpointer), made.checkpointer).wait_until_finished()
+  assert (tmp_path / 'checkpoints' / 'deleted' / 'ckpt_0').is_dir()
+  made.checkpointer.wait_until_finished()
+  names = {path.name for path in (tmp_path / 'checkpoints').iterdir()}
+  assert names == {'ckpt_1'}
 
 
 def test_what_a_killed_run_left_is_passed_over_and_removed(saved, released):
