@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 import resource
 import shutil
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -85,9 +86,12 @@ def test_all_comes_back(lora, released, tmp_path):
   trainer = runs.trainer(tmp_path / 'run', released[0], lora=lora)
   fresh = runs.state(trainer, seed=0)
   shardings = [x.sharding for x in jax.tree.leaves(fresh)]
-  got = _restore(trainer, fresh)
+  got = trainer.checkpointer.restore(fresh)
   _assert_equal(got, state)
   assert [x.sharding for x in jax.tree.leaves(got)] == shardings
+  # Into a state that has been trained, as an evaluator's may have been.
+  trained = runs.state(trainer, seed=5)
+  _assert_equal(_restore(trainer, trained), state)
 
 
 def test_into_shards_and_shapes(saved, released):
@@ -111,6 +115,30 @@ def test_into_shards_and_shapes(saved, released):
   _assert_equal(got, state)
   for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(shapes), strict=True):
     assert x.sharding.is_equivalent_to(y.sharding, x.ndim)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Careless(kd.ckpts.InitTransform):
+  """Gives the base back on one device, whatever the sharding was."""
+
+  base: Any
+
+  def transform(self, state):
+    lora = _trees.split_lora(state.params)[1]
+    base = jax.tree.map(jnp.asarray, self.base)
+    return state.replace(params=_trees.merge(base, lora))
+
+  def __hash__(self):
+    return id(self)
+
+
+def test_a_transform_may_forget_the_sharding(saved, released):
+  workdir, state = saved
+  made = runs.trainer(workdir, init_transform=_Careless(released[1]))
+  fresh = runs.state(made, seed=0)
+  got = _restore(made, fresh)
+  _assert_equal(got, state)
+  assert all(len(x.sharding.device_set) == 8 for x in jax.tree.leaves(got))
 
 
 def test_a_base_without_value_is_an_error(saved, released):
