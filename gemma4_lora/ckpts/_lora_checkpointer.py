@@ -173,6 +173,7 @@ class LoRACheckpointer(kd.ckpts.Checkpointer):
     self._base.check_optimizer(state)
     if self.create:
       with self._explained():
+        self._folder.mkdir(parents=True, exist_ok=True)
         probe = self._folder / f'.probe_{jax.process_index()}'
         probe.touch()
         probe.unlink()

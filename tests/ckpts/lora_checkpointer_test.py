@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 import resource
 import shutil
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -85,9 +86,12 @@ def test_all_comes_back(lora, released, tmp_path):
   trainer = runs.trainer(tmp_path / 'run', released[0], lora=lora)
   fresh = runs.state(trainer, seed=0)
   shardings = [x.sharding for x in jax.tree.leaves(fresh)]
-  got = _restore(trainer, fresh)
+  got = trainer.checkpointer.restore(fresh)
   _assert_equal(got, state)
   assert [x.sharding for x in jax.tree.leaves(got)] == shardings
+  # Into a state that has been trained, as an evaluator's may have been.
+  trained = runs.state(trainer, seed=5)
+  _assert_equal(_restore(trainer, trained), state)
 
 
 def test_into_shards_and_shapes(saved, released):
@@ -111,6 +115,30 @@ def test_into_shards_and_shapes(saved, released):
   _assert_equal(got, state)
   for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(shapes), strict=True):
     assert x.sharding.is_equivalent_to(y.sharding, x.ndim)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Careless(kd.ckpts.InitTransform):
+  """Gives the base back on one device, whatever the sharding was."""
+
+  base: Any
+
+  def transform(self, state):
+    lora = _trees.split_lora(state.params)[1]
+    base = jax.tree.map(jnp.asarray, self.base)
+    return state.replace(params=_trees.merge(base, lora))
+
+  def __hash__(self):
+    return id(self)
+
+
+def test_a_transform_may_forget_the_sharding(saved, released):
+  workdir, state = saved
+  made = runs.trainer(workdir, init_transform=_Careless(released[1]))
+  fresh = runs.state(made, seed=0)
+  got = _restore(made, fresh)
+  _assert_equal(got, state)
+  assert all(len(x.sharding.device_set) == 8 for x in jax.tree.leaves(got))
 
 
 def test_a_base_without_value_is_an_error(saved, released):
@@ -264,15 +292,21 @@ def test_an_optimizer_of_the_base_is_refused_at_the_start(tmp_path):
   assert not list((tmp_path / 'checkpoints').glob('ckpt_*'))
 
 
-def test_a_base_that_changed_is_not_forgotten(saved, released):
-  trainer = runs.trainer(saved[0], released[0])
-  state = trainer.checkpointer.restore(runs.state(trainer, seed=0))
-  state.params['final_norm']['scale'] += 1
+@pytest.mark.parametrize('is_fresh', [True, False])
+def test_a_base_that_changed_is_not_forgotten(
+    is_fresh, saved, released, tmp_path
+):
+  """Since the start of a run, and since it was resumed."""
+  workdir = tmp_path / 'new' if is_fresh else saved[0]
+  made = runs.trainer(workdir, released[0])
+  item = _item(made, runs.state(made, seed=0))
+  item = made.checkpointer.restore(item, noop_if_missing=True)
+  item.train_state.params['final_norm']['scale'] += 1
   with pytest.raises(
       ValueError, match='1 leaves of the base model changed .* final_norm.scale'
   ):
-    trainer.checkpointer.save(state, step=4)
-  trainer.checkpointer.close()
+    made.checkpointer.save(item, step=4)
+  made.checkpointer.close()
 
 
 def test_a_model_without_lora_is_refused(tmp_path):
@@ -376,6 +410,19 @@ def test_options_are_kauldrons(released, tmp_path):
   assert ckpt.all_steps == [2, 4]
   names = {path.name for path in (tmp_path / 'checkpoints').iterdir()}
   assert names == {'ckpt_2', 'ckpt_4'}
+
+
+def test_what_goes_is_renamed_before_it_is_deleted(tmp_path):
+  """Killed in between, half of it would be there under its name."""
+  made = runs.trainer(tmp_path, options={'max_to_keep': 1})
+  for step in (0, 1):
+    made.checkpointer.save(runs.state(made, seed=0), step=step)
+  # Kauldron's own, which does not clean up.
+  super(type(made.checkpointer), made.checkpointer).wait_until_finished()
+  assert (tmp_path / 'checkpoints' / 'deleted' / 'ckpt_0').is_dir()
+  made.checkpointer.wait_until_finished()
+  names = {path.name for path in (tmp_path / 'checkpoints').iterdir()}
+  assert names == {'ckpt_1'}
 
 
 def test_what_a_killed_run_left_is_passed_over_and_removed(saved, released):

@@ -24,6 +24,17 @@ def _lora(optimizer, select='lora'):
   return kd.optim.partial_updates(optimizer, mask=kd.optim.select(select))
 
 
+def _skip_large(inner):
+  """No update where the gradient of all of the model is large."""
+
+  def update(grads, state, params):
+    updates, state = inner.update(grads, state, params)
+    is_small = optax.global_norm(grads) < 1e3
+    return jax.tree.map(lambda u: jnp.where(is_small, u, 0), updates), state
+
+  return optax.GradientTransformation(inner.init, update)
+
+
 def _trained_base(optimizer):
   return _trained.trained_base(optimizer, _PARAMS, optimizer.init(_PARAMS))
 
@@ -39,6 +50,7 @@ def _trained_base(optimizer):
         _lora(optax.MultiSteps(optax.adam(1e-3), 4)),
         optax.MultiSteps(_lora(optax.adam(1e-3)), 4),
         optax.apply_if_finite(_lora(optax.adam(1e-3)), 3),
+        _skip_large(_lora(optax.adam(1e-3))),
         optax.multi_transform(
             {'lora': optax.adam(1e-3), 'base': optax.set_to_zero()},
             lambda p: jax.tree.map(
@@ -60,6 +72,7 @@ def test_what_trains_lora_alone(optimizer):
         optax.adamw(_WARMUP),
         optax.MultiSteps(optax.adam(1e-3), 4),
         optax.apply_if_finite(optax.adam(1e-3), 3),
+        _skip_large(optax.adam(1e-3)),
         # Weight decay outside of the mask.
         optax.chain(_lora(optax.adam(1e-3)), optax.add_decayed_weights(1e-2)),
         # `masked` hands the gradients of the rest on as updates.
