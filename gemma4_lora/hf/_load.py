@@ -24,10 +24,10 @@ from gemma4_lora.hf import _config
 from gemma4_lora.hf import _experts
 from gemma4_lora.hf import _full
 from gemma4_lora.hf import _match
-from gemma4_lora.hf import _rules
 from gemma4_lora.hf import _tensors
 from gemma4_lora.nn import _init
 from gemma4_lora.nn import _lora
+from gemma4_lora.targets import _by_row
 
 _WHO = 'g4.hf.load_peft'
 
@@ -134,7 +134,7 @@ def _wrap(
     modules_to_save: Sequence[targets.Rule],
 ) -> _lora.LoRA:
   """Wraps the model with the targets of the file."""
-  rank, alpha, rules = _rules.rules(
+  rank, alpha, rules = _by_row.rules(
       {lora.row.name: (lora.rank, lora.alpha) for lora in loras},
       _linears.linears(model.config),
   )

@@ -17,8 +17,8 @@ import safetensors.numpy
 from gemma4_lora import _linears
 from gemma4_lora import g4
 from gemma4_lora.hf import _branch
-from gemma4_lora.hf import _rules
 from gemma4_lora.hf import _write_config
+from gemma4_lora.targets import _by_row
 from tests import hf_reference
 from tests.hf import random_leaves
 
@@ -557,7 +557,7 @@ def test_real_models_get_readable_rules_and_targets(cls, tmp_path):
   )
   rows = [x.row for x in model.adapted]
   table = _linears.linears(model.model.config)
-  assert _rules.rules({row.name: (4, 8) for row in rows}, table) == (
+  assert _by_row.rules({row.name: (4, 8) for row in rows}, table) == (
       4,
       8,
       [Rule(('text', 'vision'))],

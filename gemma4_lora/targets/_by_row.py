@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from gemma4_lora import _linears
-from gemma4_lora import targets
+from gemma4_lora.targets import _resolve
+from gemma4_lora.targets import _rule
 
 _KINDS = (
     'text',
@@ -26,7 +27,7 @@ Settings = tuple[int, float]
 
 def rules(
     settings: Mapping[str, Settings], rows: Sequence[_linears.Linear]
-) -> tuple[int, float, list[targets.Rule]]:
+) -> tuple[int, float, list[_rule.Rule]]:
   """Returns rules that adapt some rows, with the rank and alpha of each.
 
   Args:
@@ -51,17 +52,17 @@ def _cover(
     names: set[str],
     rows: Sequence[_linears.Linear],
     settings: Mapping[str, Any],
-) -> Iterator[targets.Rule]:
+) -> Iterator[_rule.Rule]:
   """Yields rules that take these rows: by kind, by projection, by layer."""
   left = dict.fromkeys(row.name for row in rows if row.name in names)
   selects = {}  # By tower that the rule names.
   for select, tower in _candidates(rows):
-    taken = _taken(targets.Rule(select, tower=tower), rows)
+    taken = _taken(_rule.Rule(select, tower=tower), rows)
     if taken and taken <= left.keys():
       selects.setdefault(tower, []).append(select)
       left = {name: None for name in left if name not in taken}
   for tower, several in selects.items():
-    yield targets.Rule(_one_or_all(several), tower=tower, **settings)
+    yield _rule.Rule(_one_or_all(several), tower=tower, **settings)
   yield from _by_layer([r for r in rows if r.name in left], rows, settings)
 
 
@@ -75,12 +76,10 @@ def _candidates(
     yield projection, None if tower == 'text' else tower
 
 
-def _taken(
-    rule: targets.Rule, rows: Sequence[_linears.Linear]
-) -> frozenset[str]:
+def _taken(rule: _rule.Rule, rows: Sequence[_linears.Linear]) -> frozenset[str]:
   """Returns the names of the rows that a rule takes."""
   try:
-    adapted = targets.resolve([rule], rows, rank=1)
+    adapted = _resolve.resolve([rule], rows, rank=1)
   except ValueError:  # None.
     return frozenset()
   return frozenset(linear.row.name for linear in adapted)
@@ -90,7 +89,7 @@ def _by_layer(
     left: Iterable[_linears.Linear],
     rows: Sequence[_linears.Linear],
     settings: Mapping[str, Any],
-) -> Iterator[targets.Rule]:
+) -> Iterator[_rule.Rule]:
   """Yields rules for projections in some layers; other rows by their names."""
   layers = {}
   names = []
@@ -103,11 +102,9 @@ def _by_layer(
   for projection, numbers in layers.items():
     projections.setdefault(tuple(numbers), []).append(projection)
   for numbers, several in projections.items():
-    yield targets.Rule(
-        _one_or_all(several), layers=_layers(numbers), **settings
-    )
+    yield _rule.Rule(_one_or_all(several), layers=_layers(numbers), **settings)
   if names:
-    yield targets.Rule(_one_or_all(names), **settings)
+    yield _rule.Rule(_one_or_all(names), **settings)
 
 
 def _layers(numbers: Sequence[int]) -> int | str | Sequence[int]:
