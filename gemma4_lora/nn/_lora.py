@@ -1,15 +1,10 @@
 """LoRA around a Gemma 4 model."""
 
-from collections.abc import Mapping
-from collections.abc import Sequence
 import dataclasses
-import math
 from typing import Any
 
 from absl import logging
-import flax
 from flax import linen as nn
-import jax
 import jax.numpy as jnp
 from kauldron import kd
 
@@ -17,6 +12,7 @@ from gemma4_lora import _gemma4
 from gemma4_lora import _leaves
 from gemma4_lora import _linears
 from gemma4_lora import targets as targets_lib
+from gemma4_lora.nn import _checks
 from gemma4_lora.nn import _experts
 from gemma4_lora.nn import _init
 from gemma4_lora.nn import _injector
@@ -127,7 +123,7 @@ class LoRA(_wrapper.ModelWrapper):
   def __post_init__(self):
     targets_lib.check_rank(self.rank)
     targets_lib.check_dropout(self.dropout)
-    _check_dtype(self.dtype)
+    _checks.check_dtype(self.dtype)
     _check_model(self.model)
     object.__setattr__(self, 'targets', targets_lib.normalize(self.targets))
     modules_to_save = targets_lib.normalize_full(self.modules_to_save)
@@ -135,13 +131,10 @@ class LoRA(_wrapper.ModelWrapper):
     adapted = self.adapted  # A target that matches nothing fails here.
     _init.check(self.init_lora_weights)
     if self.use_dora:
-      _check_no_experts(adapted, setting='use_dora=True')
-    if self.init_lora_weights != 'default':
-      if _init.is_from_base(self.init_lora_weights):
-        _check_no_experts(
-            adapted, setting=f'init_lora_weights={self.init_lora_weights!r}'
-        )
-      _check_ranks(adapted, self)
+      _checks.check_no_experts(adapted, setting='use_dora=True')
+    _checks.check_init(
+        adapted, self.init_lora_weights, use_rslora=self.use_rslora
+    )
     super().__post_init__()
 
   @property
@@ -192,14 +185,14 @@ class LoRA(_wrapper.ModelWrapper):
       return self._call_with_copies(*args, **kwargs)
     _log(self)
     output = self._call_adapted(*args, **kwargs)
-    _check_made(self.adapted, self.variables['params'])
+    _checks.check_made(self.adapted, self.variables['params'])
     _saved.make(self, self.saved, dtype=self.dtype)
     return output
 
   def _call_with_copies(self, *args: Any, **kwargs: Any) -> Any:
     """Calls the model, with what is trained in full in place of the base."""
     saved = self.saved
-    check_read(self, self.variables.get('params', {}))
+    _checks.check_read(self.variables.get('params', {}), self.lora_shapes)
     if not saved:
       return self._call_adapted(*args, **kwargs)
 
@@ -248,32 +241,6 @@ class LoRA(_wrapper.ModelWrapper):
       return False
 
 
-def check_read(lora: LoRA, params: Mapping[str, Any]) -> None:
-  """Raises if there are LoRA leaves that the model does not read.
-
-  Args:
-    lora: The model.
-    params: Its parameters, nested.
-  """
-  read = lora.lora_shapes
-  leaves = [
-      tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
-      for path, _ in jax.tree_util.tree_leaves_with_path(params)
-  ]
-  ignored = [
-      '.'.join(leaf)
-      for leaf in leaves
-      if 'lora' in leaf and '.'.join(leaf) not in read
-  ]
-  if ignored:
-    raise ValueError(
-        f'The parameters have {len(ignored)} LoRA leaves that this model does'
-        f' not read, and that would be ignored: {", ".join(ignored[:4])}. A and'
-        ' B need targets=, magnitudes (m) use_dora=True, and what is trained in'
-        ' full modules_to_save=.'
-    )
-
-
 def _log(lora: LoRA) -> None:
   """Says what is adapted, when parameters are made."""
   adapted = lora.adapted
@@ -290,87 +257,6 @@ def _log(lora: LoRA) -> None:
       logging.info('  %s: A %s, B %s', linear.row.lora_path, a, b)
     for part in lora.saved:
       logging.info('  %s: in full, %s', part.path, part.shape)
-
-
-def _check_made(
-    adapted: Sequence[targets_lib.Adapted], params: Mapping[str, Any]
-) -> None:
-  """Raises if `init` left a projection without LoRA leaves.
-
-  Read off the parameters, not noted while tracing: `nn.jit` may not trace anew.
-  """
-  flat = flax.traverse_util.flatten_dict(params, sep='.')
-  lacking = [x.row for x in adapted if f'{x.row.lora_path}.a' not in flat]
-  if not lacking:
-    return
-  towers = {row.tower for row in lacking}
-  inputs = [
-      arguments
-      for tower, arguments in (
-          ('vision', 'images='),
-          ('audio', 'audio=, audio_lengths= and audio_soft_token_counts='),
-      )
-      if tower in towers
-  ]
-  if inputs:
-    why = (
-        'gemma makes the audio tower, and the projections of both towers into'
-        ' the text width, only when init is given their input. Give it'
-        f' {" and ".join(inputs)}, or leave these projections out of targets=.'
-        ' In a config, images="batch.images" of the model gives it images; for'
-        ' audio gemma has no such key.'
-    )
-  else:
-    why = (
-        'The model never calls them, so that LoRA there would do nothing. Leave'
-        ' them out of targets=, or install a gemma that gemma4_lora knows'
-        ' (4.0.1, 4.1.0).'
-    )
-  names = ', '.join(dict.fromkeys(row.starred(row.name) for row in lacking))
-  raise ValueError(
-      f'g4.nn.LoRA: init made no LoRA leaves for {len(lacking)} of'
-      f' {len(adapted)} projections: {names}. {why}'
-  )
-
-
-def _check_dtype(dtype: Any) -> None:
-  if not jnp.issubdtype(dtype, jnp.floating):
-    raise ValueError(f'dtype= takes a floating dtype. Got: {dtype!r}')
-
-
-def _check_no_experts(
-    adapted: Sequence[targets_lib.Adapted], *, setting: str
-) -> None:
-  """Raises where a setting would have to reach routed experts."""
-  out = [x.row.name for x in adapted if x.row.group == 'experts']
-  if out:
-    raise ValueError(
-        f'{setting} does not reach routed experts: targets= takes {len(out)}'
-        f' such linears, {out[0]} first. Leave them out, or drop the setting.'
-    )
-
-
-def _check_ranks(adapted: Sequence[targets_lib.Adapted], lora: LoRA) -> None:
-  """Raises where a rank or scale does not fit the initialisation."""
-  for linear in adapted:
-    name, row = linear.row.name, linear.row
-    if lora.init_lora_weights == 'orthogonal' and linear.rank % 2:
-      raise ValueError(
-          f"init_lora_weights='orthogonal' takes an even rank. Got: {linear.rank}, at {name}"
-      )
-    if not _init.is_from_base(lora.init_lora_weights):
-      continue
-    largest = min(math.prod(row.in_shape), math.prod(row.out_shape))
-    if linear.rank > largest:
-      raise ValueError(
-          f'init_lora_weights={lora.init_lora_weights!r} takes a rank up to that of the weight, which is'
-          f' {largest} at {name}. Got: {linear.rank}'
-      )
-    if linear.scale(use_rslora=lora.use_rslora) <= 0:
-      raise ValueError(
-          f'init_lora_weights={lora.init_lora_weights!r} takes a positive alpha. Got: {linear.alpha}, at'
-          f' {name}'
-      )
 
 
 def _check_model(model: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax
 from gemma import gm
 from gemma import peft
 import jax
@@ -210,20 +211,11 @@ def test_gemmas_own_lora(name, tmp_path):
   plain = model.model
   if name.endswith('A4B'):
     plain = g4.nn.RouterFix(model=plain)
-  expected = plain.apply({'params': _nested(dense)}, _TOKENS).logits
+  expected = plain.apply(
+      {'params': flax.traverse_util.unflatten_dict(dense, sep='.')}, _TOKENS
+  ).logits
   actual = model.apply({'params': loaded}, _TOKENS).logits
   np.testing.assert_allclose(actual, expected, atol=2e-3)
-
-
-def _nested(flat):
-  nested = {}
-  for path, leaf in flat.items():
-    *scopes, last = path.split('.')
-    node = nested
-    for key in scopes:
-      node = node.setdefault(key, {})
-    node[last] = leaf
-  return nested
 
 
 def test_gemmas_router_that_the_model_would_drop(tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 
+import flax
 from gemma import gm
 from gemma import peft
 import jax
@@ -82,9 +83,13 @@ def test_the_model_is_the_base_with_the_copies_in_place(name):
       index[part.row.slot_axis] = part.row.slot
       base[tuple(index)] = new
     replaced[path] = jnp.asarray(base)
-  original, _ = peft.split_params(_nested(replaced))
+  original, _ = peft.split_params(
+      flax.traverse_util.unflatten_dict(replaced, sep='.')
+  )
   expected = _plain(name).apply({'params': original}, _TOKENS).logits
-  actual = model.apply({'params': _nested(flat)}, _TOKENS).logits
+  actual = model.apply(
+      {'params': flax.traverse_util.unflatten_dict(flat, sep='.')}, _TOKENS
+  ).logits
   np.testing.assert_array_equal(actual, expected)
   untouched = _plain(name).apply(
       {'params': peft.split_params(params)[0]}, _TOKENS
@@ -96,17 +101,6 @@ def _plain(name):
   if name == 'Gemma4_26B_A4B':
     return g4.nn.RouterFix(model=_base(name))
   return _base(name)
-
-
-def _nested(flat):
-  nested = {}
-  for path, leaf in flat.items():
-    *scopes, last = path.split('.')
-    node = nested
-    for key in scopes:
-      node = node.setdefault(key, {})
-    node[last] = leaf
-  return nested
 
 
 def test_gradients_reach_copies_and_not_what_they_replace():

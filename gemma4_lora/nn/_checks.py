@@ -1,0 +1,126 @@
+"""What a `g4.nn.LoRA` refuses."""
+
+from collections.abc import Collection
+from collections.abc import Mapping
+from collections.abc import Sequence
+import math
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+
+from gemma4_lora import targets
+from gemma4_lora.nn import _init
+
+
+def check_read(params: Mapping[str, Any], read: Collection[str]) -> None:
+  """Raises if there are LoRA leaves that the model does not read.
+
+  Args:
+    params: Parameters, nested.
+    read: What the model reads, by dotted path.
+  """
+  leaves = [
+      tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+      for path, _ in jax.tree_util.tree_leaves_with_path(params)
+  ]
+  ignored = [
+      '.'.join(leaf)
+      for leaf in leaves
+      if 'lora' in leaf and '.'.join(leaf) not in read
+  ]
+  if ignored:
+    raise ValueError(
+        f'The parameters have {len(ignored)} LoRA leaves that this model does'
+        f' not read, and that would be ignored: {", ".join(ignored[:4])}. A and'
+        ' B need targets=, magnitudes (m) use_dora=True, and what is trained in'
+        ' full modules_to_save=.'
+    )
+
+
+def check_made(
+    adapted: Sequence[targets.Adapted], params: Mapping[str, Any]
+) -> None:
+  """Raises if `init` left a projection without LoRA leaves.
+
+  Read off the parameters, not noted while tracing: `nn.jit` may not trace anew.
+  """
+  flat = flax.traverse_util.flatten_dict(params, sep='.')
+  lacking = [x.row for x in adapted if f'{x.row.lora_path}.a' not in flat]
+  if not lacking:
+    return
+  towers = {row.tower for row in lacking}
+  inputs = [
+      arguments
+      for tower, arguments in (
+          ('vision', 'images='),
+          ('audio', 'audio=, audio_lengths= and audio_soft_token_counts='),
+      )
+      if tower in towers
+  ]
+  if inputs:
+    why = (
+        'gemma makes the audio tower, and the projections of both towers into'
+        ' the text width, only when init is given their input. Give it'
+        f' {" and ".join(inputs)}, or leave these projections out of targets=.'
+        ' In a config, images="batch.images" of the model gives it images; for'
+        ' audio gemma has no such key.'
+    )
+  else:
+    why = (
+        'The model never calls them, so that LoRA there would do nothing. Leave'
+        ' them out of targets=, or install a gemma that gemma4_lora knows'
+        ' (4.0.1, 4.1.0).'
+    )
+  names = ', '.join(dict.fromkeys(row.starred(row.name) for row in lacking))
+  raise ValueError(
+      f'g4.nn.LoRA: init made no LoRA leaves for {len(lacking)} of'
+      f' {len(adapted)} projections: {names}. {why}'
+  )
+
+
+def check_dtype(dtype: Any) -> None:
+  if not jnp.issubdtype(dtype, jnp.floating):
+    raise ValueError(f'dtype= takes a floating dtype. Got: {dtype!r}')
+
+
+def check_no_experts(
+    adapted: Sequence[targets.Adapted], *, setting: str
+) -> None:
+  """Raises where a setting would have to reach routed experts."""
+  out = [x.row.name for x in adapted if x.row.group == 'experts']
+  if out:
+    raise ValueError(
+        f'{setting} does not reach routed experts: targets= takes {len(out)}'
+        f' such linears, {out[0]} first. Leave them out, or drop the setting.'
+    )
+
+
+def check_init(
+    adapted: Sequence[targets.Adapted], init: str, *, use_rslora: bool
+) -> None:
+  """Raises where targets, ranks or scales do not fit the initialisation."""
+  setting = f'init_lora_weights={init!r}'
+  if init == 'orthogonal':
+    for linear in adapted:
+      if linear.rank % 2:
+        raise ValueError(
+            f'{setting} takes an even rank. Got: {linear.rank}, at'
+            f' {linear.row.name}'
+        )
+  if not _init.is_from_base(init):
+    return
+  check_no_experts(adapted, setting=setting)
+  for linear in adapted:
+    name, row = linear.row.name, linear.row
+    largest = min(math.prod(row.in_shape), math.prod(row.out_shape))
+    if linear.rank > largest:
+      raise ValueError(
+          f'{setting} takes a rank up to that of the weight, which is'
+          f' {largest} at {name}. Got: {linear.rank}'
+      )
+    if linear.scale(use_rslora=use_rslora) <= 0:
+      raise ValueError(
+          f'{setting} takes a positive alpha. Got: {linear.alpha}, at {name}'
+      )
