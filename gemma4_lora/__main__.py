@@ -6,6 +6,20 @@ python -m gemma4_lora summary --cfg=configs/gemma4_e2b_lora_mtnt.py \
 ```
 
 prints what a config's LoRA adapts, without allocating the model.
+
+```sh
+python -m gemma4_lora fuse --cfg=… --cfg.workdir=/tmp/run --out=/tmp/fused
+```
+
+writes what the run trained, fused into its base: for gemma, or, with
+`--format=hf`, as safetensors of Hugging Face. One leaf is in memory at a time.
+
+```sh
+python -m gemma4_lora export --cfg=… --cfg.workdir=/tmp/run --out=/tmp/lora
+```
+
+writes its LoRA alone as a PEFT folder; with `--format=hf_base` the base alone as
+safetensors.
 """
 
 from collections.abc import Sequence
@@ -14,12 +28,37 @@ from typing import Any
 
 from absl import app
 from absl import flags
+from absl import logging
 from kauldron import konfig
 
 from gemma4_lora import g4
 
 _CONFIG = konfig.DEFINE_config_file(
     'cfg', None, 'Config of the run.', lock_config=False
+)
+_OUT = flags.DEFINE_string('out', None, 'Folder to write.')
+_STEP = flags.DEFINE_integer(
+    'step', -1, 'Which checkpoint of the run; -1 for the last.', lower_bound=-1
+)
+_FORMAT = flags.DEFINE_string(
+    'format',
+    None,
+    'fuse: gemma (default) or hf. export: peft (default), hf (as fuse), or'
+    ' hf_base (without LoRA).',
+)
+_OVERWRITE = flags.DEFINE_bool(
+    'overwrite', False, 'Replace --out if it exists.'
+)
+_MAX_SHARD_GB = flags.DEFINE_float(
+    'max_shard_gb', 5.0, 'Size of a file of safetensors, in GB.'
+)
+_EXPERTS = flags.DEFINE_enum(
+    'experts', 'stacked', ['stacked', 'per_expert'], 'See g4.hf.save_peft.'
+)
+_BASE_MODEL_CLASS = flags.DEFINE_string(
+    'base_model_class',
+    'Gemma4ForConditionalGeneration',
+    'Class of transformers that loads the PEFT folder.',
 )
 
 
@@ -33,16 +72,89 @@ def main(argv: Sequence[str]) -> None:
     )
   if not flags.FLAGS['cfg'].present:
     raise app.UsageError('--cfg=... is missing: the config of the run.')
+  if not flags.FLAGS['verbosity'].present:
+    logging.set_verbosity(logging.WARNING)  # Orbax has much to say.
   _COMMANDS[names[0]]()
 
 
 def _summary() -> None:
-  # Of the whole config only the model: its data may not be at hand here.
+  print(g4.nn.summary(_resolved('model')))
+
+
+def _fuse() -> None:
+  _write(_format('fuse', ('gemma', 'hf')), who='gemma4_lora fuse')
+
+
+def _export() -> None:
+  who = 'gemma4_lora export'
+  name = _format('export', ('peft', 'hf', 'hf_base'))
+  if name != 'peft':
+    _write(name, who=who)
+    return
+  from gemma4_lora.ckpts import _export as export_lib  # pylint: disable=g-import-not-at-top
+
+  export_lib.export_peft(
+      _out(),
+      model=_resolved('model'),
+      workdir=_workdir(),
+      step=_STEP.value,
+      overwrite=_OVERWRITE.value,
+      base_model_class=_BASE_MODEL_CLASS.value,
+      experts=_EXPERTS.value,
+      who=who,
+  )
+  print(f'{_out()}: PEFT folder for {_BASE_MODEL_CLASS.value}.')
+
+
+def _write(name: str, *, who: str) -> None:
+  """Writes a whole model."""
+  # Not at the top: `summary` needs no checkpoints.
+  from gemma4_lora.ckpts import _export as export_lib  # pylint: disable=g-import-not-at-top
+
+  print(
+      export_lib.export(
+          _out(),
+          model=_resolved('model'),
+          init_transform=_resolved('init_transform'),
+          workdir=None if name == 'hf_base' else _workdir(),
+          step=_STEP.value,
+          format='gemma' if name == 'gemma' else 'hf',
+          overwrite=_OVERWRITE.value,
+          max_shard_bytes=int(_MAX_SHARD_GB.value * 1e9),
+          who=who,
+      )
+  )
+
+
+def _resolved(name: str) -> Any:
+  """Returns a part of the config: the run's data may not be at hand here."""
   cfg: Any = _CONFIG.value
-  print(g4.nn.summary(konfig.resolve(cfg.model)))
+  return konfig.resolve(cfg[name]) if cfg.get(name) is not None else None
 
 
-_COMMANDS = {'summary': _summary}
+def _workdir() -> str:
+  cfg: Any = _CONFIG.value
+  if not cfg.get('workdir'):
+    raise app.UsageError('--cfg.workdir=... is missing: the folder of the run.')
+  return cfg.workdir
+
+
+def _out() -> str:
+  if not _OUT.value:
+    raise app.UsageError('--out=... is missing: the folder to write.')
+  return _OUT.value
+
+
+def _format(command: str, choices: Sequence[str]) -> str:
+  name = _FORMAT.value or choices[0]
+  if name not in choices:
+    raise app.UsageError(
+        f'{command} --format takes one of {list(choices)}. Got: {name!r}.'
+    )
+  return name
+
+
+_COMMANDS = {'export': _export, 'fuse': _fuse, 'summary': _summary}
 
 
 if __name__ == '__main__':

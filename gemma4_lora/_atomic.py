@@ -10,7 +10,11 @@ import shutil
 
 
 def check_free(
-    path: os.PathLike[str] | str, *, overwrite: bool, who: str
+    path: os.PathLike[str] | str,
+    *,
+    overwrite: bool,
+    who: str,
+    how: str = 'overwrite=True',
 ) -> pathlib.Path:
   """Returns where a folder may be made.
 
@@ -18,6 +22,7 @@ def check_free(
     path: Of the folder. A link is followed.
     overwrite: Whether there may be a folder already.
     who: The function that asks, for messages.
+    how: How the user of it allows that.
 
   Raises:
     FileExistsError: There is something.
@@ -28,8 +33,8 @@ def check_free(
     raise FileExistsError(f'{who}: {path} is a file. Give another path.')
   if path.exists() and not overwrite:
     raise FileExistsError(
-        f'{who}: {path} exists. Give another path, or overwrite=True to replace'
-        ' the folder.'
+        f'{who}: {path} exists. Give another path, or {how} to replace the'
+        ' folder.'
     )
   return path
 

@@ -41,6 +41,13 @@ def checksums(leaves: Mapping[str, Any]) -> dict[str, str]:
   return {name: f'{x:08x}' for name, x in zip(taken, sums, strict=True)}
 
 
+def checksum_as(array: np.ndarray, dtype: np.dtype) -> str:
+  """Returns the checksum of an array of numpy in another dtype; no copy of it."""
+  ((values, index, positions),) = _take(array)
+  values = values[np.ix_(*index)] if index else values
+  return f'{_hash(values.astype(dtype), None, positions) % 2**32:08x}'
+
+
 def _take(leaf: Any) -> Iterator[tuple[Any, Any, np.ndarray]]:
   """Yields sampled entries and their positions in the flat array.
 

@@ -15,7 +15,7 @@ from gemma4_lora.ckpts import _trees
 from gemma4_lora.hf import _weights
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class HuggingFaceSource(_source.Source):
   """Safetensors: a file, or several with an index.
 

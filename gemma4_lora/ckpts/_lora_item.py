@@ -184,6 +184,11 @@ def read_lora(
     ValueError: It cannot be read, or has no LoRA leaf.
   """
   source = _sources.open_source(path, step=step, who=who)
+  if not isinstance(source, _sources.OrbaxSource):
+    raise ValueError(
+        f'{who}: {source.path} is one of Hugging Face, not a run: LoRA of PEFT is'
+        ' loaded by g4.hf.load_peft.'
+    )
   fingerprint = _fingerprint.read(source.path.parent)
   if fingerprint is not None:
     index = {

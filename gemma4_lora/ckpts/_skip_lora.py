@@ -95,18 +95,18 @@ class SkipLoRA4(kd.ckpts.InitTransform):
 
   def _restore(self, state: Any) -> Any:
     """Restores the base."""
-    request = _request(self.wrapped)
-    if request is not None:
-      return _restore.restore(state, request)
+    known = request(self.wrapped)
+    if known is not None:
+      return _restore.restore(state, known)
     return _apply(self.wrapped.transform, self.wrapped, state)
 
   def transform_after_optimizer(self, state: Any) -> Any:
-    if _request(self.wrapped) is not None:
+    if request(self.wrapped) is not None:
       return state  # `transform` refused what belongs here.
     return _apply(self.wrapped.transform_after_optimizer, self.wrapped, state)
 
 
-def _request(wrapped: kd.ckpts.InitTransform) -> _restore.Request | None:
+def request(wrapped: kd.ckpts.InitTransform) -> _restore.Request | None:
   """Returns what a known transform would restore; `None` for any other.
 
   Args:

@@ -12,7 +12,7 @@ from gemma4_lora.ckpts import _layouts
 from gemma4_lora.ckpts import _trees
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Source(abc.ABC):
   """One checkpoint on disk.
 

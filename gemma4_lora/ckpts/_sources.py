@@ -21,7 +21,7 @@ Source = _source.Source
 num_bytes = _source.num_bytes
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class OrbaxSource(Source):
   """A checkpoint of Orbax.
 

@@ -14,7 +14,7 @@ import pathlib
 import ml_dtypes
 import numpy as np
 
-_DTYPES = {
+DTYPES = {
     'F64': np.float64,
     'F32': np.float32,
     'F16': np.float16,
@@ -127,10 +127,10 @@ def _list_file(path: pathlib.Path, *, who: str) -> dict[str, Tensor]:
   header.pop('__metadata__', None)
   tensors, end = {}, 8 + length
   for name, entry in header.items():
-    if entry['dtype'] not in _DTYPES:
+    if entry['dtype'] not in DTYPES:
       raise ValueError(
           f'{who}: {path}: {name} has dtype {entry["dtype"]}, which is not'
-          f' among {sorted(_DTYPES)}: quantised weights cannot be read.'
+          f' among {sorted(DTYPES)}: quantised weights cannot be read.'
       )
     start, stop = entry['data_offsets']
     end = max(end, 8 + length + stop)
@@ -138,7 +138,7 @@ def _list_file(path: pathlib.Path, *, who: str) -> dict[str, Tensor]:
         file=path,
         offset=8 + length + start,
         shape=tuple(entry['shape']),
-        dtype=np.dtype(_DTYPES[entry['dtype']]),
+        dtype=np.dtype(DTYPES[entry['dtype']]),
     )
   if size < end:
     raise ValueError(_damaged(path, size, end, who=who))

@@ -15,6 +15,7 @@ import pathlib
 
 import numpy as np
 
+from gemma4_lora import _gemma4
 from gemma4_lora import _linears
 from gemma4_lora.hf import _mapped
 from gemma4_lora.hf import _names
@@ -49,7 +50,7 @@ _MOE = {
     'mlp.per_expert_scale': 'router.per_expert_scale',
 }
 # Below the block of the vision tower and each of its layers.
-_VISION_LAYER = {
+VISION_LAYER = {
     'attn.query_norm.scale': 'self_attn.q_norm.weight',
     'attn.key_norm.scale': 'self_attn.k_norm.weight',
     'pre_attention_norm.scale': 'input_layernorm.weight',
@@ -98,7 +99,17 @@ _CONVOLUTIONS = {
 _AUDIO_CONVOLUTION = {
     'lconv.depthwise_conv1d.kernel': 'lconv1d.depthwise_conv1d.weight'
 }
-_VISION_BLOCK = 'vision_encoder.transformer.stacked_layers.block'
+# Tables whose axes differ: our path, their name.
+PER_LAYER_EMBEDDINGS = (
+    'embedder.per_layer_embeddings',
+    'embed_tokens_per_layer.weight',
+)
+POSITIONS = (
+    'vision_encoder.entry.pos_emb',
+    'vision_tower.patch_embedder.position_embedding_table',
+)
+BOUNDS = ('input_min', 'input_max', 'output_min', 'output_max')
+VISION_BLOCK = 'vision_encoder.transformer.stacked_layers.block'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -250,7 +261,7 @@ def _clips(rows: Sequence[_linears.Linear], tensors: _Tensors) -> _Made:
     if row.hf_name.endswith('.linear'):
       by_module.setdefault(row.module_path, []).append(row)
   for module, packed in by_module.items():
-    for bound in ('input_min', 'input_max', 'output_min', 'output_max'):
+    for bound in BOUNDS:
       names = [
           f'{name.removesuffix(".linear")}.{bound}'
           for row in packed
@@ -285,21 +296,7 @@ def _clip_maker(
 
 def _other_leaves(config, tensors: _Tensors) -> _Made:
   """Yields all that is no linear."""
-  names = _TEXT | _VISION | _AUDIO
-  convolutions = dict(_CONVOLUTIONS)
-  for i in range(config.num_layers):
-    layer = _LAYER | (_MOE if config.enable_moe else _DENSE)
-    for ours, theirs in layer.items():
-      names[f'layer_{i}.{ours}'] = f'layers.{i}.{theirs}'
-  if config.audio_encoder is not None:
-    for i in range(config.audio_encoder.num_layers):
-      ours = f'audio_encoder.conformer/stacked_layers_{i}'
-      theirs = f'audio_tower.layers.{i}'
-      for layer, all_names in (
-          (_AUDIO_LAYER, names),
-          (_AUDIO_CONVOLUTION, convolutions),
-      ):
-        all_names |= {f'{ours}.{k}': f'{theirs}.{v}' for k, v in layer.items()}
+  names, convolutions = other_names(config)
   for path, name in names.items():
     if name in tensors:
       tensor = tensors[name]
@@ -316,12 +313,12 @@ def _other_leaves(config, tensors: _Tensors) -> _Made:
           shape=(*window, into, out),
           make=_kernel,
       )
-  if (name := 'embed_tokens_per_layer.weight') in tensors:
+  if (name := PER_LAYER_EMBEDDINGS[1]) in tensors:
     tensor = tensors[name]
     shape = (tensor.shape[0], config.num_layers, -1)
     size = tensor.shape[1] // config.num_layers
     yield [name], Leaf(
-        path='embedder.per_layer_embeddings',
+        path=PER_LAYER_EMBEDDINGS[0],
         tensors=(tensor,),
         shape=(*shape[:2], size),
         make=lambda arrays: arrays[0].reshape(shape),
@@ -330,25 +327,51 @@ def _other_leaves(config, tensors: _Tensors) -> _Made:
     yield from _vision_leaves(config.vision_encoder.num_layers, tensors)
 
 
+def other_names(
+    config: _gemma4.TransformerConfig,
+) -> tuple[dict[str, str], dict[str, str]]:
+  """Returns short names of leaves that are one tensor, and of convolutions.
+
+  The kernels of the latter have their axes in another order.
+
+  Args:
+    config: Of the model.
+  """
+  names = _TEXT | _VISION | _AUDIO
+  convolutions = dict(_CONVOLUTIONS)
+  for i in range(config.num_layers):
+    layer = _LAYER | (_MOE if config.enable_moe else _DENSE)
+    for ours, theirs in layer.items():
+      names[f'layer_{i}.{ours}'] = f'layers.{i}.{theirs}'
+  if config.audio_encoder is not None:
+    for i in range(config.audio_encoder.num_layers):
+      ours = f'audio_encoder.conformer/stacked_layers_{i}'
+      theirs = f'audio_tower.layers.{i}'
+      for layer, all_names in (
+          (_AUDIO_LAYER, names),
+          (_AUDIO_CONVOLUTION, convolutions),
+      ):
+        all_names |= {f'{ours}.{k}': f'{theirs}.{v}' for k, v in layer.items()}
+  return names, convolutions
+
+
 def _vision_leaves(num_layers: int, tensors: _Tensors) -> _Made:
-  for ours, theirs in _VISION_LAYER.items():
+  for ours, theirs in VISION_LAYER.items():
     names = [
         f'vision_tower.encoder.layers.{i}.{theirs}' for i in range(num_layers)
     ]
     if all(name in tensors for name in names):
       parts = tuple(tensors[name] for name in names)
       yield names, Leaf(
-          path=f'{_VISION_BLOCK}.{ours}',
+          path=f'{VISION_BLOCK}.{ours}',
           tensors=parts,
           shape=(num_layers, *parts[0].shape),
           make=np.stack,
       )
-  if (
-      name := 'vision_tower.patch_embedder.position_embedding_table'
-  ) in tensors:
+  if (name := POSITIONS[1]) in tensors:
     axes, length, width = tensors[name].shape
     yield [name], Leaf(
-        path='vision_encoder.entry.pos_emb',
+        path=POSITIONS[0],
         tensors=(tensors[name],),
         shape=(length, axes, width),
         make=lambda arrays: arrays[0].swapaxes(0, 1),

@@ -45,7 +45,7 @@ def fuse_params(model: _lora.LoRA, params: Mapping[str, Any]) -> dict[str, Any]:
     ValueError: `model` has no LoRA, or `params` lacks a leaf: they are fused
       already, or were made by another model.
   """
-  _check_lora(model, params, who='fuse_params')
+  check_lora(model, params, who='g4.nn.fuse_params')
   base, lora = peft.split_params(dict(params))
   for path, change in changes_of(model, base, lora).items():
     _put(base, path, change.fuse(_views.get(base, path)))
@@ -79,7 +79,7 @@ def unfuse_params(
         'g4.nn.unfuse_params: fused has LoRA leaves: it is not what'
         ' g4.nn.fuse_params returns.'
     )
-  _check_lora(model, lora, who='unfuse_params')
+  check_lora(model, lora, who='g4.nn.unfuse_params')
   if model.use_dora or model.modules_to_save:
     setting = 'use_dora=True' if model.use_dora else 'modules_to_save='
     raise ValueError(
@@ -153,7 +153,6 @@ def changes_of(
   }
 
 
-@functools.partial(jax.jit, static_argnames=('row', 'scale'))
 def _added(
     weight: jax.Array,
     a: jax.Array,
@@ -163,6 +162,19 @@ def _added(
     scale: float,
 ) -> jax.Array:
   """Returns the weight with one projection's branch added."""
+  return _add(weight, a, b, m, _weights.nameless(row), scale)
+
+
+@functools.partial(jax.jit, static_argnames='row')
+def _add(
+    weight: jax.Array,
+    a: jax.Array,
+    b: jax.Array,
+    m: jax.Array | None,
+    row: _linears.Linear,
+    scale: float,
+) -> jax.Array:
+  """Adds a branch; no name of the row is in the compiled program."""
   part = _weights.part(weight, row).astype(jnp.float32)
   ins, outs, batch, letters = _letters(part, row)
   product = jnp.einsum(
@@ -201,14 +213,13 @@ def _like(new: jax.Array, old: jax.Array) -> jax.Array:
   return jax.device_put(new, old.sharding)
 
 
-def _check_lora(model: Any, params: Mapping[str, Any], *, who: str) -> None:
+def check_lora(model: Any, params: Mapping[str, Any], *, who: str) -> None:
+  """Raises unless the parameters have LoRA, and all of it is the model's."""
   if not isinstance(model, _lora.LoRA):
-    raise ValueError(
-        f'g4.nn.{who} takes a g4.nn.LoRA. Got: {type(model).__name__}'
-    )
+    raise ValueError(f'{who} takes a g4.nn.LoRA. Got: {type(model).__name__}')
   if not any(_LORA in path for path in _paths(params)):
     raise ValueError(
-        f'g4.nn.{who}: the parameters have no LoRA leaf. They are fused already,'
+        f'{who}: the parameters have no LoRA leaf. They are fused already,'
         ' or are those of the base model.'
     )
   _checks.check_read(params, model.lora_shapes)

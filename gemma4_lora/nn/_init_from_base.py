@@ -1,5 +1,6 @@
 """PiSSA and OLoRA: A and B that take over a part of the base weight."""
 
+from collections.abc import Iterator
 from collections.abc import Mapping
 import dataclasses
 import functools
@@ -59,17 +60,10 @@ def init_from_base(
       )
   # New dicts of the same arrays.
   new: dict[str, Any] = jax.tree.map(lambda x: x, dict(params))
-  for index, view in enumerate(views.values()):
-    row = view.row
+  for step in _steps(model):
+    row = step.row
     weight = _views.get(new, row.path)
-    a, b, weight = _take_over(
-        weight,
-        jax.random.key(index),
-        row=_nameless(row),
-        rank=view.lora_a.shape[-1],
-        init=model.init_lora_weights,
-        scale=view.scale,
-    )
+    a, b, weight = step.take_over(weight)
     for path, value in {
         f'{row.lora_path}.a': a,
         f'{row.lora_path}.b': b,
@@ -79,17 +73,63 @@ def init_from_base(
   return new
 
 
-def _nameless(row: _linears.Linear) -> _linears.Linear:
-  """Returns the axes of a row: rows of one shape share a compiled program."""
-  return dataclasses.replace(
-      row,
-      layer=None,
-      projection='',
-      group='',
-      path='',
-      attention=None,
-      hf_name='',
-  )
+def residual(model: _lora.LoRA, path: str, weight: jax.Array) -> jax.Array:
+  """Returns what `init_from_base` leaves of one base leaf.
+
+  Args:
+    model: A `g4.nn.LoRA`.
+    path: Of the leaf. One without LoRA stays as it is.
+    weight: Its released value, in the dtype of the model.
+  """
+  if _init.is_from_base(model.init_lora_weights):
+    for step in _steps(model):
+      if step.row.path == path:
+        _, _, new = step.take_over(weight)
+        weight = new.reshape(weight.shape).astype(weight.dtype)
+  return weight
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Step:
+  """What one projection takes from its base weight.
+
+  Attributes:
+    index: Of the projection: seeds a randomised SVD.
+    row: The projection.
+    rank: Of A and B.
+    scale: What A times B is multiplied by.
+    init: As `g4.nn.LoRA(init_lora_weights=)`.
+  """
+
+  index: int
+  row: _linears.Linear
+  rank: int
+  scale: float
+  init: str
+
+  def take_over(
+      self, weight: jax.Array
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns A, B, and the weight without them."""
+    return _take_over(
+        weight,
+        jax.random.key(self.index),
+        row=_weights.nameless(self.row),
+        rank=self.rank,
+        init=self.init,
+        scale=self.scale,
+    )
+
+
+def _steps(model: _lora.LoRA) -> Iterator[_Step]:
+  for index, linear in enumerate(model.adapted):
+    yield _Step(
+        index=index,
+        row=linear.row,
+        rank=linear.rank,
+        scale=linear.scale(use_rslora=model.use_rslora),
+        init=model.init_lora_weights,
+    )
 
 
 def is_pending(leaf: jax.Array) -> bool:

@@ -1,5 +1,6 @@
 """A projection's part of a base weight, whatever gemma packs around it."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -40,6 +41,19 @@ def axes(row: _linears.Linear) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return axis - (row.slot_axis is not None and axis > row.slot_axis)
 
   return tuple(map(shift, row.in_axes)), tuple(map(shift, row.out_axes))
+
+
+def nameless(row: _linears.Linear) -> _linears.Linear:
+  """Returns the axes of a row: rows of one shape share a compiled program."""
+  return dataclasses.replace(
+      row,
+      layer=None,
+      projection='',
+      group='',
+      path='',
+      attention=None,
+      hf_name='',
+  )
 
 
 def to_matrix(value: jax.Array, row: _linears.Linear) -> jax.Array:

@@ -1,0 +1,129 @@
+"""Writes leaves as Orbax does, in the layout of the released checkpoints.
+
+Orbax asks for a tree of arrays: all of them at once. A leaf of a type of our own
+is read when its turn comes, and written piece by piece.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import itertools
+import pathlib
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import type_handlers
+import tensorstore as ts
+
+from gemma4_lora.ckpts import _fused_leaves
+from gemma4_lora.ckpts import _layouts
+from gemma4_lora.ckpts import _run
+
+# Pieces of arrays in the file: compressed, written and read one by one.
+_CHUNK_BYTES = 2**24
+# What tensorstore collects before it writes.
+_FILE_BYTES = 2**27
+
+
+def write(
+    folder: pathlib.Path,
+    leaves: Sequence[_run.BaseLeaf],
+    fused: _fused_leaves.FusedLeaves,
+) -> None:
+  """Writes a checkpoint that `gm.ckpts.load_params` opens.
+
+  Args:
+    folder: An empty folder.
+    leaves: All leaves of the model.
+    fused: Reads them.
+  """
+  tree: dict[str, Any] = {}
+  save_args: dict[str, Any] = {}
+  for leaf in leaves:
+    for root, value in (
+        (tree, _Lazy(leaf)),
+        (save_args, ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES)),
+    ):
+      *parents, name = released(leaf.path)
+      for key in parents:
+        root = root.setdefault(key, {})
+      root[name] = value
+  registry = type_handlers.create_type_handler_registry(
+      (_Lazy, _LazyHandler(fused))
+  )
+  handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+  # Orbax makes its folder itself.
+  made = folder / 'checkpoint'
+  with ocp.Checkpointer(handler) as checkpointer:
+    checkpointer.save(
+        made,
+        args=ocp.args.PyTreeSave(
+            tree,
+            save_args=save_args,
+            ocdbt_target_data_file_size=_FILE_BYTES,
+        ),
+    )
+  for path in made.iterdir():
+    path.rename(folder / path.name)
+  made.rmdir()
+
+
+def released(path: str) -> tuple[str, ...]:
+  """Returns the path of a leaf in released checkpoints: MLPs have `{'w': …}`."""
+  keys = tuple(path.split('.'))
+  return (*keys, 'w') if _layouts.canonical((*keys, 'w')) == keys else keys
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Lazy:
+  """A leaf that is not there yet."""
+
+  leaf: _run.BaseLeaf
+
+
+class _LazyHandler(type_handlers.NumpyHandler):
+  """Writes such leaves as arrays, few at a time."""
+
+  def __init__(self, fused: _fused_leaves.FusedLeaves):
+    super().__init__(deepcopy_host_arrays=False)
+    self._fused = fused
+
+  async def serialize(self, values, infos, args=None):
+    """See `NumpyHandler`. All is written when it returns."""
+    args = args or [ocp.SaveArgs()] * len(values)
+    rest = {
+        value.leaf.path: (info, arg)
+        for value, info, arg in zip(values, infos, args, strict=True)
+    }
+    for group in self._fused.read([value.leaf for value in values]):
+      arrays = [array for _, array in group]
+      places = [rest[leaf.path] for leaf, _ in group]
+      group.clear()
+      for future in await super().serialize(
+          arrays, [info for info, _ in places], [arg for _, arg in places]
+      ):
+        future.result()
+      arrays.clear()
+    return []
+
+  async def _open_and_write(
+      self, value: np.ndarray, tspec: dict[str, Any], ts_context: ts.Context
+  ) -> None:
+    """Of Orbax, which writes all pieces of an array at once.
+
+    Should it not call this any more: more memory, and no other result.
+    """
+    array = await ts.open(
+        ts.Spec(tspec), create=True, open=True, context=ts_context
+    )
+    sizes: Any = array.chunk_layout.write_chunk.shape
+    starts = [range(0, n, c) for n, c in zip(array.shape, sizes, strict=True)]
+    for place in itertools.product(*starts):
+      index = tuple(map(_slice, place, sizes, array.shape))
+      await array[index].write(
+          value[index], can_reference_source_data_indefinitely=True
+      )
+
+
+def _slice(start: int, size: int, end: int) -> slice:
+  return slice(start, min(start + size, end))
