@@ -1,7 +1,7 @@
 """Base weights of transformers, as gemma's leaves.
 
-Linears go by the table; the other leaves by the names here, the only place that
-knows them.
+Linears go by their table; the other leaves by the names here, which are those of
+`_leaves` and, for the audio tower, of transformers' source.
 """
 
 from collections.abc import Callable
