@@ -20,10 +20,18 @@ python -m gemma4_lora export --cfg=… --cfg.workdir=/tmp/run --out=/tmp/lora
 
 writes its LoRA alone as a PEFT folder; with `--format=hf_base` the base alone as
 safetensors.
+
+```sh
+python -m gemma4_lora check --cfg=… --cfg.workdir=/tmp/run --peft=/tmp/lora
+```
+
+says whether the run's LoRA changes the model and is all there, in the run and in
+the folder. Either may be left out. It exits with 1 if not.
 """
 
 from collections.abc import Sequence
 import difflib
+import sys
 from typing import Any
 
 from absl import app
@@ -60,6 +68,9 @@ _BASE_MODEL_CLASS = flags.DEFINE_string(
     'Gemma4ForConditionalGeneration',
     'Class of transformers that loads the PEFT folder.',
 )
+
+
+_PEFT = flags.DEFINE_string('peft', None, 'check: a PEFT folder.')
 
 
 def main(argv: Sequence[str]) -> None:
@@ -104,6 +115,34 @@ def _export() -> None:
       who=who,
   )
   print(f'{_out()}: PEFT folder for {_BASE_MODEL_CLASS.value}.')
+
+
+def _check() -> None:
+  """Exits with 1 if something is wrong."""
+  from gemma4_lora.ckpts import _export as export_lib  # pylint: disable=g-import-not-at-top
+
+  model, lora, workdir = _resolved('model'), None, None
+  cfg: Any = _CONFIG.value
+  if cfg.get('workdir') or not _PEFT.value:
+    workdir = _workdir()
+  else:  # The file alone: what it adapts is what it says.
+    try:
+      loaded = g4.hf.load_peft(_PEFT.value, model=model.model)
+    except ValueError as e:
+      print(f'PROBLEM: {e}\nNOT OK: the folder cannot be loaded.')
+      sys.exit(1)
+    model, lora = loaded.model, loaded.params
+  params = export_lib.read_params(
+      model=model,
+      init_transform=_resolved('init_transform'),
+      workdir=workdir,
+      lora=lora,
+      step=_STEP.value,
+      who='gemma4_lora check',
+  )
+  report = g4.nn.check(model, params, file=_PEFT.value)
+  print(report)
+  sys.exit(not report.ok)
 
 
 def _write(name: str, *, who: str) -> None:
@@ -154,7 +193,12 @@ def _format(command: str, choices: Sequence[str]) -> str:
   return name
 
 
-_COMMANDS = {'export': _export, 'fuse': _fuse, 'summary': _summary}
+_COMMANDS = {
+    'check': _check,
+    'export': _export,
+    'fuse': _fuse,
+    'summary': _summary,
+}
 
 
 if __name__ == '__main__':

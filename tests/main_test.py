@@ -86,6 +86,10 @@ def test_export_a_run_as_peft(run, tmp_path):
   run, cfg = run
   done = _run('export', *cfg, f'--out={tmp_path / "lora"}')
   assert done.returncode == 0, done.stderr
+  # And it is what it should be.
+  checked = _run('check', *cfg, f'--peft={tmp_path / "lora"}')
+  assert checked.returncode == 0, checked.stdout + checked.stderr
+  assert 'OK: all 6 projections are there' in checked.stdout
   lora = g4.hf.load_peft(tmp_path / 'lora', model=run.model.model)
   jax.tree.map(
       np.testing.assert_array_equal,

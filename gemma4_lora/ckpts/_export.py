@@ -1,5 +1,6 @@
 """Writes a run as one model: its base with its LoRA in it, leaf by leaf."""
 
+import dataclasses
 import os
 import pathlib
 import shutil
@@ -8,13 +9,16 @@ from typing import Literal
 
 from absl import logging
 from etils import epath
+import jax
 
 from gemma4_lora import _atomic
+from gemma4_lora import _gemma4
 from gemma4_lora import hf
 from gemma4_lora import nn
 from gemma4_lora.ckpts import _fused_leaves
 from gemma4_lora.ckpts import _lora_item
 from gemma4_lora.ckpts import _run
+from gemma4_lora.ckpts import _trees
 from gemma4_lora.ckpts import _write_orbax
 from gemma4_lora.hf import _shards
 from gemma4_lora.hf import _to_tensors
@@ -111,6 +115,49 @@ def export_peft(
       model, params, fingerprint, where=str(workdir), who=who
   )
   hf.save_peft(out, model=model, params=params, overwrite=overwrite, **kwargs)
+
+
+def read_params(
+    *,
+    model: Any,
+    init_transform: Any,
+    workdir: epath.PathLike | None,
+    lora: Any = None,
+    step: int = -1,
+    who: str,
+) -> dict[str, Any]:
+  """Reads all parameters of a run: its base, as it had it, and its LoRA.
+
+  Args:
+    model: A `g4.nn.LoRA`.
+    init_transform: Of the config: where the base comes from.
+    workdir: Of the run; None with `lora`.
+    lora: LoRA leaves from elsewhere, nested.
+    step: Which checkpoint of the run; -1 for the last.
+    who: The command, for messages.
+
+  Raises:
+    FileNotFoundError: There is no checkpoint.
+    ValueError: Run, base and config do not fit.
+  """
+  run = _run.open_run(
+      model, init_transform, workdir=workdir, step=step, check=False, who=who
+  )
+  if lora is not None:
+    run = dataclasses.replace(run, lora=lora)
+  params: Any = run.lora
+  wanted = _trees.flatten(_gemma4.abstract_params(model.model))
+  leaves = [x for x in run.leaves if tuple(x.path.split('.')) in wanted]
+  for group in _fused_leaves.FusedLeaves(run, who=who, unfused=True).read(
+      leaves
+  ):
+    for leaf, array in group:
+      array = jax.numpy.asarray(array, leaf.model_dtype)
+      tree: Any = array
+      for key in reversed(leaf.path.split('.')):
+        tree = {key: tree}
+      params = _trees.merge(tree, params)
+  return jax.tree.map(jax.numpy.asarray, params)
 
 
 def _write_safetensors(

@@ -39,17 +39,18 @@ Group = list[tuple[_run.BaseLeaf, np.ndarray]]
 class FusedLeaves:
   """Reads the leaves of a run's base and fuses its LoRA into them."""
 
-  def __init__(self, run: _run.Run, *, who: str):
+  def __init__(self, run: _run.Run, *, who: str, unfused: bool = False):
     """Creates it; reads nothing.
 
     Args:
       run: The run.
       who: The command, for messages.
+      unfused: Whether to leave LoRA out: the base as the run had it.
 
     Raises:
       ValueError: Its LoRA is not the model's.
     """
-    self._run, self._who = run, who
+    self._run, self._who, self._unfused = run, who, unfused
     self._changes: Mapping[str, _fuse.Change] = {}
     if run.lora:
       self._changes = _changes(run, who=who)
@@ -115,6 +116,8 @@ class FusedLeaves:
       )
       array = np.asarray(new)
     self._check(leaf, place, array)
+    if self._unfused:
+      return array
     array = array.astype(leaf.dtype, copy=False)
     blocks = list(_blocks(change, array))
     if len(blocks) == 1:

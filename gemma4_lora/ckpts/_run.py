@@ -87,6 +87,7 @@ def open_run(
     *,
     workdir: epath.PathLike | None,
     step: int = -1,
+    check: bool = True,
     who: str,
 ) -> Run:
   """Opens a run; reads its LoRA and none of its base.
@@ -99,6 +100,7 @@ def open_run(
     init_transform: Of the config.
     workdir: Of the run, None for the base alone.
     step: Which checkpoint of the run; -1 for the last.
+    check: Whether NaN in the LoRA is an error.
     who: The command, for messages.
 
   Raises:
@@ -112,7 +114,8 @@ def open_run(
   lora, fingerprint, own = {}, None, None
   if workdir is not None:
     lora, fingerprint = _lora_item.read_lora(workdir, step=step, who=who)
-    _check_finite(lora, who=who)
+    if check:
+      _check_finite(lora, who=who)
     own = _own_base(workdir, step=step, who=who)
   if own is None and request is None:
     raise ValueError(

@@ -1,5 +1,6 @@
 """LoRA around gemma's Gemma 4 models."""
 
+from gemma4_lora.nn._check import check
 from gemma4_lora.nn._fuse import fuse_params
 from gemma4_lora.nn._fuse import unfuse_params
 from gemma4_lora.nn._init_from_base import init_from_base

@@ -84,3 +84,11 @@ def get(params: Mapping[str, Any], path: str) -> Any:
       raise ValueError(f'params has no {path}: there is no {key!r}.')
     node = node[key]
   return node
+
+
+def flat(params: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns leaves by their dotted paths."""
+  return {
+      jax.tree_util.keystr(path, simple=True, separator='.'): leaf
+      for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+  }

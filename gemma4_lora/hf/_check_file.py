@@ -1,0 +1,122 @@
+"""What a server would make of a PEFT folder."""
+
+from collections.abc import Mapping
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from gemma4_lora.hf import _config
+from gemma4_lora.hf import _load
+from gemma4_lora.hf import _names
+from gemma4_lora.hf import _tensors
+from gemma4_lora.nn import _lora
+from gemma4_lora.nn import _views
+
+_WHO = 'g4.nn.check'
+# What stacked gate and up of several As cost in float32, relative.
+_TOLERANCE = 1e-5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Found:
+  """What is wrong with a folder, and what is worth knowing."""
+
+  problems: tuple[str, ...]
+  notes: tuple[str, ...]
+
+
+def check_file(
+    path: os.PathLike[str] | str, *, model: _lora.LoRA, lora: Mapping[str, Any]
+) -> Found:
+  """Compares a PEFT folder with the LoRA that it should hold.
+
+  Args:
+    path: The folder.
+    model: A `g4.nn.LoRA`.
+    lora: Its LoRA leaves, nested.
+  """
+  try:
+    loaded = _load.load_peft(path, model=model.model)
+  except (ValueError, FileNotFoundError) as e:
+    # Names that PEFT or vLLM would ignore, missing experts, NaN, …: it says so.
+    return Found(problems=(str(e),), notes=())
+  problems = []
+  wanted = {linear.row.name: linear for linear in model.adapted}
+  there = {linear.row.name: linear for linear in loaded.model.adapted}
+  lacking = [name for name in wanted if name not in there]
+  if lacking:
+    problems.append(
+        f'{path} has {len(there)} projections and the model {len(wanted)}:'
+        f' {len(lacking)} are missing: {_names.listed(lacking)}. Save it again.'
+    )
+  extra = [name for name in there if name not in wanted]
+  if extra:
+    problems.append(
+        f'{path} has {len(extra)} projections that the model does not adapt:'
+        f' {_names.listed(extra)}.'
+    )
+  ours, theirs = _scales(model), _scales(loaded.model)
+  other = [
+      name for name in wanted if name in there and ours[name] != theirs[name]
+  ]
+  if other:
+    problems.append(
+        f'{path} has another scale for {len(other)} projections:'
+        f' {other[0]} {theirs[other[0]]:g}, model {ours[other[0]]:g}.'
+    )
+  problems += _values(path, lora, loaded.params)
+  return Found(
+      problems=tuple(problems),
+      notes=tuple(_notes(pathlib.Path(path), len(there))),
+  )
+
+
+def _scales(model: _lora.LoRA) -> dict[str, float]:
+  return {
+      linear.row.name: linear.scale(use_rslora=model.use_rslora)
+      for linear in model.adapted
+  }
+
+
+def _values(path, lora, loaded):
+  """Yields whose values are not those of the model."""
+  ours, theirs = _views.flat(lora), _views.flat(loaded)
+  other = [
+      name
+      for name in theirs
+      if name in ours
+      and (
+          ours[name].shape != theirs[name].shape
+          or not np.allclose(
+              np.asarray(ours[name], np.float32),
+              theirs[name],
+              rtol=_TOLERANCE,
+              atol=0,
+          )
+      )
+  ]
+  if other:
+    yield (
+        f'{path} has other values than the model in {len(other)} of'
+        f' {len(theirs)} leaves: {_names.listed(other)}. It is of another run or'
+        ' step: save it again.'
+    )
+
+
+def _notes(path: pathlib.Path, num_projections: int):
+  config_path, tensors_path = _tensors.find(path, who=_WHO)
+  config = _config.read(config_path)
+  modules = _tensors.read(tensors_path).modules
+  is_multimodal = any('language_model.' in name for name in modules)
+  yield (
+      f'{path}: {num_projections} projections in {len(modules)} modules, named'
+      f' for {_names.CLASSES[0 if is_multimodal else 1]}.'
+  )
+  if config.rank_pattern or config.alpha_pattern:
+    yield (
+        'It has rank_pattern or alpha_pattern, which PEFT reads and vLLM does'
+        ' not: for vLLM, train all targets= with one rank and alpha.'
+    )
