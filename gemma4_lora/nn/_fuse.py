@@ -12,8 +12,8 @@ import jax.numpy as jnp
 
 from gemma4_lora import _linears
 from gemma4_lora import targets
-from gemma4_lora.nn import _checks
 from gemma4_lora.nn import _lora
+from gemma4_lora.nn import _validate
 from gemma4_lora.nn import _views
 from gemma4_lora.nn import _weights
 
@@ -222,7 +222,7 @@ def check_lora(model: Any, params: Mapping[str, Any], *, who: str) -> None:
         f'{who}: the parameters have no LoRA leaf. They are fused already,'
         ' or are those of the base model.'
     )
-  _checks.check_read(params, model.lora_shapes)
+  _validate.check_read(params, model.lora_shapes)
 
 
 def _paths(params: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:

@@ -12,12 +12,12 @@ from gemma4_lora import _gemma4
 from gemma4_lora import _leaves
 from gemma4_lora import _linears
 from gemma4_lora import targets as targets_lib
-from gemma4_lora.nn import _checks
 from gemma4_lora.nn import _experts
 from gemma4_lora.nn import _init
 from gemma4_lora.nn import _injector
 from gemma4_lora.nn import _router_fix
 from gemma4_lora.nn import _saved
+from gemma4_lora.nn import _validate
 from gemma4_lora.nn import _wrapper
 
 
@@ -123,7 +123,7 @@ class LoRA(_wrapper.ModelWrapper):
   def __post_init__(self):
     targets_lib.check_rank(self.rank)
     targets_lib.check_dropout(self.dropout)
-    _checks.check_dtype(self.dtype)
+    _validate.check_dtype(self.dtype)
     _check_model(self.model)
     object.__setattr__(self, 'targets', targets_lib.normalize(self.targets))
     modules_to_save = targets_lib.normalize_full(self.modules_to_save)
@@ -131,8 +131,8 @@ class LoRA(_wrapper.ModelWrapper):
     adapted = self.adapted  # A target that matches nothing fails here.
     _init.check(self.init_lora_weights)
     if self.use_dora:
-      _checks.check_no_experts(adapted, setting='use_dora=True')
-    _checks.check_init(
+      _validate.check_no_experts(adapted, setting='use_dora=True')
+    _validate.check_init(
         adapted, self.init_lora_weights, use_rslora=self.use_rslora
     )
     super().__post_init__()
@@ -185,14 +185,14 @@ class LoRA(_wrapper.ModelWrapper):
       return self._call_with_copies(*args, **kwargs)
     _log(self)
     output = self._call_adapted(*args, **kwargs)
-    _checks.check_made(self.adapted, self.variables['params'])
+    _validate.check_made(self.adapted, self.variables['params'])
     _saved.make(self, self.saved, dtype=self.dtype)
     return output
 
   def _call_with_copies(self, *args: Any, **kwargs: Any) -> Any:
     """Calls the model, with what is trained in full in place of the base."""
     saved = self.saved
-    _checks.check_read(self.variables.get('params', {}), self.lora_shapes)
+    _validate.check_read(self.variables.get('params', {}), self.lora_shapes)
     if not saved:
       return self._call_adapted(*args, **kwargs)
 
