@@ -7,6 +7,7 @@ import os
 import pathlib
 import secrets
 import shutil
+import time
 
 
 def check_free(
@@ -64,7 +65,16 @@ def new_folder(
       os.rename(new, path)
     _sync(path.parent)
   finally:
-    shutil.rmtree(new, ignore_errors=True)
+    _remove(new)
+
+
+def _remove(folder: pathlib.Path) -> None:
+  """Removes a folder that threads may still write to, after an error."""
+  for _ in range(20):
+    shutil.rmtree(folder, ignore_errors=True)
+    if not folder.exists():
+      return
+    time.sleep(0.1)
 
 
 def _exchange(new: pathlib.Path, old: pathlib.Path) -> None:

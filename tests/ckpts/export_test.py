@@ -433,7 +433,7 @@ def test_nan_is_an_error(tmp_path):
 
 @pytest.mark.parametrize('format', ['gemma', 'hf'])
 def test_a_full_disk_leaves_nothing(run, tmp_path, format):
-  """In a process of its own, whose files may not grow beyond 100 kB."""
+  """While no file may grow beyond 20 kB."""
   resource = pytest.importorskip('resource')
   signal = pytest.importorskip('signal')
   old = resource.getrlimit(resource.RLIMIT_FSIZE)
