@@ -103,13 +103,7 @@ def check(
 def _incomplete(model: _lora.LoRA, lora: Mapping[str, Any]) -> Iterator[str]:
   """Yields what the model reads and is not there, and the other way round."""
   there = _views.flat(lora)
-  wanted = {part.path: part.shape for part in model.saved}
-  for linear in model.adapted:
-    shapes = dict(zip('ab', linear.shapes, strict=True))
-    if linear.use_dora:
-      shapes['m'] = linear.row.out_shape
-    for name, shape in shapes.items():
-      wanted[f'{linear.row.lora_path}.{name}'] = shape
+  wanted = model.lora_shapes
   lacking = [path for path in wanted if path not in there]
   if lacking:
     yield (
