@@ -11,6 +11,7 @@ from typing import Any
 
 from flax import linen as nn
 from gemma import gm
+from gemma.gm.math import _positional_embeddings
 from gemma.gm.nn.gemma4 import _config
 from gemma.gm.nn.gemma4 import _layers
 from gemma.gm.nn.gemma4 import _modules
@@ -26,6 +27,10 @@ VisionEncoder = _vision.VisionEncoder
 PreprocessedVisionInput = _transformer.PreprocessedVisionInput
 ConformerConfig = _audio.ConformerConfig
 RMSNorm = _layers.RMSNorm
+Attention = _modules.Attention
+Block = _modules.Block
+Embedder = _modules.Embedder
+Output = _transformer.Output
 ClippedEinsum = _layers.ClippedEinsum
 
 # The modules that hold a linear's weight and apply it in their own `__call__`.
@@ -238,3 +243,70 @@ def attention_types(is_global: Sequence[bool]) -> tuple[Any, ...]:
   """Returns what a config has as `attention_types`."""
   kinds = _modules.AttentionType
   return tuple(kinds.GLOBAL if g else kinds.LOCAL_SLIDING for g in is_global)
+
+
+def is_blocks_method(module: nn.Module, method_name: str) -> bool:
+  """Whether this is the method that runs the blocks, given `_Inputs`."""
+  return isinstance(module, Transformer) and method_name == '_apply_attention'
+
+
+def attention_arguments(
+    x: jax.Array,
+    segment_pos: jax.Array,
+    cache: Any,
+    attn_mask: jax.Array,
+    kv_shared_cache: Any = None,
+    skip_sliding_mask: bool = False,
+) -> dict[str, Any]:
+  """Names the arguments of `Attention`, without a cache.
+
+  Raises:
+    ValueError: There is a cache.
+  """
+  if cache is not None:
+    raise ValueError('Attention in blocks takes no cache.')
+  return {
+      'x': x,
+      'positions': segment_pos,
+      'mask': attn_mask,
+      'shared': kv_shared_cache,
+      # HEAD's switch, for layers whose mask has the window in it.
+      'skips_window': skip_sliding_mask,
+  }
+
+
+def queries(module: Attention, x: jax.Array, positions: jax.Array) -> jax.Array:
+  """Returns `[B, T, N, H]`, as `Attention` makes them."""
+  q = module.query_norm(module.q_einsum('BTD,NDH->BTNH', x))
+  return _rotated(module, q, positions)
+
+
+def keys_and_values(
+    module: Attention, x: jax.Array, positions: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Returns `[B, T, K, H]` each, as `Attention` makes them."""
+  if module.k_eq_v:
+    k = v = module.k_einsum('BSD,KDH->BSKH', x)
+  else:
+    k, v = module.kv_einsum('BSD,CKDH->CBSKH', x)
+  k, v = module.key_norm(k), module.value_norm(v)
+  return _rotated(module, k, positions), v
+
+
+def window(module: Attention) -> int | None:
+  """Distance from which on a layer attends to nothing, None if global."""
+  if module.attn_type == _modules.AttentionType.GLOBAL:
+    return None
+  return module.sliding_window_size
+
+
+def _rotated(
+    module: Attention, x: jax.Array, positions: jax.Array
+) -> jax.Array:
+  return _positional_embeddings.apply_rope(
+      x,
+      positions,
+      base_frequency=module.rope_base_frequency,
+      scale_factor=module.rope_scale_factor,
+      rope_proportion=module.rope_proportion,
+  )

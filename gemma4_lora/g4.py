@@ -14,6 +14,7 @@ with _epy.lazy_api_imports(globals()):
   from gemma4_lora import ckpts
   from gemma4_lora import data
   from gemma4_lora import hf
+  from gemma4_lora import losses
   from gemma4_lora import nn
   from gemma4_lora import optim
   from gemma4_lora import targets

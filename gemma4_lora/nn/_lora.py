@@ -12,9 +12,12 @@ from gemma4_lora import _gemma4
 from gemma4_lora import _leaves
 from gemma4_lora import _linears
 from gemma4_lora import targets as targets_lib
+from gemma4_lora.nn import _attention
 from gemma4_lora.nn import _experts
 from gemma4_lora.nn import _init
 from gemma4_lora.nn import _injector
+from gemma4_lora.nn import _output
+from gemma4_lora.nn import _remat
 from gemma4_lora.nn import _router_fix
 from gemma4_lora.nn import _saved
 from gemma4_lora.nn import _validate
@@ -96,12 +99,27 @@ class LoRA(_wrapper.ModelWrapper):
       starts as the base. Linears among them get no A and B.
     dtype: Floating dtype in which A, B and copies are kept. They are cast to
       the activation's and the base's dtype in the forward pass.
+    logits_in_training: Whether the output has `logits` in a training step of
+      Kauldron's. False: `preds.logits` is None there, and `preds.head` is what
+      `g4.losses` take in their place, which has a few hundred MB less per
+      thousand tokens. Evaluators and samplers get logits in any case, and
+      evaluators `preds.head` too.
+    remat: What the backward pass recomputes. `'none'`: nothing. `'block'`: all
+      of a block, from its input. `'attention'`: the same, but attention's
+      output is kept, so that attention itself is not computed again; with
+      `attention='blockwise'`. `'dots'`: norms and activation functions alone,
+      the outputs of linears being kept. Numbers stay the same.
+    attention: `'gemma'`: as gemma computes it, with an array of queries by keys
+      for each head. `'blockwise'`: in blocks of 512 by 512, and not those that
+      are out of the window or behind the query; scores in float32. Only without
+      a cache; samplers use gemma's.
     verbose: If True, logs each adapted projection.
 
   Raises:
     ValueError: On construction, for a rank that is no positive integer, a
       dropout outside [0, 1), a dtype that is not floating, a model that is not
-      Gemma 4 or has LoRA already, or a target that matches nothing.
+      Gemma 4 or has LoRA already, a target that matches nothing, or an unknown
+      `remat` or `attention`.
   """
 
   _: dataclasses.KW_ONLY
@@ -115,6 +133,9 @@ class LoRA(_wrapper.ModelWrapper):
   init_lora_weights: str = 'default'
   modules_to_save: Any = ()
   dtype: Any = jnp.float32
+  logits_in_training: bool = True
+  remat: str = 'none'
+  attention: str = 'gemma'
   verbose: bool = False
 
   # No annotation: a property, not a field.
@@ -130,6 +151,8 @@ class LoRA(_wrapper.ModelWrapper):
     object.__setattr__(self, 'modules_to_save', modules_to_save)
     adapted = self.adapted  # A target that matches nothing fails here.
     _init.check(self.init_lora_weights)
+    _attention.check(self.attention)
+    _remat.check(self.remat, attention=self.attention)
     if self.use_dora:
       _validate.check_no_experts(adapted, setting='use_dora=True')
     _validate.check_init(
@@ -207,10 +230,49 @@ class LoRA(_wrapper.ModelWrapper):
 
   def _call_adapted(self, *args: Any, **kwargs: Any) -> Any:
     """Calls the model, with the branches added to its linears."""
-    injectors = self._injectors()
-    return self._call_intercepted(
-        *args, interceptors={i.key: i for i in injectors}, **kwargs
+    interceptors = [*self._injectors(), *self._savers(**kwargs)]
+    has_head = self._has_head(**kwargs)
+    has_logits = not has_head or self.logits_in_training or not self.is_training
+    if not has_logits:
+      interceptors.append(_output.NoLogits())
+    asked = kwargs.get('return_hidden_states')
+    output = self._call_intercepted(
+        *args,
+        interceptors={i.key: i for i in interceptors},
+        **kwargs | ({'return_hidden_states': True} if has_head else {}),
     )
+    if not has_head:
+      return output
+    return _output.add_head(
+        output,
+        embedding=self.variables['params']['embedder']['input_embedding'],
+        soft_cap=self.model.config.final_logit_softcap,
+        has_logits=has_logits,
+        has_hidden_states=bool(asked),
+    )
+
+  def _has_head(
+      self, *, return_last_only: bool | None = None, **_: Any
+  ) -> bool:
+    """Whether this is a step of Kauldron's, over whole sequences."""
+    if return_last_only or self.model.return_last_only:
+      return False
+    return not self.is_initializing() and self._mode() is not None
+
+  def _savers(self, **kwargs: Any) -> list[Any]:
+    """Returns the interceptors that save memory, outermost last."""
+    if kwargs.get('cache') is not None:
+      return []
+    savers = []
+    if self.attention == 'blockwise':
+      is_causal = kwargs.get('attention_mask') is None and (
+          kwargs.get('images') is None
+          or self.model.config.use_bidirectional_attention is None
+      )
+      savers.append(_attention.BlockwiseAttention(is_causal=is_causal))
+    if self.remat != 'none':
+      savers.append(_remat.Remat(self.remat))
+    return savers
 
   def _injectors(self) -> list[_injector.Injector]:
     """Returns an interceptor for experts, and one for all else."""
@@ -233,12 +295,15 @@ class LoRA(_wrapper.ModelWrapper):
 
   def _is_training(self) -> bool:
     """False also where nobody said: samplers call `apply` without a word."""
-    if self.is_initializing():  # Needs no dropout, hence no rng for it.
-      return False
+    # Init needs no dropout, hence no rng for it.
+    return not self.is_initializing() and self._mode() is True
+
+  def _mode(self) -> bool | None:
+    """Whether Kauldron is training; None where nobody said."""
     try:
       return self.is_training
     except ValueError:
-      return False
+      return None
 
 
 def _log(lora: LoRA) -> None:

@@ -1,0 +1,139 @@
+"""Metrics that need logits, from hidden states."""
+
+import dataclasses
+import math
+
+import flax
+import jax
+import jax.numpy as jnp
+from kauldron import kd
+from kauldron import kontext
+
+from gemma4_lora import _head
+from gemma4_lora.losses import _cross_entropy
+from gemma4_lora.losses import _loss
+from gemma4_lora.losses import _tiles
+
+
+@dataclasses.dataclass(eq=True, frozen=True, kw_only=True)
+class Accuracy(kd.metrics.Metric):
+  """`kd.metrics.Accuracy`, without logits in memory.
+
+  Attributes:
+    head: Key of the `g4.losses.Head` that `g4.nn.LoRA` returns.
+    labels: Key of the labels, integers `[*B, L, 1]`.
+    mask: Key of the weights, `[*B, L, 1]`, or None.
+    chunk_size: As of `SoftmaxCrossEntropyWithIntLabels`.
+  """
+
+  head: kontext.Key = kontext.REQUIRED
+  labels: kontext.Key = kontext.REQUIRED
+  mask: kontext.Key | None = None
+  chunk_size: int | None = None
+
+  @flax.struct.dataclass
+  class State(kd.metrics.AverageState):
+    pass
+
+  def get_state(
+      self,
+      *,
+      head: _head.Head,
+      labels: jax.Array,
+      mask: jax.Array | None = None,
+  ) -> 'Accuracy.State':
+    """Returns how often the label is the most likely token."""
+    correct = _is_largest(
+        head, _loss.squeeze_labels(labels, head), self.chunk_size
+    )
+    return self.State.from_values(
+        values=correct[..., None].astype(jnp.float32), mask=mask
+    )
+
+
+@dataclasses.dataclass(eq=True, frozen=True, kw_only=True)
+class Perplexity(kd.metrics.Metric):
+  """The exponential of the mean cross-entropy of the tokens that count.
+
+  Attributes:
+    head: Key of the `g4.losses.Head` that `g4.nn.LoRA` returns.
+    labels: Key of the labels, integers `[*B, L, 1]`.
+    mask: Key of the weights, `[*B, L, 1]`, or None.
+    chunk_size: As of `SoftmaxCrossEntropyWithIntLabels`.
+  """
+
+  head: kontext.Key = kontext.REQUIRED
+  labels: kontext.Key = kontext.REQUIRED
+  mask: kontext.Key | None = None
+  chunk_size: int | None = None
+
+  @flax.struct.dataclass
+  class State(kd.metrics.AverageState):
+
+    def compute(self) -> jax.Array:
+      """Returns the perplexity over all batches, not a mean of theirs."""
+      return jnp.exp(super().compute())
+
+  def get_state(
+      self,
+      *,
+      head: _head.Head,
+      labels: jax.Array,
+      mask: jax.Array | None = None,
+  ) -> 'Perplexity.State':
+    """Returns the cross-entropy so far."""
+    losses = _cross_entropy.softmax_cross_entropy(
+        head.hidden,
+        head.embedding,
+        _loss.squeeze_labels(labels, head),
+        soft_cap=head.soft_cap,
+        chunk_size=self.chunk_size,
+    )
+    return self.State.from_values(values=losses[..., None], mask=mask)
+
+
+def _is_largest(
+    head: _head.Head, labels: jax.Array, chunk_size: int | None
+) -> jax.Array:
+  """Whether the label is the argmax of the logits, bool of `labels`' shape.
+
+  As with `argmax`, the first of equal logits wins.
+  """
+  *batch, length = labels.shape
+  flat = (math.prod(batch), length)
+
+  def of_chunk(hidden, labels):
+    label = jnp.full(labels.shape, -jnp.inf)
+    carry = {'label': label, 'before': label, 'after': label}
+
+    def body(carry, tile):
+      def largest(where):
+        where &= tile.is_new
+        return jnp.where(where, tile.logits, -jnp.inf).max(-1)
+
+      of_tile = {
+          'label': largest(tile.is_label),
+          'before': largest(tile.column < labels[..., None]),
+          'after': largest(tile.column > labels[..., None]),
+      }
+      return jax.tree.map(jnp.maximum, carry, of_tile)
+
+    carry = _tiles.over_vocab(
+        body,
+        carry,
+        hidden=hidden,
+        table=head.embedding,
+        labels=labels,
+        soft_cap=head.soft_cap,
+        vocab_tile=_tiles.VOCAB,
+    )
+    return (carry['label'] > carry['before']) & (
+        carry['label'] >= carry['after']
+    )
+
+  correct = _tiles.over_tokens(
+      of_chunk,
+      [head.hidden.reshape(*flat, -1), labels.reshape(flat).astype(jnp.int32)],
+      chunk=_cross_entropy.chunk_length(flat[0], chunk_size),
+  )
+  return correct.reshape(labels.shape)

@@ -1,0 +1,83 @@
+"""Runs Gemma 4's attention in blocks, by Flax's interceptor.
+
+https://github.com/google-deepmind/gemma/blob/main/gemma/gm/nn/gemma4/_modules.py
+"""
+
+from typing import Any
+
+import jax
+
+from gemma4_lora import _gemma4
+from gemma4_lora.nn import _blockwise
+
+
+def check(attention: str) -> None:
+  """Raises a ValueError for an attention that there is not."""
+  if attention not in ('gemma', 'blockwise'):
+    raise ValueError(
+        f"g4.nn.LoRA(attention={attention!r}): there is 'gemma' and 'blockwise'."
+    )
+
+
+class BlockwiseAttention:
+  """Interceptor for one call of the model, without a cache.
+
+  Keys and values of KV-shared layers, which gemma computes and throws away, are
+  not computed.
+
+  Attributes:
+    key: Says all that the result depends on.
+  """
+
+  def __init__(self, *, is_causal: bool):
+    """Initialises.
+
+    Args:
+      is_causal: Whether the mask is the one that gemma makes of the tokens. One
+        that the user passed, or that of images, is read block by block.
+    """
+    self.key = f'blockwise attention causal={is_causal}'
+    self._is_causal = is_causal
+    self._inputs_mask = None
+
+  def __call__(self, next_fun, args, kwargs, context):
+    module = context.module
+    if module.is_initializing():
+      return next_fun(*args, **kwargs)
+    if _gemma4.is_blocks_method(module, context.method_name):
+      inputs = args[0] if args else kwargs['inputs']
+      self._inputs_mask = inputs.inputs_mask
+      return next_fun(*args, **kwargs)
+    if context.method_name != '__call__' or not isinstance(
+        module, _gemma4.Attention
+    ):
+      return next_fun(*args, **kwargs)
+    return self._attend(module, **_gemma4.attention_arguments(*args, **kwargs))
+
+  def _attend(
+      self,
+      module: _gemma4.Attention,
+      *,
+      x: jax.Array,
+      positions: jax.Array,
+      mask: jax.Array,
+      shared: Any,
+      skips_window: bool,
+  ) -> tuple[Any, jax.Array]:
+    """Returns keys and values for KV-shared layers, and the layer's output."""
+    q = _gemma4.queries(module, x, positions)
+    if shared is None:
+      k, v = _gemma4.keys_and_values(module, x, positions)
+    else:
+      k, v = shared['k'], shared['v']
+    if self._is_causal:
+      allowed = _blockwise.Allowed(positions=positions, valid=self._inputs_mask)
+    else:
+      allowed = _blockwise.Allowed(positions=positions, mask=mask)
+    settings = _blockwise.Settings(
+        window=None if skips_window else _gemma4.window(module),
+        soft_cap=module.attn_logits_soft_cap,
+    )
+    encoded = _blockwise.attend(settings, q, k, v, allowed)
+    output = module.attn_vec_einsum('BTNH,NHD->BTD', encoded)
+    return {'k': k, 'v': v}, output

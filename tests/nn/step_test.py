@@ -1,0 +1,236 @@
+"""What saves memory and time in a training step leaves its numbers alone."""
+
+import functools
+
+from gemma import peft
+import jax
+import jax.numpy as jnp
+from kauldron import kd
+import numpy as np
+import optax
+import pytest
+
+from gemma4_lora import g4
+from tests import training
+
+_VARIANTS = ['Gemma4_E2B', 'Gemma4_E4B', 'Gemma4_31B', 'Gemma4_26B_A4B']
+
+
+def _tokens():
+  """Two rows, one with padding."""
+  tokens = np.random.default_rng(0).integers(3, 1000, (2, 20))
+  tokens[1, 13:] = 0
+  return jnp.asarray(tokens)
+
+
+@functools.cache
+def _made(name, dropout=0.0):
+  """A model in float32 with B far from zero, its parameters and its step."""
+  base = training.shallow(getattr(g4.testing, name)(dtype=jnp.float32))
+  targets = ['text', 'experts'] if name == 'Gemma4_26B_A4B' else 'text'
+  model = g4.nn.LoRA(rank=2, targets=targets, dropout=dropout, model=base)
+  params = training.random_params(model)
+  return model, params, _step(model, params)
+
+
+def _step(model, params):
+  """Loss of the tokens that follow, logits and the LoRA leaves' gradients."""
+  original, lora = peft.split_params(params)
+  tokens = _tokens()
+  labels, live = tokens[:, 1:], tokens[:, 1:] > 0
+
+  def loss(lora):
+    output = model.apply(
+        {'params': peft.merge_params(original, lora)},
+        tokens,
+        is_training_property=True,
+        rngs={'dropout': jax.random.key(1)},
+    )
+    if output.logits is not None:
+      losses = optax.softmax_cross_entropy_with_integer_labels(
+          output.logits[:, :-1], labels
+      )
+    else:
+      losses = g4.losses.softmax_cross_entropy(
+          output.head.hidden[:, :-1],
+          output.head.embedding,
+          labels,
+          soft_cap=output.head.soft_cap,
+          chunk_size=16,
+      )
+    return (losses * live).sum() / live.sum(), output
+
+  (value, output), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(lora)
+  return value, output, grads
+
+
+def _with(model, **kwargs):
+  return model.clone(**kwargs)
+
+
+def _assert_same_step(got, wanted, *, rtol):
+  np.testing.assert_allclose(got[0], wanted[0], rtol=rtol)
+  paths = jax.tree.leaves_with_path(wanted[2])
+  for (path, y), x in zip(paths, jax.tree.leaves(got[2]), strict=True):
+    error = np.linalg.norm(x - y)
+    assert error <= rtol * np.linalg.norm(y), jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize('name', _VARIANTS)
+def test_all_at_once(name):
+  """Loss and gradients, with each option on, against none."""
+  model, params, wanted = _made(name)
+  saving = _with(
+      model, logits_in_training=False, remat='attention', attention='blockwise'
+  )
+  got = _step(saving, params)
+  assert got[1].logits is None
+  assert got[1].hidden_states is None
+  _assert_same_step(got, wanted, rtol=2e-5)
+
+
+@pytest.mark.parametrize('name', ['Gemma4_E2B', 'Gemma4_26B_A4B'])
+@pytest.mark.parametrize('remat', ['block', 'dots'])
+def test_remat(name, remat):
+  model, params, wanted = _made(name)
+  got = _step(_with(model, remat=remat), params)
+  np.testing.assert_allclose(got[1].logits, wanted[1].logits, atol=1e-5)
+  _assert_same_step(got, wanted, rtol=1e-5)
+
+
+def test_remat_draws_the_same_dropout():
+  """In the forward pass, and again in the recomputed one."""
+  model, params, wanted = _made('Gemma4_E2B', dropout=0.5)
+  _assert_same_step(
+      _step(_with(model, remat='block'), params), wanted, rtol=1e-5
+  )
+  without = _made('Gemma4_E2B')[2]
+  assert abs(without[0] - wanted[0]) > 1e-3
+
+
+@pytest.mark.parametrize('name', _VARIANTS)
+def test_blockwise_attention(name):
+  """Logits of the tokens; those of padding look at nothing that counts."""
+  model, params, wanted = _made(name)
+  got = _step(_with(model, attention='blockwise'), params)
+  live = _tokens() > 0
+  np.testing.assert_allclose(
+      got[1].logits[live], wanted[1].logits[live], atol=2e-5
+  )
+  assert np.isfinite(got[1].logits).all()
+  _assert_same_step(got, wanted, rtol=2e-5)
+
+
+def test_blockwise_attention_under_a_mask():
+  """Of the user's: two rows packed in one, each with positions of its own."""
+  model, params, _ = _made('Gemma4_E2B')
+  model = _with(model, attention='blockwise')
+  segment = np.array([[0] * 8 + [1] * 12])
+  mask = np.tri(20, dtype=bool) & (segment[:, :, None] == segment[:, None])
+  positions = np.concatenate([np.arange(8), np.arange(12)])[None]
+  tokens = _tokens()[:1]
+  packed = model.apply(
+      {'params': params}, tokens, attention_mask=mask, positions=positions
+  ).logits
+  for part in (slice(0, 8), slice(8, 20)):
+    alone = model.apply({'params': params}, tokens[:, part]).logits
+    np.testing.assert_allclose(packed[:, part], alone, atol=2e-5)
+
+
+def test_samplers_and_evaluators_get_logits():
+  model, params, wanted = _made('Gemma4_E2B')
+  model = _with(model, logits_in_training=False)
+  call = functools.partial(model.apply, {'params': params}, _tokens())
+  sampling = call()
+  assert type(sampling).__name__ == 'Output'
+  assert not hasattr(sampling, 'head')
+  np.testing.assert_allclose(sampling.logits, wanted[1].logits, atol=1e-5)
+  evaluating = call(is_training_property=False)
+  np.testing.assert_allclose(evaluating.logits, wanted[1].logits, atol=1e-5)
+  assert evaluating.head.hidden.shape == (2, 20, model.config.embed_dim)
+  last = call(is_training_property=True, return_last_only=True)
+  assert last.logits.shape == (2, model.config.num_embed)
+  asked = call(is_training_property=True, return_hidden_states=True)
+  np.testing.assert_array_equal(asked.hidden_states, asked.head.hidden)
+
+
+def test_a_trained_embedding_is_what_the_head_has():
+  """`modules_to_save` puts a copy in the table's place: loss and gradient."""
+  base = training.shallow(g4.testing.Gemma4_E2B(dtype=jnp.float32))
+  model = g4.nn.LoRA(
+      rank=2, targets='q', modules_to_save='input_embedding', model=base
+  )
+  params = training.random_params(model)
+  wanted = _step(model, params)
+  got = _step(_with(model, logits_in_training=False), params)
+  _assert_same_step(got, wanted, rtol=2e-5)
+
+
+def test_the_trainer_with_every_option(tmp_path):
+  """The same losses as with none, and metrics that need no logits."""
+
+  def run(model, losses, **kwargs):
+    trainer = training.make_trainer(
+        model,
+        tmp_path / model.remat,
+        num_train_steps=3,
+        train_losses=losses,
+        **kwargs,
+    )
+    state, aux = trainer.train()
+    return aux.compute()
+
+  base = training.shallow(
+      g4.testing.Gemma4_E2B(tokens='batch.input', dtype=jnp.float32)
+  )
+  plain = g4.nn.LoRA(rank=2, model=base)
+  keys = dict(labels='batch.target')
+  wanted = run(
+      plain,
+      {
+          'xentropy': kd.losses.SoftmaxCrossEntropyWithIntLabels(
+              logits='preds.logits', **keys
+          )
+      },
+      train_metrics={
+          'accuracy': kd.metrics.Accuracy(logits='preds.logits', **keys)
+      },
+  )
+  keys['head'] = 'preds.head'
+  got = run(
+      _with(
+          plain,
+          logits_in_training=False,
+          remat='attention',
+          attention='blockwise',
+      ),
+      {'xentropy': g4.losses.SoftmaxCrossEntropyWithIntLabels(**keys)},
+      train_metrics={
+          'accuracy': g4.losses.Accuracy(**keys),
+          'perplexity': g4.losses.Perplexity(**keys),
+      },
+  )
+  np.testing.assert_allclose(
+      got.loss_values['xentropy'], wanted.loss_values['xentropy'], rtol=1e-5
+  )
+  metrics = got.metric_values
+  assert metrics['accuracy'] == wanted.metric_values['accuracy']
+  np.testing.assert_allclose(
+      metrics['perplexity'], np.exp(got.loss_values['xentropy']), rtol=1e-5
+  )
+
+
+@pytest.mark.parametrize(
+    'kwargs, message',
+    [
+        (dict(remat='blocks'), "remat='blocks'.*'none', 'block', 'attention'"),
+        (dict(attention='flash'), "attention='flash'.*'gemma' and 'blockwise'"),
+        (
+            dict(remat='attention'),
+            "attention='gemma' there is nothing to spare",
+        ),
+    ],
+)
+def test_unknown_settings(kwargs, message):
+  with pytest.raises(ValueError, match=message):
+    g4.nn.LoRA(rank=2, model=g4.testing.Gemma4_E2B(), **kwargs)
