@@ -38,6 +38,10 @@ def get_config():
           rank=16,
           alpha=32,
           model=gm.nn.Gemma4_E2B(tokens="batch.input"),
+          # Memory
+          logits_in_training=False,
+          remat="attention",
+          attention="blockwise",
       ),
       # Weights
       init_transform=g4.ckpts.SkipLoRA4(
@@ -48,8 +52,8 @@ def get_config():
       # Training
       num_train_steps=10_000,
       train_losses={
-          "xentropy": kd.losses.SoftmaxCrossEntropyWithIntLabels(
-              logits="preds.logits",
+          "xentropy": g4.losses.SoftmaxCrossEntropyWithIntLabels(
+              head="preds.head",
               labels="batch.target",
               mask="batch.loss_mask",
           ),

@@ -37,6 +37,7 @@ def get_config():
           rank=16,
           alpha=16,
           model=g4.testing.Gemma4_E2B(tokens="batch.input"),
+          logits_in_training=False,
       ),
       # Weights. Made on first use, in the layout of the released checkpoints.
       init_transform=g4.ckpts.SkipLoRA4(
@@ -45,8 +46,8 @@ def get_config():
       # Training
       num_train_steps=200,
       train_losses={
-          "xentropy": kd.losses.SoftmaxCrossEntropyWithIntLabels(
-              logits="preds.logits",
+          "xentropy": g4.losses.SoftmaxCrossEntropyWithIntLabels(
+              head="preds.head",
               labels="batch.target",
               mask="batch.loss_mask",
           ),
