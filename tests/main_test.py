@@ -8,7 +8,6 @@ import sys
 
 from absl import flags
 from absl import logging
-from absl.testing import flagsaver
 from gemma import gm
 import jax
 import jax.numpy as jnp
@@ -43,11 +42,17 @@ def _run_command(capsys, monkeypatch):
     monkeypatch.setattr(sys, 'argv', ['gemma4_lora', *args])
     code = 0
     capsys.readouterr()
-    with flagsaver.flagsaver():
-      try:
-        main.main(flags.FLAGS(sys.argv))
-      except SystemExit as e:
-        code = int(e.code or 0)
+    defined = set(flags.FLAGS)
+    try:
+      main.main(flags.FLAGS(sys.argv))
+    except SystemExit as e:
+      code = int(e.code or 0)
+    finally:  # `flagsaver` cannot save the flag of a config that is not given.
+      for name in set(flags.FLAGS) - defined:
+        delattr(flags.FLAGS, name)
+      for name in defined:
+        if flags.FLAGS[name].present:
+          flags.FLAGS[name].unparse()
     return _Done(code, *capsys.readouterr())
 
   yield run

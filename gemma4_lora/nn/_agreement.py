@@ -17,7 +17,7 @@ from gemma4_lora.nn import _views
 _NUM_TOKENS = 16
 # Of the logits' own size: what fusing may change, by rounding, in any case.
 _TOLERANCE = {'float32': 1e-3, 'float64': 1e-3}
-_TOLERANCE_ROUNDED = 0.1
+_TOLERANCE_ROUNDED = 0.02
 # Times what a last bit of the weights changes: activations are rounded, too.
 _ROUNDING = 4
 # Of what LoRA changes in a weight: what may be missing of it once it is fused.

@@ -180,7 +180,7 @@ def test_gemma_opens_what_fuse_params_gives(tmp_path, case, full, request):
   model = g4.nn.LoRA(rank=2, alpha=4, model=_base(name), **settings)
   run = Run(tmp_path, model, full=full)
   run.export(tmp_path / 'out')
-  assert read is None or len(read) > 100
+  assert read is None or len(read) > 20
   want = g4.nn.fuse_params(model, run.params)
   shapes = jax.tree.map(
       lambda x: jnp.zeros(x.shape, x.dtype), _as_released(want)
@@ -253,7 +253,7 @@ def test_fused_safetensors_are_what_fuse_params_gives(tmp_path, name, request):
   model = g4.nn.LoRA(rank=2, model=ref.model, targets=targets.get(name, 'text'))
   run = Run(tmp_path, model, base=hf_reference.TESTDATA / name)
   run.export(tmp_path / 'out', format='hf')
-  assert read is None or len(read) > 100
+  assert read is None or len(read) > 20
   want = g4.nn.fuse_params(model, run.params)
   state = states.wrap(
       jax.tree.map(

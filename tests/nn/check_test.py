@@ -161,9 +161,9 @@ def _rounded():
 def test_rounding_of_a_large_lora_is_no_problem(rounded):
   """Logits are as far apart as a last bit of the weights makes them."""
   model, params = rounded
-  large = _with(params, lambda k, x: 8 * x if k.endswith('.b') else x)
+  large = _with(params, lambda _, x: x + 0.5)
   report = g4.nn.check(model, large)
-  assert report.logits['adapter_vs_fused'] > 0.1
+  assert report.logits['adapter_vs_fused'] > 0.02
   assert report.ok, report.problems
   assert 'So is rounding to bfloat16' in str(report)
   # Which does not hide the scale of another alpha.
@@ -199,7 +199,7 @@ def test_fused_weights_of_another_shape(sound):
   other = fused['layer_1']['mlp']['linear'][:, :1]
   fused['layer_1']['mlp']['linear'] = other
   (problem,) = _agreement.not_fused(model, *peft.split_params(params), fused)
-  assert 'layer_1.mlp.linear has shape (80, 1), not' in problem
+  assert 'layer_1.mlp.linear has shape (56, 1), not' in problem
 
 
 def test_without_the_base(sound):
