@@ -27,11 +27,15 @@ python -m gemma4_lora check --cfg=… --cfg.workdir=/tmp/run --peft=/tmp/lora
 
 says whether the run's LoRA changes the model and is all there, in the run and in
 the folder. Either may be left out. It exits with 1 if not.
+
+Whatever a command lacks or cannot do is a line on stderr, and exit status 1.
 """
 
 from collections.abc import Sequence
 import difflib
+import pathlib
 import sys
+import traceback
 from typing import Any
 
 from absl import app
@@ -74,6 +78,18 @@ _PEFT = flags.DEFINE_string('peft', None, 'check: a PEFT folder.')
 
 
 def main(argv: Sequence[str]) -> None:
+  """Runs a command; what the user has to change is one line and no traceback."""
+  try:
+    _main(argv)
+  except (app.UsageError, ValueError, OSError) as e:
+    if not isinstance(e, app.UsageError) and not _is_ours(e):
+      raise
+    notes = getattr(e, '__notes__', [])  # Where in the config, by `konfig`.
+    print('\n'.join([f'gemma4_lora: {e}', *notes]), file=sys.stderr)
+    sys.exit(1)
+
+
+def _main(argv: Sequence[str]) -> None:
   names = argv[1:]
   if len(names) != 1 or names[0] not in _COMMANDS:
     close = difflib.get_close_matches(' '.join(names), _COMMANDS)
@@ -86,6 +102,19 @@ def main(argv: Sequence[str]) -> None:
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)  # Orbax has much to say.
   _COMMANDS[names[0]]()
+
+
+def _is_ours(e: BaseException | None) -> bool:
+  """Whether this package raised an error, rather than what it calls."""
+  folder = pathlib.Path(__file__).parent
+  while e is not None:
+    *_, last = traceback.extract_tb(e.__traceback__)
+    if folder in pathlib.Path(last.filename).parents:
+      return True
+    e = (
+        e.__cause__
+    )  # `konfig` adds where in the config it was, and raises anew.
+  return False
 
 
 def _summary() -> None:

@@ -6,7 +6,6 @@ from gemma4_lora import _gemma4
 from gemma4_lora import _leaves
 from gemma4_lora import _linears
 from gemma4_lora import g4
-from gemma4_lora.hf import _weights
 from tests import hf_reference
 from tests import training
 
@@ -55,20 +54,3 @@ def test_hugging_face_has_the_vision_leaves_under_these_names():
   for leaf in leaves:
     for name in leaf.hf_tensors:
       assert f'model.{name}' in stored, leaf.name
-
-
-@pytest.mark.parametrize('cls', _gemma4.RELEASED)
-def test_names_are_those_by_which_base_weights_are_read(cls):
-  config = cls(text_only=False).config
-  read, _ = _weights.other_names(config)
-  read |= dict([_weights.PER_LAYER_EMBEDDINGS, _weights.POSITIONS])
-  read |= {
-      f'{_weights.VISION_BLOCK}.{ours}': (
-          f'vision_tower.encoder.layers.0.{theirs}'
-      )
-      for ours, theirs in _weights.VISION_LAYER.items()
-  }
-  leaves = [x for x in _leaves.leaves(config) if x.hf_tensors]
-  assert len(leaves) > 100
-  for leaf in leaves:
-    assert read[leaf.path] == leaf.hf_tensors[0]

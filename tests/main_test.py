@@ -1,35 +1,66 @@
-"""Commands, as a shell runs them."""
+"""Commands: one as a shell runs it, the others in this process, which is faster."""
 
+import dataclasses
 import os
 import pathlib
 import subprocess
 import sys
 
+from absl import flags
+from absl import logging
 from gemma import gm
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gemma4_lora import __main__ as main
 from gemma4_lora import g4
+from tests import sampling
 from tests.ckpts import export_test
 
 _ROOT = pathlib.Path(__file__).parent.parent
-_CONFIG = '--cfg=configs/gemma4_e2b_lora_mtnt.py'
+_CONFIG = f'--cfg={_ROOT}/configs/gemma4_e2b_lora_mtnt.py'
 
 
-def _run(*args):
-  return subprocess.run(
-      [sys.executable, '-m', 'gemma4_lora', *args],
-      cwd=_ROOT,
-      capture_output=True,
-      text=True,
-      check=False,
-  )
+@dataclasses.dataclass(frozen=True)
+class _Done:
+  """What a command left: as `subprocess.run`."""
+
+  returncode: int
+  stdout: str
+  stderr: str
 
 
-def test_summary_of_a_config_with_an_override():
-  done = _run('summary', _CONFIG, '--cfg.model.rank=8')
+@pytest.fixture(name='run_command')
+def _run_command(capsys, monkeypatch):
+  """Runs a command in this process, with flags of its own."""
+  verbosity = logging.get_verbosity()
+
+  def run(*args):
+    # The flag of the config looks there for its overrides.
+    monkeypatch.setattr(sys, 'argv', ['gemma4_lora', *args])
+    code = 0
+    capsys.readouterr()
+    defined = set(flags.FLAGS)
+    try:
+      main.main(flags.FLAGS(sys.argv))
+    except SystemExit as e:
+      code = int(e.code or 0)
+    finally:  # `flagsaver` cannot save the flag of a config that is not given.
+      for name in set(flags.FLAGS) - defined:
+        delattr(flags.FLAGS, name)
+      for name in defined:
+        if flags.FLAGS[name].present:
+          flags.FLAGS[name].unparse()
+    return _Done(code, *capsys.readouterr())
+
+  yield run
+  logging.set_verbosity(verbosity)
+
+
+def test_summary_of_a_config_with_an_override(run_command):
+  done = run_command('summary', _CONFIG, '--cfg.model.rank=8')
   assert done.returncode == 0, done.stderr
   assert '13,166,592 trainable' in done.stdout  # Half of rank 16.
 
@@ -75,24 +106,66 @@ def _trained(tmp_path_factory):
 
 
 def test_fuse_a_run(run, tmp_path):
+  """In a shell. gemma opens what is written, and says what the run says."""
   run, cfg = run
   out = tmp_path / 'out'
   out.mkdir()
-  done = _run('fuse', *cfg, f'--out={out}', '--overwrite', '--step=3')
+  done = subprocess.run(
+      [
+          *(sys.executable, '-m', 'gemma4_lora', 'fuse', *cfg),
+          *(f'--out={out}', '--overwrite', '--step=3'),
+      ],
+      cwd=_ROOT,
+      capture_output=True,
+      text=True,
+      check=False,
+  )
   assert done.returncode == 0, done.stderr
   assert 'LoRA in 6 of them' in done.stdout
-  got = gm.ckpts.load_params(out)['layer_5']['attn']['q_einsum']['w']
+  got = gm.ckpts.load_params(out)
   want = g4.nn.fuse_params(run.model, run.params)
-  want = want['layer_5']['attn']['q_einsum']['w']
-  np.testing.assert_array_equal(np.asarray(got), np.asarray(want))
+  np.testing.assert_array_equal(
+      np.asarray(got['layer_5']['attn']['q_einsum']['w']),
+      np.asarray(want['layer_5']['attn']['q_einsum']['w']),
+  )
+  said = sampling.chat(run.model, run.params)
+  assert sampling.chat(run.model.model, got) == said
+  base = gm.ckpts.load_params(run.released)
+  assert sampling.chat(run.model.model, base) != said
 
 
-def test_export_a_run_as_peft(run, tmp_path):
+def test_what_does_not_fit_is_a_line_and_no_traceback(
+    run, tmp_path, run_command
+):
+  _, cfg = run
+  out = tmp_path / 'out'
+  out.mkdir()
+  for args, message in (
+      ((), f'gemma4_lora fuse: {out} exists. Give another path'),
+      (('--overwrite', '--cfg.model.rank=3'), 'rank= of '),
+      (('--overwrite', '--step=7'), 'Available steps: [3]'),
+      (('--overwrite', '--cfg.model.rank=0'), 'rank'),
+  ):
+    done = run_command('fuse', *cfg, f'--out={out}', *args)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert 'Traceback' not in done.stderr
+
+
+def test_what_others_raise_keeps_its_traceback(run, run_command, tmp_path):
+  _, cfg = run
+  with pytest.raises(TypeError, match='not_a_field'):
+    run_command(
+        'fuse', *cfg, f'--out={tmp_path}/o', '--cfg.model.not_a_field=1'
+    )
+
+
+def test_export_a_run_as_peft(run, tmp_path, run_command):
   run, cfg = run
-  done = _run('export', *cfg, f'--out={tmp_path / "lora"}')
+  done = run_command('export', *cfg, f'--out={tmp_path / "lora"}')
   assert done.returncode == 0, done.stderr
   # And it is what it should be.
-  checked = _run('check', *cfg, f'--peft={tmp_path / "lora"}')
+  checked = run_command('check', *cfg, f'--peft={tmp_path / "lora"}')
   assert checked.returncode == 0, checked.stdout + checked.stderr
   assert 'OK: all 6 projections are there' in checked.stdout
   lora = g4.hf.load_peft(tmp_path / 'lora', model=run.model.model)
@@ -111,19 +184,19 @@ def test_export_a_run_as_peft(run, tmp_path):
         (('export',), '--out=... is missing'),
     ],
 )
-def test_what_a_command_lacks(args, message):
-  done = _run(*args, _CONFIG)
-  assert done.returncode != 0
-  assert message in done.stdout + done.stderr
+def test_what_a_command_lacks(args, message, run_command):
+  done = run_command(*args, _CONFIG)
+  assert done.returncode == 1
+  assert message in done.stderr
 
 
-def test_a_misspelt_command():
-  done = _run('sumary', _CONFIG)
-  assert done.returncode != 0
-  assert "Did you mean 'summary'?" in done.stdout + done.stderr
+def test_a_misspelt_command(run_command):
+  done = run_command('sumary', _CONFIG)
+  assert done.returncode == 1
+  assert "Did you mean 'summary'?" in done.stderr
 
 
-def test_without_a_config():
-  done = _run('summary')
-  assert done.returncode != 0
-  assert '--cfg=... is missing' in done.stdout + done.stderr
+def test_without_a_config(run_command):
+  done = run_command('summary')
+  assert done.returncode == 1
+  assert '--cfg=... is missing' in done.stderr

@@ -41,11 +41,32 @@ def checksums(leaves: Mapping[str, Any]) -> dict[str, str]:
   return {name: f'{x:08x}' for name, x in zip(taken, sums, strict=True)}
 
 
-def checksum_as(array: np.ndarray, dtype: np.dtype) -> str:
-  """Returns the checksum of an array of numpy in another dtype; no copy of it."""
-  ((values, index, positions),) = _take(array)
-  values = values[np.ix_(*index)] if index else values
-  return f'{_hash(values.astype(dtype), None, positions) % 2**32:08x}'
+class RowsChecksum:
+  """The checksum of an array of which rows are seen after one another."""
+
+  def __init__(self, shape: tuple[int, ...], dtype: np.dtype):
+    """Creates it.
+
+    Args:
+      shape: Of the whole array.
+      dtype: In which it is to be, whatever its rows come in.
+    """
+    self._dtype = dtype
+    self._index = _index(shape)
+    self._positions = _positions(self._index, _strides(shape))
+    self._sum = 0
+
+  def add(self, start: int, rows: np.ndarray) -> None:
+    """Takes rows in; no copy of them."""
+    first, *others = self._index or [np.zeros(1, np.int64)]
+    here = (first >= start) & (first < start + len(np.atleast_1d(rows)))
+    values = np.atleast_1d(rows)[np.ix_(first[here] - start, *others)]
+    positions = np.atleast_1d(self._positions)[here]
+    self._sum += _hash(values.astype(self._dtype), None, positions)
+
+  @property
+  def value(self) -> str:
+    return f'{self._sum % 2**32:08x}'
 
 
 def _take(leaf: Any) -> Iterator[tuple[Any, Any, np.ndarray]]:
@@ -60,11 +81,7 @@ def _take(leaf: Any) -> Iterator[tuple[Any, Any, np.ndarray]]:
     Entries on a device or the host; where they still are to be picked from, the
     index; positions.
   """
-  index = [
-      np.linspace(0, n - 1, count).round().astype(np.int64)
-      for n, count in zip(leaf.shape, _counts(leaf.shape), strict=True)
-  ]
-  strides = [math.prod(leaf.shape[d + 1 :]) for d in range(leaf.ndim)]
+  index, strides = _index(leaf.shape), _strides(leaf.shape)
   if not isinstance(leaf, jax.Array):
     yield np.asarray(leaf), tuple(index), _positions(index, strides)
     return
@@ -89,6 +106,18 @@ def _take(leaf: Any) -> Iterator[tuple[Any, Any, np.ndarray]]:
 @jax.jit
 def _pick(array: jax.Array, index: tuple[jax.Array, ...]) -> jax.Array:
   return array[jnp.ix_(*index)] if index else array
+
+
+def _index(shape: tuple[int, ...]) -> list[np.ndarray]:
+  """Which places to look at along each axis."""
+  return [
+      np.linspace(0, n - 1, count).round().astype(np.int64)
+      for n, count in zip(shape, _counts(shape), strict=True)
+  ]
+
+
+def _strides(shape: tuple[int, ...]) -> list[int]:
+  return [math.prod(shape[d + 1 :]) for d in range(len(shape))]
 
 
 def _counts(shape: tuple[int, ...]) -> list[int]:

@@ -180,12 +180,18 @@ def _write_safetensors(
       },
       max_bytes=max_shard_bytes,
   )
-  for group in fused.read(leaves):
+  by_rows = {k for k, some in parts.items() if all(x.by_rows for x in some)}
+  for group in fused.read(leaves, in_pieces=by_rows):
     while group:
-      leaf, array = group.pop()
+      leaf, value = group.pop()
+      if isinstance(value, _fused_leaves.Pieces):
+        for first, rows in value.pieces:
+          for part in parts[leaf.path]:
+            writer.write(part.name, part.take(rows), first=first)
+        continue
       for part in parts[leaf.path]:
-        writer.write(part.name, part.take(array))
-      del array
+        writer.write(part.name, part.take(value))
+      del value
   name = _to_tensors.class_name(shapes)
   copied = _copy_others(run, folder)
   if copied:

@@ -1,12 +1,14 @@
 """The leaves of a fused model, one after the other: never two models in memory.
 
 A leaf is read, what LoRA adds is added, and it is handed on. Small leaves are
-read together, as reading one by one is slow.
+read together, as reading one by one is slow; large ones come in pieces.
 """
 
+from collections.abc import Collection
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+import ctypes
 import dataclasses
 import gc
 import math
@@ -22,18 +24,45 @@ from gemma4_lora.ckpts import _checksums
 from gemma4_lora.ckpts import _fingerprint
 from gemma4_lora.ckpts import _hf_source
 from gemma4_lora.ckpts import _layouts
+from gemma4_lora.ckpts import _rows
 from gemma4_lora.ckpts import _run
 from gemma4_lora.ckpts import _sources
 from gemma4_lora.ckpts import _trees
 from gemma4_lora.nn import _fuse
+from gemma4_lora.nn import _init
 from gemma4_lora.nn import _init_from_base
 
 # What is read at once of small leaves; a larger leaf is read alone.
 _GROUP_BYTES = 2**26
-# Of a leaf of many experts or layers, what is fused at once.
-_BLOCK_BYTES = 2**26
+# Of a large leaf, what is read, fused and written at once, and a part of that
+# which a piece has a whole number of.
+_PIECE_BYTES = 2**26
+_PART_BYTES = 2**24
 
-Group = list[tuple[_run.BaseLeaf, np.ndarray]]
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pieces:
+  """A leaf of which some rows are in memory at a time.
+
+  Attributes:
+    shape: Of the leaf.
+    dtype: Of the leaf.
+    part: Each piece but the last has a multiple of so many rows.
+    pieces: The first row of each, and its rows. To be gone through once.
+  """
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  part: int
+  pieces: Iterator[tuple[int, np.ndarray]]
+
+  @property
+  def size(self) -> int:
+    """Number of entries."""
+    return math.prod(self.shape)
+
+
+Group = list[tuple[_run.BaseLeaf, np.ndarray | Pieces]]
 
 
 class FusedLeaves:
@@ -63,22 +92,87 @@ class FusedLeaves:
     """How many leaves LoRA changes."""
     return len(self._changes)
 
-  def read(self, leaves: Sequence[_run.BaseLeaf]) -> Iterator[Group]:
+  def read(
+      self, leaves: Sequence[_run.BaseLeaf], *, in_pieces: Collection[str] = ()
+  ) -> Iterator[Group]:
     """Yields leaves with their values, small ones together.
 
     Args:
       leaves: Some of the run's.
+      in_pieces: Paths of leaves that may come as `Pieces`.
 
     Raises:
       ValueError: A leaf is not what LoRA was trained on.
     """
     for group in _groups(leaves):
-      large = sum(map(_size, group)) >= _GROUP_BYTES
-      yield list(self._read(group))
-      if large:
-        gc.collect()  # Orbax keeps what it read in cycles of references.
+      if sum(map(_size, group)) < _GROUP_BYTES:
+        yield list(self._read(group))
+      else:
+        yield from self._read_large(group, in_pieces)
+      _give_back()
 
-  def _read(self, group: Sequence[_run.BaseLeaf]) -> Group:
+  def _read_large(
+      self, group: Sequence[_run.BaseLeaf], in_pieces: Collection[str]
+  ) -> Iterator[Group]:
+    """Yields the leaves of one array in one group, or as they are read."""
+    place = group[0].place
+    is_stacked = place is not None and place.stored.index is not None
+    rows = None
+    if place is not None and (
+        is_stacked or self._by_rows(group[0], place, in_pieces)
+    ):
+      place.source.check({place.stored.key}, who=self._who)
+      rows = place.source.open_rows(place.stored.key)
+    if rows is None or place is None:
+      yield list(self._read(group))
+    elif is_stacked:
+      for leaf in sorted(group, key=_index):
+        array = rows.read(_index(leaf), _index(leaf) + 1)[0]
+        yield [(leaf, self._value(leaf, place, array))]
+        del array
+    else:
+      yield [(group[0], self._in_pieces(group[0], place, rows))]
+
+  def _by_rows(
+      self, leaf: _run.BaseLeaf, place: _run.Place, in_pieces: Collection[str]
+  ) -> bool:
+    """Whether a leaf can be fused piece by piece, and may come so."""
+    if leaf.path not in in_pieces or not leaf.shape:
+      return False
+    change = self._changes.get(leaf.path)
+    if change is None:
+      return True
+    return change.by_rows and not self._is_residual(place, change)
+
+  def _in_pieces(
+      self, leaf: _run.BaseLeaf, place: _run.Place, rows: _rows.Rows
+  ) -> Pieces:
+    row_bytes = max(1, _size(leaf) // leaf.shape[0])
+    part = max(1, _PART_BYTES // row_bytes)
+    step = part * max(1, _PIECE_BYTES // (part * row_bytes))
+
+    def pieces():
+      change = self._changes.get(leaf.path)
+      checksum = _checksums.RowsChecksum(leaf.shape, leaf.model_dtype)
+      for start in range(0, leaf.shape[0], step):
+        stop = min(start + step, leaf.shape[0])
+        array = rows.read(start, stop)
+        if change is not None:
+          array = array.astype(leaf.model_dtype, copy=False)
+        checksum.add(start, array)
+        array = array.astype(leaf.dtype, copy=False)
+        if change is not None and not self._unfused:
+          array = np.asarray(change.rows(start, stop).fuse(jnp.asarray(array)))
+        yield start, array
+      self._check(leaf, place, checksum.value)
+
+    return Pieces(
+        shape=leaf.shape, dtype=leaf.dtype, part=part, pieces=pieces()
+    )
+
+  def _read(
+      self, group: Sequence[_run.BaseLeaf]
+  ) -> list[tuple[_run.BaseLeaf, np.ndarray]]:
     keys: dict[_sources.Source, set[_trees.Path]] = {}
     for leaf in group:
       if leaf.place is not None:
@@ -105,37 +199,41 @@ class FusedLeaves:
   ) -> np.ndarray:
     change = self._changes.get(leaf.path)
     if change is None:
-      self._check(leaf, place, array)
+      self._check(leaf, place, _checksum(leaf, array))
       return array.astype(leaf.dtype, copy=False)
     # As the run had it.
     array = array.astype(leaf.model_dtype, copy=False)
-    if place.released and change.branches:
-      # Of all other starts, the same array.
+    if self._is_residual(place, change):
       new = _init_from_base.residual(
           self._run.model, leaf.path, jnp.asarray(array)
       )
       array = np.asarray(new)
-    self._check(leaf, place, array)
+    self._check(leaf, place, _checksum(leaf, array))
     if self._unfused:
       return array
     array = array.astype(leaf.dtype, copy=False)
-    blocks = list(_blocks(change, array))
-    if len(blocks) == 1:
+    # What fusing needs in float32 is then a piece.
+    step = len(array) if array.ndim else 1
+    if change.by_rows:
+      step = max(1, step * _PIECE_BYTES // max(array.nbytes, 1))
+    if not array.ndim or step >= len(array):
       return np.asarray(change.fuse(jnp.asarray(array)))
     array = array if array.flags.writeable else array.copy()
-    for part, block in blocks:
-      array[part] = np.asarray(block.fuse(jnp.asarray(array[part])))
+    for start in range(0, len(array), step):
+      rows = change.rows(start, start + step)
+      some = jnp.asarray(array[start : start + step])
+      array[start : start + step] = np.asarray(rows.fuse(some))
     return array
 
-  def _check(
-      self, leaf: _run.BaseLeaf, place: _run.Place, array: np.ndarray
-  ) -> None:
-    """Compares a leaf with what the run says of it."""
+  def _is_residual(self, place: _run.Place, change: _fuse.Change) -> bool:
+    """Whether PiSSA or OLoRA has yet to change a released leaf."""
+    init = getattr(self._run.model, 'init_lora_weights', 'default')
+    return place.released and bool(change.branches) and _init.is_from_base(init)
+
+  def _check(self, leaf: _run.BaseLeaf, place: _run.Place, new: str) -> None:
+    """Compares the checksum of a leaf with what the run says of it."""
     old = self._checksums.get(leaf.path)
-    if old is None:
-      return
-    new = _checksums.checksum_as(array, leaf.model_dtype)
-    if new == old:
+    if old is None or new == old:
       return
     init = getattr(self._run.model, 'init_lora_weights', 'default')
     if place.released and leaf.path in self._changes and init != 'default':
@@ -153,6 +251,18 @@ class FusedLeaves:
         f' {old} in the run, {new} in {place.source.path}). Give init_transform='
         ' the checkpoint that the run started from.'
     )
+
+
+def _give_back() -> None:
+  """Gives memory back to the system, of which a leaf has just been freed.
+
+  Orbax keeps what it read in cycles of references, and glibc what was freed: an
+  arena for each of many threads.
+  """
+  gc.collect()
+  trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
+  if trim is not None:
+    trim(0)
 
 
 def _arrays(
@@ -228,7 +338,10 @@ def check_settings(
 def _groups(
     leaves: Sequence[_run.BaseLeaf],
 ) -> Iterator[list[_run.BaseLeaf]]:
-  """Yields leaves that are read together, arrays of several never apart."""
+  """Yields leaves that are read together, arrays of several never apart.
+
+  What has _GROUP_BYTES or more is one array.
+  """
   by_array: dict[Any, list[_run.BaseLeaf]] = {}
   for leaf in leaves:
     key: Any = leaf.path
@@ -238,7 +351,7 @@ def _groups(
   group, total = [], 0
   for same in by_array.values():
     size = sum(map(_size, same))
-    if group and total + size > _GROUP_BYTES:
+    if group and total + size >= _GROUP_BYTES:
       yield group
       group, total = [], 0
     group += same
@@ -251,32 +364,13 @@ def _size(leaf: _run.BaseLeaf) -> int:
   return math.prod(leaf.shape) * leaf.dtype.itemsize
 
 
-def _blocks(
-    change: _fuse.Change, array: np.ndarray
-) -> Iterator[tuple[slice, _fuse.Change]]:
-  """Yields pieces of a leaf whose first axis is experts or layers.
+def _index(leaf: _run.BaseLeaf) -> int:
+  """Row of a leaf in an array of several."""
+  assert leaf.place is not None and leaf.place.stored.index is not None
+  return leaf.place.stored.index
 
-  What fusing needs in float32 is then a piece.
-  """
-  count = len(array) if array.ndim else 1
-  whole = bool(change.copies) or any(
-      0 not in view.row.batch_axes for view in change.branches
-  )
-  step = max(1, count * _BLOCK_BYTES // max(array.nbytes, 1))
-  if whole or step >= count:
-    yield slice(None), change
-    return
-  for start in range(0, count, step):
-    part = slice(start, min(start + step, count))
-    yield part, dataclasses.replace(
-        change,
-        branches=tuple(
-            dataclasses.replace(
-                view,
-                lora_a=view.lora_a[part],
-                lora_b=view.lora_b[part],
-                lora_m=None if view.lora_m is None else view.lora_m[part],
-            )
-            for view in change.branches
-        ),
-    )
+
+def _checksum(leaf: _run.BaseLeaf, array: np.ndarray) -> str:
+  checksum = _checksums.RowsChecksum(array.shape, leaf.model_dtype)
+  checksum.add(0, array)
+  return checksum.value

@@ -10,6 +10,7 @@ from etils import epath
 import numpy as np
 
 from gemma4_lora.ckpts import _layouts
+from gemma4_lora.ckpts import _rows
 from gemma4_lora.ckpts import _source
 from gemma4_lora.ckpts import _trees
 from gemma4_lora.hf import _weights
@@ -34,6 +35,23 @@ class HuggingFaceSource(_source.Source):
     They are copies: an array of jax must not depend on a file that may change.
     """
     return {key: np.array(self.weights[key].read()) for key in args}
+
+  def open_rows(self, key: _trees.Path) -> _rows.Rows | None:
+    """See `Source`."""
+    # Of several tensors the array would be put together for each row.
+    leaf = self.weights[key]
+    return _MappedRows(leaf) if len(leaf.tensors) == 1 else None
+
+
+@dataclasses.dataclass(frozen=True)
+class _MappedRows:
+  """A tensor, of which no more is mapped than what is read at once."""
+
+  leaf: _weights.Leaf
+
+  def read(self, start: int, stop: int) -> np.ndarray:
+    """See `Rows`."""
+    return np.array(self.leaf.read()[start:stop])
 
 
 def open_source(path: epath.Path, *, who: str) -> HuggingFaceSource:

@@ -41,7 +41,7 @@ def check(
         f'{who}: {_locate.METADATA} of the checkpoint is damaged or cut short:'
         f' {directory}. Copy or download it again.'
     ) from e
-  if metadata.get('use_ocdbt', (directory / _MANIFEST).exists()):
+  if metadata.get('use_ocdbt', has_index(directory)):
     if names is None:
       _check_ocdbt(directory, who=who)
   elif names is not None:
@@ -50,18 +50,44 @@ def check(
     _check_folders(directory, names, is_full=is_full, who=who)
 
 
+def has_index(directory: epath.Path) -> bool:
+  """Whether all arrays share files, with an index of what is where."""
+  return (directory / _MANIFEST).exists()
+
+
+def kvstore(directory: epath.Path) -> Any:
+  """Returns the folder of a checkpoint, as tensorstore says it."""
+  path = f'{directory}/'
+  return path if '://' in path else {'driver': 'file', 'path': path}
+
+
+def places(
+    directory: epath.Path, keys: set[str]
+) -> dict[str, tuple[epath.Path, int]]:
+  """Returns file and offset of values in the index, of those that are there.
+
+  Args:
+    directory: The folder of the arrays.
+    keys: For example `layer_0.attn.q_einsum.w/0.0.0`, the chunk of an array.
+  """
+  found = {}
+  for entry in _entries(ts.KvStore.open(kvstore(directory)).result()):
+    key = entry.get('key', b'').decode(errors='replace')
+    if key in keys and 'indirect_value' in entry:
+      name, offset, _ = _split(entry['indirect_value'])
+      found[key] = directory / name, offset
+  return found
+
+
 def _check_ocdbt(directory: epath.Path, *, who: str) -> None:
   """Compares the files' sizes to what the index says that they hold."""
-  if not (directory / _MANIFEST).exists():
+  if not has_index(directory):
     raise ValueError(
         f'{who}: {directory} is half-written: it has no {_MANIFEST}, which'
         ' Orbax writes when all data is there.'
     )
-  spec = f'{directory}/'
-  if '://' not in spec:
-    spec = {'driver': 'file', 'path': spec}
   try:
-    ends = _file_ends(ts.KvStore.open(spec).result())
+    ends = _file_ends(ts.KvStore.open(kvstore(directory)).result())
   except (ValueError, OSError) as e:
     raise ValueError(
         f'{who}: the index of the checkpoint is damaged or cut short:'
@@ -81,28 +107,30 @@ def _check_ocdbt(directory: epath.Path, *, who: str) -> None:
 def _file_ends(base: ts.KvStore) -> dict[str, int]:
   """Returns, by data file, the byte at which its last value ends."""
   ends: dict[str, int] = {}
-  for location in _locations(base):
-    # "value:<folder>:<file>:<offset>:<length>"
-    _, folder, file, offset, length = location.split(':')
-    name = f'{folder}{file}'
-    ends[name] = max(ends.get(name, 0), int(offset) + int(length))
+  for entry in _entries(base):
+    for kind in ('location', 'indirect_value'):
+      if kind in entry:
+        name, offset, length = _split(entry[kind])
+        ends[name] = max(ends.get(name, 0), offset + length)
   return ends
 
 
-def _locations(base: ts.KvStore) -> Iterator[str]:
-  """Yields where all nodes and values of the database are."""
+def _split(location: str) -> tuple[str, int, int]:
+  """Returns file, offset and length of "value:<folder>:<file>:<offset>:<length>"."""
+  _, folder, file, offset, length = location.split(':')
+  return f'{folder}{file}', int(offset), int(length)
+
+
+def _entries(base: ts.KvStore) -> Iterator[dict[str, Any]]:
+  """Yields the entries of all nodes of the database, the root's first."""
   manifest = ts.ocdbt.dump(base).result()
-  root = manifest['versions'][-1]['root']
-  todo = [root['location']] if 'location' in root else []
+  todo = [manifest['versions'][-1]['root']]
   while todo:
-    location = todo.pop()
-    yield location
-    node: Any = ts.ocdbt.dump(base, location).result()
-    for entry in node['entries']:
-      if 'location' in entry:
-        todo.append(entry['location'])
-      elif 'indirect_value' in entry:
-        yield entry['indirect_value']
+    entry = todo.pop()
+    yield entry
+    if 'location' in entry:
+      node: Any = ts.ocdbt.dump(base, entry['location']).result()
+      todo += node['entries']
 
 
 def _check_folders(

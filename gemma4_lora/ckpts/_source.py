@@ -9,6 +9,7 @@ from typing import Any
 from etils import epath
 
 from gemma4_lora.ckpts import _layouts
+from gemma4_lora.ckpts import _rows
 from gemma4_lora.ckpts import _trees
 
 
@@ -48,6 +49,14 @@ class Source(abc.ABC):
 
     Returns:
       The arrays, by path in the file.
+    """
+
+  @abc.abstractmethod
+  def open_rows(self, key: _trees.Path) -> _rows.Rows | None:
+    """Opens one array to be read row by row; None if that saves no memory.
+
+    Args:
+      key: Path of the array in the file.
     """
 
 

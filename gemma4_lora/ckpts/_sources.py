@@ -14,6 +14,7 @@ from gemma4_lora.ckpts import _hf_source
 from gemma4_lora.ckpts import _integrity
 from gemma4_lora.ckpts import _layouts
 from gemma4_lora.ckpts import _locate
+from gemma4_lora.ckpts import _rows
 from gemma4_lora.ckpts import _source
 from gemma4_lora.ckpts import _trees
 
@@ -55,6 +56,10 @@ class OrbaxSource(Source):
         args=ocp.args.PyTreeRestore(item=item, restore_args=restore_args),
     )
     return {k: v for k, v in _trees.flatten(restored).items() if k in args}
+
+  def open_rows(self, key: _trees.Path) -> _rows.Rows | None:
+    """See `Source`."""
+    return _rows.open_rows(self.path, _trees.get_at(self.tree, key).name)
 
 
 def open_source(path: epath.PathLike, *, step: int = -1, who: str) -> Source:

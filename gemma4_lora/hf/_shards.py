@@ -53,21 +53,31 @@ class ShardWriter:
     if len(shards) > 1:
       self._write_index(folder)
 
-  def write(self, name: str, array: np.ndarray) -> None:
+  def write(
+      self, name: str, array: np.ndarray, *, first: int | None = None
+  ) -> None:
     """Writes the data of a tensor; memory for a copy only if it is transposed.
+
+    Args:
+      name: Of the tensor.
+      array: All of it.
+      first: If it is only some rows: the first of them.
 
     Raises:
       ValueError: It is not as announced.
     """
     shape, dtype = self._specs[name]
-    if array.shape != shape or array.dtype != dtype:
+    fits = array.shape == shape
+    if first is not None:
+      fits = array.shape[1:] == shape[1:] and first + len(array) <= shape[0]
+    if not fits or array.dtype != dtype:
       raise ValueError(
           f'{name} is {array.dtype}{list(array.shape)}, announced as'
           f' {dtype}{list(shape)}.'
       )
     file, offset = self._places[name]
     with file.open('r+b') as f:
-      f.seek(offset)
+      f.seek(offset + (num_bytes((first, *shape[1:]), dtype) if first else 0))
       # As bytes: the buffers of numpy know no bfloat16.
       f.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 

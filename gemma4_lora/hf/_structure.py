@@ -101,8 +101,7 @@ def _kv_heads(
 
 def _vision(shapes: Shapes) -> _gemma4.VisionEncoder | None:
   prefix = 'vision_tower.encoder.layers.'
-  num_layers = _num_layers(shapes, prefix)
-  if not num_layers:
+  if not (num_layers := _num_layers(shapes, prefix)):
     return None
   width, patch = shapes['vision_tower.patch_embedder.input_proj.weight']
   size = shapes[f'{prefix}0.self_attn.q_norm.weight'][0]
@@ -117,8 +116,7 @@ def _vision(shapes: Shapes) -> _gemma4.VisionEncoder | None:
 
 def _audio(shapes: Shapes) -> _gemma4.ConformerConfig | None:
   prefix = 'audio_tower.layers.'
-  num_layers = _num_layers(shapes, prefix)
-  if not num_layers:
+  if not (num_layers := _num_layers(shapes, prefix)):
     return None
   out, width = shapes['audio_tower.output_proj.weight']
   size = shapes[f'{prefix}0.self_attn.per_dim_scale'][0]

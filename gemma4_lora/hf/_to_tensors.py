@@ -27,11 +27,13 @@ class Part:
     name: In the file.
     shape: Of the tensor.
     take: Takes it out of the leaf.
+    by_rows: Whether it takes rows of the tensor out of rows of the leaf.
   """
 
   name: str
   shape: tuple[int, ...]
   take: Callable[[np.ndarray], np.ndarray]
+  by_rows: bool = False
 
 
 def parts(
@@ -150,11 +152,16 @@ def _experts(row: _linears.Linear) -> Part:
   if row.slot_axis is None:
     shape = (experts, width, hidden)
     return Part(
-        name=row.hf_name, shape=shape, take=lambda leaf: leaf.swapaxes(1, 2)
+        name=row.hf_name,
+        shape=shape,
+        take=lambda leaf: leaf.swapaxes(1, 2),
+        by_rows=True,
     )
-  shape = (experts, 2 * hidden, width)
   return Part(
-      name=row.hf_name, shape=shape, take=lambda leaf: leaf.reshape(shape)
+      name=row.hf_name,
+      shape=(experts, 2 * hidden, width),
+      take=lambda leaf: leaf.reshape(-1, 2 * hidden, width),
+      by_rows=True,
   )
 
 
@@ -198,53 +205,47 @@ def _other_parts(
     shapes: Shapes, config: _gemma4.TransformerConfig
 ) -> dict[str, tuple[Part, ...]]:
   """Returns the tensors of all that is no linear."""
-  names, convolutions = _weights.other_names(config)
-  known: dict[str, tuple[Part, ...]] = {
-      path: _one(name, shapes[path], lambda leaf: leaf)
-      for path, name in names.items()
+  known = {
+      path: _other(path, names, shapes[path])
+      for path, names in _weights.other_names(config).items()
       if path in shapes
   }
   for layer, shared in enumerate(_gemma4.shares_kv(config)):
     if shared:
       known[f'layer_{layer}.attn.key_norm.scale'] = ()
-  for path, name in convolutions.items():
-    if path in shapes:
-      *window, into, out = shapes[path]
-      known[path] = _one(name, (out, into, *window), _kernel)
-  path, name = _weights.PER_LAYER_EMBEDDINGS
-  if path in shapes:
-    vocab, layers, size = shapes[path]
-    table = (vocab, layers * size)
-    known[path] = _one(name, table, lambda leaf: leaf.reshape(table))
-  path, name = _weights.POSITIONS
-  if path in shapes:
-    length, axes, width = shapes[path]
-    known[path] = _one(
-        name, (axes, length, width), lambda leaf: leaf.swapaxes(0, 1)
-    )
-  for ours, theirs in _weights.VISION_LAYER.items():
-    path = f'{_weights.VISION_BLOCK}.{ours}'
-    if path in shapes:
-      layers, *shape = shapes[path]
-      known[path] = _stacked(
-          f'vision_tower.encoder.layers.*.{theirs}', layers, shape
-      )
   return known
 
 
-def _one(name, shape, take) -> tuple[Part, ...]:
-  return (Part(name=name, shape=tuple(shape), take=take),)
+def _other(
+    path: str, names: Sequence[str], shape: tuple[int, ...]
+) -> tuple[Part, ...]:
+  """Returns the tensors of one leaf."""
+  name = names[0]
+  if _weights.is_stacked(path):
+    return tuple(
+        Part(name=name, shape=shape[1:], take=lambda leaf, i=i: leaf[i])
+        for i, name in enumerate(names)
+    )
+  if _weights.is_convolution(path):
+    *window, into, out = shape
+    return _one(name, (out, into, *window), _kernel)
+  if path == _weights.PER_LAYER_EMBEDDINGS:
+    vocab, layers, size = shape
+    width = layers * size
+    return _one(
+        name,
+        (vocab, width),
+        lambda leaf: leaf.reshape(-1, width),
+        by_rows=True,
+    )
+  if path == _weights.POSITIONS:
+    length, axes, width = shape
+    return _one(name, (axes, length, width), lambda leaf: leaf.swapaxes(0, 1))
+  return _one(name, shape, lambda leaf: leaf, by_rows=True)
 
 
-def _stacked(name: str, layers: int, shape: Sequence[int]) -> tuple[Part, ...]:
-  return tuple(
-      Part(
-          name=name.replace('*', str(i)),
-          shape=tuple(shape),
-          take=lambda leaf, i=i: leaf[i],
-      )
-      for i in range(layers)
-  )
+def _one(name, shape, take, *, by_rows=False) -> tuple[Part, ...]:
+  return (Part(name=name, shape=tuple(shape), take=take, by_rows=by_rows),)
 
 
 def _kernel(leaf: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Base weights of transformers, as gemma's leaves.
 
-Linears go by their table; the other leaves by the names here, which are those of
-`_leaves` and, for the audio tower, of transformers' source.
+Linears and other leaves go by their tables, which give their names; those of the
+audio tower are here, from transformers' source.
 """
 
 from collections.abc import Callable
@@ -16,58 +16,27 @@ import pathlib
 import numpy as np
 
 from gemma4_lora import _gemma4
+from gemma4_lora import _leaves
 from gemma4_lora import _linears
 from gemma4_lora.hf import _mapped
 from gemma4_lora.hf import _names
 from gemma4_lora.hf import _structure
 from gemma4_lora.nn import _weights as _parts
 
-# Leaves that are no linears: gemma's path -> transformers' name, as they are.
-_TEXT = {
-    'embedder.input_embedding': 'embed_tokens.weight',
-    'embedder.per_layer_projection_norm.scale': (
-        'per_layer_projection_norm.weight'
-    ),
-    'final_norm.scale': 'norm.weight',
-}
-# Below `layer_0` and `layers.0`.
-_LAYER = {
-    'attn.query_norm.scale': 'self_attn.q_norm.weight',
-    'attn.key_norm.scale': 'self_attn.k_norm.weight',
-    'skip_scale': 'layer_scalar',
-    'pre_attention_norm.scale': 'input_layernorm.weight',
-    'post_attention_norm.scale': 'post_attention_layernorm.weight',
-    'post_ffw_norm.scale': 'post_feedforward_layernorm.weight',
-    'post_per_layer_input_norm.scale': 'post_per_layer_input_norm.weight',
-}
-_DENSE = {'pre_ffw_norm.scale': 'pre_feedforward_layernorm.weight'}
-_MOE = {
-    'pre_ffw2_norm.scale': 'pre_feedforward_layernorm.weight',
-    'post_ffw2_norm.scale': 'post_feedforward_layernorm_1.weight',
-    'pre_ffw_norm.scale': 'pre_feedforward_layernorm_2.weight',
-    'post_ffw1_norm.scale': 'post_feedforward_layernorm_2.weight',
-    'mlp.router_scale': 'router.scale',
-    'mlp.per_expert_scale': 'router.per_expert_scale',
-}
-# Below the block of the vision tower and each of its layers.
-VISION_LAYER = {
-    'attn.query_norm.scale': 'self_attn.q_norm.weight',
-    'attn.key_norm.scale': 'self_attn.k_norm.weight',
-    'pre_attention_norm.scale': 'input_layernorm.weight',
-    'post_attention_norm.scale': 'post_attention_layernorm.weight',
-    'pre_ffw_norm.scale': 'pre_feedforward_layernorm.weight',
-    'post_ffw_norm.scale': 'post_feedforward_layernorm.weight',
-}
-_VISION = {
-    'vision_encoder.standardize.scale': 'vision_tower.std_scale',
-    'vision_encoder.standardize.bias': 'vision_tower.std_bias',
-}
+# Of the audio tower, leaves that are no linears: gemma's path -> transformers'
+# name, as they are.
 _AUDIO = {
     'audio_encoder.feature.norm_0.scale': (
         'audio_tower.subsample_conv_projection.layer0.norm.weight'
     ),
     'audio_encoder.feature.norm_1.scale': (
         'audio_tower.subsample_conv_projection.layer1.norm.weight'
+    ),
+    'audio_encoder.feature.subsampling_0.kernel': (
+        'audio_tower.subsample_conv_projection.layer0.conv.weight'
+    ),
+    'audio_encoder.feature.subsampling_1.kernel': (
+        'audio_tower.subsample_conv_projection.layer1.conv.weight'
     ),
     'audio_encoder.output_projection.bias': 'audio_tower.output_proj.bias',
 }
@@ -82,32 +51,14 @@ _AUDIO_LAYER = {
     'final_ln.scale': 'norm_out.weight',
     'lconv.ln.scale': 'lconv1d.pre_layer_norm.weight',
     'lconv.conv_norm.scale': 'lconv1d.conv_norm.weight',
+    'lconv.depthwise_conv1d.kernel': 'lconv1d.depthwise_conv1d.weight',
     'trans_atten.pre_norm.scale': 'norm_pre_attn.weight',
     'trans_atten.post_norm.scale': 'norm_post_attn.weight',
     'trans_atten.self_atten.per_dim_scale': 'self_attn.per_dim_scale',
 }
-# Convolutions, whose kernels are `[*window, in, out]` here, `[out, in, *window]`
-# there.
-_CONVOLUTIONS = {
-    'audio_encoder.feature.subsampling_0.kernel': (
-        'audio_tower.subsample_conv_projection.layer0.conv.weight'
-    ),
-    'audio_encoder.feature.subsampling_1.kernel': (
-        'audio_tower.subsample_conv_projection.layer1.conv.weight'
-    ),
-}
-_AUDIO_CONVOLUTION = {
-    'lconv.depthwise_conv1d.kernel': 'lconv1d.depthwise_conv1d.weight'
-}
-# Tables whose axes differ: our path, their name.
-PER_LAYER_EMBEDDINGS = (
-    'embedder.per_layer_embeddings',
-    'embed_tokens_per_layer.weight',
-)
-POSITIONS = (
-    'vision_encoder.entry.pos_emb',
-    'vision_tower.patch_embedder.position_embedding_table',
-)
+# Tables whose axes differ.
+PER_LAYER_EMBEDDINGS = 'embedder.per_layer_embeddings'
+POSITIONS = 'vision_encoder.entry.pos_emb'
 BOUNDS = ('input_min', 'input_max', 'output_min', 'output_max')
 VISION_BLOCK = 'vision_encoder.transformer.stacked_layers.block'
 
@@ -296,86 +247,69 @@ def _clip_maker(
 
 def _other_leaves(config, tensors: _Tensors) -> _Made:
   """Yields all that is no linear."""
-  names, convolutions = other_names(config)
-  for path, name in names.items():
-    if name in tensors:
-      tensor = tensors[name]
-      yield [name], Leaf(
-          path=path, tensors=(tensor,), shape=tensor.shape, make=_first
-      )
-  for path, name in convolutions.items():
-    if name in tensors:
-      tensor = tensors[name]
-      out, into, *window = tensor.shape
-      yield [name], Leaf(
-          path=path,
-          tensors=(tensor,),
-          shape=(*window, into, out),
-          make=_kernel,
-      )
-  if (name := PER_LAYER_EMBEDDINGS[1]) in tensors:
-    tensor = tensors[name]
-    shape = (tensor.shape[0], config.num_layers, -1)
-    size = tensor.shape[1] // config.num_layers
-    yield [name], Leaf(
-        path=PER_LAYER_EMBEDDINGS[0],
-        tensors=(tensor,),
-        shape=(*shape[:2], size),
-        make=lambda arrays: arrays[0].reshape(shape),
-    )
-  if config.vision_encoder is not None:
-    yield from _vision_leaves(config.vision_encoder.num_layers, tensors)
+  for path, names in other_names(config).items():
+    if all(name in tensors for name in names):
+      parts = tuple(tensors[name] for name in names)
+      shape, make = _shape_and_maker(path, parts[0].shape, len(parts), config)
+      yield names, Leaf(path=path, tensors=parts, shape=shape, make=make)
 
 
 def other_names(
     config: _gemma4.TransformerConfig,
-) -> tuple[dict[str, str], dict[str, str]]:
-  """Returns short names of leaves that are one tensor, and of convolutions.
+) -> dict[str, tuple[str, ...]]:
+  """Returns short names of the tensors of each leaf that is no linear.
 
-  The kernels of the latter have their axes in another order.
+  One, or one per layer of a stacked leaf.
 
   Args:
-    config: Of the model.
+    config: Of the model. A vision tower may have less than is named.
   """
-  names = _TEXT | _VISION | _AUDIO
-  convolutions = dict(_CONVOLUTIONS)
-  for i in range(config.num_layers):
-    layer = _LAYER | (_MOE if config.enable_moe else _DENSE)
-    for ours, theirs in layer.items():
-      names[f'layer_{i}.{ours}'] = f'layers.{i}.{theirs}'
-  if config.audio_encoder is not None:
-    for i in range(config.audio_encoder.num_layers):
-      ours = f'audio_encoder.conformer/stacked_layers_{i}'
-      theirs = f'audio_tower.layers.{i}'
-      for layer, all_names in (
-          (_AUDIO_LAYER, names),
-          (_AUDIO_CONVOLUTION, convolutions),
-      ):
-        all_names |= {f'{ours}.{k}': f'{theirs}.{v}' for k, v in layer.items()}
-  return names, convolutions
-
-
-def _vision_leaves(num_layers: int, tensors: _Tensors) -> _Made:
-  for ours, theirs in VISION_LAYER.items():
-    names = [
-        f'vision_tower.encoder.layers.{i}.{theirs}' for i in range(num_layers)
-    ]
-    if all(name in tensors for name in names):
-      parts = tuple(tensors[name] for name in names)
-      yield names, Leaf(
-          path=f'{VISION_BLOCK}.{ours}',
-          tensors=parts,
-          shape=(num_layers, *parts[0].shape),
-          make=np.stack,
-      )
-  if (name := POSITIONS[1]) in tensors:
-    axes, length, width = tensors[name].shape
-    yield [name], Leaf(
-        path=POSITIONS[0],
-        tensors=(tensors[name],),
-        shape=(length, axes, width),
-        make=lambda arrays: arrays[0].swapaxes(0, 1),
+  if config.vision_encoder is not None:
+    vision = dataclasses.replace(
+        config.vision_encoder, standardize_embeddings=True
     )
+    config = dataclasses.replace(config, vision_encoder=vision)
+  names = {
+      leaf.path: leaf.hf_tensors
+      for leaf in _leaves.leaves(config)
+      if leaf.hf_tensors
+  }
+  if config.audio_encoder is not None:
+    names |= {ours: (theirs,) for ours, theirs in _AUDIO.items()}
+    for i in range(config.audio_encoder.num_layers):
+      for ours, theirs in _AUDIO_LAYER.items():
+        path = f'audio_encoder.conformer/stacked_layers_{i}.{ours}'
+        names[path] = (f'audio_tower.layers.{i}.{theirs}',)
+  return names
+
+
+def is_stacked(path: str) -> bool:
+  """Whether a leaf has an axis of layers."""
+  return path.startswith(f'{VISION_BLOCK}.')
+
+
+def is_convolution(path: str) -> bool:
+  """Whether a leaf is `[*window, in, out]`, and its tensor `[out, in, *window]`."""
+  return path.endswith('.kernel')
+
+
+def _shape_and_maker(
+    path: str, shape: tuple[int, ...], count: int, config
+) -> tuple[tuple[int, ...], Callable[[Sequence[np.ndarray]], np.ndarray]]:
+  """Returns the shape of a leaf, and what makes it of tensors of a shape."""
+  if is_stacked(path):
+    return (count, *shape), np.stack
+  if is_convolution(path):
+    out, into, *window = shape
+    return (*window, into, out), _kernel
+  if path == PER_LAYER_EMBEDDINGS:
+    vocab, size = shape
+    new = (vocab, config.num_layers, size // config.num_layers)
+    return new, lambda arrays: arrays[0].reshape(new)
+  if path == POSITIONS:
+    axes, length, width = shape
+    return (length, axes, width), lambda arrays: arrays[0].swapaxes(0, 1)
+  return shape, _first
 
 
 def _first(arrays: Sequence[np.ndarray]) -> np.ndarray:

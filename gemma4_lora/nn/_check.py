@@ -7,23 +7,19 @@ from typing import Any
 
 from gemma import peft
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from gemma4_lora.nn import _agreement
 from gemma4_lora.nn import _effect
-from gemma4_lora.nn import _fuse
 from gemma4_lora.nn import _init
 from gemma4_lora.nn import _lora
 from gemma4_lora.nn import _report
-from gemma4_lora.nn import _router_fix
 from gemma4_lora.nn import _views
 
-_NUM_TOKENS = 16
-# Of the logits' own size: what fusing may change, by rounding.
-_TOLERANCE = {'float32': 1e-3, 'float64': 1e-3}
-_TOLERANCE_ROUNDED = 0.1
 # Experts that no token was sent to keep a zero B. More than this is no chance.
 _MAX_IDLE = 0.25
+
+_some = _report.some
 
 
 def check(
@@ -77,8 +73,11 @@ def check(
   if not jax.tree.leaves(base):
     notes.append('params has no base: logits were not compared.')
   elif sound:
-    logits = _logits(model, base, params, tokens, fused)
-    problems += _different(model, logits)
+    logits = _agreement.logits(model, base, params, tokens, fused)
+    problems += _agreement.different(model, logits)
+    notes += _agreement.rounded(model, logits)
+    if fused is not None:
+      problems += _agreement.not_fused(model, base, lora, fused)
     if _init.is_from_base(model.init_lora_weights):
       notes.append(
           f'init_lora_weights={model.init_lora_weights!r}: "base" is what it'
@@ -173,72 +172,3 @@ def _idle(rows: tuple[_effect.Effect, ...]) -> Iterator[str]:
   ]
   if idle:
     yield f'Experts or layers without effect: {_some(idle)}.'
-
-
-def _logits(
-    model: _lora.LoRA,
-    base: Mapping[str, Any],
-    params: Mapping[str, Any],
-    tokens: Any,
-    fused: Mapping[str, Any] | None,
-) -> dict[str, float]:
-  """Returns how far logits are apart, relative to their size."""
-  if tokens is None:
-    rng = np.random.default_rng(0)
-    vocab = model.model.config.num_embed
-    tokens = rng.integers(3, vocab, (1, _NUM_TOKENS), np.int32)
-  tokens = jnp.asarray(tokens)
-  plain = model.model
-  if plain.config.enable_moe:
-    plain = _router_fix.RouterFix(model=plain)
-
-  def run(m, p):
-    return np.asarray(m.apply({'params': p}, tokens).logits, np.float32)
-
-  adapted, original = run(model, params), run(plain, base)
-  if fused is None:
-    fused = _fuse.fuse_params(model, params)
-  merged = run(plain, fused)
-  size = float(np.sqrt(np.mean(np.square(adapted)))) or 1.0
-
-  def apart(x, y):
-    return float(np.sqrt(np.mean(np.square(x - y)))) / size
-
-  same = original.argmax(-1) == adapted.argmax(-1)
-  return {
-      'base_vs_adapter': apart(original, adapted),
-      'adapter_vs_fused': apart(adapted, merged),
-      'base_vs_fused': apart(original, merged),
-      'changed_predictions': float(np.mean(~same)),
-  }
-
-
-def _different(model: _lora.LoRA, logits: Mapping[str, float]) -> Iterator[str]:
-  effect, error = logits['base_vs_adapter'], logits['adapter_vs_fused']
-  if not np.isfinite(effect):
-    yield 'The logits are NaN or infinite: the base, or LoRA, is broken.'
-    return
-  if effect == 0:
-    yield (
-        'The logits with and without LoRA are the same: it does not change the'
-        ' model.'
-    )
-  dtype = str(jnp.dtype(model.model.dtype))
-  tolerance = _TOLERANCE.get(dtype, _TOLERANCE_ROUNDED)
-  if not error <= tolerance or (error > effect > 0 and dtype in _TOLERANCE):
-    yield (
-        f'Fused weights give other logits than LoRA: {error:.2g} of their size'
-        f' apart, {tolerance:g} is allowed. They are of another run, another'
-        ' step, or without scale.'
-    )
-  elif dtype not in _TOLERANCE and error > effect > 0:
-    yield (
-        f'In {dtype}, rounding ({error:.2g}) is larger than what LoRA changes'
-        f' ({effect:.2g}): fused, it would be lost. Serve it unfused, or train'
-        ' longer.'
-    )
-
-
-def _some(names: list[str], most: int = 3) -> str:
-  more = f' and {len(names) - most} more' if len(names) > most else ''
-  return ', '.join(names[:most]) + more

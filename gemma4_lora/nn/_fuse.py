@@ -48,7 +48,7 @@ def fuse_params(model: _lora.LoRA, params: Mapping[str, Any]) -> dict[str, Any]:
   check_lora(model, params, who='g4.nn.fuse_params')
   base, lora = peft.split_params(dict(params))
   for path, change in changes_of(model, base, lora).items():
-    _put(base, path, change.fuse(_views.get(base, path)))
+    put(base, path, change.fuse(_views.get(base, path)))
   return base
 
 
@@ -89,7 +89,7 @@ def unfuse_params(
   base, _ = peft.split_params(dict(fused))  # New dicts of the same arrays.
   _, lora = peft.split_params(dict(lora))
   for path, change in changes_of(model, base, lora).items():
-    _put(base, path, change.unfuse(_views.get(base, path)))
+    put(base, path, change.unfuse(_views.get(base, path)))
   return peft.merge_params(base, lora)
 
 
@@ -109,9 +109,7 @@ class Change:
     """Returns the leaf with everything in it."""
     new = leaf
     for view in self.branches:
-      new = _added(
-          new, view.lora_a, view.lora_b, view.lora_m, view.row, view.scale
-      )
+      new = _added(new, view, m=view.lora_m, scale=view.scale)
     for part, copy in self.copies:
       new = _weights.with_part(new, part.row, copy)
     return _like(new, leaf)
@@ -120,8 +118,51 @@ class Change:
     """Returns the leaf without the branches."""
     new = leaf
     for view in self.branches:
-      new = _added(new, view.lora_a, view.lora_b, None, view.row, -view.scale)
+      new = _added(new, view, m=None, scale=-view.scale)
     return _like(new, leaf)
+
+  @property
+  def by_rows(self) -> bool:
+    """Whether rows, along the first axis, can be fused one by one.
+
+    Not what gemma packs along that axis; and not the inputs of DoRA, whose norm
+    is over all of them.
+    """
+    rows = [view.row for view in self.branches if view.lora_m is not None]
+    return not any(0 in row.in_axes for row in rows) and not any(
+        x.row.slot_axis == 0
+        for x in (*self.branches, *(c for c, _ in self.copies))
+    )
+
+  def rows(self, start: int, stop: int) -> 'Change':
+    """Returns the change of some rows; see `by_rows`."""
+    some = slice(start, stop)
+    return Change(
+        branches=tuple(_rows(view, some) for view in self.branches),
+        copies=tuple((part, copy[some]) for part, copy in self.copies),
+    )
+
+
+def _rows(view: _views.LinearView, some: slice) -> _views.LinearView:
+  """Returns a view whose LoRA is that of rows of its weight."""
+  row = view.row
+  batch = len(row.batch_axes)
+  axes: dict[str, int] = {}  # Along which A, B, m have the weight's first axis.
+  if 0 in row.batch_axes:
+    axes = dict.fromkeys(('lora_a', 'lora_b', 'lora_m'), 0)
+  elif 0 in row.in_axes:
+    axes['lora_a'] = batch + row.in_axes.index(0)
+  else:
+    axes['lora_m'] = batch + row.out_axes.index(0)
+    axes['lora_b'] = axes['lora_m'] + 1
+  return dataclasses.replace(
+      view,
+      **{
+          name: array[(slice(None),) * axis + (some,)]
+          for name, axis in axes.items()
+          if (array := getattr(view, name)) is not None
+      },
+  )
 
 
 def changes_of(
@@ -154,15 +195,11 @@ def changes_of(
 
 
 def _added(
-    weight: jax.Array,
-    a: jax.Array,
-    b: jax.Array,
-    m: jax.Array | None,
-    row: _linears.Linear,
-    scale: float,
+    weight: jax.Array, view: _views.LinearView, *, m: Any, scale: float
 ) -> jax.Array:
   """Returns the weight with one projection's branch added."""
-  return _add(weight, a, b, m, _weights.nameless(row), scale)
+  row = _weights.nameless(view.row)
+  return _add(weight, view.lora_a, view.lora_b, m, row, scale)
 
 
 @functools.partial(jax.jit, static_argnames='row')
@@ -230,7 +267,7 @@ def _paths(params: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     yield tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
 
 
-def _put(params: dict[str, Any], path: str, value: jax.Array) -> None:
+def put(params: dict[str, Any], path: str, value: jax.Array) -> None:
   """Sets a leaf, in place."""
   *scopes, name = path.split('.')
   node = params

@@ -60,6 +60,12 @@ class Report:
       )
 
 
+def some(names: list[str], most: int = 3) -> str:
+  """Returns the first few of many, for messages."""
+  more = f' and {len(names) - most} more' if len(names) > most else ''
+  return ', '.join(names[:most]) + more
+
+
 def _table(rows: Sequence[_effect.Effect]) -> Iterator[str]:
   """Yields the lines of the table, one for all layers of a projection."""
   kinds: dict[str, list[_effect.Effect]] = {}

@@ -16,10 +16,15 @@ from gemma4_lora import _gemma4
 from gemma4_lora import g4
 from gemma4_lora.ckpts import _export
 from gemma4_lora.ckpts import _fingerprint
+from gemma4_lora.ckpts import _fused_leaves
+from gemma4_lora.ckpts import _hf_source
 from gemma4_lora.ckpts import _lora_item
+from gemma4_lora.ckpts import _rows
 from gemma4_lora.ckpts import _trees
+from gemma4_lora.ckpts import _write_orbax
 from gemma4_lora.testing import _checkpoints
 from tests import hf_reference
+from tests import sampling
 from tests import training
 from tests.ckpts import states
 
@@ -70,9 +75,9 @@ class Run:
       return x + 0.3 * rng.standard_normal(x.shape).astype(x.dtype)
 
     self.params = jax.tree_util.tree_map_with_path(train, state.params)
-    self._save(full)
+    self.save(full=full)
 
-  def _save(self, full):
+  def save(self, *, full=False):
     state = states.wrap(self.params)
     if full:
       with kd.ckpts.Checkpointer(
@@ -127,6 +132,30 @@ def _assert_same(got, want):
     )
 
 
+@pytest.fixture(name='in_pieces')
+def _in_pieces(monkeypatch):
+  """Tiny leaves are handled as those of many gigabytes are.
+
+  Yields the shapes of what was read: of pieces, or of layers of a stack.
+  """
+  monkeypatch.setattr(_fused_leaves, '_GROUP_BYTES', 1)
+  monkeypatch.setattr(_fused_leaves, '_PIECE_BYTES', 2**12)
+  monkeypatch.setattr(_fused_leaves, '_PART_BYTES', 2**11)
+  monkeypatch.setattr(_write_orbax, '_CHUNK_BYTES', 2**11)
+  monkeypatch.setattr(_rows, '_SMALL_BYTES', 0)
+  # Half a second, for each leaf.
+  monkeypatch.setattr(_fused_leaves, '_give_back', lambda: None)
+  seen = []
+  for cls in (_rows._Streamed, _hf_source._MappedRows):
+
+    def spy(self, start, stop, read=cls.read):
+      seen.append(read(self, start, stop).shape)
+      return read(self, start, stop)
+
+    monkeypatch.setattr(cls, 'read', spy)
+  return seen
+
+
 _CASES = {
     'e2b': ('Gemma4_E2B', {}),
     'dora': ('Gemma4_E4B', {'use_dora': True}),
@@ -141,12 +170,17 @@ _CASES = {
 
 @pytest.mark.parametrize('full', [False, True], ids=['lora', 'kauldron'])
 @pytest.mark.parametrize('case', _CASES)
-def test_gemma_opens_what_fuse_params_gives(tmp_path, case, full):
-  """Bit for bit, from checkpoints of LoRA alone and of Kauldron's own."""
+def test_gemma_opens_what_fuse_params_gives(tmp_path, case, full, request):
+  """Bit for bit, from checkpoints of LoRA alone and of Kauldron's own.
+
+  The latter in pieces.
+  """
   name, settings = _CASES[case]
+  read = request.getfixturevalue('in_pieces') if full else None
   model = g4.nn.LoRA(rank=2, alpha=4, model=_base(name), **settings)
   run = Run(tmp_path, model, full=full)
   run.export(tmp_path / 'out')
+  assert read is None or len(read) > 20
   want = g4.nn.fuse_params(model, run.params)
   shapes = jax.tree.map(
       lambda x: jnp.zeros(x.shape, x.dtype), _as_released(want)
@@ -210,14 +244,16 @@ def test_base_alone_comes_back_as_transformers_wrote_it(tmp_path, name):
 
 
 @pytest.mark.parametrize('name', ['e', 'moe', 'e_mm'])
-def test_fused_safetensors_are_what_fuse_params_gives(tmp_path, name):
+def test_fused_safetensors_are_what_fuse_params_gives(tmp_path, name, request):
   """Read back by the one who reads those of transformers; towers adapted."""
+  read = request.getfixturevalue('in_pieces') if name == 'moe' else None
   ref = hf_reference.load(name)
   targets = {'moe': ['text', 'experts'], 'e_mm': ['text', 'vision']}
   # The projection of the tower into the text is not in the test data.
   model = g4.nn.LoRA(rank=2, model=ref.model, targets=targets.get(name, 'text'))
   run = Run(tmp_path, model, base=hf_reference.TESTDATA / name)
   run.export(tmp_path / 'out', format='hf')
+  assert read is None or len(read) > 20
   want = g4.nn.fuse_params(model, run.params)
   state = states.wrap(
       jax.tree.map(
@@ -264,14 +300,27 @@ def test_audio_tower_keeps_its_names(tmp_path):
       np.testing.assert_array_equal(value, want[key], err_msg=key)
 
 
+def test_a_fused_26b_says_what_the_run_says(tmp_path):
+  """With the router mended, as `g4.nn.LoRA` mends it."""
+  targets = ['experts', 'attention']
+  base = _base('Gemma4_26B_A4B', dtype=jnp.float32)
+  model = g4.nn.LoRA(rank=2, targets=targets, model=base)
+  run = Run(tmp_path, model)
+  run.export(tmp_path / 'out')
+  fused = gm.ckpts.load_params(tmp_path / 'out')
+  want = sampling.chat(model, run.params)
+  assert sampling.chat(g4.nn.RouterFix(model=base), fused) == want
+
+
 # -------------------------------- Layouts ---------------------------------
 
 
 @pytest.mark.parametrize('layout', ['flat', 'stacked', 'kauldron_w'])
-def test_base_of_any_layout_comes_out_nested(tmp_path, layout):
+def test_base_of_any_layout_comes_out_nested(tmp_path, layout, in_pieces):
   model = g4.nn.LoRA(rank=2, model=_base('Gemma4_E2B'))
   run = Run(tmp_path, model, layout=layout)
   run.export(tmp_path / 'out')
+  assert in_pieces
   want = g4.nn.fuse_params(model, run.params)
   _assert_same(gm.ckpts.load_params(tmp_path / 'out'), _as_released(want))
 
@@ -330,8 +379,11 @@ def test_an_existing_folder_is_replaced_only_when_asked(run, tmp_path):
   assert [x.name for x in tmp_path.iterdir()] == ['out']
 
 
-def test_another_base_is_an_error(run, tmp_path):
+@pytest.mark.parametrize('pieces', [False, True])
+def test_another_base_is_an_error(run, tmp_path, pieces, request):
   """One value of one leaf, found while it is streamed: nothing is written."""
+  if pieces:
+    request.getfixturevalue('in_pieces')
   params = jax.tree.map(np.array, peft.split_params(run.params).original)
   params['layer_1']['attn']['q_einsum']['w'][0, 0, 0] += 1
   _checkpoints.make_checkpoint(run.model, tmp_path / 'other', params=params)
@@ -426,7 +478,7 @@ def test_nan_is_an_error(tmp_path):
   leaf = run.params['layer_0']['mlp']['lora']['down']
   leaf['b'] = leaf['b'].at[0, 0].set(jnp.nan)
   run.workdir = tmp_path / 'nan'
-  run._save(full=False)
+  run.save()
   with pytest.raises(ValueError, match=r'1 LoRA leaves have NaN.*down.b'):
     run.export(tmp_path / 'out')
 

@@ -1,5 +1,7 @@
 """Our side of `peft_reference.py`: no test, but what proves that PEFT agrees.
 
+And transformers, for what `gemma4_lora fuse --format=hf` writes.
+
 ```sh
 python -m tests.hf.peft_cases save CASES     # for `peft_reference.py verify`
 python -m tests.hf.peft_cases compare OUT    # with what `adapters` wrote
@@ -8,6 +10,8 @@ python -m tests.hf.peft_cases compare OUT    # with what `adapters` wrote
 
 import argparse
 import pathlib
+import shutil
+import tempfile
 
 from gemma import peft as gemma_peft
 import jax
@@ -16,7 +20,9 @@ import numpy as np
 import safetensors.numpy
 
 from gemma4_lora import g4
+from gemma4_lora.ckpts import _trees
 from tests import hf_reference
+from tests.ckpts import export_test
 from tests.hf import random_leaves
 
 Rule = g4.targets.Rule
@@ -128,10 +134,23 @@ CASES = {
         {},
     ),
 }
+# Base, arguments of `g4.nn.LoRA`: fused into whole models.
+FUSED = {
+    'fused_e': ('e', dict(alpha=8)),
+    'fused_dense_dora': ('dense', dict(use_dora=True)),
+    'fused_moe': (
+        'moe',
+        dict(alpha=6, targets=['text', 'experts', 'router'], use_rslora=True),
+    ),
+    'fused_mm': (
+        'e_mm',
+        dict(targets='text', modules_to_save=['norms', Rule('k', layers=1)]),
+    ),
+}
 
 
 def save(out: pathlib.Path) -> None:
-  """Writes folders of random LoRA, with our logits."""
+  """Writes folders of random LoRA, and fused models, with our logits."""
   for name, (base, lora, arguments) in CASES.items():
     ref = hf_reference.load(base)
     model = g4.nn.LoRA(**({'rank': 4, 'model': ref.model} | lora))
@@ -148,6 +167,32 @@ def save(out: pathlib.Path) -> None:
         logits=logits(model, params, ref.tokens),
     )
     print(name)
+  for name, (base, lora) in FUSED.items():
+    _save_fused(out / name, base, lora)
+    print(name)
+
+
+def _save_fused(path: pathlib.Path, base: str, lora) -> None:
+  """Writes a model with the LoRA of a run in it, and logits of the run's."""
+  ref = hf_reference.load(base)
+  model = g4.nn.LoRA(**({'rank': 4, 'model': ref.model} | lora))
+  params, leaves = random_lora(model, ref.params)
+  with tempfile.TemporaryDirectory() as tmp:
+    run = export_test.Run(
+        pathlib.Path(tmp), model, base=hf_reference.TESTDATA / base
+    )
+    run.workdir = pathlib.Path(tmp) / 'trained'
+    run.params = _trees.merge(run.params, leaves)
+    run.save()
+    shutil.rmtree(path, ignore_errors=True)
+    run.export(path, format='hf')
+  np.savez(
+      path / 'case.npz',
+      base=base,
+      tokens=ref.tokens,
+      atol=5e-4,
+      logits=logits(model, params, ref.tokens),
+  )
 
 
 def compare(folder: pathlib.Path) -> None:

@@ -19,7 +19,8 @@ uv run tests/hf/peft_reference.py verify CASES  # of tests/hf/peft_cases.py
 `models` and `adapters` write what `tests/testdata/hf` has, from other random
 numbers: copy the folders there to replace it. `verify` loads folders that
 `g4.hf.save_peft` wrote, and fails unless PEFT takes every tensor, warns of
-nothing, and computes the logits that stand beside them.
+nothing, and computes the logits that stand beside them; and whole models that
+`gemma4_lora fuse --format=hf` wrote, of which transformers must do the same.
 """
 
 import argparse
@@ -215,6 +216,35 @@ def verify(cases: pathlib.Path) -> None:
 def _verify(path: pathlib.Path, case) -> list[str]:
   """Returns what is wrong with one folder."""
   base = str(case['base'])
+  is_fused = not (path / 'adapter_config.json').exists()
+  model, problems = (_load_fused if is_fused else _load_peft)(path, base)
+  tokens = torch.tensor(case['tokens']).long()
+  logits = _logits(model, tokens)
+  error = float(np.abs(logits - case['logits']).max())
+  size = float(np.abs(case['logits']).max())
+  effect = float(np.abs(logits - _logits(_load(base), tokens)).max())
+  print(
+      f'{path.name}: logits differ by {error:.1e}, {error / size:.1e} of the'
+      f' largest; from the base {effect:.1g}'
+  )
+  if not error <= case['atol']:
+    problems.append(f'logits differ by {error}')
+  if effect < 0.1 and 'vision' not in path.name:
+    problems.append('no effect')
+  return problems
+
+
+def _load_fused(path: pathlib.Path, base: str):
+  """Loads a whole model; all its tensors must be the model's."""
+  model, info = _class(base).from_pretrained(
+      path, dtype=torch.float32, output_loading_info=True
+  )
+  problems = [f'{k}: {sorted(v)[:4]}' for k, v in info.items() if v]
+  return model.eval(), problems
+
+
+def _load_peft(path: pathlib.Path, base: str):
+  """Loads a PEFT folder, of which nothing may be left out."""
   config = json.loads((path / 'adapter_config.json').read_text())
   problems = []
   with warnings.catch_warnings(record=True) as caught:
@@ -234,18 +264,7 @@ def _verify(path: pathlib.Path, case) -> list[str]:
   else:
     differ = [k for k in file if not torch.equal(state[k], file[k])]
     problems += [f'other values: {differ[:4]}'] if differ else []
-  tokens = torch.tensor(case['tokens']).long()
-  logits = _logits(model, tokens)
-  error = float(np.abs(logits - case['logits']).max())
-  effect = float(np.abs(logits - _logits(_load(base), tokens)).max())
-  print(
-      f'{path.name}: logits differ by {error:.1e}, from the base {effect:.1g}'
-  )
-  if error > case['atol']:
-    problems.append(f'logits differ by {error}')
-  if effect < 0.1 and 'vision' not in path.name:
-    problems.append('no effect')
-  return problems
+  return model, problems
 
 
 def _load(base: str, bases: pathlib.Path = _TESTDATA) -> torch.nn.Module:

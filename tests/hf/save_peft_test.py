@@ -500,32 +500,31 @@ def test_towers_need_the_multimodal_class(tmp_path):
     )
 
 
-def test_what_peft_cannot_say_is_logged(tmp_path, caplog):
+@pytest.mark.parametrize(
+    ('base', 'targets', 'message', 'dropout'),
+    [
+        (
+            'Gemma4_31B',
+            [Rule('q', dropout=0.2), 'v'],
+            'one dropout for all: 0.1. Left out: [0.2]',
+            0.1,
+        ),
+        ('Gemma4_26B_A4B', 'expert_down', 'dropout=0.1 is left out', 0),
+    ],
+    ids=['two', 'experts'],
+)
+def test_what_peft_cannot_say_is_logged(
+    tmp_path, caplog, base, targets, message, dropout
+):
   """It has one dropout, and none on stacked experts."""
-  model = g4.nn.LoRA(
-      rank=1,
-      dropout=0.1,
-      targets=[Rule('q', dropout=0.2), 'v'],
-      model=g4.testing.Gemma4_31B(),
-  )
+  base = getattr(g4.testing, base)()
+  model = g4.nn.LoRA(rank=1, dropout=0.1, targets=targets, model=base)
   with caplog.at_level('WARNING'):
     g4.hf.save_peft(
         tmp_path / 'x', model=model, params=random_leaves.make(model)
     )
-  assert 'one dropout for all: 0.1. Left out: [0.2]' in caplog.text
-  assert _read(tmp_path / 'x')[0]['lora_dropout'] == 0.1
-  model = g4.nn.LoRA(
-      rank=1,
-      dropout=0.1,
-      targets='expert_down',
-      model=g4.testing.Gemma4_26B_A4B(),
-  )
-  with caplog.at_level('WARNING'):
-    g4.hf.save_peft(
-        tmp_path / 'y', model=model, params=random_leaves.make(model)
-    )
-  assert 'dropout=0.1 is left out' in caplog.text
-  assert _read(tmp_path / 'y')[0]['lora_dropout'] == 0
+  assert message in caplog.text
+  assert _read(tmp_path / 'x')[0]['lora_dropout'] == dropout
 
 
 def test_a_start_that_changed_the_base_is_told(tmp_path, caplog):

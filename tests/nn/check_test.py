@@ -10,6 +10,7 @@ import pytest
 import safetensors.numpy
 
 from gemma4_lora import g4
+from gemma4_lora.nn import _agreement
 from tests import training
 
 
@@ -147,6 +148,58 @@ def test_weights_fused_with_something_else(sound):
   other = g4.nn.fuse_params(model, _with(params, lambda _, x: 2 * x))
   report = g4.nn.check(model, params, fused=other)
   assert 'Fused weights give other logits than LoRA' in str(report)
+
+
+@pytest.fixture(scope='module', name='rounded')
+def _rounded():
+  """In bfloat16, with a LoRA that is larger than the base."""
+  base = training.shallow(g4.testing.Gemma4_31B(tokens='batch.input'))
+  model = g4.nn.LoRA(rank=2, targets=['q', 'v', 'down'], model=base)
+  return model, training.random_params(model)
+
+
+def test_rounding_of_a_large_lora_is_no_problem(rounded):
+  """Logits are as far apart as a last bit of the weights makes them."""
+  model, params = rounded
+  large = _with(params, lambda _, x: x + 0.5)
+  report = g4.nn.check(model, large)
+  assert report.logits['adapter_vs_fused'] > 0.02
+  assert report.ok, report.problems
+  assert 'So is rounding to bfloat16' in str(report)
+  # Which does not hide the scale of another alpha.
+  other = g4.nn.fuse_params(model.clone(alpha=1), large)
+  report = g4.nn.check(model, large, fused=other)
+  assert 'fused weights are not the sum of base and LoRA' in str(report)
+
+
+@pytest.mark.parametrize('size', [1, 0.01], ids=['large', 'small'])
+def test_a_branch_that_fusing_dropped(rounded, size):
+  """Whether or not the logits tell it from rounding."""
+  model, params = rounded
+  params = _with(params, lambda k, x: size * x if k.endswith('.b') else x)
+  fused = g4.nn.fuse_params(model, params)
+  assert g4.nn.check(model, params, fused=fused).ok
+  # In another dtype, which rounds otherwise.
+  wide = g4.nn.fuse_params(
+      model, jax.tree.map(lambda x: x.astype(jnp.float32), params)
+  )
+  if size == 1:
+    assert g4.nn.check(model, params, fused=wide).ok
+  fused['layer_1']['mlp']['linear'] = params['layer_1']['mlp']['linear']
+  report = g4.nn.check(model, params, fused=fused)
+  assert (
+      '1 fused weights are not the sum of base and LoRA: layer_1.mlp.linear (by'
+      ' 100% of what LoRA changes)' in str(report)
+  )
+
+
+def test_fused_weights_of_another_shape(sound):
+  model, params = sound
+  fused = g4.nn.fuse_params(model, params)
+  other = fused['layer_1']['mlp']['linear'][:, :1]
+  fused['layer_1']['mlp']['linear'] = other
+  (problem,) = _agreement.not_fused(model, *peft.split_params(params), fused)
+  assert 'layer_1.mlp.linear has shape (56, 1), not' in problem
 
 
 def test_without_the_base(sound):

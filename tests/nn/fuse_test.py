@@ -1,6 +1,5 @@
 """Branches added into the base weights: the same numbers, without LoRA."""
 
-from gemma import gm
 from gemma import peft
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ import pytest
 
 from gemma4_lora import g4
 from tests import multimodal
+from tests import sampling
 from tests import training
 
 _TOKENS = jnp.asarray(np.random.default_rng(0).integers(3, 1000, (2, 12)))
@@ -167,19 +167,8 @@ def test_chat_sampler_takes_fused_parameters():
   base = _base('Gemma4_E2B')
   params = _random(model)
 
-  def answer(model, params):
-    sampler = gm.text.ChatSampler(
-        model=model,
-        params=params,
-        tokenizer=g4.testing.Gemma4Tokenizer(),
-        cache_length=64,
-        max_out_length=12,
-        pad_length=16,
-    )
-    return sampler.chat('hello', max_new_tokens=8)
-
   fused = g4.nn.fuse_params(model, params)
-  assert answer(base, fused) == answer(model, params)
+  assert sampling.chat(base, fused) == sampling.chat(model, params)
 
 
 def _set(params, path, value):

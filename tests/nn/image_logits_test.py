@@ -9,6 +9,7 @@ import pytest
 
 from gemma4_lora import g4
 from tests import multimodal
+from tests import sampling
 
 _BEGIN_OF_IMAGE = 255999
 
@@ -121,13 +122,11 @@ def test_a_chat_about_an_image(tmp_path):
   tokenizer = g4.testing.make_tokenizer(tmp_path / 'x.model', vocab_size=262144)
   model = _model('Gemma4_E2B')  # Takes larger tokens for its last.
   params = multimodal.random_params(model)
-  sampler = gm.text.Gemma4Sampler(
-      model=model,
-      params=params,
+  sampler = sampling.sampler(
+      model,
+      params,
+      cls=gm.text.Gemma4Sampler,
       tokenizer=tokenizer,
-      cache_length=64,
-      max_out_length=8,
-      pad_length=16,
       patch_size=4,
       max_soft_tokens=4,
   )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
+from tests import sampling
 from tests import training
 
 
@@ -23,14 +24,7 @@ def test_cached_decode_equals_the_uncached_forward(name):
   model = _model(name)
   params = training.random_params(model)
   tokenizer = g4.testing.Gemma4Tokenizer()
-  sampler = gm.text.Gemma4Sampler(
-      model=model,
-      params=params,
-      tokenizer=tokenizer,
-      cache_length=64,
-      max_out_length=12,
-      pad_length=16,
-  )
+  sampler = sampling.sampler(model, params, cls=gm.text.Gemma4Sampler)
   prompt = '<|turn>user\nGood morning<turn|>\n<|turn>model\n'
   out = sampler.sample(prompt, max_new_tokens=8, return_state=True)
   got = np.asarray(out.state.predicted_tokens[0][:8])
@@ -53,17 +47,9 @@ def test_alpha_counts_in_the_sampler():
   params = training.random_params(model)
 
   def sample(alpha):
-    sampler = gm.text.ChatSampler(
-        model=model.clone(alpha=alpha),
-        params=params,
-        tokenizer=g4.testing.Gemma4Tokenizer(),
-        cache_length=64,
-        max_out_length=12,
-        pad_length=16,
-    )
-    sampler.chat('Good morning', max_new_tokens=8)
-    return np.asarray(sampler.last_state.predicted_tokens)
+    _, tokens = sampling.chat(model.clone(alpha=alpha), params)
+    return tokens
 
   first = sample(3.0)
-  assert np.any(sample(30.0) != first)
-  np.testing.assert_array_equal(sample(3.0), first)
+  assert sample(30.0) != first
+  assert sample(3.0) == first
