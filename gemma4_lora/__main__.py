@@ -90,10 +90,10 @@ _SWEEP = flags.DEFINE_bool(
     'sweep', False, 'plan: search the largest batch and length that fit.'
 )
 _BATCH = flags.DEFINE_integer(
-    'batch', None, 'plan: sequences in a step, in place of the config\'s.'
+    'batch', None, "plan: sequences in a step, in place of the config's."
 )
 _LENGTH = flags.DEFINE_integer(
-    'length', None, 'plan: of each, in tokens, in place of the config\'s.'
+    'length', None, "plan: of each, in tokens, in place of the config's."
 )
 _WITH_LOGGING = flags.DEFINE_bool(
     'with_logging', False, 'plan: the step that returns metrics too.'

@@ -12,9 +12,7 @@ from gemma4_lora.tpu import _plan
 _CAUTION = 0.9
 
 
-def advice_on(
-    plan: _plan.Plan, trainer: kd.train.Trainer
-) -> tuple[str, ...]:
+def advice_on(plan: _plan.Plan, trainer: kd.train.Trainer) -> tuple[str, ...]:
   """Returns what to change, most promising first.
 
   Args:

@@ -100,9 +100,7 @@ def _read(
         shape[1] += new_length - old_length
     return enp.ArraySpec(shape=tuple(shape), dtype=x.dtype)
 
-  return Batch(
-      spec=jax.tree.map(resized, spec), batch=batch, length=new_length
-  )
+  return Batch(spec=jax.tree.map(resized, spec), batch=batch, length=new_length)
 
 
 def _tokens(trainer: kd.train.Trainer, spec: Any) -> enp.ArraySpec | None:
@@ -147,7 +145,7 @@ def _from_config(
       spec=spec,
       batch=batch,
       length=length,
-      note=f'shapes of the batch are the config\'s: {reason}',
+      note=f"shapes of the batch are the config's: {reason}",
   )
 
 

@@ -100,7 +100,6 @@ def compile_step(
       checkify_error_categories=trainer.checkify_error_categories,
   )
   traced = time.monotonic()
-  seconds = {'trace_seconds': traced - begin}
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as e:
@@ -109,17 +108,18 @@ def compile_step(
       raise
     return Step(
         too_large=too_large,
+        trace_seconds=traced - begin,
         compile_seconds=time.monotonic() - traced,
-        **seconds,
     )
-  seconds['compile_seconds'] = time.monotonic() - traced
+  seconds = time.monotonic() - traced
   program = _hlo.Program(compiled.as_text() or '')
   num_devices = kd.sharding.DEVICES_MESH.size
   return Step(
       memory=_memory(compiled),
       cost=_cost.cost_of(compiled, program),
       collectives=program.collectives(num_devices) if num_devices > 1 else (),
-      **seconds,
+      trace_seconds=traced - begin,
+      compile_seconds=seconds,
   )
 
 

@@ -223,9 +223,7 @@ class Program:
 
   def _trips(self, parent: str, loop: Instruction) -> int | None:
     """Returns how often a loop that counts up to a constant runs."""
-    known = re.search(
-        r'known_trip_count"?:\s*\{\s*"?n"?:\s*"?(\d+)', loop.rest
-    )
+    known = re.search(r'known_trip_count"?:\s*\{\s*"?n"?:\s*"?(\d+)', loop.rest)
     if known is not None:
       return int(known[1])
     condition = _Values(self, _checked(loop.attribute('condition')))

@@ -1,7 +1,9 @@
 """Makes a plan of a config."""
 
 import dataclasses
+import json
 import os
+import tempfile
 from typing import Any
 
 from kauldron import kd
@@ -120,10 +122,14 @@ def _resolved(cfg: Any) -> tuple[kd.train.Trainer, str | None]:
         'g4.tpu.plan(cfg) takes a konfig.ConfigDict or a kd.train.Trainer. Got:'
         f' {type(cfg).__name__}'
     )
+  config = cfg.to_json()
+  cfg = konfig.ConfigDict(json.loads(config))  # Not to change the caller's.
+  if cfg.get('workdir', 'unset') is None:
+    cfg.workdir = tempfile.gettempdir()  # Nothing is written to it.
   trainer = konfig.resolve(cfg)
   if not isinstance(trainer, kd.train.Trainer):
     raise _errors.PlanError(
         'g4.tpu.plan(cfg) takes the config of a kd.train.Trainer. This one is'
         f' of: {type(trainer).__name__}'
     )
-  return trainer, cfg.to_json()
+  return trainer, config

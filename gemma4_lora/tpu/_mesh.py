@@ -51,11 +51,9 @@ def moved(trainer: kd.train.Trainer) -> kd.train.Trainer:
           if field.init
       },
   )
-  return dataclasses.replace(
-      trainer,
-      sharding=sharding,
-      trainstep=dataclasses.replace(trainer.trainstep, sharding=sharding),
-  )
+  trainstep = dataclasses.replace(trainer.trainstep, sharding=sharding)
+  changes: dict[str, Any] = {'sharding': sharding, 'trainstep': trainstep}
+  return dataclasses.replace(trainer, **changes)
 
 
 def _moved(sharding: Any) -> Any:

@@ -119,7 +119,9 @@ class Plan:
         Bound.LINKS: (sent, chip.ici_bytes_per_s),
     }
     return {
-        bound: amount / rate for bound, (amount, rate) in amounts.items() if rate
+        bound: amount / rate
+        for bound, (amount, rate) in amounts.items()
+        if rate
     }
 
   @property
@@ -150,20 +152,19 @@ class Plan:
     def maybe(of, value):
       return None if value is None else of(**value)
 
-    return cls(
-        **dict(values)
-        | dict(
-            chip=_chips.Chip(**values['chip']),
-            memory=maybe(_compile.Memory, values['memory']),
-            too_large=maybe(_compile.TooLarge, values['too_large']),
-            cost=maybe(_cost.Cost, values['cost']),
-            collectives=tuple(
-                _hlo.Collective(**x) for x in values['collectives']
-            ),
-            advice=tuple(values['advice']),
-            notes=tuple(values['notes']),
-        )
-    )
+    fields: dict[str, Any] = dict(values)
+    fields |= {
+        'chip': _chips.Chip(**values['chip']),
+        'memory': maybe(_compile.Memory, values['memory']),
+        'too_large': maybe(_compile.TooLarge, values['too_large']),
+        'cost': maybe(_cost.Cost, values['cost']),
+        'collectives': tuple(
+            _hlo.Collective(**x) for x in values['collectives']
+        ),
+        'advice': tuple(values['advice']),
+        'notes': tuple(values['notes']),
+    }
+    return cls(**fields)
 
   def __str__(self) -> str:
     return _report.as_text(self)

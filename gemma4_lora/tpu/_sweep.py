@@ -119,7 +119,7 @@ def sweep(
   Raises:
     PlanError: As of `plan`, or the model reads no tokens.
   """
-  tried: dict[tuple[int, int], _plan.Plan] = {}
+  tried: dict[tuple[int | None, int | None], _plan.Plan] = {}
 
   def at(batch: int | None, length: int | None) -> _plan.Plan:
     if (batch, length) in tried:
@@ -134,7 +134,7 @@ def sweep(
     )
     if (made.batch, made.length) not in tried:
       on_plan(made)
-    tried[made.batch, made.length or 0] = made
+    tried[made.batch, made.length] = made
     return made
 
   first = at(batch, length)

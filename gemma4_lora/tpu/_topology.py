@@ -168,6 +168,4 @@ def _alongside_others() -> Iterator[None]:
 
 def _has_chips() -> bool:
   """Whether a TPU is attached to this machine."""
-  return any(
-      os.path.exists(path) for path in ('/dev/accel0', '/dev/vfio/0')
-  )
+  return any(os.path.exists(path) for path in ('/dev/accel0', '/dev/vfio/0'))
