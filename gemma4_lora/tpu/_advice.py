@@ -26,24 +26,24 @@ def advice_on(plan: _plan.Plan, trainer: kd.train.Trainer) -> tuple[str, ...]:
 def _to_fit(plan: _plan.Plan, trainer: kd.train.Trainer) -> Iterator[str]:
   arguments = sum(plan.argument_bytes.values())
   limit = plan.hbm_bytes or 0
-  many = plan.num_devices > 1
-  if arguments > limit:
+  if arguments <= limit:
+    yield from _loss(plan, trainer)
+    yield from _remat(trainer.model)
+    yield from _smaller(plan, limit - arguments)
+  else:
     chips = math.ceil(arguments * plan.num_devices / max(1, limit * _CAUTION))
     yield (
         f'chips: state and batch alone are {_gib(arguments)} on each device.'
-        f' Sharded, they take {chips} or more of these chips, or a chip with'
-        ' more memory.'
+        f' Spread over devices, they take {chips} or more of these.'
     )
-  if not many or _is_replicated(plan, trainer):
-    how = '' if many else 'more chips, and '
+  if plan.num_devices == 1 or trainer.sharding.params is kd.sharding.REPLICATED:
+    how = 'with' if plan.num_devices > 1 else 'on more of them,'
     yield (
-        f'chips: {how}sharding=kd.sharding.ShardingStrategy(params='
-        'kd.sharding.FSDPSharding()) spreads weights over them.'
+        f'chips: {how} sharding=kd.sharding.ShardingStrategy(params='
+        'kd.sharding.FSDPSharding()), each holds a part of the weights.'
     )
-  if arguments <= limit:
-    yield from _smaller(plan, limit - arguments)
-  yield from _remat(trainer.model)
-  yield from _loss(plan, trainer)
+  else:
+    yield 'chips: on more of them, each holds less.'
 
 
 def _smaller(plan: _plan.Plan, room: int) -> Iterator[str]:
@@ -64,47 +64,29 @@ def _smaller(plan: _plan.Plan, room: int) -> Iterator[str]:
 
 
 def _remat(model: Any) -> Iterator[str]:
-  """Activations: our wrapper's policy, where it has one."""
-  policy = getattr(model, 'remat', None)
-  if policy in (None, 'none'):
+  """Activations, by the policy of our wrapper."""
+  policy = getattr(model, 'remat', 'none')
+  if policy != 'block':
     yield (
-        "remat: g4.nn.LoRA(remat='block') computes activations anew in the"
-        ' backward pass rather than keep them.'
+        "remat: with g4.nn.LoRA(remat='block') the backward pass computes"
+        f' activations anew rather than keep them (now: {policy!r}).'
     )
 
 
 def _loss(plan: _plan.Plan, trainer: kd.train.Trainer) -> Iterator[str]:
-  """Logits: those of all tokens at once, in float32."""
-  config = getattr(trainer.model, 'config', None)
-  vocabulary = getattr(config, 'num_embed', None)
-  full = [
-      name
-      for name, loss in trainer.train_losses.items()
-      if isinstance(loss, kd.losses.SoftmaxCrossEntropyWithIntLabels)
-  ]
-  if full and vocabulary:
-    tokens = plan.num_tokens / plan.num_devices
-    yield (
-        f'loss: train_losses[{full[0]!r}] makes {_gib(tokens * vocabulary * 4)}'
-        ' of logits in float32, more than once. A loss of g4.losses takes them'
-        ' in chunks of tokens.'
-    )
-    return
-  chunk = next(
-      (
-          f'{name}.{field}={getattr(loss, field)}'
-          for name, loss in trainer.train_losses.items()
-          for field in ('chunk_size', 'chunk', 'num_chunk_tokens')
-          if getattr(loss, field, None)
-      ),
-      None,
-  )
-  if chunk:
-    yield f'loss: a smaller {chunk}.'
-
-
-def _is_replicated(plan: _plan.Plan, trainer: kd.train.Trainer) -> bool:
-  return trainer.sharding.params is kd.sharding.REPLICATED and bool(plan.batch)
+  """Logits: those of all tokens at once, or of a chunk."""
+  vocabulary = getattr(getattr(trainer.model, 'config', None), 'num_embed', 0)
+  for name, loss in trainer.train_losses.items():
+    if isinstance(loss, kd.losses.SoftmaxCrossEntropyWithIntLabels):
+      tokens = plan.num_tokens / plan.num_devices
+      yield (
+          f'loss: train_losses[{name!r}] holds {_gib(tokens * vocabulary * 4)}'
+          ' of logits in float32, more than once.'
+          ' g4.losses.SoftmaxCrossEntropyWithIntLabels never does.'
+      )
+    elif hasattr(loss, 'chunk_size'):
+      size = f'now: {loss.chunk_size}' if loss.chunk_size else 'the default now'
+      yield f'loss: a smaller train_losses[{name!r}].chunk_size ({size}).'
 
 
 def _to_speed_up(plan: _plan.Plan) -> Iterator[str]:

@@ -349,10 +349,19 @@ def _closing(text: str) -> int:
 
 
 def _group_size(rest: str) -> int | None:
-  """Returns how many devices take part, None for all."""
+  """Returns how many devices exchange with one another, None for all.
+
+  Three spellings: `[2,4]<=[8]`, `{{0,1},{2,3}}`, `mesh['a'=2,'b'=4] {'b'}`, the
+  last also with a part of an axis, `{'b':(2)2}`.
+  """
   iota = re.search(r'replica_groups=\[(\d+),(\d+)\]', rest)
   if iota is not None:
     return int(iota[2])
+  mesh = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", rest)
+  if mesh is not None:
+    sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
+    axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh[2])
+    return math.prod(int(part or sizes[axis]) for axis, part in axes)
   listed = re.search(r'replica_groups=\{\{([\d,]+)\}', rest)
   return len(listed[1].split(',')) if listed else None
 

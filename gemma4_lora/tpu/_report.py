@@ -136,9 +136,9 @@ def _memory_rows(plan: _plan.Plan) -> list[tuple[str, str, str]]:
   if plan.hbm_bytes is not None:
     source = plan.chip.hbm_source
     if plan.too_large is not None and plan.too_large.available:
-      source = 'the compiler'
+      source = "the compiler's own word"
     rows.append(
-        (f'a {plan.chip.name} has', _gib(plan.hbm_bytes), f'says {source}')
+        (f'{plan.chip.name} has', _gib(plan.hbm_bytes), f'by {source}')
     )
   return rows
 

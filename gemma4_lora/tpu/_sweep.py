@@ -13,7 +13,6 @@ from gemma4_lora.tpu import _plan
 
 # Lengths are tried in steps of it, as the chip's tiles are so wide.
 _LENGTH_UNIT = 128
-_LARGEST = 2**24
 HEADER = 'batch   length       peak  temporaries  tokens/s (roofline)'
 
 _Plans = Callable[[int], _plan.Plan]
@@ -98,6 +97,7 @@ def sweep(
     length: int | None = None,
     with_logging: bool = False,
     cache: os.PathLike[str] | str | bool | None = True,
+    max_size: int = 2**22,
     refine: int = 3,
     on_plan: Callable[[_plan.Plan], None] = lambda plan: None,
 ) -> Sweep:
@@ -113,6 +113,7 @@ def sweep(
     length: Of the largest batch; default: the config's.
     with_logging: See `plan`.
     cache: See `plan`.
+    max_size: Neither batch nor length is tried beyond it.
     refine: How often to narrow the gap.
     on_plan: Is called with each plan as it is made.
 
@@ -143,6 +144,7 @@ def sweep(
       lambda size: at(size, first.length),
       start=first.batch,
       unit=unit,
+      max_size=max_size,
       refine=refine,
   )
   by_length = None
@@ -151,6 +153,7 @@ def sweep(
         lambda size: at(unit, size),
         start=first.length,
         unit=min(_LENGTH_UNIT, first.length),
+        max_size=max_size,
         refine=refine,
     )
   return Sweep(
@@ -161,12 +164,12 @@ def sweep(
 
 
 def _largest(
-    at: _Plans, *, start: int, unit: int, refine: int
+    at: _Plans, *, start: int, unit: int, max_size: int, refine: int
 ) -> _plan.Plan | None:
   """Returns the plan of the largest size that fits, of multiples of a unit."""
   size = max(unit, start // unit * unit)
   low, high = None, None
-  while size <= _LARGEST:
+  while size <= max_size:
     made = at(size)
     if made.fits:
       low = size, made

@@ -138,6 +138,23 @@ def test_what_tpus_write():
   assert found['all-reduce'].wire_bytes == pytest.approx(36)  # 2 * 1/2.
 
 
+@pytest.mark.parametrize(
+    ('groups', 'size'),
+    [
+        ('[2,4]<=[8]', 4),
+        ('{{0,1},{2,3}}', 2),
+        ("mesh['a'=2,'b'=4] {'b'}", 4),
+        ("mesh['a'=2,'b'=4] {'a','b'}", 8),
+        ("mesh['a'=2,'b'=4] {'b':(2)2}", 2),
+    ],
+)
+def test_spellings_of_groups(groups, size):
+  text = _TPU_TEXT.replace('{{0,1},{2,3},{4,5},{6,7}}', groups)
+  found = {x.kind: x for x in _hlo.Program(text).collectives(_N)}
+  sent = 36 * 2 * (size - 1) / size
+  assert found['all-reduce'].wire_bytes == pytest.approx(sent)
+
+
 def test_text_that_is_none():
   with pytest.raises(ValueError, match='has no ENTRY'):
     _ = _hlo.Program('module @jit_f').entry
