@@ -31,7 +31,7 @@ class Chip:
 
 # Less than the data sheet's 16, 95 and 32 GiB, or more: it is what the compiler
 # holds a program to.
-_COMPILER = "what libtpu 0.0.50 holds a program to"
+_COMPILER = 'what libtpu 0.0.50 holds a program to'
 
 TPUS = {
     chip.name: chip
@@ -104,5 +104,8 @@ def gpu(device_kind: str, hbm_bytes: int | None) -> Chip:
   known = [chip for name, chip in _GPUS.items() if name in device_kind]
   chip = known[0] if known else Chip(name=device_kind)
   return dataclasses.replace(
-      chip, name=device_kind, hbm_bytes=hbm_bytes, hbm_source='what jax may take of it'
+      chip,
+      name=device_kind,
+      hbm_bytes=hbm_bytes,
+      hbm_source='what jax may take of it',
   )

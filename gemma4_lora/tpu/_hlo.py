@@ -357,7 +357,7 @@ def _group_size(rest: str) -> int | None:
   iota = re.search(r'replica_groups=\[(\d+),(\d+)\]', rest)
   if iota is not None:
     return int(iota[2])
-  mesh = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", rest)
+  mesh = re.search(r'replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}', rest)
   if mesh is not None:
     sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
     axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh[2])

@@ -175,7 +175,7 @@ def _largest(
       low = size, made
       if high is not None:
         break
-      size *= _growth(made)
+      size *= _growth(made, max_size // size)
     else:
       high = size, made
       if low is not None or size == unit:
@@ -195,14 +195,14 @@ def _largest(
   return low[1]
 
 
-def _growth(made: _plan.Plan) -> int:
-  """Returns a power of two by which there is room to grow."""
-  room, temporaries = made.hbm_bytes, made.temporary_bytes
+def _growth(made: _plan.Plan, largest: int) -> int:
+  """Returns a power of two by which there is room to grow, 2 at least."""
+  limit, temporaries = made.hbm_bytes, made.temporary_bytes
   factor = 2
-  if room is None or not temporaries:
+  if limit is None or not temporaries:
     return factor
-  room -= made.peak_bytes - temporaries
-  while factor * 2 * temporaries <= room:
+  room = limit - (made.peak_bytes - temporaries)
+  while factor * 2 <= largest and factor * 2 * temporaries <= room:
     factor *= 2
   return factor
 

@@ -27,7 +27,10 @@ _PLAN = g4.tpu.Plan(
         'other': 4,
     },
     memory=_compile.Memory(
-        arguments=9 * _GIB, outputs=2**20, temporaries=4 * _GIB, in_use=12 * _GIB
+        arguments=9 * _GIB,
+        outputs=2**20,
+        temporaries=4 * _GIB,
+        in_use=12 * _GIB,
     ),
     too_large=None,
     cost=_cost.Cost(
