@@ -59,9 +59,9 @@ def test_data_that_would_be_downloaded_are_not(tmp_path, monkeypatch):
 
 
 def test_a_pipeline_that_fails_is_said_and_the_config_asked():
-  cfg = _config('quickstart.py')
-  cfg.train_ds.data_source = 'nothing of the kind'
-  batch = _batch.batch_of(konfig.resolve(cfg))
+  trainer = konfig.resolve(_config('quickstart.py'))
+  ds = dataclasses.replace(trainer.train_ds, data_source=None)
+  batch = _batch.batch_of(dataclasses.replace(trainer, train_ds=ds))
   assert 'reading it gave' in batch.note
   assert (batch.batch, batch.length) == (32, 48)
 

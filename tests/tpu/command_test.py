@@ -36,7 +36,7 @@ def test_a_config(tmp_path):
   assert done.returncode == 0, done.stderr
   assert 'cpu:2 (2 devices), batch 2 x 16 tokens' in done.stdout
   assert re.search(r'^fits: ', done.stdout, re.M)
-  assert len(list(tmp_path.rglob('*.json'))) == 1
+  assert len(list(tmp_path.glob('gemma4_lora/plans/*.json'))) == 1
 
 
 def _options(**changes):

@@ -12,8 +12,8 @@ with konfig.imports():
 # pylint: enable=g-import-not-at-top
 
 
-def config(variant: str = 'Gemma4_E2B', **kwargs):
-  """Returns the config of a Trainer of a tiny model with few layers."""
+def config(variant: str = 'Gemma4_31B', **kwargs):
+  """Returns the config of a Trainer of a tiny model with two or four layers."""
   base = getattr(g4.testing, variant)(tokens='batch.input')
   kwargs = {
       'train_ds': kd.data.py.DataSource(

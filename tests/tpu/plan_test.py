@@ -100,7 +100,7 @@ def test_a_trainer_made_by_hand(sharded):
   trainer = training.make_trainer(
       g4.nn.LoRA(
           rank=4,
-          model=training.shallow(g4.testing.Gemma4_E2B(tokens='batch.input')),
+          model=training.shallow(g4.testing.Gemma4_31B(tokens='batch.input')),
       ),
       '/nowhere',
       num_train_steps=1,
@@ -139,7 +139,7 @@ def test_a_tpu_from_any_machine():
   pytest.importorskip('libtpu')
   from jax.experimental import topologies  # pylint: disable=g-import-not-at-top
 
-  cfg = configs.config()
+  cfg = configs.config('Gemma4_E2B')
   plan = g4.tpu.plan(cfg, topology='v6e:1x1', batch=2, length=24, cache=None)
   assert plan.fits
   assert plan.chip.name == 'v6e'

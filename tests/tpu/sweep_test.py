@@ -88,19 +88,20 @@ def test_a_real_one(tmp_path):
   found = g4.tpu.sweep(
       configs.config(),
       topology='cpu',
+      length=8,
       cache=tmp_path,
       on_plan=seen.append,
-      max_size=32,
+      max_size=16,
   )
-  assert found.largest_batch.batch == 32
-  assert found.largest_length.length == 24
+  assert found.largest_batch.batch == 16
+  assert found.largest_length.length == 16
   assert found.largest_length.batch == 8
   assert tuple(seen) == found.plans
   sizes = [(x.batch, x.length) for x in seen]
   assert len(sizes) == len(set(sizes))
-  assert 'largest batch that fits: 32 x 12' in str(found)
+  assert 'largest batch that fits: 16 x 8' in str(found)
   assert len(str(found).splitlines()) == 1 + len(seen) + 1 + 2
-  assert 'largest length that fits: 8 x 24' in found._repr_html_()
+  assert 'largest length that fits: 8 x 16' in found._repr_html_()
 
 
 def test_what_is_printed_of_a_refusal():
