@@ -28,7 +28,17 @@ python -m gemma4_lora check --cfg=… --cfg.workdir=/tmp/run --peft=/tmp/lora
 says whether the run's LoRA changes the model and is all there, in the run and in
 the folder. Either may be left out. It exits with 1 if not.
 
-Whatever a command lacks or cannot do is a line on stderr, and exit status 1.
+```sh
+python -m gemma4_lora plan --cfg=configs/gemma4_e2b_lora_mtnt.py \
+    --topology=v6e:1x1 --batch=4 --length=2048
+```
+
+compiles the config's training step for chips that need not be here, and says
+what it needs of them. With `--sweep`: which batch and which length are the
+largest that fit. It exits with 0 if the step fits (with `--sweep`: if any does),
+with 1 if not, and with 2 if there is no answer.
+
+Whatever else a command lacks or cannot do is a line on stderr, and exit status 1.
 """
 
 from collections.abc import Sequence
@@ -72,9 +82,30 @@ _BASE_MODEL_CLASS = flags.DEFINE_string(
     'Gemma4ForConditionalGeneration',
     'Class of transformers that loads the PEFT folder.',
 )
-
-
 _PEFT = flags.DEFINE_string('peft', None, 'check: a PEFT folder.')
+_TOPOLOGY = flags.DEFINE_string(
+    'topology',
+    'v6e:1x1',
+    'plan: chips, such as v6e:2x4, v5e:4x4, v5p:2x2x1; cpu, cpu:8 or gpu.',
+)
+_SWEEP = flags.DEFINE_bool(
+    'sweep', False, 'plan: search the largest batch and length that fit.'
+)
+_BATCH = flags.DEFINE_integer(
+    'batch', None, "plan: sequences in a step, in place of the config's."
+)
+_LENGTH = flags.DEFINE_integer(
+    'length', None, "plan: of each, in tokens, in place of the config's."
+)
+_WITH_LOGGING = flags.DEFINE_bool(
+    'with_logging', False, 'plan: the step that returns metrics too.'
+)
+_CACHE = flags.DEFINE_string(
+    'cache',
+    None,
+    'plan: folder of earlier plans; "none" for none. Default:'
+    ' $XDG_CACHE_HOME/gemma4_lora/plans, or ~/.cache.',
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -111,9 +142,8 @@ def _is_ours(e: BaseException | None) -> bool:
     *_, last = traceback.extract_tb(e.__traceback__)
     if folder in pathlib.Path(last.filename).parents:
       return True
-    e = (
-        e.__cause__
-    )  # `konfig` adds where in the config it was, and raises anew.
+    # `konfig` adds where in the config it was, and raises anew.
+    e = e.__cause__
   return False
 
 
@@ -174,6 +204,23 @@ def _check() -> None:
   sys.exit(not report.ok)
 
 
+def _plan() -> None:
+  """Exits with 1 if the step does not fit, with 2 if that is not known."""
+  from gemma4_lora.tpu import _command  # pylint: disable=g-import-not-at-top
+
+  sys.exit(
+      _command.run(
+          _CONFIG.value,
+          topology=_TOPOLOGY.value,
+          with_sweep=_SWEEP.value,
+          batch=_BATCH.value,
+          length=_LENGTH.value,
+          with_logging=_WITH_LOGGING.value,
+          cache=_CACHE.value,
+      )
+  )
+
+
 def _write(name: str, *, who: str) -> None:
   """Writes a whole model."""
   # Not at the top: `summary` needs no checkpoints.
@@ -226,6 +273,7 @@ _COMMANDS = {
     'check': _check,
     'export': _export,
     'fuse': _fuse,
+    'plan': _plan,
     'summary': _summary,
 }
 

@@ -19,4 +19,5 @@ with _epy.lazy_api_imports(globals()):
   from gemma4_lora import optim
   from gemma4_lora import targets
   from gemma4_lora import testing
+  from gemma4_lora import tpu
   from gemma4_lora import train

@@ -10,6 +10,11 @@ import tempfile
 import jax
 import pytest
 
+# `libtpu` is here for tests that compile for TPUs. Left to itself, jax would
+# load it in every process, and look for a TPU.
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+jax.config.update('jax_platforms', os.environ['JAX_PLATFORMS'])
+
 # Before any test makes an array: eight devices, as on one TPU host, so that
 # what is sharded in earnest is sharded in tests.
 jax.config.update('jax_num_cpu_devices', 8)

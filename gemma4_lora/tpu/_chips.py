@@ -1,0 +1,111 @@
+"""What a chip can do, and who says so."""
+
+import dataclasses
+
+_GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chip:
+  """Peak rates of one chip. None where nobody says.
+
+  Attributes:
+    name: `'v6e'`.
+    hbm_bytes: What a program may use of its memory.
+    hbm_source: Who says so.
+    flops_per_s: Peak in bfloat16.
+    hbm_bytes_per_s: Between memory and chip.
+    ici_bytes_per_s: Out of one chip over all its links at once: half of what is
+      published as bidirectional.
+    source: Page of the rates.
+  """
+
+  name: str
+  hbm_bytes: int | None = None
+  hbm_source: str = ''
+  flops_per_s: float | None = None
+  hbm_bytes_per_s: float | None = None
+  ici_bytes_per_s: float | None = None
+  source: str = ''
+
+
+# Less than the data sheet's 16, 95 and 32 GiB, or more: it is what the compiler
+# holds a program to.
+_COMPILER = 'what libtpu 0.0.50 holds a program to'
+
+TPUS = {
+    chip.name: chip
+    for chip in (
+        Chip(
+            name='v5e',
+            hbm_bytes=int(15.75 * _GIB),
+            hbm_source=_COMPILER,
+            flops_per_s=197e12,
+            hbm_bytes_per_s=819e9,
+            ici_bytes_per_s=400e9 / 2,
+            source='https://docs.cloud.google.com/tpu/docs/v5e',
+        ),
+        Chip(
+            name='v5p',
+            hbm_bytes=int(95.73 * _GIB),
+            hbm_source=_COMPILER,
+            flops_per_s=459e12,
+            hbm_bytes_per_s=2765e9,
+            ici_bytes_per_s=1200e9 / 2,
+            source='https://docs.cloud.google.com/tpu/docs/v5p',
+        ),
+        Chip(
+            name='v6e',
+            hbm_bytes=int(31.24 * _GIB),
+            hbm_source=_COMPILER,
+            flops_per_s=918e12,
+            # The page said 1640 before 2025.
+            hbm_bytes_per_s=1600e9,
+            ici_bytes_per_s=800e9 / 2,
+            source='https://docs.cloud.google.com/tpu/docs/v6e',
+        ),
+    )
+}
+
+# By a part of `device_kind`. Dense rates; memory is asked of the device. NVLink
+# is what the links of the SXM form carry.
+_GPUS = {
+    'H200': Chip(
+        name='H200',
+        flops_per_s=989e12,
+        hbm_bytes_per_s=4.8e12,
+        ici_bytes_per_s=900e9 / 2,
+        source='https://www.nvidia.com/en-us/data-center/h200/',
+    ),
+    'H100': Chip(
+        name='H100',
+        flops_per_s=989e12,
+        hbm_bytes_per_s=3.35e12,
+        ici_bytes_per_s=900e9 / 2,
+        source='https://www.nvidia.com/en-us/data-center/h100/',
+    ),
+    'A100': Chip(
+        name='A100',
+        flops_per_s=312e12,
+        hbm_bytes_per_s=2.039e12,
+        ici_bytes_per_s=600e9 / 2,
+        source='https://www.nvidia.com/en-us/data-center/a100/',
+    ),
+}
+
+
+def gpu(device_kind: str, hbm_bytes: int | None) -> Chip:
+  """Returns what is known of a GPU.
+
+  Args:
+    device_kind: As jax names it, `'NVIDIA H200'`.
+    hbm_bytes: What jax may use of its memory.
+  """
+  known = [chip for name, chip in _GPUS.items() if name in device_kind]
+  chip = known[0] if known else Chip(name=device_kind)
+  return dataclasses.replace(
+      chip,
+      name=device_kind,
+      hbm_bytes=hbm_bytes,
+      hbm_source='what jax may take of it',
+  )

@@ -1,0 +1,105 @@
+"""Float operations and bytes of a step, loops counted as often as they run."""
+
+from collections.abc import Iterator
+from collections.abc import Mapping
+import dataclasses
+import functools
+import re
+from typing import Any
+
+import jax
+
+from gemma4_lora.tpu import _hlo
+
+# XLA's names.
+_FLOPS, _BYTES = 'flops', 'bytes accessed'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cost:
+  """Of one step on one device.
+
+  XLA counts what a loop repeats once. A chunked loss or a scan over layers is
+  then all but free, which it is not.
+
+  Attributes:
+    flops: Float operations, each loop as often as it runs.
+    bytes: Read and written in memory, likewise.
+    flops_once: As `compiled.cost_analysis()['flops']` has it.
+    bytes_once: As `compiled.cost_analysis()['bytes accessed']` has it.
+    unknown_loops: How many loops are counted once, as the program does not say
+      how often they run.
+  """
+
+  flops: float
+  bytes: float
+  flops_once: float
+  bytes_once: float
+  unknown_loops: int
+
+
+def cost_of(compiled: Any, program: _hlo.Program) -> Cost:
+  """Returns the cost of a compiled program.
+
+  Args:
+    compiled: A `jax.stages.Compiled`.
+    program: Its text.
+  """
+  once: Any = compiled.cost_analysis() or {}
+  flops, num_bytes = once.get(_FLOPS, 0.0), once.get(_BYTES, 0.0)
+  more, unknown = _repeated(program)
+  return Cost(
+      flops=flops + more[_FLOPS],
+      bytes=num_bytes + more[_BYTES],
+      flops_once=flops,
+      bytes_once=num_bytes,
+      unknown_loops=unknown,
+  )
+
+
+def _repeated(program: _hlo.Program) -> tuple[Mapping[str, float], int]:
+  """Returns what loops cost beyond their first round, and unknown loops."""
+  more = {_FLOPS: 0.0, _BYTES: 0.0}
+  once = program.with_trips(1).times
+  for body in {loop.body for loop in program.loops}:
+    # Without the loops in it, which count for themselves.
+    own = _own_cost(program, body)
+    rounds = program.times.get(body, 0) - once.get(body, 0)
+    for key in more:
+      more[key] += rounds * own[key]
+  return more, sum(loop.trips is None for loop in program.loops)
+
+
+def _own_cost(program: _hlo.Program, name: str) -> Mapping[str, float]:
+  """Cost of a computation, less that of the loops in it."""
+  cost = dict(_as_entry(program.text, name))
+  for body in _loops_in(program, name):
+    inner = _as_entry(program.text, body)
+    for key in cost:
+      cost[key] -= inner[key]
+  return cost
+
+
+def _loops_in(program: _hlo.Program, name: str) -> Iterator[str]:
+  """Gives bodies of loops in a computation, not of those in other loops."""
+  for instruction in program.computations.get(name, ()):
+    if instruction.opcode == 'while':
+      yield instruction.attribute('body') or ''
+    else:
+      for called in instruction.called:
+        yield from _loops_in(program, called)
+
+
+@functools.lru_cache(maxsize=64)
+def _as_entry(text: str, name: str) -> Mapping[str, float]:
+  """XLA's own count of a computation: of a module that begins with it."""
+  # No public API counts a program that is not compiled here.
+  from jaxlib import _hlo as hlo  # pylint: disable=g-import-not-at-top
+  from jaxlib import _jax  # pylint: disable=g-import-not-at-top
+
+  text = re.sub(r'^HloModule .*', 'HloModule body', text, count=1)
+  text = re.sub(r'^ENTRY ', '', text, count=1, flags=re.M)
+  text = re.sub(rf'^(%?{re.escape(name)} \()', r'ENTRY \1', text, flags=re.M)
+  client = jax.devices('cpu')[0].client
+  found = _jax.hlo_module_cost_analysis(client, hlo.hlo_module_from_text(text))
+  return {key: found.get(key, 0.0) for key in (_FLOPS, _BYTES)}

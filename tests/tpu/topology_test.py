@@ -1,0 +1,122 @@
+"""Names of topologies, and what is said of wrong ones."""
+
+import fcntl
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from gemma4_lora import g4
+from gemma4_lora.tpu import _chips
+from gemma4_lora.tpu import _topology
+
+
+@pytest.mark.parametrize(
+    ('name', 'message'),
+    [
+        ('v9:1x1', "no chip 'v9' here.*v5e, v5p, v6e.*Examples: v6e:1x1"),
+        ('v6:2x4', "Did you mean 'v6e'"),
+        ('v6e', 'lacks how many chips: v6e:1x1 is one'),
+        ('v6e 2x4', 'is not a topology. Examples: v6e:1x1'),
+        ('v6e:', 'is not a topology'),
+        ('cpu:2x2', 'such as cpu:8'),
+        ('cpu:9', 'jax has 8 of them here. .*jax_num_cpu_devices'),
+        ('cpu:0', 'jax has 8 of them here'),
+    ],
+)
+def test_what_is_no_topology(name, message):
+  with pytest.raises(g4.tpu.PlanError, match=message):
+    _topology.topology(name)
+
+
+def test_no_gpu_here():
+  try:
+    jax.devices('gpu')
+  except RuntimeError:
+    with pytest.raises(g4.tpu.PlanError, match='jax has no gpu'):
+      _topology.topology('gpu')
+  else:
+    assert _topology.topology('gpu').devices
+
+
+@pytest.mark.parametrize(('name', 'number'), [('cpu', 8), ('cpu:3', 3)])
+def test_cpu_is_what_is_here(name, number):
+  topology = _topology.topology(name)
+  assert len(topology.devices) == number
+  total = topology.chip.hbm_bytes * number
+  memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  assert memory - number <= total <= memory
+
+
+@pytest.mark.parametrize(
+    ('name', 'number', 'kind'),
+    [
+        ('v6e:1x1', 1, 'TPU v6 lite'),
+        ('v6e:2x4', 8, 'TPU v6 lite'),
+        ('v5e:4x4', 16, 'TPU v5 lite'),
+        ('v5p:2x2x1', 4, 'TPU v5'),
+    ],
+)
+def test_tpus_that_are_not_here(name, number, kind):
+  pytest.importorskip('libtpu')
+  before = dict(os.environ)
+  topology = _topology.topology(name)
+  assert dict(os.environ) == before
+  assert len(topology.devices) == number
+  assert {x.device_kind for x in topology.devices} == {kind}
+  assert topology.chip.name == name.partition(':')[0]
+
+
+def test_a_shape_that_no_slice_has():
+  pytest.importorskip('libtpu')
+  with pytest.raises(g4.tpu.PlanError, match='knows no such .*libtpu says'):
+    _topology.topology('v6e:3x3')
+
+
+def _in_new_process(code, **environment):
+  inherited = {k: v for k, v in os.environ.items() if k != 'TPU_LIBRARY_PATH'}
+  return subprocess.run(
+      [sys.executable, '-c', code],
+      env=inherited | {'JAX_PLATFORMS': 'cpu'} | environment,
+      capture_output=True,
+      text=True,
+      check=False,
+  ).stderr
+
+
+_LOAD = """
+from gemma4_lora.tpu import _topology
+_topology.topology('v6e:1x1')
+"""
+
+
+def test_without_libtpu():
+  code = 'import sys; sys.modules["libtpu"] = None' + _LOAD
+  assert 'pip install "gemma4_lora[tpu]"' in _in_new_process(code)
+
+
+def test_while_another_process_holds_libtpu():
+  """Held as libtpu holds it: a lock on a file of that name."""
+  pytest.importorskip('libtpu')
+  with open('/tmp/libtpu_lockfile', 'a', encoding='utf-8') as file:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    error = _in_new_process(_LOAD, ALLOW_MULTIPLE_LIBTPU_LOAD='0')
+  assert 'another process on this machine holds libtpu' in error
+
+
+@pytest.mark.parametrize('chip', _chips.TPUS.values(), ids=lambda x: x.name)
+def test_each_chip_says_who_says_so(chip):
+  assert chip.source.startswith('https://docs.cloud.google.com/tpu/docs/')
+  rates = (chip.flops_per_s, chip.hbm_bytes_per_s, chip.ici_bytes_per_s)
+  # Compute is faster than memory, and memory than links.
+  assert rates == tuple(sorted(rates, reverse=True))
+
+
+def test_gpus_by_the_name_that_jax_gives():
+  known = _chips.gpu('NVIDIA H200', 150 * 10**9)
+  assert (known.flops_per_s, known.hbm_bytes) == (989e12, 150 * 10**9)
+  unknown = _chips.gpu('NVIDIA GeForce RTX 4090', None)
+  assert unknown.flops_per_s is None
+  assert unknown.name == 'NVIDIA GeForce RTX 4090'
