@@ -14,8 +14,8 @@ import dataclasses
 import functools
 from typing import Any
 
-from jax.ad_checkpoint import checkpoint_name
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 # What `checkpoint_name` calls the output and the log-sum-exp.
