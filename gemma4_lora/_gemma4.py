@@ -308,5 +308,5 @@ def _rotated(
       positions,
       base_frequency=module.rope_base_frequency,
       scale_factor=module.rope_scale_factor,
-      rope_proportion=module.rope_proportion,
+      rope_proportion=module.rope_proportion,  # pyrefly: ignore[bad-argument-type]
   )

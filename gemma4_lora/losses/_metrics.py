@@ -31,17 +31,15 @@ class Accuracy(kd.metrics.Metric):
   mask: kontext.Key | None = None
   chunk_size: int | None = None
 
-  @flax.struct.dataclass
-  class State(kd.metrics.AverageState):
-    pass
+  State = kd.metrics.AverageState  # pyrefly: ignore[bad-override]
 
-  def get_state(
+  def get_state(  # pyrefly: ignore[bad-override]: by names, as Kauldron's.
       self,
       *,
       head: _head.Head,
       labels: jax.Array,
       mask: jax.Array | None = None,
-  ) -> 'Accuracy.State':
+  ) -> kd.metrics.AverageState:
     """Returns how often the label is the most likely token."""
     correct = _is_largest(
         head, _loss.squeeze_labels(labels, head), self.chunk_size
@@ -49,6 +47,15 @@ class Accuracy(kd.metrics.Metric):
     return self.State.from_values(
         values=correct[..., None].astype(jnp.float32), mask=mask
     )
+
+
+@flax.struct.dataclass
+class _PerplexityState(kd.metrics.AverageState):
+  """The mean cross-entropy of all batches so far."""
+
+  def compute(self) -> jax.Array:
+    """Returns the perplexity over all batches, not a mean of theirs."""
+    return jnp.exp(super().compute())
 
 
 @dataclasses.dataclass(eq=True, frozen=True, kw_only=True)
@@ -67,20 +74,15 @@ class Perplexity(kd.metrics.Metric):
   mask: kontext.Key | None = None
   chunk_size: int | None = None
 
-  @flax.struct.dataclass
-  class State(kd.metrics.AverageState):
+  State = _PerplexityState  # pyrefly: ignore[bad-override]
 
-    def compute(self) -> jax.Array:
-      """Returns the perplexity over all batches, not a mean of theirs."""
-      return jnp.exp(super().compute())
-
-  def get_state(
+  def get_state(  # pyrefly: ignore[bad-override]: by names, as Kauldron's.
       self,
       *,
       head: _head.Head,
       labels: jax.Array,
       mask: jax.Array | None = None,
-  ) -> 'Perplexity.State':
+  ) -> kd.metrics.AverageState:
     """Returns the cross-entropy so far."""
     losses = _cross_entropy.softmax_cross_entropy(
         head.hidden,

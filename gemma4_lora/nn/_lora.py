@@ -263,7 +263,7 @@ class LoRA(_wrapper.ModelWrapper):
     """Returns the interceptors that save memory, outermost last."""
     if kwargs.get('cache') is not None:
       return []
-    savers = []
+    savers: list[Any] = []
     if self.attention == 'blockwise':
       is_causal = kwargs.get('attention_mask') is None and (
           kwargs.get('images') is None
