@@ -137,7 +137,7 @@ def _memory_rows(plan: _plan.Plan) -> list[tuple[str, str, str]]:
     source = plan.chip.hbm_source
     if plan.too_large is not None and plan.too_large.available:
       source = "the compiler's own word"
-    rows.append((f'{plan.chip.name} has', _gib(plan.hbm_bytes), f'by {source}'))
+    rows.append((f'{plan.chip.name} has', _gib(plan.hbm_bytes), source))
   return rows
 
 
