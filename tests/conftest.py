@@ -15,6 +15,16 @@ import pytest
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 jax.config.update('jax_platforms', os.environ['JAX_PLATFORMS'])
 
+# Most of the time goes into compiling programs that run once: let LLVM, which
+# makes machine code of what XLA has optimised, try less.
+os.environ['XLA_FLAGS'] = ' '.join(
+    [
+        '--xla_backend_optimization_level=0',
+        '--xla_llvm_disable_expensive_passes=true',
+        os.environ.get('XLA_FLAGS', ''),
+    ]
+)
+
 # Before any test makes an array: eight devices, as on one TPU host, so that
 # what is sharded in earnest is sharded in tests.
 jax.config.update('jax_num_cpu_devices', 8)
