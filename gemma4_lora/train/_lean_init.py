@@ -12,9 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from kauldron import kd
+import numpy as np
 
+from gemma4_lora.ckpts import _read
 from gemma4_lora.ckpts import _restored
 from gemma4_lora.ckpts import _trees
+from gemma4_lora.train import _eager
 
 _PARAMS = 'params'
 
@@ -56,12 +59,12 @@ def without(
       if path[0] == _PARAMS and _follows(path, flat, restored)
   }
   drawn = [path for path in flat if path not in restored | follow]
-  # jax drops what none of these needs before it compiles.
-  values = jax.jit(
-      lambda: [_trees.flatten(init_model())[path] for path in drawn],
-      out_shardings=[flat[path].sharding for path in drawn],
-  )()
-  values = dict(zip(drawn, values, strict=True))
+
+  def draw():
+    made = _trees.flatten(init_model())
+    return [made[path] for path in drawn]
+
+  values = dict(zip(drawn, _eager.run(draw), strict=True))
 
   def pick(keys, shape):
     path = _trees.key_path(keys)
@@ -69,9 +72,16 @@ def without(
       return jax.device_put(
           jnp.full(shape.shape, jnp.nan, shape.dtype), shape.sharding
       )
-    return values.get(path, shape)
+    return _put(values[path], shape) if path in values else shape
 
   return jax.tree_util.tree_map_with_path(pick, shapes)
+
+
+def _put(value: jax.Array, like: Any) -> jax.Array:
+  """Returns a value where it is to be: each process has all of it."""
+  if like.sharding is None:
+    return value
+  return _read.place(np.asarray(value), like)
 
 
 def _follows(

@@ -71,31 +71,81 @@ def model_of(gb: float) -> Any:
 
 
 def write(gb: float, folder: pathlib.Path) -> None:
-  """Writes the checkpoint in both formats."""
+  """Writes the checkpoint as Orbax and as safetensors."""
   from gemma4_lora import g4
-  from gemma4_lora import hf
   from gemma4_lora.hf import _shards
-  
-  params = g4.testing.make_checkpoint(model_of(gb), folder / 'orbax')
-  del params
+  import numpy as np
+
+  made = g4.testing.make_checkpoint(model_of(gb), folder / 'orbax')
+  del made
 
 
-def _read_orbax(path: pathlib.Path) -> None:
+def read_orbax(folder: pathlib.Path) -> None:
   """Reads and decodes all leaves by Orbax, all at once."""
+  import jax
   import numpy as np
   import orbax.checkpoint as ocp
-  import jax
 
+  path = folder / 'orbax'
   handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=2**20)
   tree = handler.metadata(path).tree
   args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
   handler.restore(path, args=ocp.args.PyTreeRestore(restore_args=args))
 
 
-def _read_file(path: pathlib.Path) -> None:
-  """Reads a file from end to end, and keeps nothing."""
-  buffer = bytearray(2**24)
-  for file in sorted(path.glob('*.safetensors')):
-    with file.open('rb', buffering=0) as f:
-      while f.readinto(buffer):
-        pass
+def init(folder: pathlib.Path, gb: float, workdir: str) -> None:
+  """Makes the state of a run whose base is restored."""
+  import jax
+  from kauldron import kd
+
+  from gemma4_lora import g4
+  from tests import training
+
+  model = g4.nn.LoRA(rank=16, model=model_of(gb))
+  trainer = training.make_trainer(
+      model,
+      workdir,
+      num_train_steps=1,
+      checkpointer=None,
+      trainstep=g4.train.TrainStep(),
+      init_transform=g4.ckpts.SkipLoRA4(
+          wrapped=g4.ckpts.PartialLoad(path=folder)
+      ),
+      sharding=kd.sharding.ShardingStrategy(
+          params=kd.sharding.FSDPSharding()
+      ),
+  )
+  jax.block_until_ready(trainer.init_state())
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser()
+  parser.add_argument('--gb', type=float, default=4.0)
+  parser.add_argument('--folder', type=pathlib.Path)
+  parser.add_argument('--child')
+  parser.add_argument('--devices', type=int, default=1)
+  args = parser.parse_args()
+  if args.child:
+    child(args)
+
+
+def child(args) -> None:
+  import jax
+  jax.config.update('jax_num_cpu_devices', args.devices)
+  import kauldron.kd, gemma.gm  
+  from gemma4_lora import g4
+  g4.train.TrainStep
+  from absl import logging
+  logging.set_verbosity('info')
+  start = time.monotonic()
+  if args.child == 'write':
+    write(args.gb, args.folder)
+  elif args.child == 'orbax':
+    read_orbax(args.folder)
+  elif args.child == 'init':
+    init(args.folder / 'orbax', args.gb, '/tmp/nowhere')
+  print('seconds', time.monotonic() - start, 'cpu', time.process_time(), 'rss', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+
+
+if __name__ == '__main__':
+  main()
