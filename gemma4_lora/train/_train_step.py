@@ -112,11 +112,14 @@ class TrainStep(kd.train.TrainStep):
       logging.info('%s: the base is drawn at random first: %s.', _WHO, e)
       return super().init(elem_spec, **kwargs)
     state = _lean_init.without(init_model, shapes, restored)
-    state = self._init_transform(state)
+    # Kauldron would set the shardings again, which for a moment takes the model
+    # twice. Our transforms keep those that the shapes have.
+    state = self.init_transform.transform(state)
     _lean_init.check_complete(state)
     if self.optimizer is not None and not skip_optimizer:
-      state = self._init_optimizer(state)
-    return self._init_transform_after_optimizer(state)
+      opt_state = self._opt_state(state.params)
+      state = state.replace(opt_state=opt_state)
+    return self.init_transform.transform_after_optimizer(state)
 
   def step(
       self,
@@ -188,6 +191,14 @@ class TrainStep(kd.train.TrainStep):
     context = context.replace(updates=updates)
     return next_state, _microbatches.with_metrics(self, context, of_parts)
 
+  @functools.partial(jax.jit, static_argnames='self')
+  def _opt_state(self, params: Any) -> Any:
+    """Returns the optimizer's state alone: parameters stay where they are."""
+    opt_state = self.optimizer.init(params)
+    return kd.sharding.with_sharding_constraint(
+        opt_state, self.sharding.opt_state
+    )
+
   def _will_resume(self) -> bool:
     """Whether a state without transforms is one to restore a checkpoint into."""
     checkpointer = self.base_cfg.checkpointer
@@ -199,14 +210,15 @@ class TrainStep(kd.train.TrainStep):
   ) -> kd.train.TrainState:
     """Returns a state to restore into: shapes, but for the step."""
     if self.optimizer is not None and not skip_optimizer:
-      compiled = jax.jit(self._init_optimizer).lower(shapes).compile()
-      shapes = jax.tree.map(
+      compiled = type(self)._opt_state.lower(self, shapes.params).compile()
+      opt_state = jax.tree.map(
           lambda x, sharding: jax.ShapeDtypeStruct(
               x.shape, x.dtype, sharding=sharding
           ),
           compiled.out_info,
           compiled.output_shardings,
       )
+      shapes = shapes.replace(opt_state=opt_state)
     step = jax.device_put(jnp.asarray(0), kd.sharding.REPLICATED)
     return shapes.replace(step=step)
 
