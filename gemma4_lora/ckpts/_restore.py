@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import itertools
+import sys
 import time
 from typing import Any
 
@@ -12,6 +13,7 @@ from absl import logging
 from etils import epath
 import jax
 import numpy as np
+from tqdm import auto as tqdm
 
 from gemma4_lora.ckpts import _fingerprint
 from gemma4_lora.ckpts import _layouts
@@ -89,11 +91,13 @@ def restore(state: Any, request: Request) -> Any:
   in_use = {
       id(x) for p, x in _trees.flatten(state).items() if p not in replaced
   }
-  for group in _read.read(source, plan.loads, old):
-    while group:
-      path, value = group.popitem()
-      _free(old[path], in_use)
-      new[path] = _read.place(value, old[path])
+  with _progress(plan) as progress:
+    for group in _read.read(source, plan.loads, old):
+      while group:
+        path, value = group.popitem()
+        _free(old[path], in_use)
+        new[path] = _read.place(value, old[path])
+        progress.update(value.nbytes)
   for leaf in plan.pruned:
     _free(old[leaf.path], in_use)
 
@@ -148,6 +152,17 @@ def prepare(
   )
   source.check({x.stored.key for x in plan.loads}, who=who)
   return source, trees, plan
+
+
+def _progress(plan: _plan.Plan) -> tqdm.tqdm:
+  """Returns a progress bar, for whom there is someone to see it."""
+  return tqdm.tqdm(
+      desc='Restoring',
+      total=sum(_sources.num_bytes(x.stored) for x in plan.loads),
+      unit='B',
+      unit_scale=True,
+      disable=not (sys.stderr.isatty() or 'ipykernel' in sys.modules),
+  )
 
 
 def _sub_trees(

@@ -81,6 +81,8 @@ def _put(value: jax.Array, like: Any) -> jax.Array:
   """Returns a value where it is to be: each process has all of it."""
   if like.sharding is None:
     return value
+  if jax.process_count() == 1:
+    return jax.device_put(value, like.sharding)
   return _read.place(np.asarray(value), like)
 
 

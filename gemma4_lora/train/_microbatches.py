@@ -147,7 +147,9 @@ def run(
     _check_losses(states)
     return of_part, states
 
-  trained = [x for x, is_needed in zip(leaves, needed, strict=True) if is_needed]
+  trained = [
+      x for x, is_needed in zip(leaves, needed, strict=True) if is_needed
+  ]
 
   # jax drops the forward pass here, unless a mask depends on it.
   def count(collections, index):

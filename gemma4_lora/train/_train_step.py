@@ -111,6 +111,7 @@ class TrainStep(kd.train.TrainStep):
     except _restored.UnknownError as e:
       logging.info('%s: the base is drawn at random first: %s.', _WHO, e)
       return super().init(elem_spec, **kwargs)
+    self._warn(shapes.params)
     state = _lean_init.without(init_model, shapes, restored)
     # Kauldron would set the shardings again, which for a moment takes the model
     # twice. Our transforms keep those that the shapes have.
@@ -119,7 +120,10 @@ class TrainStep(kd.train.TrainStep):
     if self.optimizer is not None and not skip_optimizer:
       opt_state = self._opt_state(state.params)
       state = state.replace(opt_state=opt_state)
-    return self.init_transform.transform_after_optimizer(state)
+    state = self.init_transform.transform_after_optimizer(state)
+    if not skip_optimizer:
+      self._remember_specs(state)
+    return state
 
   def step(
       self,
@@ -191,13 +195,38 @@ class TrainStep(kd.train.TrainStep):
     context = context.replace(updates=updates)
     return next_state, _microbatches.with_metrics(self, context, of_parts)
 
-  @functools.partial(jax.jit, static_argnames='self')
+  # Without unused arguments, the program would not be one of all devices.
+  @functools.partial(jax.jit, static_argnames='self', keep_unused=True)
   def _opt_state(self, params: Any) -> Any:
     """Returns the optimizer's state alone: parameters stay where they are."""
     opt_state = self.optimizer.init(params)
     return kd.sharding.with_sharding_constraint(
         opt_state, self.sharding.opt_state
     )
+
+  def _warn(self, params: Any) -> None:
+    """Warns of gradients that are computed and not used."""
+    if self.optimizer is not None:
+      paths = optim.frozen_gradients(self.optimizer, params)
+      if paths:
+        logging.warning('%s: %s', _WHO, optim.explain(paths))
+
+  def _remember_specs(self, state: kd.train.TrainState) -> None:
+    """Gives the trainer what it would compile `init` again to know.
+
+    `Trainer.state_specs` is a cached property, which the table of the context
+    that Kauldron's writers show at the start asks for.
+
+    Args:
+      state: As `init` returns it.
+    """
+    specs = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=x.sharding, weak_type=x.aval.weak_type
+        ),
+        state,
+    )
+    vars(self.base_cfg).setdefault('state_specs', specs)
 
   def _will_resume(self) -> bool:
     """Whether a state without transforms is one to restore a checkpoint into."""

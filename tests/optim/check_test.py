@@ -23,7 +23,9 @@ def _partial(optimizer):
     [
         _partial(optax.adamw(1e-3)),
         _partial(optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))),
-        _partial(optax.MultiSteps(optax.adam(1e-3), 2).gradient_transformation()),
+        _partial(
+            optax.MultiSteps(optax.adam(1e-3), 2).gradient_transformation()
+        ),
         _partial(optax.apply_if_finite(optax.adam(1e-3), 3)),
         optax.adam(1e-3),  # Full fine-tuning: nothing is frozen.
         optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3)),
@@ -37,7 +39,9 @@ def test_none_of_the_frozen_is_read(optimizer):
     'optimizer',
     [
         optax.chain(optax.clip_by_global_norm(1.0), _partial(optax.adam(1e-3))),
-        optax.MultiSteps(_partial(optax.adam(1e-3)), 2).gradient_transformation(),
+        optax.MultiSteps(
+            _partial(optax.adam(1e-3)), 2
+        ).gradient_transformation(),
         optax.apply_if_finite(_partial(optax.adam(1e-3)), 3),
     ],
 )

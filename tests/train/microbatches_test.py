@@ -79,6 +79,8 @@ def _step(num_microbatches):
   }
   batch = jax.device_put(batch, kd.sharding.REPLICATED)
   before = jax.tree.map(np.asarray, params)
+  lean = trainer.trainstep.step(jax.tree.map(jnp.copy, state), batch)[1]
+  assert lean.loss_states is lean.metric_states is lean.summary_states is None
   state, aux = trainer.trainstep.step(
       state, batch, return_losses=True, return_metrics=True
   )
