@@ -40,7 +40,7 @@ def _evaluate(jaxpr: core.Jaxpr, consts: list[Any], args: list[Any]) -> list:
 
   for eqn in jaxpr.eqns:
     ins = [read(atom) for atom in eqn.invars]
-    inner = eqn.params.get('jaxpr')
+    inner: Any = eqn.params.get('jaxpr')
     if eqn.primitive.name in _CALLS and _num_ops(inner) > _MAX_OPS:
       outs = _evaluate(inner.jaxpr, inner.consts, ins)
     else:
