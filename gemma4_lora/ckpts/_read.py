@@ -15,8 +15,9 @@ from gemma4_lora.ckpts import _sources
 from gemma4_lora.ckpts import _trees
 
 # Arrays are read and decompressed in parallel within a group, and what a group
-# holds is what a restore needs on top of the model: as much as the largest
-# array needs anyway, or a fraction of the model, or a little if that is little.
+# holds is what a restore needs on top of the model: a fraction of it, or a
+# little if that is little. A larger array is read alone, and first, while there
+# is room.
 _MIN_GROUP_BYTES = 2**28
 _GROUPS_PER_MODEL = 16
 
@@ -55,10 +56,8 @@ def read(
 
   ordered = sorted(by_key, key=size, reverse=True)
   if group_bytes is None:
-    sizes = [size(key) for key in ordered]
-    group_bytes = max(
-        _MIN_GROUP_BYTES, sum(sizes) // _GROUPS_PER_MODEL, *sizes[:1]
-    )
+    total = sum(map(size, ordered))
+    group_bytes = max(_MIN_GROUP_BYTES, total // _GROUPS_PER_MODEL)
   for keys in _groups(ordered, size, group_bytes):
     arrays = source.read({k: _restore_args(by_key[k], old) for k in keys})
     new = {}

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import itertools
+import sys
 import time
 from typing import Any
 
@@ -12,6 +13,7 @@ from absl import logging
 from etils import epath
 import jax
 import numpy as np
+from tqdm import auto as tqdm
 
 from gemma4_lora.ckpts import _fingerprint
 from gemma4_lora.ckpts import _layouts
@@ -70,6 +72,57 @@ def restore(state: Any, request: Request) -> Any:
     ValueError: The checkpoint cannot be read or does not fit the model.
   """
   start = time.monotonic()
+  source, trees, plan = prepare(state, request)
+
+  old = {
+      (*tree.new, *path): leaf
+      for tree in trees
+      for path, leaf in _trees.flatten(_trees.get_at(state, tree.new)).items()
+  }
+  _check_lora(old, who=request.who)
+  _warn(plan, request, old)
+  new = {p: _fill(p, old[p]) for p in (x.path for x in plan.pruned)}
+  new |= {
+      x.path: _fill(x.path, old[x.path])
+      for x in (*plan.missing, *plan.kept)
+      if isinstance(old[x.path], jax.ShapeDtypeStruct)
+  }
+  replaced = {x.model.path for x in plan.loads} | new.keys()
+  in_use = {
+      id(x) for p, x in _trees.flatten(state).items() if p not in replaced
+  }
+  with _progress(plan) as progress:
+    for group in _read.read(source, plan.loads, old):
+      while group:
+        path, value = group.popitem()
+        _free(old[path], in_use)
+        new[path] = _read.place(value, old[path])
+        progress.update(value.nbytes)
+  for leaf in plan.pruned:
+    _free(old[leaf.path], in_use)
+
+  for tree in trees:
+    state = _replace_leaves(state, tree.new, new)
+  _log(plan, source, request, seconds=time.monotonic() - start)
+  return state
+
+
+def prepare(
+    state: Any, request: Request
+) -> tuple[_sources.Source, list[_plan.SubTree], _plan.Plan]:
+  """Decides what a restore will do; reads no array.
+
+  Args:
+    state: The state; arrays or shapes.
+    request: What to restore.
+
+  Returns:
+    The checkpoint, the sub-trees, and the plan.
+
+  Raises:
+    FileNotFoundError: There is no checkpoint at the path.
+    ValueError: The checkpoint cannot be read or does not fit the model.
+  """
   who = request.who
   source = _sources.open_source(request.path, step=request.step, who=who)
   if _fingerprint.read(source.path.parent):
@@ -98,35 +151,18 @@ def restore(state: Any, request: Request) -> Any:
       has_policy=request.has_policy,
   )
   source.check({x.stored.key for x in plan.loads}, who=who)
+  return source, trees, plan
 
-  old = {
-      (*tree.new, *path): leaf
-      for tree in trees
-      for path, leaf in _trees.flatten(_trees.get_at(state, tree.new)).items()
-  }
-  _warn(plan, request, old)
-  new = {p: _fill(p, old[p]) for p in (x.path for x in plan.pruned)}
-  new |= {
-      x.path: _fill(x.path, old[x.path])
-      for x in (*plan.missing, *plan.kept)
-      if isinstance(old[x.path], jax.ShapeDtypeStruct)
-  }
-  replaced = {x.model.path for x in plan.loads} | new.keys()
-  in_use = {
-      id(x) for p, x in _trees.flatten(state).items() if p not in replaced
-  }
-  for group in _read.read(source, plan.loads, old):
-    while group:
-      path, value = group.popitem()
-      _free(old[path], in_use)
-      new[path] = _read.place(value, old[path])
-  for leaf in plan.pruned:
-    _free(old[leaf.path], in_use)
 
-  for tree in trees:
-    state = _replace_leaves(state, tree.new, new)
-  _log(plan, source, request, seconds=time.monotonic() - start)
-  return state
+def _progress(plan: _plan.Plan) -> tqdm.tqdm:
+  """Returns a progress bar, for whom there is someone to see it."""
+  return tqdm.tqdm(
+      desc='Restoring',
+      total=sum(_sources.num_bytes(x.stored) for x in plan.loads),
+      unit='B',
+      unit_scale=True,
+      disable=not (sys.stderr.isatty() or 'ipykernel' in sys.modules),
+  )
 
 
 def _sub_trees(
@@ -197,10 +233,16 @@ def _check_leaves(
       raise ValueError(
           f'{who}: {name} is no array but a {type(leaf).__name__}: {leaf!r}.'
       )
+
+
+def _check_lora(old: Mapping[_trees.Path, Any], *, who: str) -> None:
+  """Checks that LoRA leaves, which no base checkpoint has, have values."""
+  for path, leaf in old.items():
     if _trees.is_lora(path) and isinstance(leaf, jax.ShapeDtypeStruct):
       raise ValueError(
-          f'{who}: {name} is a LoRA leaf without a value (ShapeDtypeStruct),'
-          ' and the checkpoint gives it none: initialise LoRA leaves first.'
+          f'{who}: {_trees.join(path)} is a LoRA leaf without a value'
+          ' (ShapeDtypeStruct), and the checkpoint gives it none: initialise'
+          ' LoRA leaves first.'
       )
 
 

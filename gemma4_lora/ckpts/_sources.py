@@ -2,7 +2,10 @@
 
 from collections.abc import Iterator
 from collections.abc import Mapping
+from concurrent import futures
 import dataclasses
+import functools
+import os
 from typing import Any
 
 from etils import epath
@@ -17,6 +20,7 @@ from gemma4_lora.ckpts import _locate
 from gemma4_lora.ckpts import _rows
 from gemma4_lora.ckpts import _source
 from gemma4_lora.ckpts import _trees
+from gemma4_lora.ckpts import _zstd
 
 Source = _source.Source
 num_bytes = _source.num_bytes
@@ -41,6 +45,21 @@ class OrbaxSource(Source):
       self, args: Mapping[_trees.Path, ocp.RestoreArgs]
   ) -> dict[_trees.Path, Any]:
     """See `Source`."""
+    names = {k: m.name for k, m in _trees.flatten(self.tree).items()}
+    direct = {k: self._direct.get(names[k]) for k in args}
+    with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+      started = {k: pool.submit(x.read) for k, x in direct.items() if x}
+      rest = {k: arg for k, arg in args.items() if k not in started}
+      arrays = self._read_by_orbax(rest) if rest else {}
+      return arrays | {k: future.result() for k, future in started.items()}
+
+  @functools.cached_property
+  def _direct(self) -> Mapping[str, _zstd.Array]:
+    return _zstd.list_arrays(self.path)
+
+  def _read_by_orbax(
+      self, args: Mapping[_trees.Path, ocp.RestoreArgs]
+  ) -> dict[_trees.Path, Any]:
 
     def pick(value):
       return lambda keys, meta: value(_trees.key_path(keys), meta)

@@ -1,12 +1,11 @@
 """Which leaves an optimizer changes, from its program and no run of it."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax.extend import core
 import optax
 
+from gemma4_lora import _dataflow
 from gemma4_lora.ckpts import _trees
 
 
@@ -39,44 +38,9 @@ def trained_base(
       any(path[i:] in base for i in range(len(path)))
       for path in _trees.flatten(opt_state)
   ]
-  changed = _flow(program.jaxpr, [*of_params, *of_state, *of_params])
+  changed = _dataflow.flow(program.jaxpr, [*of_params, *of_state, *of_params])
   return [
       _trees.join(path)
       for path, is_changed in zip(paths, changed, strict=True)
       if is_changed and path in base
   ]
-
-
-def _flow(jaxpr: core.Jaxpr, inputs: Sequence[bool]) -> list[bool]:
-  """Returns which outputs are computed from the marked inputs.
-
-  What only decides between values (`optax.apply_if_finite`) does not count.
-
-  Args:
-    jaxpr: The program.
-    inputs: Which of its inputs are marked.
-  """
-  marked = {var for var, mark in zip(jaxpr.invars, inputs, strict=True) if mark}
-
-  def is_marked(atom):
-    return not isinstance(atom, core.Literal) and atom in marked
-
-  for eqn in jaxpr.eqns:
-    ins = [is_marked(atom) for atom in eqn.invars]
-    inner = eqn.params.get('jaxpr') or eqn.params.get('call_jaxpr')
-    inner = getattr(inner, 'jaxpr', inner)
-    if eqn.primitive.name == 'select_n':
-      outs = [any(ins[1:])]
-    elif eqn.primitive.name == 'cond':
-      branches = [_flow(b.jaxpr, ins[1:]) for b in eqn.params['branches']]
-      outs = [any(marks) for marks in zip(*branches, strict=True)]
-    elif (
-        eqn.primitive.name not in ('scan', 'while')
-        and isinstance(inner, core.Jaxpr)
-        and len(inner.invars) == len(ins)
-    ):
-      outs = _flow(inner, ins)
-    else:
-      outs = [any(ins)] * len(eqn.outvars)
-    marked |= {v for v, mark in zip(eqn.outvars, outs, strict=True) if mark}
-  return [is_marked(atom) for atom in jaxpr.outvars]

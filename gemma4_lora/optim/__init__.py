@@ -1,3 +1,4 @@
 """Optimizers for LoRA, around optax's."""
 
+from gemma4_lora.optim._check import frozen_gradients
 from gemma4_lora.optim._lora_plus import lora_plus

@@ -1,6 +1,7 @@
 """Writes small checkpoints in the layouts of the released ones."""
 
 from collections.abc import Mapping
+import math
 import typing
 from typing import Any
 from typing import Literal
@@ -18,6 +19,9 @@ from gemma4_lora import _gemma4
 Layout = Literal[
     'nested', 'nested_bare', 'flat', 'stacked', 'kauldron', 'kauldron_w'
 ]
+
+# Of random numbers that are drawn at once.
+_BLOCK = 2**24
 
 _Params = dict[str, Any]
 _Flat = dict[tuple[str, ...], Any]
@@ -90,7 +94,9 @@ def make_checkpoint(
   if params is None:
     params = random_params(abstract_params(model), seed=seed)
   flat = {k: v for k, v in _flatten(params).items() if 'lora' not in k}
-  flat = {k: jnp.asarray(v, dtype or v.dtype) for k, v in flat.items()}
+  del params
+  for key in flat:  # One by one: never two copies of them all.
+    flat[key] = jnp.asarray(flat[key], dtype or flat[key].dtype)
   written = flat
   if prune_shared_kv:
     written = _without_shared_kv(flat, model.config)
@@ -130,14 +136,19 @@ def random_params(shapes: _Params, *, seed: int = 0) -> _Params:
   rng = np.random.default_rng(seed)
 
   def value(key, x):
-    noise = 0.1 * rng.standard_normal(x.shape)
+    offset = 0.0
     if key[-1].endswith('scale'):
-      noise = 1 + noise
+      offset = 1.0
     elif key[-1].endswith('_min'):
-      noise = noise - 3
+      offset = -3.0
     elif key[-1].endswith('_max'):
-      noise = noise + 3
-    return np.asarray(noise, x.dtype)
+      offset = 3.0
+    out = np.empty(math.prod(x.shape), x.dtype)
+    # In pieces: in float64 a large leaf would take four times its size.
+    for start in range(0, out.size, _BLOCK):
+      part = out[start : start + _BLOCK]
+      part[:] = offset + 0.1 * rng.standard_normal(part.size)
+    return out.reshape(x.shape)
 
   return _nest({k: value(k, x) for k, x in _flatten(shapes).items()})
 

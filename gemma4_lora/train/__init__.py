@@ -2,3 +2,4 @@
 
 from gemma4_lora.train._terminal import QuietSetup
 from gemma4_lora.train._terminal import TerminalWriter
+from gemma4_lora.train._train_step import TrainStep

@@ -1,0 +1,91 @@
+"""Which leaves an `init_transform` gives a value to, known before it runs.
+
+What it will restore need not be initialised first.
+"""
+
+from typing import Any
+
+from kauldron import kd
+
+from gemma4_lora.ckpts import _load_lora
+from gemma4_lora.ckpts import _partial_load
+from gemma4_lora.ckpts import _restore
+from gemma4_lora.ckpts import _skip_lora
+from gemma4_lora.ckpts import _trees
+from gemma4_lora.nn import _saved
+
+# DoRA's magnitudes, which are norms of the base.
+_MAGNITUDE = 'm'
+
+
+class UnknownError(Exception):
+  """Only running the transform would tell; says why."""
+
+
+def restored(transform: Any, state: Any) -> frozenset[_trees.Path]:
+  """Returns the leaves of a state that a transform replaces in any case.
+
+  A transform may then be given `jax.ShapeDtypeStruct`s in their place.
+
+  Args:
+    transform: An `init_transform=`.
+    state: Arrays or shapes, with the shardings that they are to have.
+
+  Returns:
+    Paths in the state, of base leaves.
+
+  Raises:
+    UnknownError: Only running the transform would tell.
+    FileNotFoundError: There is no checkpoint.
+    ValueError: The checkpoint cannot be read or does not fit the model.
+  """
+  parts = _parts(transform)
+  for part in parts:
+    if type(part) is not _load_lora.LoadLoRA and _request(part) is None:
+      raise UnknownError(f'init_transform= has a {type(part).__name__}')
+  bases = [i for i, x in enumerate(parts) if _request(x) is not None]
+  if not bases:
+    raise UnknownError('init_transform= restores no base model')
+  if any(is_from_base(path) for path in _trees.flatten(state.params)):
+    # They follow the base when it is restored, unless they were loaded before.
+    if len(bases) > 1 or bases[0] > 0:
+      raise UnknownError(
+          'init_transform= does not restore the base first and at once, which'
+          ' DoRA and modules_to_save start from'
+      )
+  paths: set[_trees.Path] = set()
+  for i in bases:
+    request = _request(parts[i])
+    assert request is not None
+    _, _, plan = _restore.prepare(state, request)
+    paths |= {x.model.path for x in plan.loads}
+    paths |= {x.path for x in plan.pruned}
+  return frozenset(paths)
+
+
+def is_from_base(path: _trees.Path) -> bool:
+  """Whether a LoRA leaf starts as what the base is: a magnitude, or a copy."""
+  is_magnitude = _trees.is_lora(path) and path[-1] == _MAGNITUDE
+  return is_magnitude or _saved.is_copy(path)
+
+
+def base_of(path: _trees.Path) -> _trees.Path:
+  """Returns the scope of the base leaves that such a leaf starts as."""
+  return path[: path.index(_trees.LORA_KEY)]
+
+
+def _parts(transform: Any) -> list[Any]:
+  """Returns the transforms that a `MultiTransform` applies, in order."""
+  if type(transform) is not kd.ckpts.MultiTransform:
+    return [transform]
+  parts = vars(transform)['_transforms'].values()
+  return [y for x in parts for y in _parts(x)]
+
+
+def _request(transform: Any) -> _restore.Request | None:
+  """Returns what a transform restores of the base, None if nothing we know."""
+  if type(transform) is _skip_lora.SkipLoRA4:
+    return _skip_lora.request(transform.wrapped)
+  if type(transform) is _partial_load.PartialLoad:
+    return transform.request(_partial_load.PartialLoad.__name__)
+  return None

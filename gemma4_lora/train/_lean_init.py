@@ -1,0 +1,112 @@
+"""A train state whose base leaves are read, not drawn at random first.
+
+Kauldron's order is: draw all leaves at random, then let `init_transform=` put
+others in their place. For a model that is restored, the first is what takes the
+time and the memory.
+"""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from kauldron import kd
+import numpy as np
+
+from gemma4_lora.ckpts import _read
+from gemma4_lora.ckpts import _restored
+from gemma4_lora.ckpts import _trees
+from gemma4_lora.train import _eager
+
+_PARAMS = 'params'
+
+
+def abstract_state(
+    init_model: Callable[[], kd.train.TrainState],
+    sharding: kd.sharding.ShardingStrategy,
+) -> kd.train.TrainState:
+  """Returns the state that `init_model` would return, as shapes.
+
+  Args:
+    init_model: Makes a state without an optimizer.
+    sharding: Of the run; gives the shapes their shardings, where it has one.
+  """
+  shapes = jax.eval_shape(init_model)
+  return kd.sharding.with_sharding_constraint(shapes, sharding.state)
+
+
+def without(
+    init_model: Callable[[], kd.train.TrainState],
+    shapes: kd.train.TrainState,
+    restored: frozenset[_trees.Path],
+) -> kd.train.TrainState:
+  """Returns the state that `init_model` returns, without computing some of it.
+
+  Args:
+    init_model: Makes a state without an optimizer.
+    shapes: From `abstract_state`.
+    restored: Leaves that will be restored.
+
+  Returns:
+    The state, with `jax.ShapeDtypeStruct`s for those leaves. LoRA leaves that
+    start as the base does are NaN until it is there.
+  """
+  flat = _trees.flatten(shapes)
+  follow = {
+      path
+      for path in flat
+      if path[0] == _PARAMS and _follows(path, flat, restored)
+  }
+  drawn = [path for path in flat if path not in restored | follow]
+
+  def draw():
+    made = _trees.flatten(init_model())
+    return [made[path] for path in drawn]
+
+  values = dict(zip(drawn, _eager.run(draw), strict=True))
+
+  def pick(keys, shape):
+    path = _trees.key_path(keys)
+    if path in follow:
+      return jax.device_put(
+          jnp.full(shape.shape, jnp.nan, shape.dtype), shape.sharding
+      )
+    return _put(values[path], shape) if path in values else shape
+
+  return jax.tree_util.tree_map_with_path(pick, shapes)
+
+
+def _put(value: jax.Array, like: Any) -> jax.Array:
+  """Returns a value where it is to be: each process has all of it."""
+  if like.sharding is None:
+    return value
+  if jax.process_count() == 1:
+    return jax.device_put(value, like.sharding)
+  return _read.place(np.asarray(value), like)
+
+
+def _follows(
+    path: _trees.Path,
+    flat: Mapping[_trees.Path, Any],
+    restored: frozenset[_trees.Path],
+) -> bool:
+  """Whether restoring the base will set a LoRA leaf."""
+  if not _restored.is_from_base(path):
+    return False
+  scope = _restored.base_of(path)
+  return all(
+      x in restored
+      for x in flat
+      if x[: len(scope)] == scope and not _trees.is_lora(x)
+  )
+
+
+def check_complete(state: kd.train.TrainState) -> None:
+  """Raises if a leaf has no value."""
+  for path, leaf in _trees.flatten(state).items():
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+      raise ValueError(
+          f'{_trees.join(path)} has no value (ShapeDtypeStruct): init_transform='
+          ' did not restore what it announced.'
+      )

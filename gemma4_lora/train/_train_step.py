@@ -1,0 +1,257 @@
+"""Kauldron's train step, without what a mostly frozen model does not need."""
+
+import dataclasses
+import functools
+from typing import Any
+
+from absl import logging
+import flax
+import jax
+import jax.numpy as jnp
+from kauldron import kd
+from kauldron.utils import config_util
+import optax
+
+from gemma4_lora.ckpts import _restored
+from gemma4_lora.optim import _check as optim
+from gemma4_lora.train import _lean_init
+from gemma4_lora.train import _microbatches
+
+_WHO = 'g4.train.TrainStep'
+
+
+@dataclasses.dataclass(kw_only=True, eq=False, frozen=True)
+class TrainStep(kd.train.TrainStep):
+  """Kauldron's train step for a model whose base is restored and frozen.
+
+  ```python
+  trainer = kd.train.Trainer(
+      trainstep=g4.train.TrainStep(),
+      ...
+  )
+  ```
+
+  The numbers are those of `kd.train.TrainStep`, bit for bit. What differs:
+
+  * `init` draws no random weights for what `init_transform=` restores: they are
+    read from the file into the devices' memory. On resume nothing is drawn.
+  * One program for the step, where Kauldron compiles one for each of the
+    combinations of what it logs; one for `init`, where Kauldron compiles two.
+
+  Attributes:
+    num_microbatches: In how many parts to take a batch, one after the other, to
+      save memory. Loss and gradients are those of the whole batch, whatever
+      the numbers of tokens in the parts. Takes the place of
+      `optax.MultiSteps`.
+    compile_once: Whether metrics and summaries are computed at each step, and
+      dropped where they are not logged. Set to False where they cost much, as
+      those that need logits which the loss does without.
+    base_cfg: The trainer (set automatically).
+  """
+
+  num_microbatches: int = 1
+  compile_once: bool = True
+
+  base_cfg: kd.train.Trainer = dataclasses.field(
+      default=config_util.ROOT_CFG_REF, repr=False, compare=False
+  )
+
+  def __post_init__(self):
+    is_int = isinstance(self.num_microbatches, int)
+    if not is_int or self.num_microbatches < 1:
+      raise ValueError(
+          f'{_WHO}: num_microbatches= takes a positive integer. Got:'
+          f' {self.num_microbatches!r}'
+      )
+
+  def init(
+      self,
+      elem_spec: Any,
+      *,
+      model_method: str | None = None,
+      skip_transforms: bool = False,
+      skip_optimizer: bool = False,
+  ) -> kd.train.TrainState:
+    """See `kd.train.TrainStep.init`.
+
+    Args:
+      elem_spec: Structure of the input batch.
+      model_method: Name of the model's method.
+      skip_transforms: Whether to leave `init_transform=` out. If the trainer's
+        checkpointer has a checkpoint to restore, as on resume, leaves of
+        the returned state are then shapes (`jax.ShapeDtypeStruct`).
+      skip_optimizer: Whether to leave the optimizer out.
+
+    Raises:
+      FileNotFoundError: What `init_transform=` restores is not there.
+      ValueError: It does not fit the model.
+    """
+    self._assert_root_cfg_resolved()
+    if isinstance(elem_spec, dict):
+      elem_spec = flax.core.freeze(elem_spec)
+    kwargs: dict[str, Any] = dict(model_method=model_method)
+    init_model = functools.partial(self._init_model, elem_spec, **kwargs)
+    kwargs |= dict(
+        skip_transforms=skip_transforms, skip_optimizer=skip_optimizer
+    )
+    if _is_traced() or skip_transforms and not self._will_resume():
+      return super().init(elem_spec, **kwargs)
+    shapes = _lean_init.abstract_state(init_model, self.sharding)
+    if any(x.sharding is None for x in jax.tree.leaves(shapes.params)):
+      logging.info(
+          '%s: sharding= leaves it to the compiler where parameters are: they'
+          ' are drawn at random, and then restored.',
+          _WHO,
+      )
+      return super().init(elem_spec, **kwargs)
+    if skip_transforms:
+      return self._abstract(shapes, skip_optimizer=skip_optimizer)
+    try:
+      restored = _restored.restored(self.init_transform, shapes)
+    except _restored.UnknownError as e:
+      logging.info('%s: the base is drawn at random first: %s.', _WHO, e)
+      return super().init(elem_spec, **kwargs)
+    self._warn(shapes.params)
+    state = _lean_init.without(init_model, shapes, restored)
+    # Kauldron would set the shardings again, which for a moment takes the model
+    # twice. Our transforms keep those that the shapes have.
+    state = self.init_transform.transform(state)
+    _lean_init.check_complete(state)
+    if self.optimizer is not None and not skip_optimizer:
+      opt_state = self._opt_state(state.params)
+      state = state.replace(opt_state=opt_state)
+    state = self.init_transform.transform_after_optimizer(state)
+    if not skip_optimizer:
+      self._remember_specs(state)
+    return state
+
+  def step(  # pyrefly: ignore[bad-override-mutable-attribute]
+      self,
+      state: kd.train.TrainState,
+      batch: Any,
+      *,
+      return_losses: bool = False,
+      return_metrics: bool = False,
+      return_summaries: bool = False,
+      checkify_error_categories: frozenset[Any] = frozenset(),
+  ) -> tuple[kd.train.TrainState, kd.train.AuxiliariesState]:
+    """See `kd.train.TrainStep.step`."""
+    wanted = dict(
+        return_losses=return_losses,
+        return_metrics=return_metrics,
+        return_summaries=return_summaries,
+    )
+    # A state of a loss is a by-product. Without metrics, or summaries, it is
+    # the same program with and without.
+    always = dict(
+        return_losses=True,
+        return_metrics=self.compile_once or not self.aux.metrics,
+        return_summaries=self.compile_once or not self.aux.summaries,
+    )
+    state, aux = super().step(
+        state,
+        batch,
+        **{name: wanted[name] or always[name] for name in wanted},
+        checkify_error_categories=checkify_error_categories,
+    )
+    with jax.transfer_guard('allow'):
+      return state, aux.replace(
+          loss_states=aux.loss_states if return_losses else None,
+          metric_states=_microbatches.merge(aux.metric_states)
+          if return_metrics
+          else None,
+          summary_states=_microbatches.merge(aux.summary_states)
+          if return_summaries
+          else None,
+      )
+
+  def _step(
+      self, state: kd.train.TrainState, batch: Any
+  ) -> tuple[kd.train.TrainState, kd.train.Context]:
+    """See `kd.train.TrainStep`; takes the batch part by part."""
+    if self.num_microbatches == 1:
+      return super()._step(state, batch)
+    params: Any = state.params
+    old: Any = state.opt_state
+    needed = optim.used_gradients(self.optimizer, params)
+    if _microbatches.reads_gradients(self):
+      needed = [True] * len(needed)
+    context = kd.train.Context.from_state_and_batch(state=state, batch=batch)
+    context, of_parts = _microbatches.run(
+        self, context, num=self.num_microbatches, needed=needed
+    )
+    updates, opt_state = self.optimizer.update(context.grads, old, params)
+    next_state = state.replace(
+        step=state.step + 1,
+        params=optax.apply_updates(params, updates),
+        opt_state=opt_state,
+        collections=context.collections,
+    )
+    context = context.replace(updates=updates)
+    return next_state, _microbatches.with_metrics(self, context, of_parts)
+
+  # Without unused arguments, the program would not be one of all devices.
+  @functools.partial(jax.jit, static_argnames='self', keep_unused=True)
+  def _opt_state(self, params: Any) -> Any:
+    """Returns the optimizer's state alone: parameters stay where they are."""
+    opt_state = self.optimizer.init(params)
+    return kd.sharding.with_sharding_constraint(
+        opt_state, self.sharding.opt_state
+    )
+
+  def _warn(self, params: Any) -> None:
+    """Warns of gradients that are computed and not used."""
+    if self.optimizer is not None:
+      paths = optim.frozen_gradients(self.optimizer, params)
+      if paths:
+        logging.warning('%s: %s', _WHO, optim.explain(paths))
+
+  def _remember_specs(self, state: kd.train.TrainState) -> None:
+    """Gives the trainer what it would compile `init` again to know.
+
+    `Trainer.state_specs` is a cached property, which the table of the context
+    that Kauldron's writers show at the start asks for.
+
+    Args:
+      state: As `init` returns it.
+    """
+    specs = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=x.sharding, weak_type=x.aval.weak_type
+        ),
+        state,
+    )
+    vars(self.base_cfg).setdefault('state_specs', specs)
+
+  def _will_resume(self) -> bool:
+    """Whether a state without transforms is one to restore a checkpoint into."""
+    checkpointer = self.base_cfg.checkpointer
+    is_known = isinstance(checkpointer, kd.ckpts.Checkpointer)
+    return is_known and checkpointer.latest_step is not None
+
+  def _abstract(
+      self, shapes: kd.train.TrainState, *, skip_optimizer: bool
+  ) -> kd.train.TrainState:
+    """Returns a state to restore into: shapes, but for the step."""
+    if self.optimizer is not None and not skip_optimizer:
+      compiled = type(self)._opt_state.lower(self, shapes.params).compile()
+      opt_state = jax.tree.map(
+          lambda x, sharding: jax.ShapeDtypeStruct(
+              x.shape, x.dtype, sharding=sharding
+          ),
+          compiled.out_info,
+          compiled.output_shardings,
+      )
+      shapes = shapes.replace(opt_state=opt_state)
+    step = jax.device_put(jnp.asarray(0), kd.sharding.REPLICATED)
+    return shapes.replace(step=step)
+
+
+# What `kd.inspect.lower_trainstep` and others ask for: of the same program.
+for _name in ('lower', 'eval_shape', 'trace'):
+  setattr(TrainStep.step, _name, getattr(kd.train.TrainStep.step, _name))
+
+
+def _is_traced() -> bool:
+  """Whether this runs under `jax.jit` or `jax.eval_shape`."""
+  return isinstance(jnp.zeros(()), jax.core.Tracer)
