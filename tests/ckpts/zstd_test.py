@@ -8,7 +8,6 @@ import pytest
 from gemma4_lora.ckpts import _sources
 from gemma4_lora.ckpts import _trees
 from gemma4_lora.ckpts import _zstd
-from tests.ckpts import states
 
 _E2B = 'Gemma4_E2B'
 
@@ -62,7 +61,10 @@ def test_damaged_data(checkpoint, tmp_path):
   )
   with pytest.raises(ValueError, match=rf'damaged at {large.name}.*Copy or'):
     damaged.read()
-  file.write_bytes(file.read_bytes()[: large.offset] + large.frame.read_bytes()[large.offset : large.offset + 200])
+  file.write_bytes(
+      file.read_bytes()[: large.offset]
+      + large.frame.read_bytes()[large.offset : large.offset + 200]
+  )
   with pytest.raises(ValueError, match=r'\d+ bytes, and should have \d+'):
     damaged.read()
 
