@@ -66,7 +66,9 @@ def read(
       for load in by_key[key]:
         path, index = load.model.path, load.stored.index
         new[path] = array if index is None else array[index]
+      del array  # It may be half of the model: not held while others are read.
     yield new
+    del new
 
 
 def place(host: Any, like: Any) -> Any:

@@ -98,6 +98,7 @@ def restore(state: Any, request: Request) -> Any:
         _free(old[path], in_use)
         new[path] = _read.place(value, old[path])
         progress.update(value.nbytes)
+        del value  # On the host: not held while others are read.
   for leaf in plan.pruned:
     _free(old[leaf.path], in_use)
 
