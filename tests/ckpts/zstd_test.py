@@ -62,7 +62,10 @@ def test_damaged_data(checkpoint, tmp_path):
   )
   with pytest.raises(ValueError, match=rf'damaged at {large.name}.*Copy or'):
     damaged.read()
-  file.write_bytes(file.read_bytes()[: large.offset] + large.frame.read_bytes()[large.offset : large.offset + 200])
+  file.write_bytes(
+      file.read_bytes()[: large.offset]
+      + large.frame.read_bytes()[large.offset : large.offset + 200]
+  )
   with pytest.raises(ValueError, match=r'\d+ bytes, and should have \d+'):
     damaged.read()
 
