@@ -8,7 +8,6 @@ import pytest
 from gemma4_lora.ckpts import _sources
 from gemma4_lora.ckpts import _trees
 from gemma4_lora.ckpts import _zstd
-from tests.ckpts import states
 
 _E2B = 'Gemma4_E2B'
 
