@@ -36,6 +36,8 @@ class _Done:
 def _run_command(capsys, monkeypatch):
   """Runs a command in this process, with flags of its own."""
   verbosity = logging.get_verbosity()
+  logger = logging.get_absl_logger()
+  level = logger.level
 
   def run(*args):
     # The flag of the config looks there for its overrides.
@@ -57,6 +59,7 @@ def _run_command(capsys, monkeypatch):
 
   yield run
   logging.set_verbosity(verbosity)
+  logger.setLevel(level)  # Which `set_verbosity` set, too.
 
 
 def test_summary_of_a_config_with_an_override(run_command):
