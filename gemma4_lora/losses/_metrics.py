@@ -1,5 +1,6 @@
 """Metrics that need logits, from hidden states."""
 
+import abc
 import dataclasses
 import math
 
@@ -16,8 +17,8 @@ from gemma4_lora.losses import _tiles
 
 
 @dataclasses.dataclass(eq=True, frozen=True, kw_only=True)
-class Accuracy(kd.metrics.Metric):
-  """`kd.metrics.Accuracy`, without logits in memory.
+class _OfTokens(kd.metrics.Metric):
+  """A mean over tokens.
 
   Attributes:
     head: Key of the `g4.losses.Head` that `g4.nn.LoRA` returns.
@@ -40,13 +41,34 @@ class Accuracy(kd.metrics.Metric):
       labels: jax.Array,
       mask: jax.Array | None = None,
   ) -> kd.metrics.AverageState:
-    """Returns how often the label is the most likely token."""
-    correct = _is_largest(
-        head, _loss.squeeze_labels(labels, head), self.chunk_size
-    )
-    return self.State.from_values(
-        values=correct[..., None].astype(jnp.float32), mask=mask
-    )
+    """Returns the state of a batch.
+
+    Args:
+      head: Hidden states `[*B, L, D]`, and what makes logits of them.
+      labels: Integers `[*B, L, 1]`.
+      mask: Weights `[*B, L, 1]`.
+
+    Raises:
+      ValueError: Labels of another shape.
+    """
+    values = self._values(head, _loss.squeeze_labels(labels, head))
+    return self.State.from_values(values=values[..., None], mask=mask)
+
+  @abc.abstractmethod
+  def _values(self, head: _head.Head, labels: jax.Array) -> jax.Array:
+    """Returns f32 `[*B, L]`, for labels `[*B, L]`."""
+
+
+class Accuracy(_OfTokens):
+  """`kd.metrics.Accuracy`, without logits in memory.
+
+  Its keys are `head`, `labels` and `mask`, those of
+  `SoftmaxCrossEntropyWithIntLabels`.
+  """
+
+  def _values(self, head: _head.Head, labels: jax.Array) -> jax.Array:
+    """Whether the label is the most likely token."""
+    return _is_largest(head, labels, self.chunk_size).astype(jnp.float32)
 
 
 @flax.struct.dataclass
@@ -58,40 +80,24 @@ class _PerplexityState(kd.metrics.AverageState):
     return jnp.exp(super().compute())
 
 
-@dataclasses.dataclass(eq=True, frozen=True, kw_only=True)
-class Perplexity(kd.metrics.Metric):
+class Perplexity(_OfTokens):
   """The exponential of the mean cross-entropy of the tokens that count.
 
-  Attributes:
-    head: Key of the `g4.losses.Head` that `g4.nn.LoRA` returns.
-    labels: Key of the labels, integers `[*B, L, 1]`.
-    mask: Key of the weights, `[*B, L, 1]`, or None.
-    chunk_size: As of `SoftmaxCrossEntropyWithIntLabels`.
+  Its keys are `head`, `labels` and `mask`, those of
+  `SoftmaxCrossEntropyWithIntLabels`.
   """
 
-  head: kontext.Key = kontext.REQUIRED
-  labels: kontext.Key = kontext.REQUIRED
-  mask: kontext.Key | None = None
-  chunk_size: int | None = None
+  State = _PerplexityState
 
-  State = _PerplexityState  # pyrefly: ignore[bad-override]
-
-  def get_state(  # pyrefly: ignore[bad-override]: by names, as Kauldron's.
-      self,
-      *,
-      head: _head.Head,
-      labels: jax.Array,
-      mask: jax.Array | None = None,
-  ) -> kd.metrics.AverageState:
-    """Returns the cross-entropy so far."""
-    losses = _cross_entropy.softmax_cross_entropy(
+  def _values(self, head: _head.Head, labels: jax.Array) -> jax.Array:
+    """Returns the cross-entropies."""
+    return _cross_entropy.softmax_cross_entropy(
         head.hidden,
         head.embedding,
-        _loss.squeeze_labels(labels, head),
+        labels,
         soft_cap=head.soft_cap,
         chunk_size=self.chunk_size,
     )
-    return self.State.from_values(values=losses[..., None], mask=mask)
 
 
 def _is_largest(
