@@ -51,7 +51,7 @@ def test_data_that_would_be_downloaded_are_not(tmp_path, monkeypatch):
   cfg.train_ds.data_dir = str(tmp_path)
   batch = _batch.batch_of(konfig.resolve(cfg))
   assert 'mtnt/en-fr of TFDS is not on this machine' in batch.note
-  assert _shapes(batch)['input'] == ((4, 512), np.dtype(np.int32))
+  assert _shapes(batch)['input'] == ((16, 512), np.dtype(np.int32))
   # With the data, but without the tokenizer.
   (tmp_path / 'mtnt').mkdir()
   batch = _batch.batch_of(konfig.resolve(cfg))
