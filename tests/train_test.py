@@ -10,7 +10,8 @@ import pytest
 from gemma4_lora import g4
 from tests import training
 
-_VARIANTS = ['Gemma4_E2B', 'Gemma4_E4B', 'Gemma4_31B', 'Gemma4_26B_A4B']
+# E2B has no feature that E4B has not, and other tests of runs are of E2B.
+_VARIANTS = ['Gemma4_E4B', 'Gemma4_31B', 'Gemma4_26B_A4B']
 
 
 def _model(name, **kwargs):

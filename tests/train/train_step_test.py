@@ -78,7 +78,6 @@ def test_the_run_is_kauldrons_bit_for_bit(variant, tmp_path):
     [
         {},
         {'use_dora': True},
-        {'init_lora_weights': 'orthogonal'},
         {'init_lora_weights': 'pissa'},
         {'modules_to_save': ['final_norm', 'router']},
     ],
