@@ -61,19 +61,30 @@ def kvstore(directory: epath.Path) -> Any:
   return path if '://' in path else {'driver': 'file', 'path': path}
 
 
-def places(
-    directory: epath.Path, keys: set[str]
-) -> dict[str, tuple[epath.Path, int]]:
-  """Returns file and offset of values in the index, of those that are there.
+def values(directory: epath.Path) -> dict[str, bytes | tuple[epath.Path, int]]:
+  """Returns what the index holds, or the file and the offset of it, by key.
 
   Args:
     directory: The folder of the arrays.
-    keys: For example `layer_0.attn.q_einsum.w/0.0.0`, the chunk of an array.
+
+  Returns:
+    Of an array, `layer_0.attn.q_einsum.w/.zarray` and one key for each chunk:
+    `layer_0.attn.q_einsum.w/0.0.0`. Nothing if the index has several nodes:
+    keys below the root are cut short. Orbax writes one.
   """
+  base = ts.KvStore.open(kvstore(directory)).result()
+  location = (
+      ts.ocdbt.dump(base).result()['versions'][-1]['root'].get('location')
+  )
+  node: Any = ts.ocdbt.dump(base, location).result() if location else {}
+  if node.get('height') != 0:
+    return {}
   found = {}
-  for entry in _entries(ts.KvStore.open(kvstore(directory)).result()):
-    key = entry.get('key', b'').decode(errors='replace')
-    if key in keys and 'indirect_value' in entry:
+  for entry in node['entries']:
+    key = entry['key'].decode(errors='replace')
+    if 'inline_value' in entry:
+      found[key] = entry['inline_value']
+    else:
       name, offset, _ = _split(entry['indirect_value'])
       found[key] = directory / name, offset
   return found

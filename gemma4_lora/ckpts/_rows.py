@@ -1,18 +1,21 @@
-"""Reads an array of a checkpoint row by row, however large its chunks are.
+"""Reads arrays of Orbax without a second copy, whole or row by row.
 
-Released checkpoints have one compressed chunk per array. tensorstore holds a
-chunk twice to read any part of it, decompressed and as it is in the file. Here
-it is decompressed as a stream, from its place in the file.
+Released checkpoints have one compressed chunk per array, and E2B's largest is
+half of the model. tensorstore holds a chunk twice to read any part of it,
+decompressed and as it is in the file. Here it is decompressed as a stream, from
+its place in the file straight into the array's memory.
 """
 
 from collections.abc import Mapping
 import dataclasses
+import json
 import math
 from typing import Any
 from typing import BinaryIO
 from typing import Protocol
 
 from etils import epath
+import ml_dtypes
 import numpy as np
 import tensorstore as ts
 import zstandard
@@ -21,8 +24,13 @@ from gemma4_lora.ckpts import _integrity
 
 # Of chunks up to this size tensorstore reads parts well enough.
 _SMALL_BYTES = 2**26
-# What is decompressed at once of rows that are skipped.
+# What is decompressed at once of rows that are skipped, and of those that are
+# not; and what is read of the file for it.
 _SKIP_BYTES = 2**20
+_DECODE_BYTES = 2**24
+_READ_BYTES = 2**22
+
+_SPEC = '.zarray'
 
 
 class Rows(Protocol):
@@ -53,26 +61,53 @@ def open_rows(directory: epath.Path, name: str) -> Rows | None:
   spec = array.spec().to_json()['metadata']
   if _num_bytes(spec['chunks'], array.dtype.numpy_dtype) <= _SMALL_BYTES:
     return _Small(array)
-  codec = (spec['compressor'] or {'id': None})['id']
-  if (
-      tuple(spec['chunks'][1:]) != tuple(spec['shape'][1:])
-      or codec not in (None, 'zstd')
-      or spec['order'] != 'C'
-      or spec['filters']
-      or not isinstance(spec['dtype'], str)
-      or spec['dtype'].startswith('>')
+  if tuple(spec['chunks'][1:]) != tuple(spec['shape'][1:]) or not _is_plain(
+      spec
   ):
     return None
   chunks = _places(directory, name, spec, has_index=has_index)
   if chunks is None:
     return None
-  return _Streamed(
+  return Streamed(
       shape=tuple(spec['shape']),
       dtype=array.dtype.numpy_dtype,
       chunk_rows=spec['chunks'][0],
       chunks=chunks,
-      is_compressed=codec is not None,
+      is_compressed=spec['compressor'] is not None,
   )
+
+
+def list_whole(directory: epath.Path) -> dict[str, 'Streamed']:
+  """Returns the arrays that are one chunk of a file, by Orbax's name.
+
+  Args:
+    directory: Of the checkpoint. If it is not on this machine, there are none:
+      what is far is better read in many pieces at once, by Orbax.
+  """
+  if '://' in str(directory) or not _integrity.has_index(directory):
+    return {}
+  values = _integrity.values(directory)
+  arrays = {}
+  for key, value in values.items():
+    name, _, last = key.rpartition('/')
+    if last != _SPEC or not isinstance(value, bytes):
+      continue
+    spec = json.loads(value)
+    chunk = values.get(f'{name}/{_chunk_key(spec, 0)}')
+    if (
+        isinstance(chunk, tuple)
+        and spec['shape']
+        and spec['chunks'] == spec['shape']
+        and _is_plain(spec)
+    ):
+      arrays[name] = Streamed(
+          shape=tuple(spec['shape']),
+          dtype=_dtype(spec['dtype']),
+          chunk_rows=spec['shape'][0],
+          chunks=[chunk],
+          is_compressed=spec['compressor'] is not None,
+      )
+  return arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +122,7 @@ class _Small:
 
 
 @dataclasses.dataclass(kw_only=True)
-class _Streamed:
+class Streamed:
   """An array whose chunks are cut along the first axis, if at all.
 
   Attributes:
@@ -124,6 +159,10 @@ class _Streamed:
       self._close()
     return out
 
+  def read_all(self) -> np.ndarray:
+    """Reads all rows."""
+    return self.read(0, self.shape[0])
+
   def _seek(self, chunk: int, row: int) -> None:
     """Opens a chunk, and skips its rows before one."""
     if chunk != self._chunk or row < self._row:
@@ -133,7 +172,9 @@ class _Streamed:
       self._file.seek(offset)
       self._stream = self._file
       if self.is_compressed:
-        self._stream = zstandard.ZstdDecompressor().stream_reader(self._file)
+        self._stream = zstandard.ZstdDecompressor().stream_reader(
+            self._file, read_size=_READ_BYTES
+        )
       self._chunk = chunk
     rest = _num_bytes((row - self._row, *self.shape[1:]), self.dtype)
     while rest:
@@ -145,7 +186,7 @@ class _Streamed:
     todo = memoryview(out.reshape(-1).view(np.uint8))
     while todo:
       try:
-        count = _read_into(self._stream, todo)
+        count = _read_into(self._stream, todo[:_DECODE_BYTES])
       except zstandard.ZstdError as e:
         raise ValueError(self._damaged(str(e))) from e
       if not count:
@@ -184,14 +225,35 @@ def _places(
 ) -> list[tuple[epath.Path, int]] | None:
   """Returns file and offset of each chunk; None if one is not there."""
   count = math.ceil(spec['shape'][0] / spec['chunks'][0])
-  rest = ['0'] * (len(spec['shape']) - 1)
-  separator = spec.get('dimension_separator', '.')
-  keys = [f'{name}/{separator.join([str(i), *rest])}' for i in range(count)]
+  keys = [f'{name}/{_chunk_key(spec, i)}' for i in range(count)]
   if has_index:
-    found = _integrity.places(directory, set(keys))
+    values = _integrity.values(directory)
+    found = [x for x in map(values.get, keys) if isinstance(x, tuple)]
   else:
-    found = {k: (directory / k, 0) for k in keys if (directory / k).exists()}
-  return [found[k] for k in keys] if len(found) == count else None
+    found = [(directory / k, 0) for k in keys if (directory / k).exists()]
+  return found if len(found) == count else None
+
+
+def _chunk_key(spec: Mapping[str, Any], i: int) -> str:
+  """Returns what follows the array's name, of a chunk along the first axis."""
+  rest = ['0'] * (len(spec['shape']) - 1)
+  return spec.get('dimension_separator', '.').join([str(i), *rest])
+
+
+def _is_plain(spec: Mapping[str, Any]) -> bool:
+  """Whether chunks are the array's own bytes, by zstd or as they are."""
+  return (
+      (spec['compressor'] or {'id': 'zstd'})['id'] == 'zstd'
+      and spec['order'] == 'C'
+      and not spec['filters']
+      and isinstance(spec['dtype'], str)
+      and not spec['dtype'].startswith('>')
+      and 0 not in spec['shape']
+  )
+
+
+def _dtype(name: str) -> np.dtype:
+  return np.dtype(ml_dtypes.bfloat16 if name == 'bfloat16' else name)
 
 
 def _num_bytes(shape: Any, dtype: np.dtype) -> int:

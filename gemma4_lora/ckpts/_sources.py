@@ -20,7 +20,6 @@ from gemma4_lora.ckpts import _locate
 from gemma4_lora.ckpts import _rows
 from gemma4_lora.ckpts import _source
 from gemma4_lora.ckpts import _trees
-from gemma4_lora.ckpts import _zstd
 
 Source = _source.Source
 num_bytes = _source.num_bytes
@@ -48,14 +47,14 @@ class OrbaxSource(Source):
     names = {k: m.name for k, m in _trees.flatten(self.tree).items()}
     direct = {k: self._direct.get(names[k]) for k in args}
     with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-      started = {k: pool.submit(x.read) for k, x in direct.items() if x}
+      started = {k: pool.submit(x.read_all) for k, x in direct.items() if x}
       rest = {k: arg for k, arg in args.items() if k not in started}
       arrays = self._read_by_orbax(rest) if rest else {}
       return arrays | {k: future.result() for k, future in started.items()}
 
   @functools.cached_property
-  def _direct(self) -> Mapping[str, _zstd.Array]:
-    return _zstd.list_arrays(self.path)
+  def _direct(self) -> Mapping[str, _rows.Streamed]:
+    return _rows.list_whole(self.path)
 
   def _read_by_orbax(
       self, args: Mapping[_trees.Path, ocp.RestoreArgs]

@@ -146,7 +146,7 @@ def _in_pieces(monkeypatch):
   # Half a second, for each leaf.
   monkeypatch.setattr(_fused_leaves, '_give_back', lambda: None)
   seen = []
-  for cls in (_rows._Streamed, _hf_source._MappedRows):
+  for cls in (_rows.Streamed, _hf_source._MappedRows):
 
     def spy(self, start, stop, read=cls.read):
       seen.append(read(self, start, stop).shape)

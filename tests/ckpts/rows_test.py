@@ -41,9 +41,9 @@ def _array(dtype):
 @pytest.mark.parametrize(
     ('dtype', 'chunks', 'compressor', 'kind'),
     [
-        ('bfloat16', _SHAPE, 'zstd', '_Streamed'),
-        ('float32', (7, 10, 40), 'zstd', '_Streamed'),  # The last is not full.
-        ('float32', (7, 10, 40), None, '_Streamed'),
+        ('bfloat16', _SHAPE, 'zstd', 'Streamed'),
+        ('float32', (7, 10, 40), 'zstd', 'Streamed'),  # The last is not full.
+        ('float32', (7, 10, 40), None, 'Streamed'),
         ('bfloat16', (7, 3, 40), 'zstd', '_Small'),
     ],
 )
