@@ -31,10 +31,11 @@ Attention = _modules.Attention
 Block = _modules.Block
 Embedder = _modules.Embedder
 Output = _transformer.Output
+Einsum = _layers.Einsum
 ClippedEinsum = _layers.ClippedEinsum
 
 # The modules that hold a linear's weight and apply it in their own `__call__`.
-LINEARS = (_layers.Einsum, ClippedEinsum, nn.Dense, nn.DenseGeneral)
+LINEARS = (Einsum, ClippedEinsum, nn.Dense, nn.DenseGeneral)
 # What the audio tower's two convolutions of stride 2 leave of 128 mel bins, and
 # their channels: gemma has neither in its config.
 AUDIO_SUBSAMPLED = (32, 32)

@@ -16,6 +16,7 @@ from gemma4_lora import targets
 from gemma4_lora.nn import _clipped
 from gemma4_lora.nn import _dora
 from gemma4_lora.nn import _init
+from gemma4_lora.nn import _joint
 from gemma4_lora.nn import _low_rank
 from gemma4_lora.nn import _weights
 
@@ -74,6 +75,10 @@ class Injector:
     if adapted is None:
       return next_fun(*args, **kwargs)
     eqn, x = _gemma4.einsum_of(module, args, kwargs)
+    if self._may_join(module, adapted):
+      output = self._joint(module, adapted, eqn, x)
+      if output is not None:
+        return output
     branches = functools.partial(self._branches, module, adapted, eqn)
     if not isinstance(module, _gemma4.ClippedEinsum):
       output = next_fun(*args, **kwargs)
@@ -81,6 +86,43 @@ class Injector:
     if module.is_initializing():
       next_fun(*args, **kwargs)  # Makes weight and bounds.
     return _clipped.apply(module, eqn, x, branches=branches)
+
+  def _may_join(
+      self, module: nn.Module, adapted: Sequence[targets.Adapted]
+  ) -> bool:
+    """Whether base and branches may be one product."""
+    return (
+        isinstance(module, _gemma4.Einsum)
+        and not module.is_initializing()
+        and _gemma4.weight_scale(module) == 1
+        and not any(linear.use_dora for linear in adapted)
+    )
+
+  def _joint(
+      self,
+      module: nn.Module,
+      adapted: Sequence[targets.Adapted],
+      eqn: str,
+      x: jax.Array,
+  ) -> jax.Array | None:
+    """Returns base and branches as one product, None where that does not pay."""
+    weight = _gemma4.weight(module)
+    row = adapted[0].row.one_layer
+    scales = [x.scale(use_rslora=self.use_rslora) for x in adapted]
+    if _joint.has_wide_output(eqn, row):
+      branches = []
+      for linear, scale in zip(adapted, scales, strict=True):
+        a, b = self._params(module, linear)
+        row = linear.row.one_layer
+        low = _low_rank.apply_a(eqn, row, self._drop(module, linear, x), a)
+        branches.append((row, low * scale, b))
+      return _joint.with_branches(eqn, x, weight, branches)
+    drops = self.use_dropout and adapted[0].dropout
+    if _joint.has_wide_input(eqn, row) and not drops:
+      a, b = self._params(module, adapted[0])
+      output, low = _joint.with_low(eqn, row, x, weight, a)
+      return output + _low_rank.apply_b(eqn, row, low * scales[0], b)
+    return None
 
   def _branches(
       self,

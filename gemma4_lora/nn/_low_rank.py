@@ -46,19 +46,51 @@ def apply(
   Returns:
     The branch, without the axis along which the base packs projections.
   """
-  x_axes, w_axes, out_axes = _split(eqn)
-  rank = next(c for c in 'r' + string.ascii_letters if c not in eqn)
+  return apply_b(eqn, row, apply_a(eqn, row, x, a) * scale, b)
+
+
+def apply_a(
+    eqn: str, row: _linears.Linear, x: jax.Array, a: jax.Array
+) -> jax.Array:
+  """Returns `x @ A`: x's axes, but for what A contracts, and the rank.
+
+  Args:
+    eqn: Einsum of the base.
+    row: The projection.
+    x: Input of the base.
+    a: A, in its own dtype.
+  """
+  x_axes, w_axes, _ = split(eqn)
   contracted = ''.join(w_axes[axis] for axis in row.in_axes)
+  return jnp.einsum(
+      f'{x_axes},{contracted}{_rank_axis(eqn)}->{_low_axes(eqn, row)}',
+      x,
+      a.astype(x.dtype),
+  )
+
+
+def apply_b(
+    eqn: str, row: _linears.Linear, low: jax.Array, b: jax.Array
+) -> jax.Array:
+  """Returns `low @ B`, laid out as the base's output.
+
+  Args:
+    eqn: Einsum of the base.
+    row: The projection.
+    low: What `apply_a` gives, scaled.
+    b: B, in its own dtype.
+
+  Returns:
+    The branch, without the axis along which the base packs projections.
+  """
+  _, w_axes, out_axes = split(eqn)
   gained = ''.join(w_axes[axis] for axis in row.out_axes)
-  low_axes = ''.join(c for c in x_axes if c not in contracted) + rank
   if row.slot_axis is not None:
     out_axes = out_axes.replace(w_axes[row.slot_axis], '')
-
-  low = jnp.einsum(
-      f'{x_axes},{contracted}{rank}->{low_axes}', x, a.astype(x.dtype)
-  )
   return jnp.einsum(
-      f'{low_axes},{rank}{gained}->{out_axes}', low * scale, b.astype(x.dtype)
+      f'{_low_axes(eqn, row)},{_rank_axis(eqn)}{gained}->{out_axes}',
+      low,
+      b.astype(low.dtype),
   )
 
 
@@ -97,7 +129,7 @@ def project(
     x: Input of the base.
     part: The projection's part of the base weight.
   """
-  x_axes, w_axes, out_axes = _split(eqn)
+  x_axes, w_axes, out_axes = split(eqn)
   if row.slot_axis is not None:
     slot = w_axes[row.slot_axis]
     w_axes, out_axes = w_axes.replace(slot, ''), out_axes.replace(slot, '')
@@ -114,7 +146,7 @@ def spread(eqn: str, row: _linears.Linear, features: jax.Array) -> jax.Array:
     row: The projection.
     features: One value per output feature.
   """
-  _, w_axes, out_axes = _split(eqn)
+  _, w_axes, out_axes = split(eqn)
   gained = ''.join(w_axes[axis] for axis in row.out_axes)
   if row.slot_axis is not None:
     out_axes = out_axes.replace(w_axes[row.slot_axis], '')
@@ -137,7 +169,7 @@ def packing_axis(eqn: str, slot_axis: int) -> int:
     eqn: Einsum of the base.
     slot_axis: Axis of the weight along which projections are packed.
   """
-  _, w_axes, out_axes = _split(eqn)
+  _, w_axes, out_axes = split(eqn)
   axis = out_axes.index(w_axes[slot_axis])
   return axis - len(out_axes) if '.' in out_axes[:axis] else axis
 
@@ -164,7 +196,18 @@ def unpack(output: jax.Array, *, slot: int | None, axis: int) -> jax.Array:
   return jax.lax.index_in_dim(output, slot, axis, keepdims=False)
 
 
-def _split(eqn: str) -> tuple[str, str, str]:
+def _rank_axis(eqn: str) -> str:
+  """Returns a letter for the rank."""
+  return next(c for c in 'r' + string.ascii_letters if c not in eqn)
+
+
+def _low_axes(eqn: str, row: _linears.Linear) -> str:
+  x_axes, w_axes, _ = split(eqn)
+  contracted = ''.join(w_axes[axis] for axis in row.in_axes)
+  return ''.join(c for c in x_axes if c not in contracted) + _rank_axis(eqn)
+
+
+def split(eqn: str) -> tuple[str, str, str]:
   """Returns the axes of input, weight and output."""
   inputs, output = eqn.replace(' ', '').split('->')
   x, w = inputs.split(',')

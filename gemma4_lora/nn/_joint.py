@@ -1,0 +1,192 @@
+"""Base and low-rank branches as one product, where that moves fewer bytes.
+
+A branch that stands beside its linear reads the input once more, or writes an
+array as large as the output, which is read and added. Where the wider of the
+two is large, it costs less to copy the weight:
+
+* a wide output (`gate`, `up`, `q`): B goes below the weight, and what A gives
+  beside the input: `[x, scale * x @ A] @ [[W], [B]]`;
+* a wide input (`down`, `o`): A goes beside the weight: `x @ [W, A]` are the
+  base's output and what B is given.
+
+Base weights have a gradient here like any input. It is a product of its own,
+which the compiler drops where nobody asks for it.
+"""
+
+from collections.abc import Sequence
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gemma4_lora import _linears
+from gemma4_lora.nn import _low_rank
+
+
+def has_wide_output(eqn: str, row: _linears.Linear) -> bool:
+  """Whether B should go below the weight.
+
+  Args:
+    eqn: Einsum of the base.
+    row: One projection of the weight.
+  """
+  x_axes, w_axes, _ = _low_rank.split(eqn)
+  if row.batch_axes or len(row.in_axes) != 1:
+    return False
+  contracted = w_axes[row.in_axes[0]]
+  return x_axes[-1] == contracted and _width(row) > math.prod(row.in_shape)
+
+
+def has_wide_input(eqn: str, row: _linears.Linear) -> bool:
+  """Whether A should go beside the weight.
+
+  Args:
+    eqn: Einsum of the base.
+    row: The one projection of the weight.
+  """
+  _, w_axes, out_axes = _low_rank.split(eqn)
+  if row.batch_axes or row.slot_axis is not None or len(row.out_axes) != 1:
+    return False
+  gained = w_axes[row.out_axes[0]]
+  return out_axes[-1] == gained and _width(row) < math.prod(row.in_shape)
+
+
+def _width(row: _linears.Linear) -> int:
+  """Of all that the weight gives."""
+  slots = 1 if row.slot_axis is None else row.shape[row.slot_axis]
+  return slots * math.prod(row.out_shape)
+
+
+def with_branches(
+    eqn: str,
+    x: jax.Array,
+    weight: jax.Array,
+    branches: Sequence[tuple[_linears.Linear, jax.Array, jax.Array]],
+) -> jax.Array:
+  """Returns what the base gives, with its branches.
+
+  Args:
+    eqn: Einsum of the base, of its input and its weight.
+    x: The base's input; its last axis is contracted.
+    weight: The base's weight.
+    branches: Projection, `scale * x @ A` as `[..., rank]` and B for each.
+  """
+  lows = [low for _, low, _ in branches]
+  parts = [
+      _laid_out(eqn, row, b.astype(weight.dtype), weight)
+      for row, _, b in branches
+  ]
+  return _with_inputs(
+      eqn,
+      branches[0][0].in_axes[0],
+      x,
+      weight,
+      jnp.concatenate(lows, axis=-1),
+      jnp.concatenate(parts, axis=branches[0][0].in_axes[0]),
+  )
+
+
+def with_low(
+    eqn: str,
+    row: _linears.Linear,
+    x: jax.Array,
+    weight: jax.Array,
+    a: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """Returns what the base gives, and `x @ A` as `[..., rank]`.
+
+  Args:
+    eqn: Einsum of the base, of its input and its weight.
+    row: The projection.
+    x: The base's input.
+    weight: The base's weight.
+    a: A, in its own dtype.
+  """
+  (axis,) = row.out_axes
+  assert axis == weight.ndim - 1
+  return _with_outputs(eqn, x, weight, a.astype(weight.dtype))
+
+
+def _laid_out(
+    eqn: str, row: _linears.Linear, b: jax.Array, weight: jax.Array
+) -> jax.Array:
+  """Returns B in the weight's layout, the rank in the place of the input."""
+  (in_axis,) = row.in_axes
+  _, w_axes, _ = _low_rank.split(eqn)
+  gained = ''.join(w_axes[axis] for axis in row.out_axes)
+  rank = w_axes[in_axis]
+  kept = ''.join(c for c in w_axes if c in gained + rank)
+  b = jnp.einsum(f'{rank}{gained}->{kept}', b)
+  if row.slot_axis is None:
+    return b
+  assert row.slot is not None
+  after = weight.shape[row.slot_axis] - row.slot - 1
+  b = jnp.expand_dims(b, row.slot_axis)
+  widths = [(0, 0)] * b.ndim
+  widths[row.slot_axis] = (row.slot, after)
+  return jnp.pad(b, widths)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _with_inputs(eqn, axis, x, weight, low, part):
+  """`[x, low] @ [[weight], [part]]`"""
+  inputs = jnp.concatenate([x, low], axis=-1)
+  return jnp.einsum(eqn, inputs, jnp.concatenate([weight, part], axis=axis))
+
+
+def _with_inputs_backward(eqn, axis, kept, gradient):
+  x, weight, low, part = kept
+  weights = jnp.concatenate([weight, part], axis=axis)
+  width = x.shape[-1]
+  inputs = jax.ShapeDtypeStruct(
+      (*x.shape[:-1], width + low.shape[-1]), x.dtype
+  )
+  to_inputs = _to_input(eqn, inputs, weights, gradient)
+  return (
+      to_inputs[..., :width],
+      _to_weight(eqn, x, weight, gradient),
+      to_inputs[..., width:],
+      _to_weight(eqn, low, part, gradient),
+  )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _with_outputs(eqn, x, weight, a):
+  """`x @ [weight, a]`"""
+  outputs = jnp.einsum(eqn, x, jnp.concatenate([weight, a], axis=-1))
+  width = weight.shape[-1]
+  return outputs[..., :width], outputs[..., width:]
+
+
+def _with_outputs_backward(eqn, kept, gradients):
+  x, weight, a = kept
+  weights = jnp.concatenate([weight, a], axis=-1)
+  return (
+      _to_input(eqn, x, weights, jnp.concatenate(gradients, axis=-1)),
+      _to_weight(eqn, x, weight, gradients[0]),
+      _to_weight(eqn, x, a, gradients[1]),
+  )
+
+
+def _to_input(eqn: str, x: Any, weight: jax.Array, gradient: jax.Array) -> Any:
+  """Returns the gradient to the input of an einsum."""
+  transposed = jax.linear_transpose(lambda x: jnp.einsum(eqn, x, weight), x)
+  return transposed(gradient)[0]
+
+
+def _to_weight(eqn: str, x: jax.Array, weight: Any, gradient: jax.Array) -> Any:
+  """Returns the gradient to the weight of an einsum."""
+  transposed = jax.linear_transpose(lambda w: jnp.einsum(eqn, x, w), weight)
+  return transposed(gradient)[0]
+
+
+_with_inputs.defvjp(
+    lambda eqn, axis, *args: (_with_inputs(eqn, axis, *args), args),
+    _with_inputs_backward,
+)
+_with_outputs.defvjp(
+    lambda eqn, *args: (_with_outputs(eqn, *args), args),
+    _with_outputs_backward,
+)
