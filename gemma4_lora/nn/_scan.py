@@ -7,8 +7,8 @@ traced and compiled once, in `jax.lax.scan`.
 
 Parameters stay where they are, layer by layer. To stack the base would double
 it; instead each pass of a loop picks its layer's weights (`jax.lax.switch`),
-and so does the backward pass, by rematerialisation. What is trained is stacked:
-its gradients are then summed for one layer, not for all, at each pass.
+and so does the backward pass, by rematerialisation. What is small is stacked,
+and what is trained: each pass then gives the gradients of its layer alone.
 """
 
 from collections.abc import Callable
@@ -80,9 +80,7 @@ class Scan:
     ):
       return next_fun(*args, **kwargs)
     inputs = args[0] if args else kwargs['inputs']
-    layers = _Layers(
-        module, inputs, trained=self._saved, policy=self._policy
-    )
+    layers = _Layers(module, inputs, trained=self._saved, policy=self._policy)
     kinds = [
         (layers.kind(i), self._adapted.get(i))
         for i in range(module.config.num_layers)
@@ -119,13 +117,13 @@ class _Pass:
   Attributes:
     at: i32, place among the layers of the loop.
     number: i32, of the layer.
-    trained: Parameters that are trained.
+    stacked: Parameters that are stacked.
     per_layer: `[B, T, P]`, the layer's input of its own, or None.
   """
 
   at: jax.Array
   number: jax.Array
-  trained: Any
+  stacked: Any
   per_layer: jax.Array | None
 
 
@@ -146,7 +144,7 @@ class _Layers:
     self._sources = _gemma4.kv_sources(module.config)
     params = core.unfreeze(module.variables['params'])
     split = [_split(params, f'layer_{i}', trained) for i in self._numbers]
-    self._frozen, self._trained = zip(*split, strict=True)
+    self._picked, self._stacked = zip(*split, strict=True)
     has_dropout = module.has_rng('dropout')
     self._dropout = module.make_rng('dropout') if has_dropout else None
 
@@ -165,8 +163,8 @@ class _Layers:
     source = self._sources[layer]
     return (
         fields,
-        _signature(self._frozen[layer]),
-        _signature(self._trained[layer]),
+        _signature(self._picked[layer]),
+        _signature(self._stacked[layer]),
         None if source == layer else source,
     )
 
@@ -194,16 +192,16 @@ class _Layers:
       if isinstance(part, _loops.Loop):
         passes.append(self._passes(part.body, here, inputs))
         continue
-      trained = [self._trained[i] for i in here.flat]
+      stacked = [self._stacked[i] for i in here.flat]
       passes.append(
           _Pass(
               at=jnp.arange(here.size).reshape(here.shape),
               number=jnp.asarray(here),
-              trained=jax.tree.map(
+              stacked=jax.tree.map(
                   lambda *x, dims=here.shape: jnp.stack(x).reshape(
                       *dims, *x[0].shape
                   ),
-                  *trained,
+                  *stacked,
               ),
               per_layer=inputs,
           )
@@ -252,11 +250,11 @@ class _Layers:
     """Runs one layer, which one being known at run time if it is in a loop."""
     first, last = numbers.flat[0], numbers.flat[-1]
     source = self._sources[first]
-    frozen = [self._frozen[i] for i in numbers.flat]
+    picked = [self._picked[i] for i in numbers.flat]
 
     def call(x, read, given):
-      pick = [lambda frozen, i=i: frozen[i] for i in range(len(frozen))]
-      params = _merge(jax.lax.switch(given.at, pick, frozen), given.trained)
+      pick = [lambda layers, i=i: layers[i] for i in range(len(picked))]
+      params = _merge(jax.lax.switch(given.at, pick, picked), given.stacked)
       return self._call(first, params, x, read, given)
 
     call = jax.checkpoint(call, policy=self._policy, prevent_cse=False)
@@ -320,25 +318,26 @@ def _parts(
 def _split(
     params: Mapping[str, Any], name: str, trained: frozenset[str]
 ) -> tuple[Any, Any]:
-  """Returns what is frozen of a layer and what is trained, None for the rest."""
+  """Returns what is picked of a layer and what is stacked, None for the rest."""
 
-  def is_trained(path):
+  def is_stacked(path, x):
     keys = [name, *(key.key for key in path)]
-    return 'lora' in keys or '.'.join(keys) in trained
+    return x.ndim < 2 or 'lora' in keys or '.'.join(keys) in trained
 
   def only(wanted):
     return jax.tree_util.tree_map_with_path(
-        lambda path, x: x if is_trained(path) == wanted else None, params[name]
+        lambda path, x: x if is_stacked(path, x) == wanted else None,
+        params[name],
     )
 
   return only(False), only(True)
 
 
-def _merge(frozen: Any, trained: Any) -> Any:
+def _merge(picked: Any, stacked: Any) -> Any:
   return jax.tree.map(
       lambda x, y: y if x is None else x,
-      frozen,
-      trained,
+      picked,
+      stacked,
       is_leaf=lambda x: x is None,
   )
 
