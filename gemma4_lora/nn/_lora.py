@@ -7,6 +7,7 @@ from absl import logging
 from flax import linen as nn
 import jax.numpy as jnp
 from kauldron import kd
+from kauldron import kontext
 
 from gemma4_lora import _gemma4
 from gemma4_lora import _leaves
@@ -17,6 +18,7 @@ from gemma4_lora.nn import _experts
 from gemma4_lora.nn import _init
 from gemma4_lora.nn import _injector
 from gemma4_lora.nn import _output
+from gemma4_lora.nn import _packed
 from gemma4_lora.nn import _remat
 from gemma4_lora.nn import _router_fix
 from gemma4_lora.nn import _saved
@@ -113,6 +115,10 @@ class LoRA(_wrapper.ModelWrapper):
       for each head. `'blockwise'`: in blocks of 512 by 512, and not those that
       are out of the window or behind the query; scores in float32. Only without
       a cache; samplers use gemma's.
+    positions: Key of the positions, i32 `[*B, L]`, for rows of several
+      conversations as `g4.data.PackedSource` makes them: `'batch.positions'`.
+      Where they restart at 0 another conversation begins, and attention does not
+      cross, in layers of all kinds.
     verbose: If True, logs each adapted projection.
 
   Raises:
@@ -136,6 +142,7 @@ class LoRA(_wrapper.ModelWrapper):
   logits_in_training: bool = True
   remat: str = 'none'
   attention: str = 'gemma'
+  positions: kontext.Key | None = None
   verbose: bool = False
 
   # No annotation: a property, not a field.
@@ -159,6 +166,13 @@ class LoRA(_wrapper.ModelWrapper):
         adapted, self.init_lora_weights, use_rslora=self.use_rslora
     )
     super().__post_init__()
+
+  def __kontext_keys__(self) -> dict[str, Any]:
+    """Keys for Kauldron: of the wrapped model, and of the positions."""
+    keys = super().__kontext_keys__()
+    if self.positions is not None:
+      keys = keys | {'positions': self.positions}
+    return keys
 
   @property
   def adapted(self) -> tuple[targets_lib.Adapted, ...]:
@@ -231,6 +245,7 @@ class LoRA(_wrapper.ModelWrapper):
   def _call_adapted(self, *args: Any, **kwargs: Any) -> Any:
     """Calls the model, with the branches added to its linears."""
     interceptors = [*self._injectors(), *self._savers(**kwargs)]
+    kwargs = self._with_mask(*args, **kwargs)
     has_head = self._has_head(**kwargs)
     has_logits = not has_head or self.logits_in_training or not self.is_training
     if not has_logits:
@@ -259,6 +274,21 @@ class LoRA(_wrapper.ModelWrapper):
       return False
     return not self.is_initializing() and self._mode() is not None
 
+  def _with_mask(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Returns the arguments, with a mask where positions tell of packed rows."""
+    if not _is_packed(**kwargs):
+      return kwargs
+    _packed.check(
+        positions=kwargs['positions'],
+        images=kwargs.get('images'),
+        audio=kwargs.get('audio'),
+    )
+    if self.attention == 'blockwise':  # It reads the positions itself.
+      return kwargs
+    tokens = args[0] if args else kwargs['tokens']
+    mask = _packed.attention_mask(tokens, kwargs['positions'])
+    return kwargs | {'attention_mask': mask}
+
   def _savers(self, **kwargs: Any) -> list[Any]:
     """Returns the interceptors that save memory, outermost last."""
     if kwargs.get('cache') is not None:
@@ -269,7 +299,11 @@ class LoRA(_wrapper.ModelWrapper):
           kwargs.get('images') is None
           or self.model.config.use_bidirectional_attention is None
       )
-      savers.append(_attention.BlockwiseAttention(is_causal=is_causal))
+      savers.append(
+          _attention.BlockwiseAttention(
+              is_causal=is_causal, is_packed=_is_packed(**kwargs)
+          )
+      )
     if self.remat != 'none':
       savers.append(_remat.Remat(self.remat))
     return savers
@@ -304,6 +338,17 @@ class LoRA(_wrapper.ModelWrapper):
       return self.is_training
     except ValueError:
       return None
+
+
+def _is_packed(
+    *,
+    positions: Any = None,
+    attention_mask: Any = None,
+    cache: Any = None,
+    **_: Any,
+) -> bool:
+  """Whether rows may hold several conversations; samplers say it otherwise."""
+  return positions is not None and attention_mask is None and cache is None
 
 
 def _log(lora: LoRA) -> None:
