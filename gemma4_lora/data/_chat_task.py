@@ -179,21 +179,59 @@ class ChatTask(gm.data.Seq2SeqTask):
       ValueError: It cannot be trained on.
       KeyError: It lacks a field.
     """
-    rendered = self.render(element)
     if self.sampling:
+      rendered = self.render(element)
       return {
           self.out_input: rendered.prompt,
           self.out_target: rendered.response,
       }
-    ids, weights = self.tokenize(rendered)
-    length = self._check_length(ids, weights)
-    mask = weights[1:] if self.token_weights else weights[1:] > 0
+    ids, weights = self.tokens(element)
+    return self.pad_fields(ids[:-1], ids[1:], weights[1:])
+
+  def pad_fields(
+      self, tokens: np.ndarray, targets: np.ndarray, weights: np.ndarray
+  ) -> dict[str, np.ndarray]:
+    """Returns the output fields, padded to `max_length`."""
+    mask = weights if self.token_weights else weights > 0
+    length = self.row_length
     return {
-        self.out_input: _tokens.pad(ids[:-1], length),
+        self.out_input: _tokens.pad(tokens, length),
         # The loss wants a last axis of one label per token.
-        self.out_target: _tokens.pad(ids[1:], length)[:, None],
+        self.out_target: _tokens.pad(targets, length)[:, None],
         self.out_target_mask: _tokens.pad(mask, length)[:, None],
     }
+
+  def tokens(self, element: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Returns all tokens of an example and their weights, within `max_length`.
+
+    The last token is a target only: one more than `max_length` fit.
+
+    Raises:
+      ValueError: It cannot be trained on.
+      KeyError: It lacks a field.
+    """
+    ids, weights = self.tokenize(self.render(element))
+    length = self._check_length(ids, weights) + 1
+    return ids[:length], weights[:length]
+
+  def tokens_or_none(
+      self, element: Any
+  ) -> tuple[np.ndarray, np.ndarray] | None:
+    """Returns `tokens`; None for a malformed row that may be left out."""
+    _ = self._checked_tokenizer
+    try:
+      tokens = self.tokens(element)
+    except (ValueError, KeyError) as e:
+      self.malformed.add_malformed(element, e)
+      return None
+    self.malformed.add()
+    return tokens
+
+  @property
+  def row_length(self) -> int:
+    """Length of the outputs, in tokens."""
+    assert self.max_length is not None  # See `__post_init__`.
+    return self.max_length
 
   def render(self, element: Any) -> _render.Rendered:
     """Returns the text of an example: `.text`, `.prompt`, `.response`, ..."""
@@ -291,11 +329,10 @@ class ChatTask(gm.data.Seq2SeqTask):
 
   def _check_length(self, ids: np.ndarray, weights: np.ndarray) -> int:
     """Returns `max_length`, if the example fits or may be cut to it."""
-    assert self.max_length is not None  # See `__post_init__`.
     # The last token of the sequence is a target only.
     length = len(ids) - 1
-    if length <= self.max_length:
-      return self.max_length
+    if length <= self.row_length:
+      return self.row_length
     prompt = int(np.argmax(weights > 0))
     lengths = (
         f'{length} tokens (prompt {prompt}, response {len(ids) - prompt}, less'
@@ -306,7 +343,7 @@ class ChatTask(gm.data.Seq2SeqTask):
           f'ChatTask: the example has {lengths}. Raise `max_length`, or set'
           ' `truncate=True` to cut its end.'
       )
-    if prompt > self.max_length:
+    if prompt > self.row_length:
       drop = (
           f' put `g4.data.DropLongPrompts(in_prompt={self.in_prompt!r},'
           f' tokenizer=..., max_length={self.max_length})` before ChatTask.'
@@ -318,4 +355,4 @@ class ChatTask(gm.data.Seq2SeqTask):
           ' whole response, and nothing of it would be trained. Raise'
           f' `max_length`, or drop such examples:{drop}'
       )
-    return self.max_length
+    return self.row_length

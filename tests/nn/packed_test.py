@@ -53,9 +53,7 @@ def _model(name, **kwargs):
     [
         ('Gemma4_E2B', 'gemma'),
         ('Gemma4_E2B', 'blockwise'),
-        ('Gemma4_31B', 'gemma'),
         ('Gemma4_31B', 'blockwise'),
-        ('Gemma4_26B_A4B', 'gemma'),
     ],
 )
 def test_logits_are_those_of_each_alone(name, attention, monkeypatch):
