@@ -2,6 +2,7 @@
 
 from gemma4_lora.data._chat_task import ChatTask
 from gemma4_lora.data._filters import DropLongPrompts
+from gemma4_lora.data._jsonl import Jsonl
 from gemma4_lora.data._metrics import PaddingEfficiency
 from gemma4_lora.data._packed_source import PackedSource
 from gemma4_lora.data._show import show

@@ -1,6 +1,7 @@
 """Reads fields of a row, and says which one is wrong."""
 
 from collections.abc import Mapping
+import dataclasses
 import difflib
 import json
 from typing import Any
@@ -9,12 +10,22 @@ from kauldron import kd
 import numpy as np
 
 
+@dataclasses.dataclass(frozen=True)
+class Broken:
+  """A row that could not be read."""
+
+  reason: str
+
+
 def get(element: Any, key: kd.kontext.Key) -> Any:
   """Returns the value at `key`, as plain Python.
 
   Raises:
     KeyError: There is no such field.
+    ValueError: The row could not be read.
   """
+  if isinstance(element, Broken):
+    raise ValueError(element.reason)
   try:
     value = kd.kontext.get_by_path(element, key)
   except (KeyError, AttributeError, IndexError, TypeError):
