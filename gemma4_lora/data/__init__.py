@@ -5,4 +5,5 @@ from gemma4_lora.data._filters import DropLongPrompts
 from gemma4_lora.data._jsonl import Jsonl
 from gemma4_lora.data._metrics import PaddingEfficiency
 from gemma4_lora.data._packed_source import PackedSource
+from gemma4_lora.data._preference_task import PreferenceTask
 from gemma4_lora.data._show import show

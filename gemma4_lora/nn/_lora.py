@@ -1,10 +1,13 @@
 """LoRA around a Gemma 4 model."""
 
+from collections.abc import Callable
 import dataclasses
+import functools
 from typing import Any
 
 from absl import logging
 from flax import linen as nn
+import jax
 import jax.numpy as jnp
 from kauldron import kd
 from kauldron import kontext
@@ -119,6 +122,11 @@ class LoRA(_wrapper.ModelWrapper):
       conversations as `g4.data.PackedSource` makes them: `'batch.positions'`.
       Where they restart at 0 another conversation begins, and attention does not
       cross, in layers of all kinds.
+    with_reference: Whether the output of Kauldron's steps and evaluators has
+      `reference` too: what the model gives with LoRA off, for losses of
+      preferences (`g4.losses.DpoLoss`, `gm.losses.DpoLoss`). It takes another
+      forward pass, and no other weights. Not where the base itself changes, of
+      PiSSA and OLoRA.
     verbose: If True, logs each adapted projection.
 
   Raises:
@@ -143,6 +151,7 @@ class LoRA(_wrapper.ModelWrapper):
   remat: str = 'none'
   attention: str = 'gemma'
   positions: kontext.Key | None = None
+  with_reference: bool = False
   verbose: bool = False
 
   # No annotation: a property, not a field.
@@ -160,6 +169,8 @@ class LoRA(_wrapper.ModelWrapper):
     _init.check(self.init_lora_weights)
     _attention.check(self.attention)
     _remat.check(self.remat, attention=self.attention)
+    if self.with_reference:
+      _validate.check_reference(self.init_lora_weights)
     if self.use_dora:
       _validate.check_no_experts(adapted, setting='use_dora=True')
     _validate.check_init(
@@ -219,7 +230,10 @@ class LoRA(_wrapper.ModelWrapper):
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
     """Calls the model, as LoRA changes it."""
     if not self.is_initializing():
-      return self._call_with_copies(*args, **kwargs)
+      output = self._call_with_copies(*args, **kwargs)
+      if not self.with_reference or not self._has_head(**kwargs):
+        return output
+      return output.replace(reference=self._call_base(*args, **kwargs))
     _log(self)
     output = self._call_adapted(*args, **kwargs)
     _validate.check_made(self.adapted, self.variables['params'])
@@ -242,16 +256,35 @@ class LoRA(_wrapper.ModelWrapper):
     )
     return call(self, *args, **kwargs)
 
+  def _call_base(self, *args: Any, **kwargs: Any) -> Any:
+    """Calls the model without LoRA; no gradient flows through it."""
+    # Detached: a module makes each of its submodules once.
+    base = _wrapper.Plain(model=self.model.clone(parent=None, name=None))
+    params = {'params': self.variables['params']}
+    call = functools.partial(base.apply, params)
+    return jax.lax.stop_gradient(self._call_with(call, [], *args, **kwargs))
+
   def _call_adapted(self, *args: Any, **kwargs: Any) -> Any:
     """Calls the model, with the branches added to its linears."""
-    interceptors = [*self._injectors(), *self._savers(**kwargs)]
+    call = self._call_intercepted
+    return self._call_with(call, self._injectors(), *args, **kwargs)
+
+  def _call_with(
+      self,
+      call: Callable[..., Any],
+      injectors: list[_injector.Injector],
+      *args: Any,
+      **kwargs: Any,
+  ) -> Any:
+    """Calls the model under the injectors and what saves memory."""
+    interceptors = [*injectors, *self._savers(**kwargs)]
     kwargs = self._with_mask(*args, **kwargs)
     has_head = self._has_head(**kwargs)
     has_logits = not has_head or self.logits_in_training or not self.is_training
     if not has_logits:
       interceptors.append(_output.NoLogits())
     asked = kwargs.get('return_hidden_states')
-    output = self._call_intercepted(
+    output = call(
         *args,
         interceptors={i.key: i for i in interceptors},
         **kwargs | ({'return_hidden_states': True} if has_head else {}),

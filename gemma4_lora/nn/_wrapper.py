@@ -91,6 +91,15 @@ class ModelWrapper(nn.Module):
       return model(*args, **kwargs)
 
 
+class Plain(ModelWrapper):
+  """The model under interceptors, and nothing else."""
+
+  @nn.compact
+  def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    """Calls the model; `interceptors=` as of `_call_intercepted`."""
+    return self._call_intercepted(*args, **kwargs)
+
+
 def _with_key(model: nn.Module, *, key: str, parent: nn.Module) -> nn.Module:
   """Returns the model with a config that carries the key."""
   config = model.config
