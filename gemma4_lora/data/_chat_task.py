@@ -11,6 +11,7 @@ import numpy as np
 
 from gemma4_lora.data import _conversation
 from gemma4_lora.data import _fields
+from gemma4_lora.data import _images
 from gemma4_lora.data import _layouts
 from gemma4_lora.data import _malformed
 from gemma4_lora.data import _render
@@ -92,9 +93,19 @@ class ChatTask(gm.data.Seq2SeqTask):
       `conversations`.
     in_system: Key of a system text that is not among the messages.
     in_tools: Key of the declared tools: as OpenAI's or MCP's, or that as JSON.
+    in_images: Key of the images, for a model with `text_only=False` and
+      `images="batch.images"`: uint8 `[H, W, 3]` or PIL images, one or a list, as
+      many as the conversation has `<|image|>` or parts of type `image`; None or
+      none for a row of text alone. Batches may mix both.
+    max_images: How many images a row has room for: each takes its time in the
+      tower, also where it is missing.
+    max_soft_tokens: Of each image: it is scaled, aspect kept, to at most so many
+      tokens of 48 x 48 pixels.
+    patch_size: Of the vision tower, in pixels.
     out_input: Key to write the model's input to.
     out_target: Key to write the labels to.
     out_target_mask: Key to write the loss mask to.
+    out_images: Key to write the patches of images to, if there is `in_images`.
     drop_inputs: Whether to remove the input keys.
     tokenizer: A Gemma 4 tokenizer.
     max_length: Length of the outputs, in tokens. Shorter examples are padded
@@ -123,10 +134,16 @@ class ChatTask(gm.data.Seq2SeqTask):
   in_messages: kd.kontext.Key | None = None
   in_system: kd.kontext.Key | None = None
   in_tools: kd.kontext.Key | None = None
+  in_images: kd.kontext.Key | None = None
+
+  max_images: int = 1
+  max_soft_tokens: int = 280
+  patch_size: int = 16
 
   out_input: kd.kontext.Key = 'input'
   out_target: kd.kontext.Key = 'target'
   out_target_mask: kd.kontext.Key = 'loss_mask'
+  out_images: kd.kontext.Key = 'images'
 
   # Required unless `sampling`.
   max_length: int | None = None  # pyrefly: ignore[bad-override]
@@ -185,8 +202,13 @@ class ChatTask(gm.data.Seq2SeqTask):
           self.out_input: rendered.prompt,
           self.out_target: rendered.response,
       }
-    ids, weights = self.tokens(element)
-    return self.pad_fields(ids[:-1], ids[1:], weights[1:])
+    images = self._read_images(element)
+    ids, weights = self.tokens(element, images)
+    # An image that is cut has no place for its first soft tokens either.
+    fields = self.pad_fields(ids[:-1], np.maximum(ids[1:], 0), weights[1:])
+    return (
+        fields if images is None else fields | {self.out_images: images.input}
+    )
 
   def pad_fields(
       self, tokens: np.ndarray, targets: np.ndarray, weights: np.ndarray
@@ -201,16 +223,31 @@ class ChatTask(gm.data.Seq2SeqTask):
         self.out_target_mask: _tokens.pad(mask, length)[:, None],
     }
 
-  def tokens(self, element: Any) -> tuple[np.ndarray, np.ndarray]:
+  def tokens(
+      self, element: Any, images: _images.Images | None = None
+  ) -> tuple[np.ndarray, np.ndarray]:
     """Returns all tokens of an example and their weights, within `max_length`.
 
     The last token is a target only: one more than `max_length` fit.
+
+    Args:
+      element: The example.
+      images: Of it, where they are read.
 
     Raises:
       ValueError: It cannot be trained on.
       KeyError: It lacks a field.
     """
-    ids, weights = self.tokenize(self.render(element))
+    conversation = self.conversation(element)
+    if images is None and conversation.num_images:
+      raise ValueError(
+          f'ChatTask: the conversation has {conversation.num_images} images.'
+          ' Set `in_images=` to the field that holds them, for a model with'
+          ' `text_only=False`.'
+      )
+    ids, weights = self.tokenize(_render.render(conversation, self._style))
+    if images is not None:
+      ids, weights = _images.expand(ids, weights, images.counts, self.tokenizer)
     length = self._check_length(ids, weights) + 1
     return ids[:length], weights[:length]
 
@@ -292,6 +329,19 @@ class ChatTask(gm.data.Seq2SeqTask):
     text = _fields.get_text(element, self.in_system)
     return _layouts.with_system(conversation, text, field=self.in_system)
 
+  def _read_images(self, element: Any) -> _images.Images | None:
+    """Returns the images of an example, None if none are read."""
+    if self.in_images is None:
+      return None
+    return _images.preprocess(
+        _fields.get(element, self.in_images),
+        field=self.in_images,
+        num_images=self.conversation(element).num_images,
+        max_images=self.max_images,
+        max_soft_tokens=self.max_soft_tokens,
+        patch_size=self.patch_size,
+    )
+
   @functools.cached_property
   def malformed(self) -> _malformed.Counter:
     """Counts the rows that were read in this process, and the malformed."""
@@ -325,7 +375,8 @@ class ChatTask(gm.data.Seq2SeqTask):
     keys = [self.in_prompt, self.in_response]
     if self.layout != 'prompt_response':
       keys = [self._messages_key]
-    return keys + [k for k in (self.in_system, self.in_tools) if k is not None]
+    others = (self.in_system, self.in_tools, self.in_images)
+    return keys + [k for k in others if k is not None]
 
   def _check_length(self, ids: np.ndarray, weights: np.ndarray) -> int:
     """Returns `max_length`, if the example fits or may be cut to it."""

@@ -67,6 +67,11 @@ class PackedSource(grain.RandomAccessDataSource):
       raise ValueError(
           'PackedSource: ChatTask(sampling=True) gives text, which is not packed.'
       )
+    if self._task.in_images is not None:
+      raise ValueError(
+          'PackedSource: conversations with images are not packed. Drop'
+          ' ChatTask(in_images=...), or train on them unpacked.'
+      )
     for transform in transforms[:-1]:
       if not isinstance(transform, grain.MapTransform | grain.FilterTransform):
         raise ValueError(

@@ -83,6 +83,9 @@ class ModelWrapper(nn.Module):
         audio=kwargs.get('audio'),
     )
     interceptors = {'router': _router.feed_unnormalized()} | interceptors
+    if kwargs.get('images') is not None and kwargs.get('cache') is None:
+      images = _media.Images()
+      interceptors = interceptors | {images.key: images}
     model = _with_key(self.model, key='; '.join(interceptors), parent=self)
     nn.share_scope(self, model)
     with contextlib.ExitStack() as stack:
