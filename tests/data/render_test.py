@@ -231,3 +231,13 @@ def test_an_empty_thought_of_a_model_that_thinks_is_an_error():
 def test_half_a_thought_is_an_error(text):
   with pytest.raises(ValueError, match="'messages.1..content' .* other half"):
     _task().map(_chat('a', text))
+
+
+def test_the_last_prompt_is_a_prefix_also_of_an_answer_without_weight():
+  """Else its first newline and the prompt's last would be one token."""
+  row = _chat('a', 'b', 'c', '\nd')
+  row['messages'][-1]['weight'] = 0
+  ids, _ = _task().tokenize(_task().render(row))
+  prompt = _task(sampling=True).map(row)['input']
+  prompt = _TOKENIZER.encode(prompt, add_bos=True)
+  assert list(ids[: len(prompt)]) == prompt
