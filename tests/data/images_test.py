@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from gemma import peft
 from gemma.gm.nn.gemma4.vision import _preprocessing
 from gemma.gm.vision import _token_utils
 import jax
@@ -105,16 +106,22 @@ def test_a_batch_of_images_and_text_has_the_logits_of_each_alone(task):
   batch['input'] = np.where(batch['input'] > 1000, 7, batch['input'])
   base = multimodal.base('Gemma4_31B', images='batch.images', dtype=jnp.float32)
   model = g4.nn.LoRA(rank=2, targets=['text', 'vision'], model=base)
-  params = multimodal.random_params(model)
+  original, lora = peft.split_params(multimodal.random_params(model))
+  # With B = 0 the base, as gemma computes it, says what is right.
+  params = peft.merge_params(original, jax.tree.map(jnp.zeros_like, lora))
   kwargs = kontext.resolve_from_keyed_obj({'batch': batch}, model)
   together = jax.jit(model.apply)({'params': params}, **kwargs).logits
 
-  alone = jax.jit(model.apply)
-  for i in range(2):
+  alone = jax.jit(base.apply)
+  for i, counts in enumerate([(4, 3), (2, 1)]):
     one = jax.tree.map(lambda x, i=i: x[i : i + 1], kwargs)
-    logits = alone({'params': params}, **one).logits
-    np.testing.assert_allclose(together[i], logits[0], rtol=1e-3, atol=1e-3)
-  text = alone({'params': params}, kwargs['tokens'][2:]).logits
+    one['images'] = dataclasses.replace(one['images'], soft_token_counts=counts)
+    logits = alone({'params': original}, **one).logits
+    live = batch['input'][i] != 0
+    np.testing.assert_allclose(
+        together[i][live], logits[0][live], rtol=1e-3, atol=1e-3
+    )
+  text = alone({'params': original}, kwargs['tokens'][2:]).logits
   live = batch['input'][2] != 0
   np.testing.assert_allclose(
       together[2][live], text[0][live], rtol=1e-3, atol=1e-3
