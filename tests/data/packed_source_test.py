@@ -4,7 +4,6 @@ import dataclasses
 import pickle
 import random
 
-from absl import flags
 from grain import python as grain
 import jax
 import jax.numpy as jnp
@@ -198,15 +197,3 @@ def test_the_loss_of_packed_rows_is_that_of_the_conversations():
   packed = mean_loss(list(_SOURCE))
   alone = mean_loss([_TASK.map(pair) for pair in _PAIRS])
   np.testing.assert_allclose(packed, alone, rtol=1e-5)
-
-
-def test_worker_processes_make_the_same_batches():
-  """One process, started as Kauldron starts them outside of tests."""
-  dataset = kd.data.py.DataSource(
-      data_source=_SOURCE, shuffle=True, batch_size=2, num_epochs=1, seed=0
-  )
-  if not flags.FLAGS.is_parsed():
-    flags.FLAGS.mark_as_parsed()  # grain reads its own in worker processes.
-  in_worker = list(dataset._make_root_ds(num_workers=1))
-  here = list(dataset._make_root_ds(num_workers=0))
-  jax.tree.map(np.testing.assert_array_equal, in_worker, here)
