@@ -5,6 +5,7 @@ import re
 import sys
 
 from absl import flags
+from ml_collections import config_flags
 
 from gemma4_lora.jobs import _request
 
@@ -84,5 +85,6 @@ def config(cfg: flags.FlagHolder) -> _request.Config:
         ' --workdir=gs://... alone.'
     )
   return _request.Config(
-      path=flags.FLAGS[cfg.name].config_filename, overrides=tuple(overrides)
+      path=config_flags.get_config_filename(flags.FLAGS[cfg.name]),
+      overrides=tuple(overrides),
   )
