@@ -5,7 +5,6 @@ import sys
 from typing import Any
 
 from gemma4_lora.jobs import _image
-from gemma4_lora.jobs import _plan_first
 from gemma4_lora.jobs import _request
 
 
@@ -62,6 +61,9 @@ def check(
   if not plan:
     print('gemma4_lora: not planned: --noplan.', file=sys.stderr)
     return 0
+  # Imports the models, which take a while.
+  from gemma4_lora.jobs import _plan_first  # pylint: disable=g-import-not-at-top
+
   return _plan_first.ask(
       cfg, topology=request.tpu.topology, force=force, cache=cache
   )

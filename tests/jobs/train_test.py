@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 
 from gemma4_lora import g4
@@ -54,60 +53,67 @@ def _start(folder, launch):
   return hosts
 
 
-def _logs(folder, index):
-  logs = sorted(folder.glob(f'log_*_{index}'))
-  return '\n'.join(log.read_text() for log in logs)
-
-
 def _wait_for_step(folder, step, hosts):
   saved = folder / 'run' / 'checkpoints' / f'ckpt_{step}'
   deadline = time.monotonic() + 300
   while not saved.exists():
-    logs = _logs(folder, 0) + _logs(folder, 1)
-    assert all(host.poll() is None for host in hosts), logs
-    assert time.monotonic() < deadline, logs
+    assert all(host.poll() is None for host in hosts), _log(folder, 0, 0)
+    assert time.monotonic() < deadline, _log(folder, 0, 0)
     time.sleep(0.02)
 
 
-def test_two_hosts_killed_one_by_one_are_the_uninterrupted_run(tmp_path):
+def test_two_hosts_killed_one_by_one_and_resumed_are_the_whole_run(tmp_path):
   """In one process: other hosts, other order of examples, the same numbers."""
   base = training.random_params(runs.base_model())
   released = tmp_path / 'released'
   g4.testing.make_checkpoint(runs.base_model(), released, params=base)
-  for launch, (step, order) in enumerate([(2, (1, 0)), (5, (0, 1))]):
-    hosts = _start(tmp_path, launch)
-    _wait_for_step(tmp_path, step, hosts)
-    for index in order:
-      hosts[index].kill()
-      assert hosts[index].wait() == -9
-  for host in (hosts := _start(tmp_path, 2)):
-    assert host.wait(timeout=300) == 0, _logs(tmp_path, hosts.index(host))
+  hosts = _start(tmp_path, launch=0)
+  _wait_for_step(tmp_path, 2, hosts)
+  for host in reversed(hosts):
+    host.kill()
+    assert host.wait() == -9
+  for host in _start(tmp_path, launch=1):
+    assert host.wait(timeout=300) == 0, _log(tmp_path, 1, 0)
 
   def trainer(workdir):
     return two_hosts.trainer(
-        workdir=workdir, released=released, num_train_steps=_NUM_STEPS
+        workdir=tmp_path / workdir,
+        released=released,
+        num_train_steps=_NUM_STEPS,
     )
 
-  want = trainer(tmp_path / 'whole').train()[0]
-  # One process reads what two wrote.
-  made = trainer(tmp_path / 'run')
-  got = made.checkpointer.restore(made.init_state())
-  assert int(got.step) == _NUM_STEPS
-  for path, leaf in runs.saved_leaves(want).items():
+  def last(workdir):
+    checkpointer = trainer(workdir).checkpointer
+    state = checkpointer.restore(runs.state(trainer(workdir), seed=0))
+    return runs.saved_leaves(state)
+
+  trainer('whole').train()
+  got, want = last('run'), last('whole')  # One process reads what two wrote.
+  assert got['step'] == _NUM_STEPS
+  assert got.keys() == want.keys()
+  for path, leaf in want.items():
     np.testing.assert_allclose(
-        runs.saved_leaves(got)[path], leaf, rtol=1e-4, atol=1e-6, err_msg=path
+        got[path], leaf, rtol=1e-3, atol=1e-6, err_msg=path
     )
-  assert any(
-      np.any(x) for x in jax.tree.leaves(runs.saved_leaves(got)) if x.ndim
-  )
+  assert all(np.any(x) for path, x in got.items() if path.endswith('.b'))
 
   # What there is one of, there is one of: not one of each host.
   run = tmp_path / 'run'
   names = {path.name for path in (run / 'checkpoints').iterdir()}
   assert names == {f'ckpt_{_NUM_STEPS - 1}', f'ckpt_{_NUM_STEPS}'}
-  assert len(list(run.glob('train/events*'))) == 3  # One of each launch.
-  printed = [re.findall(r'step +(\d+)  train', _logs(tmp_path, i)) for i in (0, 1)]
-  assert printed[1] == []
-  # Each step, and from where each launch went on: the last that was saved.
-  assert sorted(set(map(int, printed[0]))) == list(range(_NUM_STEPS + 1))
-  assert printed[0].count('0') == 1
+  assert len(list(run.glob('train/events*'))) == 2  # One of each launch.
+  first, then = (_steps(_log(tmp_path, launch, 0)) for launch in range(2))
+  assert first == list(range(len(first))) and len(first) > 2
+  # The step after the last that was saved, to the end.
+  assert then == list(range(then[0], _NUM_STEPS + 1)) and then[0] > 0
+  for launch in range(2):
+    assert not _steps(_log(tmp_path, launch, 1))
+
+
+def _log(folder, launch, index):
+  return (folder / f'log_{launch}_{index}').read_text()
+
+
+def _steps(log):
+  """Steps whose loss was printed."""
+  return [int(step) for step in re.findall(r'step +(\d+)  train', log)]

@@ -34,4 +34,6 @@ def trainer(
       trainstep=g4.train.TrainStep(),
       writer=g4.train.TerminalWriter(),
   )
-  return made.replace(train_ds=dataclasses.replace(made.train_ds, shuffle=False))
+  return made.replace(
+      train_ds=dataclasses.replace(made.train_ds, shuffle=False)
+  )
