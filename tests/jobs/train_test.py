@@ -1,14 +1,15 @@
 """`python -m gemma4_lora train`, on two hosts that are killed."""
 
+import multiprocessing
 import os
 import pathlib
 import re
+import signal
 import socket
-import subprocess
-import sys
 import time
 
 import numpy as np
+import pytest
 
 from gemma4_lora import g4
 from tests import training
@@ -16,64 +17,79 @@ from tests.ckpts import runs
 from tests.jobs import two_hosts
 
 _ROOT = pathlib.Path(__file__).parent.parent.parent
-_NUM_STEPS = 8
+_NUM_STEPS = 6
 
 
-def _start(folder, launch):
-  """Starts both hosts, of four devices each."""
-  with socket.socket() as s:
-    s.bind(('127.0.0.1', 0))
-    port = s.getsockname()[1]
-  environment = os.environ | {
-      'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{port}',
-      'JAX_NUM_PROCESSES': '2',
-      'JAX_NUM_CPU_DEVICES': '4',
-      'JAX_PLATFORMS': 'cpu',
-      'JAX_COMPILATION_CACHE_DIR': os.environ['GEMMA4_LORA_TEST_CACHE'],
-      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.5',
-  }
+@pytest.fixture(name='start')
+def _start(monkeypatch, tmp_path):
+  """Starts both hosts, of four devices each.
+
+  They are forked from a process that has imported all that they need, which is
+  most of the time that one takes to start.
+  """
+  monkeypatch.setenv('JAX_NUM_CPU_DEVICES', '4')
+  monkeypatch.setenv(
+      'JAX_COMPILATION_CACHE_DIR', os.environ['GEMMA4_LORA_TEST_CACHE']
+  )
+  context = multiprocessing.get_context('forkserver')
+  context.set_forkserver_preload(['tensorflow', 'tests.jobs.two_hosts'])
   hosts = []
-  for index in range(2):
-    with (folder / f'log_{launch}_{index}').open('w') as log:
-      hosts.append(
-          subprocess.Popen(
-              [
-                  *(sys.executable, '-m', 'gemma4_lora', 'train'),
-                  '--cfg=tests/jobs/two_hosts_config.py',
-                  f'--cfg.workdir={folder / "run"}',
-                  f'--cfg.released={folder / "released"}',
-                  f'--cfg.num_train_steps={_NUM_STEPS}',
-              ],
-              cwd=_ROOT,
-              env=environment | {'JAX_PROCESS_ID': str(index)},
-              stdout=log,
-              stderr=subprocess.STDOUT,
-          )
+
+  def start(launch):
+    with socket.socket() as s:
+      s.bind(('127.0.0.1', 0))
+      address = f'127.0.0.1:{s.getsockname()[1]}'
+    argv = [
+        'train',
+        f'--cfg={_ROOT}/tests/jobs/two_hosts_config.py',
+        f'--cfg.workdir={tmp_path / "run"}',
+        f'--cfg.released={tmp_path / "released"}',
+        f'--cfg.num_train_steps={_NUM_STEPS}',
+    ]
+    for index in range(2):
+      environment = {
+          'JAX_COORDINATOR_ADDRESS': address,
+          'JAX_NUM_PROCESSES': '2',
+          'JAX_PROCESS_ID': str(index),
+      }
+      log = tmp_path / f'log_{launch}_{index}'
+      host = context.Process(
+          target=two_hosts.run_command, args=(argv, environment, str(log))
       )
-  return hosts
+      host.start()
+      hosts.append(host)
+    return hosts[-2:]
+
+  yield start
+  for host in hosts:
+    host.kill()
 
 
 def _wait_for_step(folder, step, hosts):
   saved = folder / 'run' / 'checkpoints' / f'ckpt_{step}'
   deadline = time.monotonic() + 300
   while not saved.exists():
-    assert all(host.poll() is None for host in hosts), _log(folder, 0, 0)
+    assert all(host.is_alive() for host in hosts), _log(folder, 0, 0)
     assert time.monotonic() < deadline, _log(folder, 0, 0)
     time.sleep(0.02)
 
 
-def test_two_hosts_killed_one_by_one_and_resumed_are_the_whole_run(tmp_path):
+def test_two_hosts_killed_one_by_one_and_resumed_are_the_whole_run(
+    start, tmp_path
+):
   """In one process: other hosts, other order of examples, the same numbers."""
-  base = training.random_params(runs.base_model())
+  base = training.random_params(two_hosts.base_model())
   released = tmp_path / 'released'
-  g4.testing.make_checkpoint(runs.base_model(), released, params=base)
-  hosts = _start(tmp_path, launch=0)
+  g4.testing.make_checkpoint(two_hosts.base_model(), released, params=base)
+  hosts = start(launch=0)
   _wait_for_step(tmp_path, 2, hosts)
   for host in reversed(hosts):
     host.kill()
-    assert host.wait() == -9
-  for host in _start(tmp_path, launch=1):
-    assert host.wait(timeout=300) == 0, _log(tmp_path, 1, 0)
+    host.join()
+    assert host.exitcode == -signal.SIGKILL
+  for host in start(launch=1):
+    host.join(timeout=300)
+    assert host.exitcode == 0, _log(tmp_path, 1, 0)
 
   def trainer(workdir):
     return two_hosts.trainer(
@@ -93,7 +109,7 @@ def test_two_hosts_killed_one_by_one_and_resumed_are_the_whole_run(tmp_path):
   assert got.keys() == want.keys()
   for path, leaf in want.items():
     np.testing.assert_allclose(
-        got[path], leaf, rtol=1e-3, atol=1e-6, err_msg=path
+        got[path], leaf, rtol=1e-3, atol=1e-5, err_msg=path
     )
   assert all(np.any(x) for path, x in got.items() if path.endswith('.b'))
 
