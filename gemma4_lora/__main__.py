@@ -248,9 +248,10 @@ def _train() -> None:
 
 def _run_train(argv: Sequence[str]) -> None:
   """Leaves flags and all to Kauldron."""
-  for value in list(globals().values()):
+  for value in [*globals().values(), *vars(_job_flags).values()]:
     if isinstance(value, flags.FlagHolder):
-      delattr(flags.FLAGS, value.name)  # It has one of the same name.
+      # It has one of the same name, or none, and should say so.
+      delattr(flags.FLAGS, value.name)
   from gemma4_lora.jobs import _train as train_lib  # pylint: disable=g-import-not-at-top
 
   train_lib.run(argv)

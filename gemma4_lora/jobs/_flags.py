@@ -37,7 +37,7 @@ _SERVICE_ACCOUNT = flags.DEFINE_string(
 _DRY_RUN = flags.DEFINE_bool(
     'dry-run', False, 'vertex: print the job, and submit nothing.'
 )
-flags.DEFINE_alias('dry_run', 'dry-run')
+_DRY_RUN_TOO = flags.DEFINE_alias('dry_run', 'dry-run')
 FORCE = flags.DEFINE_bool(
     'force', False, 'vertex: go on, whatever the planner says.'
 )
@@ -77,7 +77,7 @@ def config(cfg: flags.FlagHolder) -> _request.Config:
   """
   # Of the forms that absl knows, konfig's flags take these.
   overrides = [
-      arg for arg in sys.argv if re.match(rf'--?(no)?{cfg.name}[.\[]', arg)
+      arg for arg in sys.argv if re.match(rf'--?(no)?{cfg.name}\.', arg)
   ]
   if any(re.match(rf'--?{cfg.name}\.workdir=', arg) for arg in overrides):
     raise ValueError(

@@ -102,7 +102,7 @@ def check_workdir(workdir: str | None) -> str:
     raise ValueError(
         '--workdir=gs://... is missing: where the run saves, and resumes from.'
     )
-  if not re.fullmatch(r'gs://[a-z0-9][\w.-]+[a-z0-9](/\S*)?', workdir):
+  if not re.fullmatch(r'gs://[\w.-]+(/\S*)?', workdir):
     raise ValueError(
         f'--workdir={workdir} is not in Cloud Storage, as in'
         ' gs://bucket/folder: what a job writes elsewhere is lost with its'

@@ -15,7 +15,11 @@ def run(argv: Sequence[str]) -> None:
   Args:
     argv: Kauldron's flags: `--cfg=...`, `--cfg.workdir=...`, `--eval_names=...`.
   """
-  _distributed.initialize()
+  try:
+    _distributed.initialize()
+  except ValueError as e:
+    print(f'gemma4_lora: {e}', file=sys.stderr)
+    sys.exit(1)
   # Looks at jax's devices when it is imported: too late to join anyone.
   from kauldron import main  # pylint: disable=g-import-not-at-top
 
