@@ -233,6 +233,19 @@ def test_vertex_prints_the_job(run_command, monkeypatch):
   ]
 
 
+def test_vertex_as_the_readme_says(run_command, monkeypatch):
+  monkeypatch.chdir(_ROOT)
+  readme = (_ROOT / 'README.md').read_text()
+  commands = re.findall(
+      r'^python -m gemma4_lora (vertex [^>\n]*)', readme, re.M
+  )
+  assert len(commands) == 2
+  for command in commands:
+    done = run_command(*command.split(), '--noplan')
+    assert done.returncode == 0, done.stderr
+    assert 'us-east5-docker.pkg.dev' in done.stdout or 'COPY' in done.stdout
+
+
 def test_vertex_with_two_workdirs(run_command):
   done = run_command('vertex', _CONFIG, *_JOB, '--cfg.workdir=/tmp/run')
   assert done.returncode == 1

@@ -118,8 +118,8 @@ def test_two_hosts_killed_one_by_one_and_resumed_are_the_whole_run(
   assert names == {f'ckpt_{_NUM_STEPS - 1}', f'ckpt_{_NUM_STEPS}'}
   assert len(list(run.glob('train/events*'))) == 2  # One of each launch.
   first, then = (_steps(_log(tmp_path, launch, 0)) for launch in range(2))
-  assert first == list(range(len(first))) and len(first) > 2
-  # The step after the last that was saved, to the end.
+  assert first == list(range(len(first))) and len(first) >= 2
+  # From the last step that was saved, to the end.
   assert then == list(range(then[0], _NUM_STEPS + 1)) and then[0] > 0
   for launch in range(2):
     assert not _steps(_log(tmp_path, launch, 1))
