@@ -38,7 +38,8 @@ class VertexClient(vertex.Client):
       client: A `JobServiceClient`; default: see `_submit.submit`.
     """
     # Not `super().__init__`: without a project, it looks for credentials.
-    self.project, self.location = request.project, request.region
+    self.project = request.project
+    self.location = _job.check_region(request.region)
     self.parent = request.parent
     self._request = request
     self._client = client
