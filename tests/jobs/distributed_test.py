@@ -87,6 +87,8 @@ def test_a_pool_of_one(env):
   }
   env(CLUSTER_SPEC=json.dumps(spec))
   assert not _distributed.initialize()
+  # Which may be a slice of several hosts: the TPU is asked, if there is one.
+  assert _distributed._of_cluster(json.dumps(spec)) is None
 
 
 @pytest.mark.parametrize('text', ['{', '[]', _cluster({'type': 'x'}), '3'])

@@ -76,6 +76,18 @@ def test_requirements_of_an_executor(topology, vertex):
   assert pool.container_spec.image_uri == 'us-docker.pkg.dev/p/r/i:1'
 
 
+def test_what_xmanager_has_no_word_for(vertex):
+  server, client = vertex
+  changes = {'topology': 'v6e:2x4', 'machine_type': 'ct6e-standard-4t'}
+  request = job_test.request_of(**changes, service_account='me@my-project')
+  made = _xm_client.VertexClient(request, client)
+  made.launch('x', [_job(xm.JobRequirements(tpu_v6e='2x4'))])
+  spec = server.requests[0].custom_job.job_spec
+  machine = spec.worker_pool_specs[0].machine_spec
+  assert machine.machine_type == 'ct6e-standard-4t'
+  assert spec.service_account == 'me@my-project'
+
+
 def test_chips_that_vertex_has_not():
   client = _xm_client.VertexClient(job_test.request_of())
   with pytest.raises(ValueError, match="no chip 'v4'"):
