@@ -50,6 +50,35 @@ class Size:
     """Of each layer."""
     return [(i + 1) % self.period == 0 for i in range(self.num_layers)]
 
+  @property
+  def model_flops(self) -> float:
+    """What a LoRA step cannot do without, by hand.
+
+    Each weight of a linear, forward and for the gradient of its input: 4 per
+    token, the output head's too. A and B of LoRA: 6. Queries with the keys that
+    they may see, and scores with values: 4 forward, 8 backward. Keys and values
+    of layers that share them, norms and look-ups are not counted.
+    """
+    weights = self.width * self.vocabulary
+    seen = 0.0
+    projection = self.num_layers * self.per_layer_dim
+    linears = [(self.width, projection)]
+    for i, is_global in enumerate(self.is_global):
+      is_shared = i >= self.num_layers - self.num_shared
+      size = self.head_dim * (2 if is_global else 1)
+      mlp = self.width * (8 if is_shared else 4)
+      linears += [(self.width, self.num_heads * size)] * 2  # q; o's transpose.
+      linears += [(self.width, size)] * (0 if is_shared else 2)
+      linears += [(self.width, mlp)] * 3
+      linears += [(self.width, self.per_layer_dim)] * 2
+      window = self.length if is_global else self.window
+      keys = sum(min(j + 1, window) for j in range(self.length)) / self.length
+      seen += self.num_heads * size * keys
+    weights += sum(x * y for x, y in linears)
+    lora = self.rank * sum(x + y for x, y in linears)
+    tokens = self.batch * self.length
+    return tokens * (4 * weights + 6 * lora + 12 * seen)
+
   def to_json(self) -> str:
     return json.dumps(dataclasses.asdict(self))
 
