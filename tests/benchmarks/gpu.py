@@ -34,19 +34,15 @@ HEADER = '| batch | way | tokens/s | peak, GiB | MFU |\n|---|---|---|---|---|'
 _STEPS = 5
 
 
-def row(size: sizes.Size, way: str, **environment: str) -> str:
+def row(size: sizes.Size, way: str, made: Any) -> str:
   """Measures one way, at one size.
 
   Args:
     size: Of the model, and of the batch.
     way: Of `WAYS`.
-    **environment: For the process; default: this one's.
+    made: The worker of that way.
   """
-  name, settings = WAYS[way]
-  command = [sys.executable, '-m', 'tests.benchmarks.worker']
-  made = worker.Worker(
-      [*command, name, size.to_json()], **(environment or dict(os.environ))
-  )
+  _, settings = WAYS[way]
   start = f'| {size.batch} x {size.length} | {way} |'
   try:
     made.ask('compile', **settings)
@@ -57,22 +53,35 @@ def row(size: sizes.Size, way: str, **environment: str) -> str:
     if 'RESOURCE_EXHAUSTED' not in str(e):
       raise
     return f'{start} out of memory | – | – |'
-  finally:
-    made.close()
   tokens = size.batch * size.length / seconds
   peak = device['peak']
   peak = f'{peak / 2**30:.1f}' if peak else '–'
-  rate = _chips.gpu(device['kind'], None).flops_per_s
-  mfu = f'{size.model_flops / seconds / rate:.1%}' if rate else '–'
-  return f'{start} {tokens:,.0f} | {peak} | {mfu} |'
+  used = utilisation(size, seconds, device['kind'])
+  used = f'{used:.1%}' if used else '–'
+  return f'{start} {tokens:,.0f} | {peak} | {used} |'
+
+
+def utilisation(size: sizes.Size, seconds: float, kind: str) -> float | None:
+  """Returns the part of the chip's rate that is used; None if not known.
+
+  Args:
+    size: Of the model, and of the batch.
+    seconds: Of a step.
+    kind: The GPU, as jax names it.
+  """
+  rate = _chips.gpu(kind, None).flops_per_s
+  return size.model_flops / seconds / rate if rate else None
 
 
 def table(size: sizes.Size) -> str:
   """Measures all, and shows each row as it comes."""
   rows = [HEADER]
   for batch, length in BATCH_BY_LENGTH:
-    for way in WAYS:
+    for way, (name, _) in WAYS.items():
       at = dataclasses.replace(size, batch=batch, length=length)
-      rows.append(row(at, way))
+      command = [sys.executable, '-m', 'tests.benchmarks.worker', name]
+      made = worker.Worker([*command, at.to_json()], **os.environ)
+      rows.append(row(at, way, made))
+      made.close()
       print(rows[-1], file=sys.stderr, flush=True)
   return '\n'.join(rows)

@@ -123,6 +123,7 @@ class Functions:
   def begin(self) -> dict[str, Any]:
     """Makes arrays, and takes the first step."""
     import jax
+
     from tests.benchmarks import steps
 
     state, *self._frozen = self._step.split(steps.fill(self._step.params))
@@ -165,6 +166,7 @@ class Functions:
   def start(self, released: str, workdir: str) -> dict[str, float]:
     """Restores, and saves."""
     import jax
+
     from tests.benchmarks import steps
 
     if self._name == 'by_hand':
