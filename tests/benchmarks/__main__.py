@@ -34,7 +34,6 @@ import sys
 import tempfile
 from typing import Any
 
-from tests.benchmarks import gpu
 from tests.benchmarks import sizes
 from tests.benchmarks import worker
 
@@ -256,6 +255,8 @@ def main() -> None:
   )
   args = parser.parse_args()
   if args.gpu:
+    from tests.benchmarks import gpu
+
     print(gpu.table(sizes.TINY if args.tiny else sizes.E2B))
     return
   others = {'gemma_head': args.gemma_head, 'peft': args.peft_python}
