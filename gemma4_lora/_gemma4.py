@@ -104,12 +104,7 @@ def shares_kv(config: TransformerConfig) -> tuple[bool, ...]:
   Such a layer declares `kv_einsum` and `key_norm` of its own, computes them and
   throws the result away.
   """
-  sources = _config.create_kv_cache_sharing_patterns(
-      config.kv_cache_sharing_config,
-      config.num_layers,
-      config.attention_types,
-  )
-  return tuple(i != source for i, source in enumerate(sources))
+  return tuple(i != source for i, source in enumerate(kv_sources(config)))
 
 
 def key_size(config: TransformerConfig, layer: int) -> int:
@@ -250,6 +245,40 @@ def is_blocks_method(module: nn.Module, method_name: str) -> bool:
   return isinstance(module, Transformer) and method_name == '_apply_attention'
 
 
+def block_arguments(
+    module: Transformer, inputs: Any, layer: int
+) -> dict[str, Any]:
+  """Returns what the method that runs the blocks gives one of them.
+
+  But for its input and keys and values that it shares; without a cache.
+
+  Args:
+    module: The model.
+    inputs: Of that method.
+    layer: Number of the block.
+  """
+  mask = inputs.attention_mask
+  is_local = not is_global(module.config, layer)
+  if is_local and inputs.sliding_attention_mask is not None:
+    mask = inputs.sliding_attention_mask
+  return {
+      'segment_pos': inputs.positions,
+      'cache': None,
+      'attn_mask': mask,
+  }
+
+
+def kv_sources(config: TransformerConfig) -> tuple[int, ...]:
+  """Per layer: whose keys and values it reads; its own number for its own."""
+  return tuple(
+      _config.create_kv_cache_sharing_patterns(
+          config.kv_cache_sharing_config,
+          config.num_layers,
+          config.attention_types,
+      )
+  )
+
+
 def attention_arguments(
     x: jax.Array,
     segment_pos: jax.Array,
@@ -291,6 +320,18 @@ def keys_and_values(
     k, v = module.kv_einsum('BSD,CKDH->CBSKH', x)
   k, v = module.key_norm(k), module.value_norm(v)
   return _rotated(module, k, positions), v
+
+
+def no_keys_and_values(
+    config: TransformerConfig, layer: int, x: jax.Array
+) -> dict[str, jax.Array]:
+  """Returns zeros, as large as what a layer makes of x for others to read."""
+  shape = (
+      *x.shape[:-1],
+      num_kv_heads(config, layer),
+      key_size(config, layer),
+  )
+  return {'v': jnp.zeros(shape, x.dtype), 'k': jnp.zeros(shape, x.dtype)}
 
 
 def window(module: Attention) -> int | None:

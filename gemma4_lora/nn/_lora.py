@@ -20,6 +20,7 @@ from gemma4_lora.nn import _output
 from gemma4_lora.nn import _remat
 from gemma4_lora.nn import _router_fix
 from gemma4_lora.nn import _saved
+from gemma4_lora.nn import _scan
 from gemma4_lora.nn import _validate
 from gemma4_lora.nn import _wrapper
 
@@ -113,6 +114,10 @@ class LoRA(_wrapper.ModelWrapper):
       for each head. `'blockwise'`: in blocks of 512 by 512, and not those that
       are out of the window or behind the query; scores in float32. Only without
       a cache; samplers use gemma's.
+    scan_layers: Whether layers that are alike are traced and compiled once, and
+      run in a loop: the same numbers after a fraction of the compile time. Each
+      pass of a loop copies its layer's weights. What modules within the blocks
+      `sow` is lost, and dropout draws other masks. Only without a cache.
     verbose: If True, logs each adapted projection.
 
   Raises:
@@ -136,6 +141,7 @@ class LoRA(_wrapper.ModelWrapper):
   logits_in_training: bool = True
   remat: str = 'none'
   attention: str = 'gemma'
+  scan_layers: bool = False
   verbose: bool = False
 
   # No annotation: a property, not a field.
@@ -230,7 +236,7 @@ class LoRA(_wrapper.ModelWrapper):
 
   def _call_adapted(self, *args: Any, **kwargs: Any) -> Any:
     """Calls the model, with the branches added to its linears."""
-    interceptors = [*self._injectors(), *self._savers(**kwargs)]
+    interceptors = [*self._savers(**kwargs), *self._injectors()]
     has_head = self._has_head(**kwargs)
     has_logits = not has_head or self.logits_in_training or not self.is_training
     if not has_logits:
@@ -260,18 +266,24 @@ class LoRA(_wrapper.ModelWrapper):
     return not self.is_initializing() and self._mode() is not None
 
   def _savers(self, **kwargs: Any) -> list[Any]:
-    """Returns the interceptors that save memory, outermost last."""
+    """Returns the interceptors that save memory, outermost first."""
     if kwargs.get('cache') is not None:
       return []
     savers: list[Any] = []
+    if self.remat != 'none':
+      savers.append(_remat.Names())
+      if not self.scan_layers:
+        savers.append(_remat.Remat(self.remat))
     if self.attention == 'blockwise':
       is_causal = kwargs.get('attention_mask') is None and (
           kwargs.get('images') is None
           or self.model.config.use_bidirectional_attention is None
       )
       savers.append(_attention.BlockwiseAttention(is_causal=is_causal))
-    if self.remat != 'none':
-      savers.append(_remat.Remat(self.remat))
+    if self.scan_layers:
+      savers.append(
+          _scan.Scan(adapted=self.adapted, saved=self.saved, remat=self.remat)
+      )
     return savers
 
   def _injectors(self) -> list[_injector.Injector]:

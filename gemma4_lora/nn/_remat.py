@@ -5,6 +5,9 @@ backward pass from the block's input, but for what the policy keeps. The base is
 frozen: what its linears were given is needed by the LoRA branches alone.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from flax import linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_name
@@ -56,10 +59,13 @@ def check(policy: str, *, attention: str) -> None:
     )
 
 
-class Remat:
-  """Interceptor for one call of the model.
+def save_only(policy: str) -> Callable[..., Any]:
+  """Returns what a policy, not `'none'`, keeps, as `jax.checkpoint` takes it."""
+  return jax.checkpoint_policies.save_only_these_names(*POLICIES[policy])
 
-  It must be the outermost: what is kept of a linear has its branch in it.
+
+class Remat:
+  """Interceptor for one call of the model: recomputes each block.
 
   Attributes:
     key: Says all that the result depends on.
@@ -67,30 +73,48 @@ class Remat:
 
   def __init__(self, policy: str):
     self.key = f'remat {policy}'
-    self._names = POLICIES[policy]
+    self._policy = save_only(policy)
     self._within = False
 
   def __call__(self, next_fun, args, kwargs, context):
     module = context.module
-    if context.method_name != '__call__' or module.is_initializing():
-      return next_fun(*args, **kwargs)
-    if self._within:
-      output = next_fun(*args, **kwargs)
-      if isinstance(module, _gemma4.LINEARS):
-        output = checkpoint_name(output, _name(module))
-      return output
-    if not isinstance(module, _gemma4.Block):
+    if (
+        self._within
+        or context.method_name != '__call__'
+        or not isinstance(module, _gemma4.Block)
+        or module.is_initializing()
+    ):
       return next_fun(*args, **kwargs)
 
     def call(block, *args):
       return block(*args, **kwargs)
 
-    policy = jax.checkpoint_policies.save_only_these_names(*self._names)
     self._within = True
     try:
-      return nn.remat(call, policy=policy)(module, *args)
+      return nn.remat(call, policy=self._policy)(module, *args)
     finally:
       self._within = False
+
+
+class Names:
+  """Interceptor that gives outputs of linears the names that policies know.
+
+  It must be the outermost: what is kept of a linear has its branch in it.
+
+  Attributes:
+    key: Says all that the result depends on.
+  """
+
+  key = 'names'
+
+  def __call__(self, next_fun, args, kwargs, context):
+    output = next_fun(*args, **kwargs)
+    module = context.module
+    if context.method_name != '__call__' or not isinstance(
+        module, _gemma4.LINEARS
+    ):
+      return output
+    return checkpoint_name(output, _name(module))
 
 
 def _name(module: nn.Module) -> str:
