@@ -47,8 +47,9 @@ COLUMNS = {
 # What else to compile E2B's depth with: name of the row, settings of
 # `g4.nn.LoRA`.
 SETTINGS: dict[str, dict[str, Any]] = {
-    "remat='block'": {'remat': 'block'},
+    'scan_layers=True': {'scan_layers': True},
 }
+PARTS = ('steps', 'data', 'checkpoints', 'compile')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -144,7 +145,7 @@ def measure(
     depth: sizes.Size,
     others: dict[str, str],
     rounds: int,
-    names: Sequence[str] | None = None,
+    only: Sequence[str] = PARTS,
 ) -> Table:
   """Measures all, and returns the table.
 
@@ -153,11 +154,9 @@ def measure(
     depth: Of what is compiled.
     others: `gemma_head` and `peft`: where they are.
     rounds: How often each is asked.
-    names: Of the columns to measure; default: all that can be.
+    only: Of `PARTS`.
   """
-  names = names or [
-      x for x in COLUMNS if x not in ('gemma_head', 'peft') or x in others
-  ]
+  names = [x for x in COLUMNS if x not in ('gemma_head', 'peft') or x in others]
   table = Table(names, rounds)
   with contextlib.ExitStack() as stack:
 
@@ -166,17 +165,20 @@ def measure(
       stack.callback(made.close)
       return made
 
-    workers = {name: started(name) for name in names}
-    _steps(table, workers)
-    if 'ours' in names:
-      chats = {k: v for k, v in workers.items() if k not in ('by_hand', 'peft')}
-      got = table.turns(chats, 'data', num=20)
+    if 'steps' in only:
+      workers = {name: started(name) for name in names}
+      _steps(table, workers)
+      for made in workers.values():
+        made.close()
+    if 'data' in only:
+      chats = [x for x in names if x not in ('by_hand', 'peft')]
+      got = table.turns({x: started(x) for x in chats}, 'data', num=50)
       table.add('data, examples/s', _pick(got, 'examples_per_s'))
-    for made in workers.values():
-      made.close()
-    with tempfile.TemporaryDirectory() as folder:
-      _checkpoints(table, names, started, pathlib.Path(folder))
-    _compile(table, names, lambda name: started(name, depth))
+    if 'checkpoints' in only:
+      with tempfile.TemporaryDirectory() as folder:
+        _checkpoints(table, names, started, pathlib.Path(folder))
+    if 'compile' in only:
+      _compile(table, names, lambda name: started(name, depth))
   return table
 
 
@@ -225,19 +227,21 @@ def _compile(
     started: Callable[..., worker.Worker],
 ) -> None:
 
-  def seconds(name, **settings):
+  def compiled(name, **settings):
     made = started(name)
     got = made.ask('compile', **settings)
     made.close()
-    return [got['trace_s'] + got['compile_s']]
+    return got | {'seconds': got['trace_s'] + got['compile_s']}
 
-  values = {name: seconds(name) for name in names if name != 'peft'}
-  table.add('trace and compile, s', values)
+  def add(name, answers):
+    table.add(f'{name}, s', _pick(answers, 'seconds'))
+    table.add(f'{name}, CPU s', _pick(answers, 'cpu_s'))
+
+  answers = {name: compiled(name) for name in names if name != 'peft'}
+  add('trace and compile', answers)
   for name, settings in SETTINGS.items():
-    with_it = {k: v for k, v in values.items() if k != 'ours'}
-    if 'ours' in names:
-      with_it['ours'] = seconds('ours', **settings)
-    table.add(f'the same, ours with `{name}`', with_it)
+    answers = answers | {'ours': compiled('ours', **settings)}
+    add(f'ours with `{name}`', answers)
 
 
 def main() -> None:
@@ -249,6 +253,7 @@ def main() -> None:
       '--peft-python', help='Python that has PEFT', metavar='PATH'
   )
   parser.add_argument('--rounds', type=int, default=7)
+  parser.add_argument('--only', nargs='+', choices=PARTS, default=PARTS)
   parser.add_argument('--gpu', action='store_true', help='E2B on one GPU')
   parser.add_argument(
       '--tiny', action='store_true', help='to see whether it runs'
@@ -266,6 +271,7 @@ def main() -> None:
           depth=sizes.TINY if args.tiny else sizes.DEPTH,
           others={k: v for k, v in others.items() if v},
           rounds=args.rounds,
+          only=args.only,
       )
   )
 

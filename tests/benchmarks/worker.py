@@ -103,17 +103,19 @@ class Functions:
     from tests.benchmarks import steps
 
     step = steps.make(self._name, self._size, **settings)
-    start = time.monotonic()
+    start, cpu = time.monotonic(), time.process_time()
     lowered = step.lowered()
     traced = time.monotonic()
     self._compiled = lowered.compile()
     end = time.monotonic()
+    cpu = time.process_time() - cpu
     self._step = step
     memory = self._compiled.memory_analysis()
     cost = self._compiled.cost_analysis()
     return {
         'trace_s': traced - start,
         'compile_s': end - traced,
+        'cpu_s': cpu,
         'flops': cost['flops'],
         'bytes': cost['bytes accessed'],
         'arguments_mb': memory.argument_size_in_bytes / 1e6,
