@@ -67,7 +67,8 @@ class Row:
   def cell(self, column: str) -> str:
     if column not in self.values:
       return 'not measured'
-    value = f'{statistics.median(self.values[column]):.3g}'
+    middle = statistics.median(self.values[column])
+    value = f'{middle:,.0f}' if middle >= 100 else f'{middle:.3g}'
     if column == 'ours' or 'ours' not in self.values:
       return value
     return f'{value} ({self.ratio(column):.2f})'

@@ -198,6 +198,20 @@ def fill(params: Any) -> Any:
   return jax.tree.map(one, params)
 
 
+def trained(state: kd.train.TrainState) -> kd.train.TrainState:
+  """Returns a state as after training: zeros of the start are easy to keep."""
+
+  def one(x):
+    full = x.ndim > 1 and not np.any(x)
+    return jax.device_put(_hashed(x.shape, x.dtype), x.sharding) if full else x
+
+  base, lora = peft.split_params(state.params)
+  return state.replace(
+      params=peft.merge_params(base, jax.tree.map(one, lora)),
+      opt_state=jax.tree.map(one, state.opt_state),
+  )
+
+
 def _hashed(shape, dtype):
   """Uniform numbers of at most 0.05, of the place of each entry."""
 

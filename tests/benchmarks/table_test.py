@@ -6,6 +6,8 @@ import re
 import sys
 
 from gemma import gm
+from gemma import peft
+import jax
 import numpy as np
 import pytest
 
@@ -13,6 +15,7 @@ from tests.benchmarks import __main__ as main
 from tests.benchmarks import gpu
 from tests.benchmarks import pipelines
 from tests.benchmarks import sizes
+from tests.benchmarks import steps
 from tests.benchmarks import worker
 
 _README = pathlib.Path(__file__).parents[2] / 'README.md'
@@ -75,6 +78,10 @@ def test_restoring_and_saving(workers, tmp_path):
   assert min(got.values()) > 0
   assert (tmp_path / 'run' / 'checkpoints' / 'ckpt_1').is_dir()
   assert got['checkpoint_mb'] == worker.size_mb(run)
+  # A, B and Adam's two of each, in float32: none of them zeros.
+  params = steps.make('ours', sizes.TINY).params
+  lora = jax.tree.leaves(peft.split_params(params).lora)
+  assert 1e6 * got['checkpoint_mb'] > 0.9 * 12 * sum(x.size for x in lora)
   assert workers['by_hand'].start(released, run)['restore_s'] > 0
 
 
