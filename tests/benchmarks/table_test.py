@@ -78,10 +78,10 @@ def test_restoring_and_saving(workers, tmp_path):
   assert min(got.values()) > 0
   assert (tmp_path / 'run' / 'checkpoints' / 'ckpt_1').is_dir()
   assert got['checkpoint_mb'] == worker.size_mb(run)
-  # A, B and Adam's two of each, in float32: none of them zeros.
+  # A, B and Adam's two of each, in float32: random, they hardly compress.
   params = steps.make('ours', sizes.TINY).params
   lora = jax.tree.leaves(peft.split_params(params).lora)
-  assert 1e6 * got['checkpoint_mb'] > 0.9 * 12 * sum(x.size for x in lora)
+  assert 1e6 * got['checkpoint_mb'] > 0.7 * 12 * sum(x.size for x in lora)
   assert workers['by_hand'].start(released, run)['restore_s'] > 0
 
 
