@@ -95,17 +95,16 @@ def _keep(primitive: Any, *_: Any, **__: Any) -> bool:
 
 def _by_layer(
     adapted: Sequence[targets.Adapted],
-) -> dict[int | None, list[Hashable]]:
+) -> dict[int | None, tuple[Hashable, ...]]:
   """Returns what is adapted of each layer, free of the layer's number."""
-  by_layer = {}
+  by_layer: dict[int | None, tuple[Hashable, ...]] = {}
   for linear in adapted:
     row = linear.row
     row = dataclasses.replace(
         row, layer=None, path=row.starred(row.path), hf_name=''
     )
-    by_layer.setdefault(linear.row.layer, []).append(
-        dataclasses.replace(linear, row=row)
-    )
+    here = by_layer.get(linear.row.layer, ())
+    by_layer[linear.row.layer] = (*here, dataclasses.replace(linear, row=row))
   return by_layer
 
 
@@ -142,7 +141,7 @@ class _Layers:
     self._inputs = inputs
     self._policy = policy
     self._sources = _gemma4.kv_sources(module.config)
-    params = core.unfreeze(module.variables['params'])
+    params = core.unfreeze(dict(module.variables['params']))
     split = [_split(params, f'layer_{i}', trained) for i in self._numbers]
     self._picked, self._stacked = zip(*split, strict=True)
     has_dropout = module.has_rng('dropout')
@@ -187,7 +186,7 @@ class _Layers:
       self, loops: _loops.Loops, numbers: np.ndarray, per_layer: Any
   ) -> list[Any]:
     """Returns a `_Pass` for each layer that has a body, in lists of loops."""
-    passes = []
+    passes: list[Any] = []
     for part, here, inputs in _parts(loops, numbers, per_layer):
       if isinstance(part, _loops.Loop):
         passes.append(self._passes(part.body, here, inputs))
@@ -304,7 +303,7 @@ def _parts(
   start = 0
   for part in loops:
 
-    def cut(x, part=part, start=start):
+    def cut(x: Any, part=part, start=start) -> Any:
       if x is None:
         return None
       x = x[(slice(None),) * outer + (slice(start, start + part.size),)]
