@@ -44,6 +44,7 @@ def get_config():
           wrapped=gm.ckpts.LoadCheckpoint(path=g4.testing.EchoCheckpoint()),
       ),
       # Training
+      trainstep=g4.train.TrainStep(),
       num_train_steps=200,
       train_losses={
           "xentropy": g4.losses.SoftmaxCrossEntropyWithIntLabels(

@@ -38,6 +38,22 @@ what it needs of them. With `--sweep`: which batch and which length are the
 largest that fit. It exits with 0 if the step fits (with `--sweep`: if any does),
 with 1 if not, and with 2 if there is no answer.
 
+```sh
+python -m gemma4_lora vertex --cfg=configs/gemma4_e2b_lora_mtnt.py \
+    --topology=v6e:1x1 --region=us-east5 --workdir=gs://bucket/run --dry-run
+```
+
+plans the same, and prints the job that trains the config on Vertex AI; without
+`--dry-run` submits it. A config that does not fit is not submitted (exit status
+1; 2 if there is no answer), but with `--force`.
+
+```sh
+python -m gemma4_lora train --cfg=… --cfg.workdir=/tmp/run
+```
+
+trains a config as `python -m kauldron.main` does, with its flags, and on several
+hosts where the environment says that there are several.
+
 Whatever else a command lacks or cannot do is a line on stderr, and exit status 1.
 """
 
@@ -54,6 +70,7 @@ from absl import logging
 from kauldron import konfig
 
 from gemma4_lora import g4
+from gemma4_lora.jobs import _flags as _job_flags
 
 _CONFIG = konfig.DEFINE_config_file(
     'cfg', None, 'Config of the run.', lock_config=False
@@ -86,7 +103,8 @@ _PEFT = flags.DEFINE_string('peft', None, 'check: a PEFT folder.')
 _TOPOLOGY = flags.DEFINE_string(
     'topology',
     'v6e:1x1',
-    'plan: chips, such as v6e:2x4, v5e:4x4, v5p:2x2x1; cpu, cpu:8 or gpu.',
+    'plan, vertex: chips, such as v6e:2x4, v5e:4x4, v5p:2x2x1; plan: cpu, cpu:8'
+    ' or gpu, too.',
 )
 _SWEEP = flags.DEFINE_bool(
     'sweep', False, 'plan: search the largest batch and length that fit.'
@@ -221,6 +239,42 @@ def _plan() -> None:
   )
 
 
+def _train() -> None:
+  raise app.UsageError(
+      "train comes before its flags, which are Kauldron's: python -m gemma4_lora"
+      ' train --cfg=...'
+  )
+
+
+def _run_train(argv: Sequence[str]) -> None:
+  """Leaves flags and all to Kauldron."""
+  for value in [*globals().values(), *vars(_job_flags).values()]:
+    if isinstance(value, flags.FlagHolder):
+      # It has one of the same name, or none, and should say so.
+      delattr(flags.FLAGS, value.name)
+  from gemma4_lora.jobs import _train as train_lib  # pylint: disable=g-import-not-at-top
+
+  train_lib.run(argv)
+
+
+def _vertex() -> None:
+  """Exits as `plan` does, if that is why nothing is submitted."""
+  from gemma4_lora.jobs import _command  # pylint: disable=g-import-not-at-top
+
+  if _job_flags.DOCKERFILE.value:
+    _command.print_dockerfile(_job_flags.config(_CONFIG))
+    return
+  sys.exit(
+      _command.run(
+          _CONFIG.value,
+          _job_flags.request(_CONFIG, _TOPOLOGY.value),
+          plan=_job_flags.PLAN.value,
+          force=_job_flags.FORCE.value,
+          cache=_CACHE.value,
+      )
+  )
+
+
 def _write(name: str, *, who: str) -> None:
   """Writes a whole model."""
   # Not at the top: `summary` needs no checkpoints.
@@ -275,8 +329,13 @@ _COMMANDS = {
     'fuse': _fuse,
     'plan': _plan,
     'summary': _summary,
+    'train': _train,
+    'vertex': _vertex,
 }
 
 
 if __name__ == '__main__':
-  app.run(main)
+  if sys.argv[1:2] == ['train']:
+    _run_train(sys.argv[2:])
+  else:
+    app.run(main)

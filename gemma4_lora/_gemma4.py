@@ -18,6 +18,7 @@ from gemma.gm.nn.gemma4 import _modules
 from gemma.gm.nn.gemma4 import _transformer
 from gemma.gm.nn.gemma4.audio import _modules as _audio
 from gemma.gm.nn.gemma4.vision import _encoder as _vision
+from gemma.gm.nn.gemma4.vision import _preprocessing
 import jax
 import jax.numpy as jnp
 
@@ -33,6 +34,7 @@ Embedder = _modules.Embedder
 Output = _transformer.Output
 Einsum = _layers.Einsum
 ClippedEinsum = _layers.ClippedEinsum
+resize_image = _preprocessing.aspect_ratio_preserving_resize
 
 # The modules that hold a linear's weight and apply it in their own `__call__`.
 LINEARS = (Einsum, ClippedEinsum, nn.Dense, nn.DenseGeneral)
@@ -278,6 +280,11 @@ def kv_sources(config: TransformerConfig) -> tuple[int, ...]:
           config.attention_types,
       )
   )
+
+
+def is_vision_method(module: nn.Module, method_name: str) -> bool:
+  """Whether this is the method that makes soft tokens of the images."""
+  return isinstance(module, Transformer) and method_name == '_encode_vision'
 
 
 def attention_arguments(

@@ -1,7 +1,9 @@
 """Every config builds, survives JSON and resolves; the quickstart runs."""
 
+import dataclasses
 import importlib.util
 import json
+import math
 import pathlib
 import re
 import subprocess
@@ -14,6 +16,7 @@ import pytest
 import tensorflow as tf
 
 from gemma4_lora import g4
+from tests import training
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _CONFIGS = sorted((_ROOT / "configs").glob("*.py"))
@@ -120,6 +123,59 @@ def test_quickstart_trains_evaluates_samples_and_saves(tmp_path):
   assert (workdir / "checkpoints" / "ckpt_2").is_dir()
   saved = konfig.ConfigDict(json.loads((workdir / "config.json").read_text()))
   assert saved.model.rank == 4
+
+
+def test_dpo_learns_what_is_preferred(tmp_path):
+  """The config, but for the size of its model, its weights and its data."""
+  pairs = [
+      {
+          "instruction": pair["en"],
+          "chosen_response": pair["fr"],
+          "rejected_response": pair["en"],
+      }
+      for pair in list(g4.testing.EnFrPairs(split="train"))[:16]
+  ]
+  data = tmp_path / "pairs.jsonl"
+  data.write_text("\n".join(map(json.dumps, pairs)), encoding="utf-8")
+  cfg = _config(_ROOT / "configs" / "gemma4_e2b_dpo.py")
+  cfg.workdir = str(tmp_path / "workdir")
+  cfg.optimizer["0"].learning_rate = 1e-2
+  cfg.num_train_steps = 5
+  trainer = konfig.resolve(cfg)
+  keep, task, rest = trainer.train_ds.transforms
+  task = dataclasses.replace(
+      task, tokenizer=g4.testing.Gemma4Tokenizer(), max_length=48
+  )
+  base = training.shallow(g4.testing.Gemma4_31B(tokens="batch.input"))
+  losses = []
+
+  class Writer(kd.train.metric_writer.NoopWriter):
+
+    def write_step_metrics(self, *, aux, **kwargs):
+      del kwargs
+      losses.append(aux.compute())
+
+  trainer = dataclasses.replace(
+      trainer,
+      # Without what takes long to compile, which other tests are about.
+      model=trainer.model.clone(model=base, remat="none", attention="gemma"),
+      init_transform=kd.ckpts.NoopTransform(),
+      train_ds=g4.data.Jsonl(
+          path=data,
+          shuffle=True,
+          batch_size=8,
+          num_workers=0,
+          transforms=[keep, task, rest],
+      ),
+      evals={},
+      log_metrics_every=1,
+      writer=Writer(),
+  )
+  trainer.train()
+  first, last = losses[0], losses[-1]
+  assert first.loss_values["losses/dpo"] == pytest.approx(math.log(2), abs=1e-4)
+  assert last.loss_values["losses/dpo"] < first.loss_values["losses/dpo"]
+  assert last.metric_values["metrics/accuracy"] > 0.5
 
 
 def _tags(folder):

@@ -16,10 +16,12 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 jax.config.update('jax_platforms', os.environ['JAX_PLATFORMS'])
 
 # Most of the time goes into compiling programs that run once: let LLVM, which
-# makes machine code of what XLA has optimised, try less. (With its
-# `optimization_level=0` sums are not vectorised, and less accurate.)
+# makes machine code of what XLA has optimised, try less. Level 1 takes half the
+# time of XLA's own, 3. It rounds otherwise, no worse on the whole. (At level 0
+# sums are not vectorised, and less accurate.)
 os.environ['XLA_FLAGS'] = ' '.join(
     [
+        '--xla_backend_optimization_level=1',
         '--xla_llvm_disable_expensive_passes=true',
         os.environ.get('XLA_FLAGS', ''),
     ]

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -16,11 +17,13 @@ import pytest
 
 from gemma4_lora import __main__ as main
 from gemma4_lora import g4
+from gemma4_lora.jobs import _yaml as jobs_yaml
 from tests import sampling
 from tests.ckpts import export_test
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _CONFIG = f'--cfg={_ROOT}/configs/gemma4_e2b_lora_mtnt.py'
+_JOB = ('--region=us-east5', '--workdir=gs://b/run', '--dry-run', '--noplan')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,6 +188,11 @@ def test_export_a_run_as_peft(run, tmp_path, run_command):
         (('fuse', '--format=peft', '--out=x'), "one of ['gemma', 'hf']"),
         (('fuse', '--out=x'), '--cfg.workdir=... is missing'),
         (('export',), '--out=... is missing'),
+        (('vertex', '--workdir=gs://b/run'), '--region=... is missing'),
+        (('vertex', '--region=us-east5'), '--workdir=gs://... is missing'),
+        (('vertex', *_JOB, '--topology=v6e:3x3'), 'Did you mean v6e:'),
+        (('vertex', *_JOB, '--nodry-run'), '--project=... is missing'),
+        (('train',), 'train comes before its flags'),
     ],
 )
 def test_what_a_command_lacks(args, message, run_command):
@@ -203,3 +211,81 @@ def test_without_a_config(run_command):
   done = run_command('summary')
   assert done.returncode == 1
   assert '--cfg=... is missing' in done.stderr
+
+
+def test_vertex_prints_the_job(run_command, monkeypatch):
+  """Of the config as it stands on the command line, with what changes it."""
+  monkeypatch.setenv('GOOGLE_CLOUD_PROJECT', 'my-project')
+  done = run_command(
+      *('vertex', _CONFIG, '--cfg.seed=7', "--cfg.model.targets=['q', 'v']"),
+      *('--topology=v5e:2x2', *_JOB),
+  )
+  assert done.returncode == 0, done.stderr
+  (pool,) = jobs_yaml.from_yaml(done.stdout).worker_pool_specs
+  assert pool.machine_spec.machine_type == 'ct5lp-hightpu-4t'
+  container = pool.container_spec
+  assert container.image_uri.startswith('us-east5-docker.pkg.dev/my-project/')
+  assert list(container.args) == [
+      '--cfg=configs/gemma4_e2b_lora_mtnt.py',
+      '--cfg.workdir=gs://b/run',
+      '--cfg.seed=7',
+      "--cfg.model.targets=['q', 'v']",
+  ]
+
+
+def test_vertex_as_the_readme_says(run_command, monkeypatch):
+  monkeypatch.chdir(_ROOT)
+  readme = (_ROOT / 'README.md').read_text()
+  commands = re.findall(
+      r'^python -m gemma4_lora (vertex [^>\n]*)', readme, re.M
+  )
+  assert len(commands) == 2
+  for command in commands:
+    done = run_command(*command.split(), '--noplan')
+    assert done.returncode == 0, done.stderr
+    assert 'us-east5-docker.pkg.dev' in done.stdout or 'COPY' in done.stdout
+
+
+def test_vertex_with_two_workdirs(run_command):
+  done = run_command('vertex', _CONFIG, *_JOB, '--cfg.workdir=/tmp/run')
+  assert done.returncode == 1
+  assert 'give --workdir=gs://' in done.stderr
+
+
+def test_vertex_asks_the_planner(run_command):
+  """Which has no answer, for three sequences on four chips, and says why."""
+  args = (
+      *('vertex', f'--cfg={_ROOT}/configs/quickstart.py', *_JOB, '--plan'),
+      *('--cfg.train_ds.batch_size=3', '--topology=v6e:2x2', '--cache=none'),
+  )
+  done = run_command(*args)
+  assert (done.returncode, done.stdout) == (2, '')
+  assert 'Planning for v6e:2x2' in done.stderr
+  assert 'Nothing was submitted' in done.stderr
+  done = run_command(*args, '--force')
+  assert done.returncode == 0, done.stderr
+  assert jobs_yaml.from_yaml(done.stdout).worker_pool_specs
+
+
+def test_vertex_prints_a_dockerfile_for_the_config(run_command):
+  done = run_command('vertex', _CONFIG, '--dockerfile')
+  assert done.returncode == 0
+  assert 'COPY configs configs\n' in done.stdout
+  assert done.stdout.endswith('["python", "-m", "gemma4_lora", "train"]\n')
+  for name in re.findall(r'^COPY (.*) \S+$', done.stdout, re.M):
+    for path in name.split():
+      assert (_ROOT / path).exists()
+
+
+def test_train_says_what_is_wrong_with_the_hosts():
+  """That it trains: `jobs/train_test.py`."""
+  done = subprocess.run(
+      [*(sys.executable, '-m', 'gemma4_lora', 'train'), _CONFIG],
+      cwd=_ROOT,
+      env=os.environ | {'JAX_PROCESS_ID': '1'},
+      capture_output=True,
+      text=True,
+      check=False,
+  )
+  assert done.returncode == 1
+  assert 'gemma4_lora: Of several hosts, JAX_PROCESS_ID is set' in done.stderr

@@ -34,6 +34,7 @@ def test_trains_then_resumes_bitwise(name, tmp_path):
   With Kauldron's checkpointer and with ours, which is the one that stops.
   """
   base = g4.testing.make_checkpoint(_model(name), tmp_path / 'released')
+  is_plain = name == 'Gemma4_31B'  # Kauldron's own step and checkpointer.
   # Dropout and shuffled data: whatever draws random numbers must resume too.
   model = g4.nn.LoRA(rank=4, alpha=8, dropout=0.1, model=_model(name))
 
@@ -44,10 +45,11 @@ def test_trains_then_resumes_bitwise(name, tmp_path):
         num_train_steps=num_train_steps,
         init_transform=_init_transform(tmp_path / 'released'),
         checkpointer=checkpointer(save_interval_steps=10),
+        trainstep=kd.train.TrainStep() if is_plain else g4.train.TrainStep(),
     ).train()
 
   plain = kd.ckpts.Checkpointer
-  stops = plain if name == 'Gemma4_E4B' else g4.ckpts.LoRACheckpointer
+  stops = plain if is_plain else g4.ckpts.LoRACheckpointer
   whole, aux = run('whole', 20, plain)
   run('cut', 10, stops)
   cut, _ = run('cut', 20, stops)
@@ -86,8 +88,14 @@ def test_first_loss_is_the_released_models(tmp_path):
   np.testing.assert_allclose(_loss(aux), np.mean(xent), rtol=1e-2)
 
 
-@pytest.mark.parametrize('text_only', [True, False])
-def test_variants_of_the_report(text_only, tmp_path):
+@pytest.mark.parametrize(
+    ('text_only', 'trainstep', 'num_train_steps'),
+    [(True, g4.train.TrainStep(), 2), (False, kd.train.TrainStep(), 0)],
+    ids=['text', 'multimodal'],
+)
+def test_variants_of_the_report(
+    text_only, trainstep, num_train_steps, tmp_path
+):
   """`text_only=True`, and the multimodal model from a multimodal checkpoint."""
   g4.testing.make_checkpoint(
       _model('Gemma4_E2B', text_only=False), tmp_path / 'released'
@@ -96,10 +104,14 @@ def test_variants_of_the_report(text_only, tmp_path):
   state, aux = training.make_trainer(
       model,
       tmp_path / 'run',
-      num_train_steps=2,
+      num_train_steps=num_train_steps,
       init_transform=_init_transform(tmp_path / 'released'),
+      trainstep=trainstep,
   ).train()
   assert ('vision_encoder' in state.params) == (not text_only)
+  for path, leaf in training.flat(state.params).items():
+    if path.endswith('.b'):
+      assert np.any(leaf) and np.isfinite(leaf).all(), path
   assert np.isfinite(_loss(aux))
 
 

@@ -12,6 +12,8 @@ from kauldron import kd
 import numpy as np
 import optax
 
+from gemma4_lora import g4
+
 _LENGTH = 12
 
 
@@ -58,6 +60,9 @@ def make_trainer(
       'checkpointer': kd.ckpts.Checkpointer(save_interval_steps=10),
       'writer': kd.train.metric_writer.NoopWriter(),
       'profiler': None,
+      # One program for the step and none for `init`, where Kauldron's own
+      # compiles three and two: most of the time of a test.
+      'trainstep': g4.train.TrainStep(),
       'train_losses': {
           'xent': kd.losses.SoftmaxCrossEntropyWithIntLabels(
               logits='preds.logits', labels='batch.target'

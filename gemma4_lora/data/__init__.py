@@ -1,4 +1,9 @@
-"""Data transforms for Gemma 4: chat examples to tokens and loss masks."""
+"""Data transforms for Gemma 4: conversations to tokens and loss masks."""
 
 from gemma4_lora.data._chat_task import ChatTask
 from gemma4_lora.data._filters import DropLongPrompts
+from gemma4_lora.data._jsonl import Jsonl
+from gemma4_lora.data._metrics import PaddingEfficiency
+from gemma4_lora.data._packed_source import PackedSource
+from gemma4_lora.data._preference_task import PreferenceTask
+from gemma4_lora.data._show import show

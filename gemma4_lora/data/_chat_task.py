@@ -1,22 +1,28 @@
-"""Prompt/response fields to tokens, targets and a loss mask, for Gemma 4."""
+"""Conversations to tokens, targets and a loss mask, for Gemma 4."""
 
 import dataclasses
-import difflib
 import functools
 from typing import Any
 
-import dialog
 from etils.etree import jax as etree  # pylint: disable=g-importing-member
 from gemma import gm
 from kauldron import kd
 import numpy as np
 
-_TURN_TAGS = (dialog.Tags.TURN.open, dialog.Tags.TURN.close)
+from gemma4_lora.data import _conversation
+from gemma4_lora.data import _fields
+from gemma4_lora.data import _images
+from gemma4_lora.data import _layouts
+from gemma4_lora.data import _malformed
+from gemma4_lora.data import _render
+from gemma4_lora.data import _tokens
+
+_IN_MESSAGES = {'messages': 'messages', 'sharegpt': 'conversations'}
 
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
 class ChatTask(gm.data.Seq2SeqTask):
-  r"""One prompt and its response, in Gemma 4's own turn format.
+  r"""Conversations, in Gemma 4's own turn format.
 
   Takes the place of `gm.data.Seq2SeqTask`, which writes Gemma 3's tags on
   gemma 4.0.1. It is one, so `gm.evals.SamplerEvaluator` finds it in a dataset.
@@ -32,7 +38,7 @@ class ChatTask(gm.data.Seq2SeqTask):
   }
   ```
 
-  The `dialog` package renders the turns:
+  The turns are those of the `dialog` package:
 
   ```
   <|turn>user
@@ -41,191 +47,363 @@ class ChatTask(gm.data.Seq2SeqTask):
   Bonjour.<turn|>
   ```
 
-  Loss is on the response and on the `<turn|>` that ends it, at which samplers
-  stop; the sequence ends there. Prompt and response are tokenized apart, so
-  the prompt's tokens are those that `gm.text.ChatSampler` feeds for the same
-  text, and an exact prefix of the sequence.
+  Loss is on what the model says and on the `<turn|>` that ends it, at which
+  samplers stop; after a call of a tool, on the `<|tool_response>` at which they
+  stop, and not on the tool's answer. What the model is given and what it says
+  are tokenized apart, so the prompt's tokens are those that
+  `gm.text.ChatSampler` feeds for the same text, and an exact prefix of the
+  sequence.
 
-  The texts go in as they are: nothing is stripped. A `<|channel>thought`
-  block in the response is trained like the rest of it.
+  Layouts, by the names that datasets use:
+
+  * `'prompt_response'`: two texts, at `in_prompt` and `in_response`.
+  * `'messages'`: `[{"role": "user", "content": "Hello"}, ...]`. Roles `system`
+    (`developer`), `user`, `assistant` (`model`) and `tool`; content is text or
+    a list of `{"type": "text"}` and `{"type": "image"}`; `tool_calls` as OpenAI
+    has them, or Hugging Face's `tool_responses`; thoughts at `reasoning`,
+    `reasoning_content` or `thinking`; a number at `weight`.
+  * `'sharegpt'`: `[{"from": "human", "value": "Hello"}, ...]`. `system`,
+    `human`, `gpt`, `function_call` and `observation`.
+
+  Thoughts are those fields, and `<|channel>thought\n...<channel|>` in a text of
+  the model. What becomes of them, in training, in preference pairs
+  (`g4.data.PreferenceTask`) and in sampling alike:
+
+  * `'keep'`: trained as the rest.
+  * `'mask'`: in the context, and not trained.
+  * `'strip'`: left out of all turns of the model but the last.
+  * `'strip_all'`: left out.
+  * `'empty'`: left out, and each turn that is trained begins with the empty
+    thought that the larger models expect where thinking is off. It is part of
+    the prompt, not trained.
+
+  Texts go in as they are: nothing is stripped. `template='transformers'` is the
+  rendering of Hugging Face's chat template instead, for models that will be
+  served by it: texts are stripped, arguments of tools sorted by name, ...
+
+  Rows that cannot be trained on are errors: a field that is missing or of
+  another kind, a role that is unknown, a response that `truncate=True` would cut
+  away whole, no token with a loss. `max_malformed` leaves some of them out.
 
   Attributes:
+    layout: How the row is laid out, see above.
     in_prompt: Key of the prompt: `str`, or `bytes` as TFDS gives them.
     in_response: Key of the response.
+    in_messages: Key of the messages. Default: `messages`, for ShareGPT
+      `conversations`.
+    in_system: Key of a system text that is not among the messages.
+    in_tools: Key of the declared tools: as OpenAI's or MCP's, or that as JSON.
+    in_images: Key of the images, for a model with `text_only=False` and
+      `images="batch.images"`: uint8 `[H, W, 3]` or PIL images, one or a list, as
+      many as the conversation has `<|image|>` or parts of type `image`; None or
+      none for a row of text alone. Batches may mix both.
+    max_images: How many images a row has room for: each takes its time in the
+      tower, also where it is missing.
+    max_soft_tokens: Of each image: it is scaled, aspect kept, to at most so many
+      tokens of 48 x 48 pixels.
+    patch_size: Of the vision tower, in pixels.
     out_input: Key to write the model's input to.
     out_target: Key to write the labels to.
     out_target_mask: Key to write the loss mask to.
-    drop_inputs: Whether to remove the two input keys.
+    out_images: Key to write the patches of images to, if there is `in_images`.
+    drop_inputs: Whether to remove the input keys.
     tokenizer: A Gemma 4 tokenizer.
     max_length: Length of the outputs, in tokens. Shorter examples are padded
       with 0. Not needed with `sampling=True`.
     truncate: Whether to cut longer examples at the end. If False they are an
       error. An example whose response would be cut away whole is an error in
       both cases: see `g4.data.DropLongPrompts`.
+    thinking: What becomes of thoughts, see above.
+    loss_on: `'all'` turns of the model, or the `'last'`.
+    template: Whose rendering, `'dialog'` or `'transformers'`.
+    enable_thinking: Whether the system turn says `<|think|>`.
+    token_weights: Whether the mask is f32 and has each message's `weight`. If
+      False a weight other than 0 and 1 is an error.
+    max_malformed: How many rows may be left out, as a number (int) or as a share
+      of those read (float; the first hundred rows count as a hundred). They are
+      counted in each worker process, and logged.
     sampling: Whether to give the prompt and the response as text, turn tags
-      included, for `gm.evals.SamplerEvaluator`.
+      included, for `gm.evals.SamplerEvaluator`: all up to the model's last turn,
+      and that turn.
   """
 
-  out_input: kd.kontext.Key = "input"
-  out_target: kd.kontext.Key = "target"
-  out_target_mask: kd.kontext.Key = "loss_mask"
+  layout: str = 'prompt_response'
+
+  in_prompt: kd.kontext.Key = 'prompt'
+  in_response: kd.kontext.Key = 'response'
+  in_messages: kd.kontext.Key | None = None
+  in_system: kd.kontext.Key | None = None
+  in_tools: kd.kontext.Key | None = None
+  in_images: kd.kontext.Key | None = None
+
+  max_images: int = 1
+  max_soft_tokens: int = 280
+  patch_size: int = 16
+
+  out_input: kd.kontext.Key = 'input'
+  out_target: kd.kontext.Key = 'target'
+  out_target_mask: kd.kontext.Key = 'loss_mask'
+  out_images: kd.kontext.Key = 'images'
 
   # Required unless `sampling`.
   max_length: int | None = None  # pyrefly: ignore[bad-override]
 
+  thinking: str = 'keep'
+  loss_on: str = 'all'
+  template: str = 'dialog'
+  enable_thinking: bool = False
+  token_weights: bool = False
+  max_malformed: float = 0
+
   def __post_init__(self):
-    check_format(self.tokenizer, name="ChatTask")
+    _tokens.check_format(self.tokenizer, name='ChatTask')
+    _render.check_choice('layout', self.layout)
+    _malformed.check_limit(self.max_malformed, name='ChatTask')
     if self.max_length is None and not self.sampling:
-      raise ValueError("ChatTask needs `max_length=`, in tokens.")
+      raise ValueError('ChatTask needs `max_length=`, in tokens.')
+    if self.in_messages is not None and self.layout == 'prompt_response':
+      raise ValueError(
+          f'ChatTask: in_messages={self.in_messages!r} is of other layouts than'
+          " layout='prompt_response'. Write layout='messages' or"
+          " layout='sharegpt'."
+      )
+    _ = self._style  # Checks its arguments.
 
   def map(self, element: Any) -> Any:
-    """Returns the example with the output fields, and without the inputs."""
-    element = etree.copy(element)  # Not to change the caller's.
-    prompt = get_text(element, self.in_prompt)
-    response = get_text(element, self.in_response)
-    if self.drop_inputs:
-      _delete(element, self.in_prompt)
-      _delete(element, self.in_response)
+    """Returns the example with the output fields, and without the inputs.
 
-    prompt = render_prompt(prompt)
-    response = _render_response(response)
-    if self.sampling:
-      fields = {self.out_input: prompt, self.out_target: response}
-    else:
-      fields = self._tokenize(prompt, response)
+    None, which grain leaves out, for a malformed one that may be.
+    """
+    _ = self._checked_tokenizer
+    try:
+      fields = self.fields(element)
+    except (ValueError, KeyError) as e:
+      self.malformed.add_malformed(element, e)
+      return None
+    self.malformed.add()
+    element = etree.copy(element)  # Not to change the caller's.
+    if self.drop_inputs:
+      for key in self._in_keys:
+        _fields.delete(element, key)
     for key, value in fields.items():
       kd.kontext.set_by_path(element, key, value)
     return element
 
-  def _tokenize(self, prompt: str, response: str) -> dict[str, np.ndarray]:
-    """Returns input, target and mask, padded or cut to `max_length`."""
-    prompt_ids = self._checked_tokenizer.encode(prompt, add_bos=True)
-    response_ids = self._checked_tokenizer.encode(response)
-    ids = np.asarray(prompt_ids + response_ids, np.int32)
-    mask = np.arange(1, len(ids)) >= len(prompt_ids)
-    length = self._check_length(len(prompt_ids), len(response_ids))
+  def fields(self, element: Any) -> dict[str, Any]:
+    """Returns the output fields of an example.
+
+    Raises:
+      ValueError: It cannot be trained on.
+      KeyError: It lacks a field.
+    """
+    if self.sampling:
+      rendered = self.render(element)
+      return {
+          self.out_input: rendered.prompt,
+          self.out_target: rendered.response,
+      }
+    images = self._read_images(element)
+    ids, weights = self.tokens(element, images)
+    # An image that is cut has no place for its first soft tokens either.
+    fields = self.pad_fields(ids[:-1], np.maximum(ids[1:], 0), weights[1:])
+    return (
+        fields if images is None else fields | {self.out_images: images.input}
+    )
+
+  def pad_fields(
+      self, tokens: np.ndarray, targets: np.ndarray, weights: np.ndarray
+  ) -> dict[str, np.ndarray]:
+    """Returns the output fields, padded to `max_length`."""
+    mask = weights if self.token_weights else weights > 0
+    length = self.row_length
     return {
-        self.out_input: _pad(ids[:-1], length),
+        self.out_input: _tokens.pad(tokens, length),
         # The loss wants a last axis of one label per token.
-        self.out_target: _pad(ids[1:], length)[:, None],
-        self.out_target_mask: _pad(mask, length)[:, None],
+        self.out_target: _tokens.pad(targets, length)[:, None],
+        self.out_target_mask: _tokens.pad(mask, length)[:, None],
     }
 
-  def _check_length(self, prompt_len: int, response_len: int) -> int:
-    """Returns `max_length`, if the example fits or may be cut to it."""
+  def tokens(
+      self, element: Any, images: _images.Images | None = None
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns all tokens of an example and their weights, within `max_length`.
+
+    The last token is a target only: one more than `max_length` fit.
+
+    Args:
+      element: The example.
+      images: Of it, where they are read.
+
+    Raises:
+      ValueError: It cannot be trained on.
+      KeyError: It lacks a field.
+    """
+    conversation = self.conversation(element)
+    if images is None and conversation.num_images:
+      raise ValueError(
+          f'ChatTask: the conversation has {conversation.num_images} images.'
+          ' Set `in_images=` to the field that holds them, for a model with'
+          ' `text_only=False`.'
+      )
+    ids, weights = self.tokenize(_render.render(conversation, self._style))
+    if images is not None:
+      ids, weights = _images.expand(ids, weights, images.counts, self.tokenizer)
+    length = self._check_length(ids, weights) + 1
+    return ids[:length], weights[:length]
+
+  def tokens_or_none(
+      self, element: Any
+  ) -> tuple[np.ndarray, np.ndarray] | None:
+    """Returns `tokens`; None for a malformed row that may be left out."""
+    _ = self._checked_tokenizer
+    try:
+      tokens = self.tokens(element)
+    except (ValueError, KeyError) as e:
+      self.malformed.add_malformed(element, e)
+      return None
+    self.malformed.add()
+    return tokens
+
+  @property
+  def row_length(self) -> int:
+    """Length of the outputs, in tokens."""
     assert self.max_length is not None  # See `__post_init__`.
-    # The last token of the sequence is a target only.
-    length = prompt_len + response_len - 1
-    lengths = (
-        f"{length} tokens (prompt {prompt_len}, response {response_len}, less"
-        f" the last) and max_length={self.max_length}"
-    )
-    if length > self.max_length and not self.truncate:
-      raise ValueError(
-          f"ChatTask: the example has {lengths}. Raise `max_length`, or set"
-          " `truncate=True` to cut its end."
-      )
-    if prompt_len > self.max_length:
-      raise ValueError(
-          f"ChatTask: the example has {lengths}: `truncate=True` would cut the"
-          " whole response, and nothing of it would be trained. Raise"
-          " `max_length`, or drop such examples: put"
-          f" `g4.data.DropLongPrompts(in_prompt={self.in_prompt!r},"
-          f" tokenizer=..., max_length={self.max_length})` before ChatTask."
-      )
     return self.max_length
+
+  def render(self, element: Any) -> _render.Rendered:
+    """Returns the text of an example: `.text`, `.prompt`, `.response`, ..."""
+    return _render.render(self.conversation(element), self._style)
+
+  def tokenize(
+      self, rendered: _render.Rendered
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns all tokens of an example and the weight of each in the loss.
+
+    Raises:
+      ValueError: None has a weight, or one that a mask cannot say.
+    """
+    ids, weights = _tokens.tokenize(rendered, self._checked_tokenizer)
+    if not weights.any():
+      raise ValueError(
+          'ChatTask: nothing of the conversation would be trained: it has no'
+          f' turn of the model with a weight (loss_on={self.loss_on!r},'
+          f' thinking={self.thinking!r}).'
+      )
+    if not self.token_weights and not np.isin(weights, (0, 1)).all():
+      raise ValueError(
+          "ChatTask: a message has the 'weight'"
+          f' {float(weights[~np.isin(weights, (0, 1))][0])}, which a mask of'
+          ' bools cannot say. Set `token_weights=True`.'
+      )
+    return ids, weights
+
+  def conversation(self, element: Any) -> _conversation.Conversation:
+    """Returns what the row says, whatever its layout.
+
+    Raises:
+      ValueError: Fields that say nothing.
+      KeyError: A field is missing.
+    """
+    tools = (
+        None if self.in_tools is None else _fields.get(element, self.in_tools)
+    )
+    if self.layout == 'prompt_response':
+      conversation = _layouts.from_texts(
+          _fields.get_text(element, self.in_prompt),
+          _fields.get_text(element, self.in_response),
+          in_prompt=self.in_prompt,
+          in_response=self.in_response,
+      )
+      conversation = dataclasses.replace(
+          conversation, tools=_layouts.parse_tools(tools)
+      )
+    else:
+      conversation = _layouts.from_messages(
+          _fields.get(element, self._messages_key),
+          field=self._messages_key,
+          layout=self.layout,
+          tools=tools,
+      )
+    if self.in_system is None:
+      return conversation
+    text = _fields.get_text(element, self.in_system)
+    return _layouts.with_system(conversation, text, field=self.in_system)
+
+  def _read_images(self, element: Any) -> _images.Images | None:
+    """Returns the images of an example, None if none are read."""
+    if self.in_images is None:
+      return None
+    return _images.preprocess(
+        _fields.get(element, self.in_images),
+        field=self.in_images,
+        num_images=self.conversation(element).num_images,
+        max_images=self.max_images,
+        max_soft_tokens=self.max_soft_tokens,
+        patch_size=self.patch_size,
+    )
+
+  @functools.cached_property
+  def malformed(self) -> _malformed.Counter:
+    """Counts the rows that were read in this process, and the malformed."""
+    return _malformed.Counter(name='ChatTask', limit=self.max_malformed)
+
+  def __getstate__(self) -> dict[str, Any]:
+    # Each worker counts its own.
+    return {k: v for k, v in self.__dict__.items() if k != 'malformed'}
 
   @functools.cached_property
   def _checked_tokenizer(self) -> gm.text.Tokenizer:
     """The tokenizer, if its vocabulary file has Gemma 4's turn tags."""
-    special = self.tokenizer.special_tokens
-    for tag, token_id in zip(
-        _TURN_TAGS, (special.START_OF_TURN, special.END_OF_TURN), strict=True
-    ):
-      ids = self.tokenizer.encode(tag)
-      if ids != [token_id]:
-        raise ValueError(
-            f"ChatTask: the vocabulary at {self.tokenizer.path} is not Gemma"
-            f" 4's: it encodes {tag!r} as {ids} rather than [{token_id:d}]."
-        )
+    _tokens.check_vocabulary(self.tokenizer, name='ChatTask')
     return self.tokenizer
 
-
-def check_format(tokenizer: gm.text.Tokenizer, *, name: str) -> None:
-  """Raises ValueError if the tokenizer is not one of Gemma 4."""
-  if tokenizer.FORMAT == dialog.Format.GEMMA4:
-    return
-  raise ValueError(
-      f"{name} writes Gemma 4's turns, but tokenizer={type(tokenizer).__name__}"
-      f" is of Gemma {tokenizer.VERSION}, whose format is"
-      f" {str(tokenizer.FORMAT)!r}. Write `tokenizer=gm.text.Gemma4Tokenizer()`,"
-      " or use `gm.data.Seq2SeqTask` for other models."
-  )
-
-
-def get_text(element: Any, key: kd.kontext.Key) -> str:
-  """Returns the text at `key`.
-
-  Args:
-    element: An example: nested dicts, or anything that kontext reads.
-    key: The field, a kontext path.
-
-  Returns:
-    The text, decoded if it is bytes.
-
-  Raises:
-    KeyError: If there is no such field.
-    ValueError: If it is not text, or has one of Gemma 4's turn tags in it.
-  """
-  try:
-    value = kd.kontext.get_by_path(element, key)
-  except (KeyError, AttributeError, IndexError, TypeError):
-    raise KeyError(_missing_field(element, key)) from None
-  if isinstance(value, np.ndarray) and value.ndim == 0:
-    value = value.item()
-  if isinstance(value, bytes):
-    value = value.decode("utf-8")
-  if not isinstance(value, str):
-    raise ValueError(
-        f"Field {key!r} should be text (`str` or `bytes`), but it is a"
-        f" {type(value).__name__}: {value!r:.100}"
+  @functools.cached_property
+  def _style(self) -> _render.Style:
+    return _render.Style(
+        thinking=self.thinking,
+        loss_on=self.loss_on,
+        template=self.template,
+        enable_thinking=self.enable_thinking,
     )
-  for tag in _TURN_TAGS:
-    if tag in value:
+
+  @property
+  def _messages_key(self) -> str:
+    return self.in_messages or _IN_MESSAGES[self.layout]
+
+  @property
+  def _in_keys(self) -> list[str]:
+    keys = [self.in_prompt, self.in_response]
+    if self.layout != 'prompt_response':
+      keys = [self._messages_key]
+    others = (self.in_system, self.in_tools, self.in_images)
+    return keys + [k for k in others if k is not None]
+
+  def _check_length(self, ids: np.ndarray, weights: np.ndarray) -> int:
+    """Returns `max_length`, if the example fits or may be cut to it."""
+    # The last token of the sequence is a target only.
+    length = len(ids) - 1
+    if length <= self.row_length:
+      return self.row_length
+    prompt = int(np.argmax(weights > 0))
+    lengths = (
+        f'{length} tokens (prompt {prompt}, response {len(ids) - prompt}, less'
+        f' the last) and max_length={self.max_length}'
+    )
+    if not self.truncate:
       raise ValueError(
-          f"Field {key!r} has the turn tag {tag!r} in its text, which would"
-          " begin or end a turn in the middle of it. Give bare text: the tags"
-          f" are added to it. Remove or rewrite it in: {value!r:.200}"
+          f'ChatTask: the example has {lengths}. Raise `max_length`, or set'
+          ' `truncate=True` to cut its end.'
       )
-  return str(value)
-
-
-def render_prompt(prompt: str) -> str:
-  """Returns the prompt's turn and the opening of the model's."""
-  return str(dialog.Conversation(dialog.User(prompt)).as_text())
-
-
-def _render_response(response: str) -> str:
-  """Returns what the model should say after `render_prompt`, with its end."""
-  return dialog.Model(response).as_text(open=False)
-
-
-def _missing_field(element: Any, key: kd.kontext.Key) -> str:
-  fields = list(kd.kontext.flatten_with_path(element))
-  close = difflib.get_close_matches(key, fields)
-  hint = f" Did you mean {close[0]!r}?" if close else ""
-  return f"The example has no field {key!r}.{hint} Its fields are: {fields}."
-
-
-def _delete(element: Any, key: kd.kontext.Key) -> None:
-  """Deletes the field at `key`, if it is still there."""
-  path = kd.kontext.Path.from_str(key)
-  parent = element
-  for part in path[:-1]:
-    parent = parent[part]
-  parent.pop(path[-1], None)
-
-
-def _pad(values: np.ndarray, length: int) -> np.ndarray:
-  values = values[:length]
-  return np.pad(values, (0, length - len(values)))
+    if prompt > self.row_length:
+      drop = (
+          f' put `g4.data.DropLongPrompts(in_prompt={self.in_prompt!r},'
+          f' tokenizer=..., max_length={self.max_length})` before ChatTask.'
+      )
+      if self.layout != 'prompt_response':
+        drop = ' set `max_malformed=` to a share of the rows.'
+      raise ValueError(
+          f'ChatTask: the example has {lengths}: `truncate=True` would cut the'
+          ' whole response, and nothing of it would be trained. Raise'
+          f' `max_length`, or drop such examples:{drop}'
+      )
+    return self.row_length

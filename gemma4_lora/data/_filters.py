@@ -8,7 +8,10 @@ from gemma import gm
 from grain import python as grain
 from kauldron import kd
 
-from gemma4_lora.data import _chat_task
+from gemma4_lora.data import _fields
+from gemma4_lora.data import _layouts
+from gemma4_lora.data import _render
+from gemma4_lora.data import _tokens
 
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
@@ -41,12 +44,15 @@ class DropLongPrompts(grain.FilterTransform):
   max_length: int
 
   def __post_init__(self):
-    _chat_task.check_format(self.tokenizer, name="DropLongPrompts")
+    _tokens.check_format(self.tokenizer, name="DropLongPrompts")
 
   def filter(self, element: Any) -> bool:
     """Returns whether to keep the example."""
-    text = _chat_task.get_text(element, self.in_prompt)
-    prompt = _chat_task.render_prompt(text)
+    text = _fields.get_text(element, self.in_prompt)
+    conversation = _layouts.from_texts(
+        text, "", in_prompt=self.in_prompt, in_response="response"
+    )
+    prompt = _render.render(conversation, _render.Style()).prompt
     length = len(self.tokenizer.encode(prompt, add_bos=True))
     keep = length <= self.max_length
     if not keep:

@@ -9,6 +9,7 @@ import jax
 
 from gemma4_lora import _gemma4
 from gemma4_lora.nn import _blockwise
+from gemma4_lora.nn import _packed
 
 
 def check(attention: str) -> None:
@@ -29,15 +30,17 @@ class BlockwiseAttention:
     key: Says all that the result depends on.
   """
 
-  def __init__(self, *, is_causal: bool):
+  def __init__(self, *, is_causal: bool, is_packed: bool = False):
     """Initialises.
 
     Args:
       is_causal: Whether the mask is the one that gemma makes of the tokens. One
         that the user passed, or that of images, is read block by block.
+      is_packed: Whether positions that restart keep conversations apart.
     """
-    self.key = f'blockwise attention causal={is_causal}'
+    self.key = f'blockwise attention causal={is_causal} packed={is_packed}'
     self._is_causal = is_causal
+    self._is_packed = is_packed
     self._inputs_mask = None
 
   def __call__(self, next_fun, args, kwargs, context):
@@ -71,7 +74,11 @@ class BlockwiseAttention:
     else:
       k, v = shared['k'], shared['v']
     if self._is_causal:
-      allowed = _blockwise.Allowed(positions=positions, valid=self._inputs_mask)
+      allowed = _blockwise.Allowed(
+          positions=positions,
+          valid=self._inputs_mask,
+          segments=_packed.segments(positions) if self._is_packed else None,
+      )
     else:
       allowed = _blockwise.Allowed(positions=positions, mask=mask)
     settings = _blockwise.Settings(

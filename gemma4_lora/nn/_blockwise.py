@@ -46,16 +46,21 @@ class Allowed:
   Attributes:
     positions: i32 `[B, T]`
     valid: bool `[B, T]`, or None.
+    segments: i32 `[B, T]`, growing, or None: beside `valid`, only to what has
+      the same number.
     mask: bool `[B, T, T]`, or None.
   """
 
   positions: jax.Array
   valid: jax.Array | None = None
+  segments: jax.Array | None = None
   mask: jax.Array | None = None
 
 
 jax.tree_util.register_dataclass(
-    Allowed, data_fields=['positions', 'valid', 'mask'], meta_fields=[]
+    Allowed,
+    data_fields=['positions', 'valid', 'segments', 'mask'],
+    meta_fields=[],
 )
 
 
@@ -97,7 +102,10 @@ def _pad_allowed(allowed: Allowed, missing: int) -> Allowed:
     return Allowed(positions=positions, mask=mask)
   assert allowed.valid is not None
   valid = _pad(allowed.valid, missing, axes=(1,))
-  return Allowed(positions=positions, valid=valid)
+  segments = allowed.segments
+  if segments is not None:
+    segments = _pad(segments, missing, axes=(1,), mode='edge')
+  return Allowed(positions=positions, valid=valid, segments=segments)
 
 
 def _pad(
@@ -265,6 +273,9 @@ def _may_attend(
     place = jnp.arange(block)
     causal = (i * block + place)[:, None] >= j * block + place
     may = causal & _cut(allowed.valid, j, block)[:, None]
+    if allowed.segments is not None:
+      q_of = _cut(allowed.segments, i, block)[:, :, None]
+      may &= q_of == _cut(allowed.segments, j, block)[:, None]
   if settings.window is not None:
     q_at = _cut(allowed.positions, i, block)[:, :, None]
     k_at = _cut(allowed.positions, j, block)[:, None]
@@ -291,6 +302,10 @@ def _ranges(
     valid = allowed.valid.reshape(batch, number, block).any(-1)
     causal = jnp.tri(number, dtype=bool)
     needed = causal & valid[:, None]
+    if allowed.segments is not None:
+      of = allowed.segments.reshape(batch, number, block)
+      # Not keys whose conversations all ended before the queries' first began.
+      needed &= of[:, :, 0][:, :, None] <= of[:, :, -1][:, None]
   if settings.window is not None:
     at = allowed.positions.reshape(batch, number, block)
     low, high = at.min(-1), at.max(-1)

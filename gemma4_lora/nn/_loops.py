@@ -41,7 +41,7 @@ def find(kinds: Sequence[Hashable]) -> Loops:
   Args:
     kinds: What each layer is; equal ones may share a body.
   """
-  parts = []
+  parts: list[Layer | Loop] = []
   start = 0
   while start < len(kinds):
     period, count = _longest(kinds, start)

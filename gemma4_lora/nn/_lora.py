@@ -1,12 +1,16 @@
 """LoRA around a Gemma 4 model."""
 
+from collections.abc import Callable
 import dataclasses
+import functools
 from typing import Any
 
 from absl import logging
 from flax import linen as nn
+import jax
 import jax.numpy as jnp
 from kauldron import kd
+from kauldron import kontext
 
 from gemma4_lora import _gemma4
 from gemma4_lora import _leaves
@@ -17,6 +21,7 @@ from gemma4_lora.nn import _experts
 from gemma4_lora.nn import _init
 from gemma4_lora.nn import _injector
 from gemma4_lora.nn import _output
+from gemma4_lora.nn import _packed
 from gemma4_lora.nn import _remat
 from gemma4_lora.nn import _router_fix
 from gemma4_lora.nn import _saved
@@ -118,6 +123,15 @@ class LoRA(_wrapper.ModelWrapper):
       run in a loop: the same numbers after a fraction of the compile time. Each
       pass of a loop copies its layer's weights. What modules within the blocks
       `sow` is lost, and dropout draws other masks. Only without a cache.
+    positions: Key of the positions, i32 `[*B, L]`, for rows of several
+      conversations as `g4.data.PackedSource` makes them: `'batch.positions'`.
+      Where they restart at 0 another conversation begins, and attention does not
+      cross, in layers of all kinds.
+    with_reference: Whether the output of Kauldron's steps and evaluators has
+      `reference` too: what the model gives with LoRA off, for losses of
+      preferences (`g4.losses.DpoLoss`, `gm.losses.DpoLoss`). It takes another
+      forward pass, and no other weights. Not where the base itself changes, of
+      PiSSA and OLoRA.
     verbose: If True, logs each adapted projection.
 
   Raises:
@@ -142,6 +156,8 @@ class LoRA(_wrapper.ModelWrapper):
   remat: str = 'none'
   attention: str = 'gemma'
   scan_layers: bool = False
+  positions: kontext.Key | None = None
+  with_reference: bool = False
   verbose: bool = False
 
   # No annotation: a property, not a field.
@@ -159,12 +175,21 @@ class LoRA(_wrapper.ModelWrapper):
     _init.check(self.init_lora_weights)
     _attention.check(self.attention)
     _remat.check(self.remat, attention=self.attention)
+    if self.with_reference:
+      _validate.check_reference(self.init_lora_weights)
     if self.use_dora:
       _validate.check_no_experts(adapted, setting='use_dora=True')
     _validate.check_init(
         adapted, self.init_lora_weights, use_rslora=self.use_rslora
     )
     super().__post_init__()
+
+  def __kontext_keys__(self) -> dict[str, Any]:
+    """Keys for Kauldron: of the wrapped model, and of the positions."""
+    keys = super().__kontext_keys__()
+    if self.positions is not None:
+      keys = keys | {'positions': self.positions}
+    return keys
 
   @property
   def adapted(self) -> tuple[targets_lib.Adapted, ...]:
@@ -211,7 +236,10 @@ class LoRA(_wrapper.ModelWrapper):
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
     """Calls the model, as LoRA changes it."""
     if not self.is_initializing():
-      return self._call_with_copies(*args, **kwargs)
+      output = self._call_with_copies(*args, **kwargs)
+      if not self.with_reference or not self._has_head(**kwargs):
+        return output
+      return output.replace(reference=self._call_base(*args, **kwargs))
     _log(self)
     output = self._call_adapted(*args, **kwargs)
     _validate.check_made(self.adapted, self.variables['params'])
@@ -234,15 +262,35 @@ class LoRA(_wrapper.ModelWrapper):
     )
     return call(self, *args, **kwargs)
 
+  def _call_base(self, *args: Any, **kwargs: Any) -> Any:
+    """Calls the model without LoRA; no gradient flows through it."""
+    # Detached: a module makes each of its submodules once.
+    base = _wrapper.Plain(model=self.model.clone(parent=None, name=None))
+    params = {'params': self.variables['params']}
+    call = functools.partial(base.apply, params)
+    return jax.lax.stop_gradient(self._call_with(call, [], *args, **kwargs))
+
   def _call_adapted(self, *args: Any, **kwargs: Any) -> Any:
     """Calls the model, with the branches added to its linears."""
-    interceptors = [*self._savers(**kwargs), *self._injectors()]
+    call = self._call_intercepted
+    return self._call_with(call, self._injectors(), *args, **kwargs)
+
+  def _call_with(
+      self,
+      call: Callable[..., Any],
+      injectors: list[_injector.Injector],
+      *args: Any,
+      **kwargs: Any,
+  ) -> Any:
+    """Calls the model under the injectors and what saves memory."""
+    interceptors = [*self._savers(**kwargs), *injectors]
+    kwargs = self._with_mask(*args, **kwargs)
     has_head = self._has_head(**kwargs)
     has_logits = not has_head or self.logits_in_training or not self.is_training
     if not has_logits:
       interceptors.append(_output.NoLogits())
     asked = kwargs.get('return_hidden_states')
-    output = self._call_intercepted(
+    output = call(
         *args,
         interceptors={i.key: i for i in interceptors},
         **kwargs | ({'return_hidden_states': True} if has_head else {}),
@@ -265,6 +313,21 @@ class LoRA(_wrapper.ModelWrapper):
       return False
     return not self.is_initializing() and self._mode() is not None
 
+  def _with_mask(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Returns the arguments, with a mask where positions tell of packed rows."""
+    if not _is_packed(**kwargs):
+      return kwargs
+    _packed.check(
+        positions=kwargs['positions'],
+        images=kwargs.get('images'),
+        audio=kwargs.get('audio'),
+    )
+    if self.attention == 'blockwise':  # It reads the positions itself.
+      return kwargs
+    tokens = args[0] if args else kwargs['tokens']
+    mask = _packed.attention_mask(tokens, kwargs['positions'])
+    return kwargs | {'attention_mask': mask}
+
   def _savers(self, **kwargs: Any) -> list[Any]:
     """Returns the interceptors that save memory, outermost first."""
     if kwargs.get('cache') is not None:
@@ -279,7 +342,11 @@ class LoRA(_wrapper.ModelWrapper):
           kwargs.get('images') is None
           or self.model.config.use_bidirectional_attention is None
       )
-      savers.append(_attention.BlockwiseAttention(is_causal=is_causal))
+      savers.append(
+          _attention.BlockwiseAttention(
+              is_causal=is_causal, is_packed=_is_packed(**kwargs)
+          )
+      )
     if self.scan_layers:
       savers.append(
           _scan.Scan(adapted=self.adapted, saved=self.saved, remat=self.remat)
@@ -316,6 +383,17 @@ class LoRA(_wrapper.ModelWrapper):
       return self.is_training
     except ValueError:
       return None
+
+
+def _is_packed(
+    *,
+    positions: Any = None,
+    attention_mask: Any = None,
+    cache: Any = None,
+    **_: Any,
+) -> bool:
+  """Whether rows may hold several conversations; samplers say it otherwise."""
+  return positions is not None and attention_mask is None and cache is None
 
 
 def _log(lora: LoRA) -> None:

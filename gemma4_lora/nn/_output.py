@@ -16,9 +16,11 @@ class Output(_gemma4.Output):
 
   Attributes:
     head: What `g4.losses` read.
+    reference: The same, of the model with LoRA off, where it was asked for.
   """
 
   head: _head.Head | None = None
+  reference: Any = None
 
 
 def add_head(

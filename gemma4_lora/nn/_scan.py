@@ -80,9 +80,7 @@ class Scan:
     ):
       return next_fun(*args, **kwargs)
     inputs = args[0] if args else kwargs['inputs']
-    layers = _Layers(
-        module, inputs, trained=self._saved, policy=self._policy
-    )
+    layers = _Layers(module, inputs, trained=self._saved, policy=self._policy)
     kinds = [
         (layers.kind(i), self._adapted.get(i))
         for i in range(module.config.num_layers)
@@ -97,17 +95,16 @@ def _keep(primitive: Any, *_: Any, **__: Any) -> bool:
 
 def _by_layer(
     adapted: Sequence[targets.Adapted],
-) -> dict[int | None, list[Hashable]]:
+) -> dict[int | None, tuple[Hashable, ...]]:
   """Returns what is adapted of each layer, free of the layer's number."""
-  by_layer = {}
+  by_layer: dict[int | None, tuple[Hashable, ...]] = {}
   for linear in adapted:
     row = linear.row
     row = dataclasses.replace(
         row, layer=None, path=row.starred(row.path), hf_name=''
     )
-    by_layer.setdefault(linear.row.layer, []).append(
-        dataclasses.replace(linear, row=row)
-    )
+    here = by_layer.get(linear.row.layer, ())
+    by_layer[linear.row.layer] = (*here, dataclasses.replace(linear, row=row))
   return by_layer
 
 
@@ -144,7 +141,7 @@ class _Layers:
     self._inputs = inputs
     self._policy = policy
     self._sources = _gemma4.kv_sources(module.config)
-    params = core.unfreeze(module.variables['params'])
+    params = core.unfreeze(dict(module.variables['params']))
     split = [_split(params, f'layer_{i}', trained) for i in self._numbers]
     self._picked, self._stacked = zip(*split, strict=True)
     has_dropout = module.has_rng('dropout')
@@ -189,7 +186,7 @@ class _Layers:
       self, loops: _loops.Loops, numbers: np.ndarray, per_layer: Any
   ) -> list[Any]:
     """Returns a `_Pass` for each layer that has a body, in lists of loops."""
-    passes = []
+    passes: list[Any] = []
     for part, here, inputs in _parts(loops, numbers, per_layer):
       if isinstance(part, _loops.Loop):
         passes.append(self._passes(part.body, here, inputs))
@@ -200,7 +197,7 @@ class _Layers:
               at=jnp.arange(here.size).reshape(here.shape),
               number=jnp.asarray(here),
               stacked=jax.tree.map(
-                  lambda *x, dims=here.shape: _stack(x).reshape(
+                  lambda *x, dims=here.shape: jnp.stack(x).reshape(
                       *dims, *x[0].shape
                   ),
                   *stacked,
@@ -306,7 +303,7 @@ def _parts(
   start = 0
   for part in loops:
 
-    def cut(x, part=part, start=start):
+    def cut(x: Any, part=part, start=start) -> Any:
       if x is None:
         return None
       x = x[(slice(None),) * outer + (slice(start, start + part.size),)]
@@ -342,24 +339,6 @@ def _merge(picked: Any, stacked: Any) -> Any:
       stacked,
       is_leaf=lambda x: x is None,
   )
-
-
-@jax.custom_vjp
-def _stack(arrays: tuple[jax.Array, ...]) -> jax.Array:
-  """Stacks arrays of one shape.
-
-  Gradients are cut out at places that are known at run time only: where the
-  place is a constant, each cut is a program of its own to the compiler.
-  """
-  return jnp.stack(arrays)
-
-
-def _unstack(number: int, stacked: jax.Array) -> tuple[Any]:
-  places = jax.lax.optimization_barrier(jnp.arange(number))
-  return (tuple(stacked[place] for place in places),)
-
-
-_stack.defvjp(lambda arrays: (jnp.stack(arrays), len(arrays)), _unstack)
 
 
 def _signature(params: Any) -> Hashable:

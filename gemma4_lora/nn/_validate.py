@@ -124,3 +124,13 @@ def check_init(
       raise ValueError(
           f'{setting} takes a positive alpha. Got: {linear.alpha}, at {name}'
       )
+
+
+def check_reference(init: str) -> None:
+  """Raises where the model with LoRA off is not the released one."""
+  if _init.is_from_base(init):
+    raise ValueError(
+        f'with_reference=True needs the base as it was, and init_lora_weights='
+        f'{init!r} changes it: with LoRA off the model is another one. Take'
+        " 'default', 'gaussian' or 'orthogonal'."
+    )

@@ -83,12 +83,24 @@ class ModelWrapper(nn.Module):
         audio=kwargs.get('audio'),
     )
     interceptors = {'router': _router.feed_unnormalized()} | interceptors
+    if kwargs.get('images') is not None and kwargs.get('cache') is None:
+      images = _media.Images()
+      interceptors = interceptors | {images.key: images}
     model = _with_key(self.model, key='; '.join(interceptors), parent=self)
     nn.share_scope(self, model)
     with contextlib.ExitStack() as stack:
       for interceptor in interceptors.values():
         stack.enter_context(nn.intercept_methods(interceptor))
       return model(*args, **kwargs)
+
+
+class Plain(ModelWrapper):
+  """The model under interceptors, and nothing else."""
+
+  @nn.compact
+  def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    """Calls the model; `interceptors=` as of `_call_intercepted`."""
+    return self._call_intercepted(*args, **kwargs)
 
 
 def _with_key(model: nn.Module, *, key: str, parent: nn.Module) -> nn.Module:

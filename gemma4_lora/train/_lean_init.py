@@ -69,19 +69,23 @@ def without(
   def pick(keys, shape):
     path = _trees.key_path(keys)
     if path in follow:
-      return jax.device_put(
-          jnp.full(shape.shape, jnp.nan, shape.dtype), shape.sharding
-      )
+      return _put(jnp.full(shape.shape, jnp.nan, shape.dtype), shape)
     return _put(values[path], shape) if path in values else shape
 
   return jax.tree_util.tree_map_with_path(pick, shapes)
 
 
 def _put(value: jax.Array, like: Any) -> jax.Array:
-  """Returns a value where it is to be: each process has all of it."""
+  """Returns a value where it is to be.
+
+  Args:
+    value: Of several processes, each has all of it, or it is on the devices of
+      all: what draws it may say where it is to be.
+    like: Has the sharding.
+  """
   if like.sharding is None:
     return value
-  if jax.process_count() == 1:
+  if jax.process_count() == 1 or not value.is_fully_addressable:
     return jax.device_put(value, like.sharding)
   return _read.place(np.asarray(value), like)
 

@@ -26,6 +26,7 @@ def test_init_state_under_fsdp(tmp_path):
       sharding=kd.sharding.ShardingStrategy(
           params=kd.sharding.FSDPSharding(min_size_to_shard_mb=0)
       ),
+      trainstep=kd.train.TrainStep(),
   )
   plain = trainer.init_state(skip_transforms=True)
   state = trainer.init_state()

@@ -116,20 +116,20 @@ def test_text_and_vision_learn_together(tmp_path):
   assert not adapted
 
 
-def test_more_than_one_sequence_with_images(tmp_path):
-  """gemma reads all images as those of one sequence."""
-  model = _model('Gemma4_31B', targets=['text', 'vision'])
-  trainer = _trainer(model, tmp_path, num_train_steps=1, batch_size=2)
-  with pytest.raises(ValueError, match='batch has 2: .*batch_size=1.*MultiSt'):
-    trainer.train()
-
-
 def test_more_than_one_sequence_with_audio():
   model = _model('Gemma4_E2B')
   inputs = multimodal.inputs(audio=True)
   inputs['tokens'] = jnp.ones((2, 3, 4), jnp.int32)
   del inputs['images']
-  with pytest.raises(ValueError, match='images and audio of one.*has 6'):
+  with pytest.raises(ValueError, match='takes audio of one.*has 6.*MultiSteps'):
+    jax.eval_shape(model.init, jax.random.key(0), **inputs)
+
+
+def test_images_of_other_sequences_than_the_tokens():
+  model = _model('Gemma4_31B')
+  inputs = multimodal.inputs(audio=False)
+  inputs['tokens'] = jnp.ones((2, 4), jnp.int32)
+  with pytest.raises(ValueError, match='images= are of 1 seq.*tokens of 2'):
     jax.eval_shape(model.init, jax.random.key(0), **inputs)
 
 

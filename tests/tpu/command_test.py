@@ -25,8 +25,10 @@ def _run(*args, **environment):
 
 
 def test_a_config(tmp_path):
+  config = tmp_path / 'config.py'
+  config.write_text('from tests.tpu.configs import config as get_config')
   done = _run(
-      '--cfg=configs/quickstart.py',
+      f'--cfg={config}',
       '--cfg.model.targets=q',
       '--topology=cpu:2',
       '--batch=2',

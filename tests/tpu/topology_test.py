@@ -85,7 +85,15 @@ def _in_new_process(code, **environment):
   ).stderr
 
 
+# That module alone: the folder's others import Kauldron and gemma, which takes
+# longer than all of this.
 _LOAD = """
+import sys
+import types
+import gemma4_lora
+folder = types.ModuleType('gemma4_lora.tpu')
+folder.__path__ = [gemma4_lora.__path__[0] + '/tpu']
+sys.modules['gemma4_lora.tpu'] = folder
 from gemma4_lora.tpu import _topology
 _topology.topology('v6e:1x1')
 """

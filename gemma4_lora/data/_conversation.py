@@ -1,0 +1,162 @@
+"""A conversation, whatever the fields of the dataset were.
+
+Messages stay apart here: turns are made of them on rendering, as the two
+renderers differ in which they join.
+"""
+
+import dataclasses
+import re
+from typing import Any
+
+SYSTEM, USER, MODEL = ROLES = ('system', 'user', 'model')
+
+_THOUGHT_OPEN = '<|channel>thought\n'
+_CHANNEL_OPEN = '<|channel>'
+_CHANNEL_CLOSE = '<channel|>'
+_THOUGHT = re.compile(
+    re.escape(_THOUGHT_OPEN) + '(.*?)' + re.escape(_CHANNEL_CLOSE), re.DOTALL
+)
+_TURN_TAGS = ('<|turn>', '<turn|>')
+IMAGE_TAG = '<|image|>'
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+  """Text, without tags.
+
+  Attributes:
+    text: As it is.
+    item: Which entry of the content it stood in, where that was a list.
+  """
+
+  text: str
+  item: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Thought:
+  """What the model thought.
+
+  Attributes:
+    text: Without tags.
+    is_inline: Whether it stood in the text with its tags, rather than in a
+      field of its own.
+  """
+
+  text: str
+  is_inline: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Image:
+  """The place of an image, and which entry of the content it stood in."""
+
+  item: int = 0
+
+
+Part = Text | Thought | Image
+
+
+@dataclasses.dataclass(frozen=True)
+class ToolCall:
+  """A call that the model makes."""
+
+  name: str
+  arguments: dict[str, Any]
+  id: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ToolResponse:
+  """What a tool answered: a dict, or anything that JSON has."""
+
+  name: str
+  response: Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Message:
+  """What one side says.
+
+  Attributes:
+    role: One of `ROLES`. A tool's answers belong to the model's message that
+      called it.
+    parts: Text, thoughts and images, in order.
+    calls: Of tools.
+    responses: To the calls.
+    weight: Of the message in the loss.
+    is_list: Whether the content was a list of parts, which Hugging Face's
+      template strips one by one.
+  """
+
+  role: str
+  parts: tuple[Part, ...] = ()
+  calls: tuple[ToolCall, ...] = ()
+  responses: tuple[ToolResponse, ...] = ()
+  weight: float = 1.0
+  is_list: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Conversation:
+  """Messages, and the tools that are declared to the model."""
+
+  messages: tuple[Message, ...]
+  tools: tuple[dict[str, Any], ...] = ()
+
+  @property
+  def num_images(self) -> int:
+    """Number of places of images."""
+    return sum(
+        isinstance(part, Image) for m in self.messages for part in m.parts
+    )
+
+
+def parse_text(
+    text: str, *, role: str, field: str, item: int = 0
+) -> list[Part]:
+  """Returns the parts of a text: what is in tags is told apart.
+
+  Args:
+    text: As the dataset has it.
+    role: Who says it: only the model has thoughts.
+    field: Where it stood, for messages.
+    item: Which entry of the content, where that is a list.
+
+  Raises:
+    ValueError: A turn tag, or half a thought.
+  """
+  for tag in _TURN_TAGS:
+    if tag in text:
+      raise ValueError(
+          f'Field {field!r} has the turn tag {tag!r} in its text, which would'
+          ' begin or end a turn in the middle of it. Give bare text: the tags'
+          f' are added to it. Remove or rewrite it in: {text!r:.200}'
+      )
+  if role != MODEL or _CHANNEL_CLOSE not in text and _CHANNEL_OPEN not in text:
+    return _split_images(text, item)
+  parts: list[Part] = []
+  # Odd pieces are what the pattern's group matched.
+  for i, piece in enumerate(_THOUGHT.split(text)):
+    if i % 2:
+      parts.append(Thought(piece, is_inline=True))
+      continue
+    for tag in (_CHANNEL_OPEN, _CHANNEL_CLOSE):
+      if tag in piece:
+        raise ValueError(
+            f'Field {field!r} has the tag {tag!r} without its other half. A'
+            f' thought is {_THOUGHT_OPEN!r}, text, {_CHANNEL_CLOSE!r}. Got:'
+            f' {text!r:.200}'
+        )
+    parts.extend(_split_images(piece, item))
+  return parts
+
+
+def _split_images(text: str, item: int) -> list[Part]:
+  parts: list[Part] = []
+  for i, piece in enumerate(text.split(IMAGE_TAG)):
+    if i:
+      parts.append(Image(item))
+    if piece:
+      parts.append(Text(piece, item))
+  return parts

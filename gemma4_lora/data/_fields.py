@@ -1,0 +1,154 @@
+"""Reads fields of a row, and says which one is wrong."""
+
+from collections.abc import Mapping
+import dataclasses
+import difflib
+import json
+from typing import Any
+
+from kauldron import kd
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Broken:
+  """A row that could not be read."""
+
+  reason: str
+
+
+def get(element: Any, key: kd.kontext.Key) -> Any:
+  """Returns the value at `key`, as plain Python.
+
+  Raises:
+    KeyError: There is no such field.
+    ValueError: The row could not be read.
+  """
+  if isinstance(element, Broken):
+    raise ValueError(element.reason)
+  try:
+    value = kd.kontext.get_by_path(element, key)
+  except (KeyError, AttributeError, IndexError, TypeError):
+    raise KeyError(_missing(element, key)) from None
+  return plain(value)
+
+
+def get_text(element: Any, key: kd.kontext.Key) -> str:
+  """Returns the text at `key`, decoded if it is bytes.
+
+  Raises:
+    KeyError: There is no such field.
+    ValueError: It is not text.
+  """
+  return text(get(element, key), field=key)
+
+
+def text(value: Any, *, field: str) -> str:
+  """Returns the value, if it is text.
+
+  Raises:
+    ValueError: It is not.
+  """
+  if not isinstance(value, str):
+    raise ValueError(
+        f'Field {field!r} should be text (`str` or `bytes`), but it is a'
+        f' {type(value).__name__}: {value!r:.100}'
+    )
+  return value
+
+
+def plain(value: Any) -> Any:
+  """Returns text for bytes, lists for arrays and tuples, all the way down.
+
+  Readers differ: TFDS gives bytes and arrays of objects, Parquet arrays of
+  dicts. An array of numbers stays an array: it may be an image.
+  """
+  if isinstance(value, bytes):
+    return value.decode('utf-8')
+  if isinstance(value, str):
+    return str(value)  # `np.str_` is one.
+  if isinstance(value, np.ndarray):
+    if value.ndim == 0:
+      return plain(value.item())
+    return [plain(x) for x in value] if value.dtype.kind in 'OSU' else value
+  if isinstance(value, np.generic):
+    return value.item()
+  if isinstance(value, Mapping):
+    return {plain(k): plain(v) for k, v in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [plain(x) for x in value]
+  return value
+
+
+def rows(value: Any, *, field: str) -> list[dict[str, Any]]:
+  """Returns a list of dicts, from one, or from a dict of lists, or from JSON.
+
+  TFDS and old Hugging Face datasets turn a list of dicts inside out.
+
+  Raises:
+    ValueError: It is neither.
+  """
+  if isinstance(value, str):
+    value = from_json(value, field=field)
+  if isinstance(value, dict) and value:
+    columns = {k: list(v) for k, v in value.items() if _is_list(v)}
+    lengths = {len(v) for v in columns.values()}
+    if len(columns) == len(value) and len(lengths) == 1:
+      names = tuple(columns)
+      value = [
+          dict(zip(names, x, strict=True))
+          for x in zip(*columns.values(), strict=True)
+      ]
+  if not isinstance(value, list):
+    raise ValueError(
+        f'Field {field!r} should be a list of dicts, but it is a'
+        f' {type(value).__name__}: {value!r:.100}'
+    )
+  for i, item in enumerate(value):
+    if not isinstance(item, dict):
+      raise ValueError(
+          f"Field '{field}[{i}]' should be a dict, but it is a"
+          f' {type(item).__name__}: {item!r:.100}'
+      )
+  return value
+
+
+def from_json(value: str, *, field: str) -> Any:
+  """Returns what the text says.
+
+  Raises:
+    ValueError: It is not JSON.
+  """
+  try:
+    return json.loads(value)
+  except json.JSONDecodeError as e:
+    raise ValueError(
+        f'Field {field!r} is a text that is not JSON ({e}): {value!r:.100}'
+    ) from None
+
+
+def delete(element: Any, key: kd.kontext.Key) -> None:
+  """Deletes the field at `key`, if it is still there."""
+  path = kd.kontext.Path.from_str(key)
+  parent = element
+  for part in path[:-1]:
+    parent = parent[part]
+  parent.pop(path[-1], None)
+
+
+def close_match(name: str, names: Any) -> str:
+  """Returns a question, or nothing."""
+  close = difflib.get_close_matches(str(name), [str(n) for n in names])
+  return f' Did you mean {close[0]!r}?' if close else ''
+
+
+def _is_list(value: Any) -> bool:
+  return isinstance(value, list | np.ndarray)
+
+
+def _missing(element: Any, key: kd.kontext.Key) -> str:
+  fields = list(kd.kontext.flatten_with_path(element))
+  return (
+      f'The example has no field {key!r}.{close_match(key, fields)} Its fields'
+      f' are: {fields}.'
+  )

@@ -1,0 +1,161 @@
+"""Several conversations in a row of tokens, as a source of rows."""
+
+import dataclasses
+import functools
+from typing import Any
+from typing import SupportsIndex
+
+from absl import logging
+from grain import python as grain
+from kauldron import kd
+import numpy as np
+
+from gemma4_lora.data import _chat_task
+from gemma4_lora.data import _first_fit
+from gemma4_lora.data import _tokens
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PackedSource(grain.RandomAccessDataSource):
+  """Rows of several conversations each, packed by first-fit decreasing.
+
+  ```python
+  train_ds=kd.data.py.DataSource(
+      data_source=g4.data.PackedSource(
+          data_source=kd.data.py.Json(path="chats.json", shuffle=False),
+          transforms=[
+              g4.data.ChatTask(layout="messages", max_length=4096, ...),
+          ],
+      ),
+      shuffle=True,
+      batch_size=16,
+  ),
+  model=g4.nn.LoRA(..., positions="batch.positions"),
+  ```
+
+  Without the model's `positions=` conversations of a row would see each other.
+
+  Each row is what `ChatTask` gives for one conversation, but of several one
+  behind the other, and `positions`, which restart at 0. No token is trained to
+  predict the next conversation's first. All other fields are left out.
+
+  What goes where is decided once, when the first row is asked for: all
+  conversations are tokenized to learn their lengths. It depends on the data and
+  the task alone, so that each host and each worker process finds the same rows,
+  and Kauldron shards, shuffles and resumes rows as those of any source.
+
+  Attributes:
+    data_source: Of conversations: a grain source, or a Kauldron dataset (`Json`,
+      `Tfds`, `HuggingFace`, ...), of which only the source is read, unshuffled.
+    transforms: What its `transforms=` would be; the last is a `ChatTask`, whose
+      `max_length` is that of the rows.
+    out_positions: Key to write the positions to.
+  """
+
+  data_source: Any
+  transforms: Any
+  out_positions: str = 'positions'
+
+  def __post_init__(self):
+    transforms = list(self.transforms)
+    if not transforms or not isinstance(transforms[-1], _chat_task.ChatTask):
+      raise ValueError(
+          'PackedSource(transforms=...) should end with a g4.data.ChatTask. Got:'
+          f' {[type(t).__name__ for t in transforms]}'
+      )
+    if self._task.sampling:
+      raise ValueError(
+          'PackedSource: ChatTask(sampling=True) gives text, which is not packed.'
+      )
+    if self._task.in_images is not None:
+      raise ValueError(
+          'PackedSource: conversations with images are not packed. Drop'
+          ' ChatTask(in_images=...), or train on them unpacked.'
+      )
+    for transform in transforms[:-1]:
+      if not isinstance(transform, grain.MapTransform | grain.FilterTransform):
+        raise ValueError(
+            'PackedSource(transforms=...) takes grain.MapTransform and'
+            f' grain.FilterTransform. Got: {type(transform).__name__}. Put'
+            ' others into the dataset around it.'
+        )
+
+  def __len__(self) -> int:
+    return len(self.bins)
+
+  def __getitem__(self, index: SupportsIndex) -> dict[str, np.ndarray]:
+    task = self._task
+    parts = []
+    for i in self.bins[index]:
+      ids, weights = task.tokens(self._before(i))
+      # The last token of each is a target only.
+      parts.append((ids[:-1], ids[1:], weights[1:], np.arange(len(ids) - 1)))
+    tokens, targets, weights, positions = (
+        np.concatenate(part) for part in zip(*parts, strict=True)
+    )
+    fields = task.pad_fields(tokens, targets, weights)
+    positions = _tokens.pad(positions.astype(np.int32), task.row_length)
+    return fields | {self.out_positions: positions}
+
+  @functools.cached_property
+  def bins(self) -> list[list[int]]:
+    """The conversations of each row, by their index in the source.
+
+    Raises:
+      ValueError: There are none; or too many malformed.
+    """
+    sizes = np.array(
+        [self._size(i) for i in range(len(self._source))], np.int64
+    )
+    bins = _first_fit.first_fit_decreasing(
+        sizes, capacity=self._task.row_length
+    )
+    if not bins:
+      raise ValueError(
+          f'PackedSource: of {len(sizes)} rows none is left to train on.'
+      )
+    num_tokens = int(sizes[sizes > 0].sum())
+    logging.info(
+        'PackedSource: %d conversations of %d tokens in %d rows of %d, which are'
+        ' %.1f%% full.',
+        (sizes >= 0).sum(),
+        num_tokens,
+        len(bins),
+        self._task.row_length,
+        100 * num_tokens / (len(bins) * self._task.row_length),
+    )
+    return bins
+
+  def _size(self, i: int) -> int:
+    """Returns how many tokens a conversation takes; -1 if it is left out."""
+    row = self._before(i)
+    tokens = None if row is None else self._task.tokens_or_none(row)
+    return -1 if tokens is None else len(tokens[0]) - 1
+
+  def _before(self, i: int) -> Any:
+    """Returns a row as `ChatTask` gets it; None if a filter drops it."""
+    row = self._source[i]
+    for transform in list(self.transforms)[:-1]:
+      if isinstance(transform, grain.FilterTransform):
+        if not transform.filter(row):
+          return None
+      else:
+        row = transform.map(row)
+        if row is None:
+          return None
+    return row
+
+  @property
+  def _task(self) -> _chat_task.ChatTask:
+    return list(self.transforms)[-1]
+
+  @functools.cached_property
+  def _source(self) -> Any:
+    if isinstance(self.data_source, kd.data.py.PyGrainPipeline):
+      if self.data_source.transforms:
+        raise ValueError(
+            'PackedSource(data_source=...) has transforms= of its own, which'
+            " would not run: move them into PackedSource's."
+        )
+      return self.data_source.data_source  # pyrefly: ignore[missing-attribute]
+    return self.data_source

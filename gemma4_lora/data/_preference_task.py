@@ -1,0 +1,217 @@
+"""Pairs of answers, of which one is preferred, to tokens and masks."""
+
+import dataclasses
+import functools
+from typing import Any
+
+from etils.etree import jax as etree  # pylint: disable=g-importing-member
+from gemma import gm
+from grain import python as grain
+from kauldron import kd
+import numpy as np
+
+from gemma4_lora.data import _chat_task
+from gemma4_lora.data import _fields
+from gemma4_lora.data import _malformed
+
+_CONVERSATION = 'conversation'
+
+
+@dataclasses.dataclass(kw_only=True, frozen=True)
+class PreferenceTask(grain.MapTransform):
+  """Pairs for DPO, rendered as `ChatTask` renders conversations.
+
+  ```python
+  # Before:
+  {"prompt": "2 + 2?", "chosen": "4.", "rejected": "22."}
+  # After, with max_length=16:
+  {
+      "input": i32[2 16],  # Chosen, rejected.
+      "target": i32[2 16],  # input, one step ahead
+      "loss_mask": bool[2 16],  # True for the answer and its `<turn|>`
+  }
+  ```
+
+  These are what `g4.losses.DpoLoss` and `gm.losses.DpoLoss` take. The mask is on
+  the last turn of the model.
+
+  Layouts:
+
+  * `'prompt_response'`: texts, at `in_prompt`, `in_chosen` and `in_rejected`.
+  * `'messages'` or `'sharegpt'`: lists of messages, as of `ChatTask`. With
+    `in_prompt=None` chosen and rejected are whole conversations; else they
+    follow the messages (or the text) of the prompt, unless they begin with them.
+
+  Attributes:
+    layout: See above.
+    in_prompt: Key of the prompt.
+    in_chosen: Key of the preferred answer.
+    in_rejected: Key of the other.
+    in_system: As of `ChatTask`.
+    in_tools: As of `ChatTask`.
+    out_input: Key to write the model's input to.
+    out_target: Key to write the labels to.
+    out_target_mask: Key to write the mask of the answers to.
+    drop_inputs: Whether to remove the input keys.
+    tokenizer: A Gemma 4 tokenizer.
+    max_length: Length of each of the two, in tokens.
+    truncate: Whether to cut longer ones at the end. If False they are an error.
+    thinking: As of `ChatTask`.
+    template: As of `ChatTask`.
+    enable_thinking: As of `ChatTask`.
+    max_malformed: As of `ChatTask`. Two answers of the same tokens are
+      malformed, too: there is nothing to prefer.
+  """
+
+  layout: str = 'prompt_response'
+
+  in_prompt: kd.kontext.Key | None = 'prompt'
+  in_chosen: kd.kontext.Key = 'chosen'
+  in_rejected: kd.kontext.Key = 'rejected'
+  in_system: kd.kontext.Key | None = None
+  in_tools: kd.kontext.Key | None = None
+
+  out_input: kd.kontext.Key = 'input'
+  out_target: kd.kontext.Key = 'target'
+  out_target_mask: kd.kontext.Key = 'loss_mask'
+
+  drop_inputs: bool = True
+
+  tokenizer: gm.text.Tokenizer
+  max_length: int
+  truncate: bool = False
+
+  thinking: str = 'keep'
+  template: str = 'dialog'
+  enable_thinking: bool = False
+  max_malformed: float = 0
+
+  def __post_init__(self):
+    _malformed.check_limit(self.max_malformed, name='PreferenceTask')
+    if self.layout == 'prompt_response' and self.in_prompt is None:
+      raise ValueError(
+          "PreferenceTask: layout='prompt_response' needs `in_prompt=`. Whole"
+          " conversations are of layout='messages' or layout='sharegpt'."
+      )
+    _ = self._chat  # Checks its arguments.
+
+  def map(self, element: Any) -> Any:
+    """Returns the example with the output fields, and without the inputs.
+
+    None, which grain leaves out, for a malformed one that may be.
+    """
+    try:
+      fields = self.fields(element)
+    except (ValueError, KeyError) as e:
+      self.malformed.add_malformed(element, e)
+      return None
+    self.malformed.add()
+    element = etree.copy(element)  # Not to change the caller's.
+    if self.drop_inputs:
+      for key in self._in_keys:
+        _fields.delete(element, key)
+    for key, value in fields.items():
+      kd.kontext.set_by_path(element, key, value)
+    return element
+
+  def fields(self, element: Any) -> dict[str, np.ndarray]:
+    """Returns the output fields of an example.
+
+    Raises:
+      ValueError: It is no pair to learn from.
+      KeyError: It lacks a field.
+    """
+    pair = []
+    for key in (self.in_chosen, self.in_rejected):
+      fields = self._chat.fields(self._row(element, key))
+      pair.append({k: v.reshape(-1) for k, v in fields.items()})
+    chosen, rejected = pair
+    if np.array_equal(chosen['target'], rejected['target']):
+      raise ValueError(
+          f'PreferenceTask: {self.in_chosen!r} and {self.in_rejected!r} are the'
+          f' same tokens (of the first {self.max_length}): there is nothing to'
+          ' prefer.'
+      )
+    out = {
+        'input': self.out_input,
+        'target': self.out_target,
+        'loss_mask': self.out_target_mask,
+    }
+    return {
+        name: np.stack([chosen[key], rejected[key]])
+        for key, name in out.items()
+    }
+
+  @functools.cached_property
+  def malformed(self) -> _malformed.Counter:
+    """Counts the rows that were read in this process, and the malformed."""
+    return _malformed.Counter(name='PreferenceTask', limit=self.max_malformed)
+
+  def __getstate__(self) -> dict[str, Any]:
+    # Each worker counts its own.
+    return {k: v for k, v in self.__dict__.items() if k != 'malformed'}
+
+  @functools.cached_property
+  def _chat(self) -> _chat_task.ChatTask:
+    """Renders each of the two."""
+    is_text = self.layout == 'prompt_response'
+    return _chat_task.ChatTask(
+        layout=self.layout,
+        in_prompt='prompt',
+        in_response=_CONVERSATION,
+        in_messages=None if is_text else _CONVERSATION,
+        in_system=self.in_system and 'system',
+        in_tools=self.in_tools and 'tools',
+        tokenizer=self.tokenizer,
+        max_length=self.max_length,
+        truncate=self.truncate,
+        thinking=self.thinking,
+        loss_on='last',
+        template=self.template,
+        enable_thinking=self.enable_thinking,
+    )
+
+  def _row(self, element: Any, answer: kd.kontext.Key) -> dict[str, Any]:
+    """Returns the row of one of the two conversations.
+
+    Raises:
+      ValueError: An answer that is none.
+      KeyError: A field is missing.
+    """
+    row = {}
+    for name, key in (('system', self.in_system), ('tools', self.in_tools)):
+      if key is not None:
+        row[name] = _fields.get(element, key)
+    if self.layout == 'prompt_response':
+      assert self.in_prompt is not None  # See `__post_init__`.
+      row['prompt'] = _fields.get_text(element, self.in_prompt)
+      row[_CONVERSATION] = _fields.get_text(element, answer)
+      return row
+    messages = _fields.get(element, answer)
+    if isinstance(messages, str) and self.in_prompt is not None:
+      messages = [self._message('assistant', messages)]
+    messages = _fields.rows(messages, field=answer)
+    if self.in_prompt is not None:
+      prompt = _fields.get(element, self.in_prompt)
+      if isinstance(prompt, str):
+        prompt = [self._message('user', prompt)]
+      prompt = _fields.rows(prompt, field=self.in_prompt)
+      if messages[: len(prompt)] != prompt:
+        messages = [*prompt, *messages]
+    return row | {_CONVERSATION: messages}
+
+  def _message(self, role: str, text: str) -> dict[str, str]:
+    if self.layout == 'messages':
+      return {'role': role, 'content': text}
+    return {'from': role, 'value': text}
+
+  @property
+  def _in_keys(self) -> list[str]:
+    keys = (
+        self.in_prompt,
+        self.in_chosen,
+        self.in_rejected,
+        self.in_system,
+        self.in_tools,
+    )
+    return [key for key in keys if key is not None]

@@ -1,0 +1,61 @@
+"""From pieces of text to the arrays that a model trains on."""
+
+import dialog
+from gemma import gm
+import numpy as np
+
+from gemma4_lora.data import _render
+
+_TURN_TAGS = (dialog.Tags.TURN.open, dialog.Tags.TURN.close)
+
+
+def check_format(tokenizer: gm.text.Tokenizer, *, name: str) -> None:
+  """Raises ValueError if the tokenizer is not one of Gemma 4."""
+  if tokenizer.FORMAT == dialog.Format.GEMMA4:
+    return
+  raise ValueError(
+      f"{name} writes Gemma 4's turns, but tokenizer={type(tokenizer).__name__}"
+      f' is of Gemma {tokenizer.VERSION}, whose format is'
+      f' {str(tokenizer.FORMAT)!r}. Write `tokenizer=gm.text.Gemma4Tokenizer()`,'
+      ' or use `gm.data.Seq2SeqTask` for other models.'
+  )
+
+
+def check_vocabulary(tokenizer: gm.text.Tokenizer, *, name: str) -> None:
+  """Raises ValueError if its file lacks Gemma 4's turn tags."""
+  special = tokenizer.special_tokens
+  for tag, token_id in zip(
+      _TURN_TAGS, (special.START_OF_TURN, special.END_OF_TURN), strict=True
+  ):
+    ids = tokenizer.encode(tag)
+    if ids != [token_id]:
+      raise ValueError(
+          f"{name}: the vocabulary at {tokenizer.path} is not Gemma 4's: it"
+          f' encodes {tag!r} as {ids} rather than [{token_id:d}].'
+      )
+
+
+def tokenize(
+    rendered: _render.Rendered, tokenizer: gm.text.Tokenizer
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the tokens, `<bos>` included, and the weight of each as a target.
+
+  Each piece is tokenized by itself: what a sampler is given for a turn, and
+  what the model says to it, are tokens of their own.
+
+  Returns:
+    i32 `[L]` and f32 `[L]`.
+  """
+  ids = [int(tokenizer.special_tokens.BOS)]
+  weights = [0.0]
+  for segment in rendered.segments:
+    new = tokenizer.encode(segment.text)
+    ids.extend(new)
+    weights.extend([segment.weight] * len(new))
+  return np.asarray(ids, np.int32), np.asarray(weights, np.float32)
+
+
+def pad(values: np.ndarray, length: int) -> np.ndarray:
+  """Returns the first `length` values, or as many with zeros behind."""
+  values = values[:length]
+  return np.pad(values, (0, length - len(values)))

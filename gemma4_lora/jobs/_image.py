@@ -1,0 +1,23 @@
+"""The container image of a job."""
+
+import pathlib
+
+from gemma4_lora.jobs import _request
+
+
+def dockerfile(config: _request.Config) -> str:
+  """Returns a Dockerfile for a clone of this repository, and a config in it."""
+  folder = pathlib.PurePosixPath(config.path_in_image.split(':', 1)[0]).parent
+  return f"""\
+FROM python:3.12-slim
+# What OpenCV, which Kauldron imports, is linked to.
+RUN apt-get update \\
+    && apt-get install -y --no-install-recommends libgl1 libglib2.0-0 \\
+    && rm -rf /var/lib/apt/lists/*
+WORKDIR /gemma4_lora
+COPY pyproject.toml README.md LICENSE ./
+COPY gemma4_lora gemma4_lora
+RUN pip install --no-cache-dir ".[tpu]"
+COPY {folder} {folder}
+ENTRYPOINT ["python", "-m", "gemma4_lora", "train"]
+"""

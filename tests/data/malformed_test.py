@@ -1,0 +1,108 @@
+"""Tests of malformed rows: counted, shown, and an error above a limit."""
+
+import dataclasses
+import pickle
+
+from absl import logging
+from grain import python as grain
+from kauldron import kd
+import pytest
+
+from gemma4_lora import g4
+
+_TASK = g4.data.ChatTask(
+    in_prompt='en',
+    in_response='fr',
+    tokenizer=g4.testing.Gemma4Tokenizer(),
+    max_length=16,
+)
+_GOOD = {'en': 'Yes.', 'fr': 'Oui.'}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows(grain.RandomAccessDataSource):
+  """Rows of which each tenth is malformed, in one of two ways."""
+
+  number: int
+  every: int = 10
+
+  def __len__(self):
+    return self.number
+
+  def __getitem__(self, index):
+    if index % self.every:
+      return dict(_GOOD)
+    return {'en': 'Yes.'} if index % (2 * self.every) else {'en': 1, 'fr': 'a'}
+
+
+def _dataset(rows, **kwargs):
+  return kd.data.py.DataSource(
+      data_source=rows,
+      shuffle=False,
+      num_epochs=1,
+      batch_size=None,
+      num_workers=0,
+      transforms=[dataclasses.replace(_TASK, **kwargs)],
+  )
+
+
+def test_a_malformed_row_is_an_error_by_default():
+  with pytest.raises(ValueError, match="'en' should be text") as e:
+    list(_dataset(_Rows(30)))
+  assert "In the row: {'en': 1, 'fr': 'a'}" in str(e.value)
+
+
+def test_rows_within_the_limit_are_left_out_and_shown(caplog):
+  with caplog.at_level(logging.WARNING):
+    examples = list(_dataset(_Rows(30), max_malformed=3))
+  assert len(examples) == 27
+  shown = [r.getMessage() for r in caplog.records if 'malformed' in r.msg]
+  assert len(shown) == 3
+  assert 'left out malformed row number 2 of 11 read: The example has no field' in shown[1]  # pylint: disable=line-too-long
+  assert "In the row: {'en': 'Yes.'}" in shown[1]
+
+
+@pytest.mark.parametrize(
+    'limit, error', [(3, None), (2, '3 of 21'), (0.1, None), (0.02, '3 of 21')]
+)
+def test_more_than_the_limit_are_an_error(limit, error):
+  dataset = _dataset(_Rows(30), max_malformed=limit)
+  if error is None:
+    assert len(list(dataset)) == 27
+    return
+  match = rf'(?s){error} rows are malformed, .*max_malformed={limit}'
+  with pytest.raises(ValueError, match=match) as e:
+    list(dataset)
+  message = str(e.value)
+  assert "2 x Field 'en' should be text" in message
+  assert "1 x The example has no field 'fr'" in message
+  assert "In the row: {'en': 1, 'fr': 'a'}" in message
+
+
+def test_a_share_is_of_the_rows_read_once_there_are_a_hundred():
+  assert len(list(_dataset(_Rows(400, every=50), max_malformed=0.03))) == 392
+  with pytest.raises(ValueError, match='2 of 51 rows are malformed'):
+    list(_dataset(_Rows(400, every=50), max_malformed=0.019))
+
+
+def test_no_mask_is_ever_empty():
+  """Rows that `truncate=True` leaves nothing to train on are malformed."""
+  task = dataclasses.replace(_TASK, truncate=True, max_malformed=1)
+  long = {'en': 'Yes. ' * 20, 'fr': 'Oui.'}
+  assert task.map(long) is None
+  with pytest.raises(ValueError, match='2 of 2 rows.*'):
+    task.map(long)
+  assert task.malformed.num_malformed == 2
+
+
+def test_each_worker_counts_its_own():
+  task = dataclasses.replace(_TASK, max_malformed=1)
+  assert task.map({'en': 'Yes.'}) is None
+  copy = pickle.loads(pickle.dumps(task))
+  assert (task.malformed.num_rows, copy.malformed.num_rows) == (1, 0)
+
+
+@pytest.mark.parametrize('limit', [-1, 1.0, 1.5, -0.1, True, 'a'])
+def test_a_limit_that_is_none_is_an_error(limit):
+  with pytest.raises(ValueError, match=r'max_malformed=.*number of rows \(int'):
+    dataclasses.replace(_TASK, max_malformed=limit)
