@@ -109,7 +109,7 @@ class Injector:
     weight = _gemma4.weight(module)
     row = adapted[0].row.one_layer
     scales = [x.scale(use_rslora=self.use_rslora) for x in adapted]
-    if _joint.has_wide_output(eqn, row):
+    if _joint.puts_b_below(eqn, row, x):
       branches = []
       for linear, scale in zip(adapted, scales, strict=True):
         a, b = self._params(module, linear)
@@ -118,9 +118,9 @@ class Injector:
         branches.append((row, low * scale, b))
       return _joint.with_branches(eqn, x, weight, branches)
     drops = self.use_dropout and adapted[0].dropout
-    if _joint.has_wide_input(eqn, row) and not drops:
+    if _joint.puts_a_beside(eqn, row, x) and not drops:
       a, b = self._params(module, adapted[0])
-      output, low = _joint.with_low(eqn, row, x, weight, a)
+      output, low = _joint.with_low(eqn, x, weight, a)
       return output + _low_rank.apply_b(eqn, row, low * scales[0], b)
     return None
 

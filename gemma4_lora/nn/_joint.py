@@ -6,8 +6,8 @@ two is large, it costs less to copy the weight:
 
 * a wide output (`gate`, `up`, `q`): B goes below the weight, and what A gives
   beside the input: `[x, scale * x @ A] @ [[W], [B]]`;
-* a wide input (`down`, `o`): A goes beside the weight: `x @ [W, A]` are the
-  base's output and what B is given.
+* a wide input (`down`): A goes beside the weight: `x @ [W, A]` are the base's
+  output and what B is given.
 
 Base weights have a gradient here like any input. It is a product of its own,
 which the compiler drops where nobody asks for it.
@@ -25,38 +25,49 @@ from gemma4_lora import _linears
 from gemma4_lora.nn import _low_rank
 
 
-def has_wide_output(eqn: str, row: _linears.Linear) -> bool:
+def puts_b_below(eqn: str, row: _linears.Linear, x: jax.Array) -> bool:
   """Whether B should go below the weight.
+
+  It saves writing and reading an output, for copies of weight and input.
 
   Args:
     eqn: Einsum of the base.
     row: One projection of the weight.
+    x: The base's input.
   """
   x_axes, w_axes, _ = _low_rank.split(eqn)
   if row.batch_axes or len(row.in_axes) != 1:
     return False
-  contracted = w_axes[row.in_axes[0]]
-  return x_axes[-1] == contracted and _width(row) > math.prod(row.in_shape)
+  if x_axes[-1] != w_axes[row.in_axes[0]]:
+    return False
+  tokens, wide, narrow = _sizes(row, x)
+  return tokens * (wide - narrow) > narrow * wide
 
 
-def has_wide_input(eqn: str, row: _linears.Linear) -> bool:
+def puts_a_beside(eqn: str, row: _linears.Linear, x: jax.Array) -> bool:
   """Whether A should go beside the weight.
+
+  It saves reading an input, for copies of weight and output.
 
   Args:
     eqn: Einsum of the base.
     row: The one projection of the weight.
+    x: The base's input.
   """
   _, w_axes, out_axes = _low_rank.split(eqn)
   if row.batch_axes or row.slot_axis is not None or len(row.out_axes) != 1:
     return False
-  gained = w_axes[row.out_axes[0]]
-  return out_axes[-1] == gained and _width(row) < math.prod(row.in_shape)
+  if not out_axes[-1] == w_axes[-1] == w_axes[row.out_axes[0]]:
+    return False
+  tokens, narrow, wide = _sizes(row, x)
+  return tokens * (wide - 2 * narrow) > 2 * narrow * wide
 
 
-def _width(row: _linears.Linear) -> int:
-  """Of all that the weight gives."""
+def _sizes(row: _linears.Linear, x: jax.Array) -> tuple[int, int, int]:
+  """Returns tokens, width of all that the weight gives, and of the input."""
   slots = 1 if row.slot_axis is None else row.shape[row.slot_axis]
-  return slots * math.prod(row.out_shape)
+  width = math.prod(row.in_shape)
+  return x.size // width, slots * math.prod(row.out_shape), width
 
 
 def with_branches(
@@ -89,23 +100,16 @@ def with_branches(
 
 
 def with_low(
-    eqn: str,
-    row: _linears.Linear,
-    x: jax.Array,
-    weight: jax.Array,
-    a: jax.Array,
+    eqn: str, x: jax.Array, weight: jax.Array, a: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """Returns what the base gives, and `x @ A` as `[..., rank]`.
 
   Args:
     eqn: Einsum of the base, of its input and its weight.
-    row: The projection.
     x: The base's input.
     weight: The base's weight.
     a: A, in its own dtype.
   """
-  (axis,) = row.out_axes
-  assert axis == weight.ndim - 1
   return _with_outputs(eqn, x, weight, a.astype(weight.dtype))
 
 
@@ -140,9 +144,7 @@ def _with_inputs_backward(eqn, axis, kept, gradient):
   x, weight, low, part = kept
   weights = jnp.concatenate([weight, part], axis=axis)
   width = x.shape[-1]
-  inputs = jax.ShapeDtypeStruct(
-      (*x.shape[:-1], width + low.shape[-1]), x.dtype
-  )
+  inputs = jax.ShapeDtypeStruct((*x.shape[:-1], width + low.shape[-1]), x.dtype)
   to_inputs = _to_input(eqn, inputs, weights, gradient)
   return (
       to_inputs[..., :width],

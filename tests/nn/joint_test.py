@@ -1,0 +1,156 @@
+"""Base and branches as one product give what they give one by one."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gemma4_lora import _linears
+from gemma4_lora import g4
+from gemma4_lora.nn import _joint
+from gemma4_lora.nn import _low_rank
+from tests import training
+
+_EQNS = {
+    'q': 'BTD,NDH->BTNH',
+    'k': 'BSD,CKDH->CBSKH',
+    'v': 'BSD,CKDH->CBSKH',
+    'o': 'BTNH,NHD->BTD',
+    'gate': '...F,NHF->...NH',
+    'up': '...F,NHF->...NH',
+    'down': '...H,HF->...F',
+}
+
+
+@functools.cache
+def _rows():
+  """Projections of E2B's first layer, of small shapes."""
+  config = g4.testing.Gemma4_E2B().config
+  return {
+      row.projection: row
+      for row in _linears.linears(config)
+      if row.layer == 0 and row.tower == 'text'
+  }
+
+
+def _draw(seed, *shape):
+  rng = np.random.default_rng(seed)
+  return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+
+def _weight_and_input(row):
+  weight = _draw(0, *row.shape)
+  return weight, _draw(1, 2, 5, *row.in_shape)
+
+
+def _gradients(function, args):
+  """Values, and the gradients of all arguments under a random cotangent."""
+  value, pull = jax.vjp(function, *args)
+  return value, pull(_draw(9, *value.shape))
+
+
+def _assert_close(got, wanted):
+  leaves = zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True)
+  for x, y in leaves:
+    np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    'names', [['q'], ['k', 'v'], ['v'], ['gate', 'up'], ['gate'], ['up']]
+)
+def test_b_below_the_weight(names):
+  rows = [_rows()[name] for name in names]
+  eqn = _EQNS[names[0]]
+  weight, x = _weight_and_input(rows[0])
+  pairs = [
+      (_draw(2, *row.in_shape, 3), _draw(3, 3, *row.out_shape)) for row in rows
+  ]
+
+  def joint(x, weight, pairs):
+    branches = [
+        (row, 0.5 * _low_rank.apply_a(eqn, row, x, a), b)
+        for row, (a, b) in zip(rows, pairs, strict=True)
+    ]
+    return _joint.with_branches(eqn, x, weight, branches)
+
+  def merged(x, weight, pairs):
+    for row, (a, b) in zip(rows, pairs, strict=True):
+      (axis,) = row.in_axes
+      # [in, *out], the axis of the input put back where the weight has it.
+      delta = 0.5 * jnp.tensordot(a, b, 1)
+      if row.slot_axis is None:
+        weight += jnp.moveaxis(delta, 0, axis)
+      else:
+        at = (slice(None),) * row.slot_axis + (row.slot,)
+        weight = weight.at[at].add(
+            jnp.moveaxis(delta, 0, axis - (axis > row.slot_axis))
+        )
+    return jnp.einsum(eqn, x, weight)
+
+  args = (x, weight, pairs)
+  _assert_close(_gradients(joint, args), _gradients(merged, args))
+
+
+@pytest.mark.parametrize('name', ['down', 'o'])
+def test_a_beside_the_weight(name):
+  row, eqn = _rows()[name], _EQNS[name]
+  weight, x = _weight_and_input(row)
+  a, b = _draw(2, *row.in_shape, 3), _draw(3, 3, *row.out_shape)
+
+  def joint(x, weight, a, b):
+    output, low = _joint.with_low(eqn, x, weight, a)
+    return output + _low_rank.apply_b(eqn, row, 0.5 * low, b)
+
+  def merged(x, weight, a, b):
+    return jnp.einsum(eqn, x, weight + 0.5 * jnp.tensordot(a, b, 1))
+
+  args = (x, weight, a, b)
+  _assert_close(_gradients(joint, args), _gradients(merged, args))
+
+
+@pytest.mark.parametrize(
+    'name, tokens, below, beside',
+    [
+        ('gate', 1024, False, False),  # The weight's copy costs more.
+        ('gate', 2048, True, False),
+        ('q', 4096, False, False),
+        ('q', 8192, True, False),
+        ('down', 4096, False, False),
+        ('down', 8192, False, True),
+        ('o', 2**20, False, False),  # Hardly wider than its output.
+        ('k', 2**20, False, False),
+    ],
+)
+def test_where_it_pays(name, tokens, below, beside):
+  """E2B's first layer: 1536 wide, 6144 in the MLP, 8 heads of 256."""
+  from gemma import gm
+
+  rows = _linears.linears(gm.nn.Gemma4_E2B().config)
+  (row,) = [row for row in rows if row.layer == 0 and row.projection == name]
+  x = jax.ShapeDtypeStruct((tokens, *row.in_shape), jnp.bfloat16)
+  assert _joint.puts_b_below(_EQNS[name], row, x) == below
+  assert _joint.puts_a_beside(_EQNS[name], row, x) == beside
+
+
+def test_logits_are_those_of_fused_weights():
+  """With tokens enough that gate, up, q and down are joined."""
+  base = training.shallow(g4.testing.Gemma4_E2B(dtype=jnp.float32))
+  config = dataclasses.replace(base.config, hidden_dim=256)
+  model = g4.nn.LoRA(rank=2, model=base.clone(config=config))
+  params = training.random_params(model)
+  tokens = jnp.asarray(
+      np.random.default_rng(0).integers(3, 1000, (2, 128)), jnp.int32
+  )
+  apply = jax.jit(lambda params: model.apply({'params': params}, tokens).logits)
+  rank = model.rank
+  text = apply.lower(params).as_text()
+  width = config.embed_dim
+  # gate and up with B of both below; down with A beside.
+  assert f'tensor<2x256x{width + 2 * rank}xf32>' in text
+  assert f'tensor<256x{width + rank}xf32>' in text
+  fused = g4.nn.fuse_params(model, params)
+  wanted = model.model.apply({'params': fused}, tokens).logits
+  np.testing.assert_allclose(apply(params), wanted, atol=2e-4)
