@@ -75,10 +75,8 @@ class Injector:
     if adapted is None:
       return next_fun(*args, **kwargs)
     eqn, x = _gemma4.einsum_of(module, args, kwargs)
-    if self._may_join(module, adapted):
-      output = self._joint(module, adapted, eqn, x)
-      if output is not None:
-        return output
+    if self._is_joint(module, adapted, eqn, x):
+      return self._joint(module, adapted, eqn, x)
     branches = functools.partial(self._branches, module, adapted, eqn)
     if not isinstance(module, _gemma4.ClippedEinsum):
       output = next_fun(*args, **kwargs)
@@ -87,15 +85,20 @@ class Injector:
       next_fun(*args, **kwargs)  # Makes weight and bounds.
     return _clipped.apply(module, eqn, x, branches=branches)
 
-  def _may_join(
-      self, module: nn.Module, adapted: Sequence[targets.Adapted]
+  def _is_joint(
+      self,
+      module: nn.Module,
+      adapted: Sequence[targets.Adapted],
+      eqn: str,
+      x: jax.Array,
   ) -> bool:
-    """Whether base and branches may be one product."""
+    """Whether base and branches are computed as one product."""
     return (
         isinstance(module, _gemma4.Einsum)
         and not module.is_initializing()
         and _gemma4.weight_scale(module) == 1
         and not any(linear.use_dora for linear in adapted)
+        and _joint.pays(eqn, adapted[0].row.one_layer, x)
     )
 
   def _joint(
@@ -104,25 +107,16 @@ class Injector:
       adapted: Sequence[targets.Adapted],
       eqn: str,
       x: jax.Array,
-  ) -> jax.Array | None:
-    """Returns base and branches as one product, None where that does not pay."""
-    weight = _gemma4.weight(module)
-    row = adapted[0].row.one_layer
-    scales = [x.scale(use_rslora=self.use_rslora) for x in adapted]
-    if _joint.puts_b_below(eqn, row, x):
-      branches = []
-      for linear, scale in zip(adapted, scales, strict=True):
-        a, b = self._params(module, linear)
-        row = linear.row.one_layer
-        low = _low_rank.apply_a(eqn, row, self._drop(module, linear, x), a)
-        branches.append((row, low * scale, b))
-      return _joint.with_branches(eqn, x, weight, branches)
-    drops = self.use_dropout and adapted[0].dropout
-    if _joint.puts_a_beside(eqn, row, x) and not drops:
-      a, b = self._params(module, adapted[0])
-      output, low = _joint.with_low(eqn, x, weight, a)
-      return output + _low_rank.apply_b(eqn, row, low * scales[0], b)
-    return None
+  ) -> jax.Array:
+    """Returns base and branches as one product."""
+    branches = []
+    for linear in adapted:
+      row = linear.row.one_layer
+      a, b = self._params(module, linear)
+      low = _low_rank.apply_a(eqn, row, self._drop(module, linear, x), a)
+      scale = linear.scale(use_rslora=self.use_rslora)
+      branches.append((row, low * scale, b))
+    return _joint.apply(eqn, x, _gemma4.weight(module), branches)
 
   def _branches(
       self,

@@ -1,13 +1,12 @@
 """Base and low-rank branches as one product, where that moves fewer bytes.
 
-A branch that stands beside its linear reads the input once more, or writes an
-array as large as the output, which is read and added. Where the wider of the
-two is large, it costs less to copy the weight:
+A branch that stands beside its linear is an array as large as the linear's
+output: it is written, read and added, and in the backward pass the output's
+gradient is read again for it. Where an output is wide (`gate`, `up`, `q`), it
+costs less to copy the weight, with B below it, and to put what A gives beside
+the input:
 
-* a wide output (`gate`, `up`, `q`): B goes below the weight, and what A gives
-  beside the input: `[x, scale * x @ A] @ [[W], [B]]`;
-* a wide input (`down`): A goes beside the weight: `x @ [W, A]` are the base's
-  output and what B is given.
+  `[x, scale * x @ A] @ [[W], [B]]`
 
 Base weights have a gradient here like any input. It is a product of its own,
 which the compiler drops where nobody asks for it.
@@ -25,8 +24,8 @@ from gemma4_lora import _linears
 from gemma4_lora.nn import _low_rank
 
 
-def puts_b_below(eqn: str, row: _linears.Linear, x: jax.Array) -> bool:
-  """Whether B should go below the weight.
+def pays(eqn: str, row: _linears.Linear, x: jax.Array) -> bool:
+  """Whether one product moves fewer bytes.
 
   It saves writing and reading an output, for copies of weight and input.
 
@@ -40,37 +39,13 @@ def puts_b_below(eqn: str, row: _linears.Linear, x: jax.Array) -> bool:
     return False
   if x_axes[-1] != w_axes[row.in_axes[0]]:
     return False
-  tokens, wide, narrow = _sizes(row, x)
+  slots = 1 if row.slot_axis is None else row.shape[row.slot_axis]
+  narrow, wide = x.shape[-1], slots * math.prod(row.out_shape)
+  tokens = x.size // narrow
   return tokens * (wide - narrow) > narrow * wide
 
 
-def puts_a_beside(eqn: str, row: _linears.Linear, x: jax.Array) -> bool:
-  """Whether A should go beside the weight.
-
-  It saves reading an input, for copies of weight and output.
-
-  Args:
-    eqn: Einsum of the base.
-    row: The one projection of the weight.
-    x: The base's input.
-  """
-  _, w_axes, out_axes = _low_rank.split(eqn)
-  if row.batch_axes or row.slot_axis is not None or len(row.out_axes) != 1:
-    return False
-  if not out_axes[-1] == w_axes[-1] == w_axes[row.out_axes[0]]:
-    return False
-  tokens, narrow, wide = _sizes(row, x)
-  return tokens * (wide - 2 * narrow) > 2 * narrow * wide
-
-
-def _sizes(row: _linears.Linear, x: jax.Array) -> tuple[int, int, int]:
-  """Returns tokens, width of all that the weight gives, and of the input."""
-  slots = 1 if row.slot_axis is None else row.shape[row.slot_axis]
-  width = math.prod(row.in_shape)
-  return x.size // width, slots * math.prod(row.out_shape), width
-
-
-def with_branches(
+def apply(
     eqn: str,
     x: jax.Array,
     weight: jax.Array,
@@ -89,7 +64,7 @@ def with_branches(
       _laid_out(eqn, row, b.astype(weight.dtype), weight)
       for row, _, b in branches
   ]
-  return _with_inputs(
+  return _product(
       eqn,
       branches[0][0].in_axes[0],
       x,
@@ -97,20 +72,6 @@ def with_branches(
       jnp.concatenate(lows, axis=-1),
       jnp.concatenate(parts, axis=branches[0][0].in_axes[0]),
   )
-
-
-def with_low(
-    eqn: str, x: jax.Array, weight: jax.Array, a: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """Returns what the base gives, and `x @ A` as `[..., rank]`.
-
-  Args:
-    eqn: Einsum of the base, of its input and its weight.
-    x: The base's input.
-    weight: The base's weight.
-    a: A, in its own dtype.
-  """
-  return _with_outputs(eqn, x, weight, a.astype(weight.dtype))
 
 
 def _laid_out(
@@ -134,13 +95,13 @@ def _laid_out(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _with_inputs(eqn, axis, x, weight, low, part):
+def _product(eqn, axis, x, weight, low, part):
   """`[x, low] @ [[weight], [part]]`"""
   inputs = jnp.concatenate([x, low], axis=-1)
   return jnp.einsum(eqn, inputs, jnp.concatenate([weight, part], axis=axis))
 
 
-def _with_inputs_backward(eqn, axis, kept, gradient):
+def _backward(eqn, axis, kept, gradient):
   x, weight, low, part = kept
   weights = jnp.concatenate([weight, part], axis=axis)
   width = x.shape[-1]
@@ -151,24 +112,6 @@ def _with_inputs_backward(eqn, axis, kept, gradient):
       _to_weight(eqn, x, weight, gradient),
       to_inputs[..., width:],
       _to_weight(eqn, low, part, gradient),
-  )
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _with_outputs(eqn, x, weight, a):
-  """`x @ [weight, a]`"""
-  outputs = jnp.einsum(eqn, x, jnp.concatenate([weight, a], axis=-1))
-  width = weight.shape[-1]
-  return outputs[..., :width], outputs[..., width:]
-
-
-def _with_outputs_backward(eqn, kept, gradients):
-  x, weight, a = kept
-  weights = jnp.concatenate([weight, a], axis=-1)
-  return (
-      _to_input(eqn, x, weights, jnp.concatenate(gradients, axis=-1)),
-      _to_weight(eqn, x, weight, gradients[0]),
-      _to_weight(eqn, x, a, gradients[1]),
   )
 
 
@@ -184,11 +127,7 @@ def _to_weight(eqn: str, x: jax.Array, weight: Any, gradient: jax.Array) -> Any:
   return transposed(gradient)[0]
 
 
-_with_inputs.defvjp(
-    lambda eqn, axis, *args: (_with_inputs(eqn, axis, *args), args),
-    _with_inputs_backward,
-)
-_with_outputs.defvjp(
-    lambda eqn, *args: (_with_outputs(eqn, *args), args),
-    _with_outputs_backward,
+_product.defvjp(
+    lambda eqn, axis, *args: (_product(eqn, axis, *args), args),
+    _backward,
 )

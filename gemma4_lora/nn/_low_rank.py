@@ -46,7 +46,15 @@ def apply(
   Returns:
     The branch, without the axis along which the base packs projections.
   """
-  return apply_b(eqn, row, apply_a(eqn, row, x, a) * scale, b)
+  _, w_axes, out_axes = split(eqn)
+  gained = ''.join(w_axes[axis] for axis in row.out_axes)
+  if row.slot_axis is not None:
+    out_axes = out_axes.replace(w_axes[row.slot_axis], '')
+  return jnp.einsum(
+      f'{_low_axes(eqn, row)},{_rank_axis(eqn)}{gained}->{out_axes}',
+      apply_a(eqn, row, x, a) * scale,
+      b.astype(x.dtype),
+  )
 
 
 def apply_a(
@@ -66,31 +74,6 @@ def apply_a(
       f'{x_axes},{contracted}{_rank_axis(eqn)}->{_low_axes(eqn, row)}',
       x,
       a.astype(x.dtype),
-  )
-
-
-def apply_b(
-    eqn: str, row: _linears.Linear, low: jax.Array, b: jax.Array
-) -> jax.Array:
-  """Returns `low @ B`, laid out as the base's output.
-
-  Args:
-    eqn: Einsum of the base.
-    row: The projection.
-    low: What `apply_a` gives, scaled.
-    b: B, in its own dtype.
-
-  Returns:
-    The branch, without the axis along which the base packs projections.
-  """
-  _, w_axes, out_axes = split(eqn)
-  gained = ''.join(w_axes[axis] for axis in row.out_axes)
-  if row.slot_axis is not None:
-    out_axes = out_axes.replace(w_axes[row.slot_axis], '')
-  return jnp.einsum(
-      f'{_low_axes(eqn, row)},{_rank_axis(eqn)}{gained}->{out_axes}',
-      low,
-      b.astype(low.dtype),
   )
 
 
