@@ -28,7 +28,8 @@ class Injector:
   Attributes:
     adapted: The adapted projections.
     use_rslora: How a branch's scale follows from alpha and rank.
-    use_dropout: Whether the model is training.
+    is_training: Whether the model is training: dropout, and one product of base
+      and branches, which with B = 0 is the base's but for rounding.
     dtype: Of new A and B.
     root: Path of the model within the outermost module: rows are relative to
       it.
@@ -37,7 +38,7 @@ class Injector:
 
   adapted: Sequence[targets.Adapted]
   use_rslora: bool
-  use_dropout: bool
+  is_training: bool
   dtype: Any
   root: tuple[str, ...]
   init: str = 'default'
@@ -46,7 +47,7 @@ class Injector:
   def key(self) -> str:
     """Says all that the branches depend on."""
     return (
-        f'lora rslora={self.use_rslora} dropout={self.use_dropout}'
+        f'lora rslora={self.use_rslora} training={self.is_training}'
         f' dtype={jnp.dtype(self.dtype)} init={self.init} '
         + ','.join(
             f'{x.row.name}:{x.rank}:{x.alpha!r}:{x.dropout!r}:{x.use_dora}'
@@ -94,7 +95,8 @@ class Injector:
   ) -> bool:
     """Whether base and branches are computed as one product."""
     return (
-        isinstance(module, _gemma4.Einsum)
+        self.is_training
+        and isinstance(module, _gemma4.Einsum)
         and not module.is_initializing()
         and _gemma4.weight_scale(module) == 1
         and not any(linear.use_dora for linear in adapted)
@@ -257,7 +259,7 @@ class Injector:
       self, module: nn.Module, linear: targets.Adapted, x: jax.Array
   ) -> jax.Array:
     """Applies dropout to a branch's input."""
-    if not self.use_dropout or not linear.dropout:
+    if not self.is_training or not linear.dropout:
       return x
     kept = 1 - linear.dropout
     keep = jax.random.bernoulli(module.make_rng('dropout'), kept, x.shape)

@@ -364,7 +364,7 @@ class LoRA(_wrapper.ModelWrapper):
         cls(
             adapted=adapted,
             use_rslora=self.use_rslora,
-            use_dropout=self._is_training(),
+            is_training=self._is_training(),
             dtype=self.dtype,
             root=self.path,
             init=self.init_lora_weights,

@@ -112,7 +112,7 @@ class _Biases(g4.nn.LoRA):
     injector = _BiasInjector(
         adapted=self.adapted,
         use_rslora=False,
-        use_dropout=False,
+        is_training=False,
         dtype=self.dtype,
         root=self.path,
     )

@@ -391,7 +391,7 @@ def test_experts_that_run_elsewhere_are_an_error():
   injector = _experts.ExpertInjector(
       adapted=adapted,
       use_rslora=False,
-      use_dropout=False,
+      is_training=False,
       dtype=jnp.float32,
       root=(),
   )

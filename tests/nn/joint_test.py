@@ -124,11 +124,18 @@ def test_logits_are_those_of_fused_weights():
   tokens = jnp.asarray(
       np.random.default_rng(0).integers(3, 1000, (2, 128)), jnp.int32
   )
-  apply = jax.jit(lambda params: model.apply({'params': params}, tokens).logits)
-  rank = model.rank
-  text = apply.lower(params).as_text()
-  width = config.embed_dim
-  assert f'tensor<2x256x{width + 2 * rank}xf32>' in text
+
+  @functools.partial(jax.jit, static_argnums=1)
+  def apply(params, is_training):
+    return model.apply(
+        {'params': params}, tokens, is_training_property=is_training
+    ).logits
+
+  joined = f'tensor<2x256x{config.embed_dim + 2 * model.rank}xf32>'
+  assert joined in apply.lower(params, True).as_text()
+  # Elsewhere LoRA with B = 0 is the base to the last bit.
+  assert joined not in apply.lower(params, False).as_text()
   fused = g4.nn.fuse_params(model, params)
   wanted = model.model.apply({'params': fused}, tokens).logits
-  np.testing.assert_allclose(apply(params), wanted, atol=2e-4)
+  np.testing.assert_allclose(apply(params, True), wanted, atol=2e-4)
+  np.testing.assert_allclose(apply(params, False), wanted, atol=2e-4)
