@@ -4,7 +4,6 @@ import dataclasses
 import functools
 from typing import Any
 
-from etils.etree import jax as etree  # pylint: disable=g-importing-member
 from gemma import gm
 from kauldron import kd
 import numpy as np
@@ -15,13 +14,14 @@ from gemma4_lora.data import _images
 from gemma4_lora.data import _layouts
 from gemma4_lora.data import _malformed
 from gemma4_lora.data import _render
+from gemma4_lora.data import _row_task
 from gemma4_lora.data import _tokens
 
 _IN_MESSAGES = {'messages': 'messages', 'sharegpt': 'conversations'}
 
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
-class ChatTask(gm.data.Seq2SeqTask):
+class ChatTask(_row_task.RowTask, gm.data.Seq2SeqTask):
   r"""Conversations, in Gemma 4's own turn format.
 
   Takes the place of `gm.data.Seq2SeqTask`, which writes Gemma 3's tags on
@@ -153,7 +153,6 @@ class ChatTask(gm.data.Seq2SeqTask):
   template: str = 'dialog'
   enable_thinking: bool = False
   token_weights: bool = False
-  max_malformed: float = 0
 
   def __post_init__(self):
     _tokens.check_format(self.tokenizer, name='ChatTask')
@@ -168,26 +167,6 @@ class ChatTask(gm.data.Seq2SeqTask):
           " layout='sharegpt'."
       )
     _ = self._style  # Checks its arguments.
-
-  def map(self, element: Any) -> Any:
-    """Returns the example with the output fields, and without the inputs.
-
-    None, which grain leaves out, for a malformed one that may be.
-    """
-    _ = self._checked_tokenizer
-    try:
-      fields = self.fields(element)
-    except (ValueError, KeyError) as e:
-      self.malformed.add_malformed(element, e)
-      return None
-    self.malformed.add()
-    element = etree.copy(element)  # Not to change the caller's.
-    if self.drop_inputs:
-      for key in self._in_keys:
-        _fields.delete(element, key)
-    for key, value in fields.items():
-      kd.kontext.set_by_path(element, key, value)
-    return element
 
   def fields(self, element: Any) -> dict[str, Any]:
     """Returns the output fields of an example.
@@ -342,14 +321,8 @@ class ChatTask(gm.data.Seq2SeqTask):
         patch_size=self.patch_size,
     )
 
-  @functools.cached_property
-  def malformed(self) -> _malformed.Counter:
-    """Counts the rows that were read in this process, and the malformed."""
-    return _malformed.Counter(name='ChatTask', limit=self.max_malformed)
-
-  def __getstate__(self) -> dict[str, Any]:
-    # Each worker counts its own.
-    return {k: v for k, v in self.__dict__.items() if k != 'malformed'}
+  def _check(self) -> None:
+    _ = self._checked_tokenizer
 
   @functools.cached_property
   def _checked_tokenizer(self) -> gm.text.Tokenizer:

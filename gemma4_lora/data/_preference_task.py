@@ -4,7 +4,6 @@ import dataclasses
 import functools
 from typing import Any
 
-from etils.etree import jax as etree  # pylint: disable=g-importing-member
 from gemma import gm
 from grain import python as grain
 from kauldron import kd
@@ -13,12 +12,13 @@ import numpy as np
 from gemma4_lora.data import _chat_task
 from gemma4_lora.data import _fields
 from gemma4_lora.data import _malformed
+from gemma4_lora.data import _row_task
 
 _CONVERSATION = 'conversation'
 
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
-class PreferenceTask(grain.MapTransform):
+class PreferenceTask(_row_task.RowTask, grain.MapTransform):
   """Pairs for DPO, rendered as `ChatTask` renders conversations.
 
   ```python
@@ -75,8 +75,6 @@ class PreferenceTask(grain.MapTransform):
   out_target: kd.kontext.Key = 'target'
   out_target_mask: kd.kontext.Key = 'loss_mask'
 
-  drop_inputs: bool = True
-
   tokenizer: gm.text.Tokenizer
   max_length: int
   truncate: bool = False
@@ -84,7 +82,6 @@ class PreferenceTask(grain.MapTransform):
   thinking: str = 'keep'
   template: str = 'dialog'
   enable_thinking: bool = False
-  max_malformed: float = 0
 
   def __post_init__(self):
     _malformed.check_limit(self.max_malformed, name='PreferenceTask')
@@ -94,25 +91,6 @@ class PreferenceTask(grain.MapTransform):
           " conversations are of layout='messages' or layout='sharegpt'."
       )
     _ = self._chat  # Checks its arguments.
-
-  def map(self, element: Any) -> Any:
-    """Returns the example with the output fields, and without the inputs.
-
-    None, which grain leaves out, for a malformed one that may be.
-    """
-    try:
-      fields = self.fields(element)
-    except (ValueError, KeyError) as e:
-      self.malformed.add_malformed(element, e)
-      return None
-    self.malformed.add()
-    element = etree.copy(element)  # Not to change the caller's.
-    if self.drop_inputs:
-      for key in self._in_keys:
-        _fields.delete(element, key)
-    for key, value in fields.items():
-      kd.kontext.set_by_path(element, key, value)
-    return element
 
   def fields(self, element: Any) -> dict[str, np.ndarray]:
     """Returns the output fields of an example.
@@ -142,14 +120,8 @@ class PreferenceTask(grain.MapTransform):
         for key, name in out.items()
     }
 
-  @functools.cached_property
-  def malformed(self) -> _malformed.Counter:
-    """Counts the rows that were read in this process, and the malformed."""
-    return _malformed.Counter(name='PreferenceTask', limit=self.max_malformed)
-
-  def __getstate__(self) -> dict[str, Any]:
-    # Each worker counts its own.
-    return {k: v for k, v in self.__dict__.items() if k != 'malformed'}
+  def _check(self) -> None:
+    self._chat._check()  # pylint: disable=protected-access
 
   @functools.cached_property
   def _chat(self) -> _chat_task.ChatTask:

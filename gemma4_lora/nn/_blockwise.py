@@ -73,7 +73,8 @@ def attend(
 ) -> jax.Array:
   """Returns what each query attends to.
 
-  Scores and softmax are float32. A query that may attend to nothing gets zeros.
+  Scores and softmax are at least float32. A query that may attend to nothing
+  gets zeros.
 
   Args:
     settings: Window, soft-cap, blocks.
@@ -138,6 +139,7 @@ def _forward(
   block = settings.block
   batch, length, num_heads, width = q.shape
   heads = (k.shape[2], num_heads // k.shape[2])
+  dtype = _sum_dtype(q)
   first, last = _ranges(settings, allowed)
 
   def of_queries(i, outputs):
@@ -159,7 +161,7 @@ def _forward(
           sums * shrink[..., None] + gain,
       )
 
-    per_query = jnp.zeros((batch, *heads, block), jnp.float32)
+    per_query = jnp.zeros((batch, *heads, block), dtype)
     largest, total, sums = jax.lax.fori_loop(
         first[i],
         last[i],
@@ -167,7 +169,7 @@ def _forward(
         (
             per_query - jnp.inf,
             per_query,
-            jnp.zeros((*per_query.shape, width), jnp.float32),
+            jnp.zeros((*per_query.shape, width), dtype),
         ),
     )
     is_empty = total == 0
@@ -180,7 +182,7 @@ def _forward(
 
   empty = (
       jnp.zeros(q.shape, q.dtype),
-      jnp.zeros((batch, *heads, length), jnp.float32),
+      jnp.zeros((batch, *heads, length), dtype),
   )
   return jax.lax.fori_loop(0, length // block, of_queries, empty)
 
@@ -191,10 +193,11 @@ def _backward(settings, kept, cotangent):
   block = settings.block
   batch, length, num_heads, width = q.shape
   heads = (k.shape[2], num_heads // k.shape[2])
+  dtype = _sum_dtype(q)
   first, last = _ranges(settings, allowed)
   # The part of softmax's gradient that all keys of a query share.
   shared = jnp.einsum(
-      'btnh,btnh->btn', output, cotangent, preferred_element_type=jnp.float32
+      'btnh,btnh->btn', output, cotangent, preferred_element_type=dtype
   )
 
   def of_queries(i, grads):
@@ -217,7 +220,7 @@ def _backward(settings, kept, cotangent):
       to_v = _add(to_v, _values('bkgts,bkgth->bskh', p, given), j)
       return to_q, to_k, to_v
 
-    nothing = jnp.zeros((batch, *heads, block, width), jnp.float32)
+    nothing = jnp.zeros((batch, *heads, block, width), dtype)
     to_q, to_k, to_v = jax.lax.fori_loop(
         first[i], last[i], with_keys, (nothing, *grads[1:])
     )
@@ -230,8 +233,8 @@ def _backward(settings, kept, cotangent):
       of_queries,
       (
           jnp.zeros(q.shape, q.dtype),
-          jnp.zeros(k.shape, jnp.float32),
-          jnp.zeros(v.shape, jnp.float32),
+          jnp.zeros(k.shape, dtype),
+          jnp.zeros(v.shape, dtype),
       ),
   )
   return to_q, to_k.astype(k.dtype), to_v.astype(v.dtype), None
@@ -245,7 +248,7 @@ def _scores(
 ) -> tuple[jax.Array, jax.Array | float]:
   """Returns f32 `[B, K, G, t, s]`, and the soft-cap's derivative."""
   scores = jnp.einsum(
-      'bkgth,bskh->bkgts', q, k, preferred_element_type=jnp.float32
+      'bkgth,bskh->bkgts', q, k, preferred_element_type=_sum_dtype(q)
   )
   if settings.soft_cap is None:
     return scores, 1.0
@@ -254,10 +257,15 @@ def _scores(
 
 
 def _values(eqn: str, x: jax.Array, y: jax.Array) -> jax.Array:
-  """An einsum in y's dtype, summed in float32."""
+  """An einsum in y's dtype, summed in `_sum_dtype`."""
   return jnp.einsum(
-      eqn, x.astype(y.dtype), y, preferred_element_type=jnp.float32
+      eqn, x.astype(y.dtype), y, preferred_element_type=_sum_dtype(y)
   )
+
+
+def _sum_dtype(x: jax.Array) -> jnp.dtype:
+  """What scores and sums are held in: float32, or what is wider."""
+  return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def _may_attend(

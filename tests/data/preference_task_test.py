@@ -3,8 +3,10 @@
 import dataclasses
 import pickle
 
+from gemma import gm
 import numpy as np
 import pytest
+import sentencepiece as spm
 
 from gemma4_lora import g4
 
@@ -143,3 +145,19 @@ def test_a_malformed_row_is_an_error_or_left_out(row, match):
 def test_texts_without_a_prompt_are_an_error():
   with pytest.raises(ValueError, match='needs `in_prompt=`'):
     dataclasses.replace(_TASK, in_prompt=None)
+
+
+def test_another_vocabulary_is_no_malformed_row(tmp_path):
+  """It is wrong for all rows, however many may be left out."""
+  spm.SentencePieceTrainer.Train(
+      sentence_iterator=iter(['the cat sleeps', 'le chat dort']),
+      model_prefix=str(tmp_path / 'other'),
+      vocab_size=300,
+      byte_fallback=True,
+      hard_vocab_limit=False,
+      minloglevel=2,
+  )
+  tokenizer = gm.text.Gemma4Tokenizer(path=tmp_path / 'other.model')
+  task = dataclasses.replace(_TASK, tokenizer=tokenizer, max_malformed=5)
+  with pytest.raises(ValueError, match="other.model is not Gemma 4's"):
+    task.map(_ROW)

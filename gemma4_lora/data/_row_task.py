@@ -1,0 +1,75 @@
+"""What tasks have in common that make an example of each row, or leave it out."""
+
+import dataclasses
+import functools
+from typing import Any
+
+from etils.etree import jax as etree  # pylint: disable=g-importing-member
+from kauldron import kd
+
+from gemma4_lora.data import _fields
+from gemma4_lora.data import _malformed
+
+
+@dataclasses.dataclass(kw_only=True, frozen=True)
+class RowTask:
+  """A grain transform whose rows may be malformed.
+
+  A dataclass that derives from it has `fields`, `_in_keys` and `_check`.
+
+  Attributes:
+    drop_inputs: Whether to remove the input keys.
+    max_malformed: How many rows may be left out, see `ChatTask`.
+  """
+
+  drop_inputs: bool = True
+  max_malformed: float = 0
+
+  def map(self, element: Any) -> Any:
+    """Returns the example with the output fields, and without the inputs.
+
+    None, which grain leaves out, for a malformed one that may be.
+    """
+    self._check()
+    try:
+      fields = self.fields(element)
+    except (ValueError, KeyError) as e:
+      self.malformed.add_malformed(element, e)
+      return None
+    self.malformed.add()
+    element = etree.copy(element)  # Not to change the caller's.
+    if self.drop_inputs:
+      for key in self._in_keys:
+        _fields.delete(element, key)
+    for key, value in fields.items():
+      kd.kontext.set_by_path(element, key, value)
+    return element
+
+  def fields(self, element: Any) -> dict[str, Any]:
+    """Returns the output fields of an example.
+
+    Raises:
+      ValueError: It cannot be trained on.
+      KeyError: It lacks a field.
+    """
+    raise NotImplementedError
+
+  @functools.cached_property
+  def malformed(self) -> _malformed.Counter:
+    """Counts the rows that were read in this process, and the malformed."""
+    return _malformed.Counter(
+        name=type(self).__name__, limit=self.max_malformed
+    )
+
+  def __getstate__(self) -> dict[str, Any]:
+    # Each worker counts its own.
+    return {k: v for k, v in self.__dict__.items() if k != 'malformed'}
+
+  @property
+  def _in_keys(self) -> list[str]:
+    """Keys of the input fields."""
+    raise NotImplementedError
+
+  def _check(self) -> None:
+    """Raises for what is wrong with the task, not with a row."""
+    raise NotImplementedError
