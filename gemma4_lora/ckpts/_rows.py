@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import dataclasses
 import json
 import math
+import mmap
 from typing import Any
 from typing import BinaryIO
 from typing import Protocol
@@ -29,6 +30,9 @@ _SMALL_BYTES = 2**26
 _SKIP_BYTES = 2**20
 _DECODE_BYTES = 2**24
 _READ_BYTES = 2**22
+# Smaller arrays are no pages of their own.
+_SMALL_ARRAY_BYTES = 2**16
+_PAGE_OFFSET = 16
 
 _SPEC = '.zarray'
 
@@ -146,7 +150,7 @@ class Streamed:
 
   def read(self, start: int, stop: int) -> np.ndarray:
     """See `Rows`."""
-    out = np.empty((stop - start, *self.shape[1:]), self.dtype)
+    out = _empty((stop - start, *self.shape[1:]), self.dtype)
     row = start
     while row < stop:
       chunk, first = divmod(row, self.chunk_rows)
@@ -205,6 +209,22 @@ class Streamed:
     if self._file is not None:
       self._file.close()
     self._file, self._stream, self._chunk, self._row = None, None, -1, 0
+
+
+def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+  """`np.empty`, of pages that go back to the system with the array.
+
+  The C library keeps freed memory of up to 32 MB, in pieces between those that
+  are in use: it came to a tenth of a restored model. What is aligned to 64 bytes
+  XLA would use in place on a CPU, and copy all at once in the first step that
+  may overwrite its state: hence the place within the page.
+  """
+  num_bytes = _num_bytes(shape, dtype)
+  if num_bytes < _SMALL_ARRAY_BYTES:
+    return np.empty(shape, dtype)
+  pages = mmap.mmap(-1, num_bytes + _PAGE_OFFSET)
+  data = np.frombuffer(pages, np.uint8, offset=_PAGE_OFFSET)
+  return data.view(dtype).reshape(shape)
 
 
 def _read_into(stream: BinaryIO, out: memoryview) -> int:

@@ -126,6 +126,9 @@ def _init(path: pathlib.Path, scale: float) -> None:
   from gemma4_lora import g4
   from tests import training
 
+  # LoRA leaves and Adam's too: at 4 MB, Kauldron's own choice, devices of one
+  # machine would hold them, and a third of this model, eight times.
+  fsdp = kd.sharding.FSDPSharding(min_size_to_shard_mb=0.03)
   trainer = training.make_trainer(
       g4.nn.LoRA(rank=16, model=model_of(scale)),
       path.parent / 'run',
@@ -135,11 +138,7 @@ def _init(path: pathlib.Path, scale: float) -> None:
       init_transform=g4.ckpts.SkipLoRA4(
           wrapped=g4.ckpts.PartialLoad(path=path)
       ),
-      # At 4 MB, Kauldron's own choice, devices of one machine would hold a
-      # third of this model eight times.
-      sharding=kd.sharding.ShardingStrategy(
-          params=kd.sharding.FSDPSharding(min_size_to_shard_mb=1)
-      ),
+      sharding=kd.sharding.ShardingStrategy(params=fsdp, opt_state=fsdp),
   )
   jax.block_until_ready(trainer.init_state())
 
