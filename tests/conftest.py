@@ -41,7 +41,7 @@ if 'GEMMA4_LORA_TEST_CACHE' not in os.environ:
 jax.config.update(
     'jax_compilation_cache_dir', os.environ['GEMMA4_LORA_TEST_CACHE']
 )
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 
 
 _MAPS = pathlib.Path('/proc/self/maps')

@@ -88,14 +88,8 @@ def test_first_loss_is_the_released_models(tmp_path):
   np.testing.assert_allclose(_loss(aux), np.mean(xent), rtol=1e-2)
 
 
-@pytest.mark.parametrize(
-    ('text_only', 'trainstep', 'num_train_steps'),
-    [(True, g4.train.TrainStep(), 2), (False, kd.train.TrainStep(), 0)],
-    ids=['text', 'multimodal'],
-)
-def test_variants_of_the_report(
-    text_only, trainstep, num_train_steps, tmp_path
-):
+@pytest.mark.parametrize('text_only', [True, False])
+def test_variants_of_the_report(text_only, tmp_path):
   """`text_only=True`, and the multimodal model from a multimodal checkpoint."""
   g4.testing.make_checkpoint(
       _model('Gemma4_E2B', text_only=False), tmp_path / 'released'
@@ -104,9 +98,8 @@ def test_variants_of_the_report(
   state, aux = training.make_trainer(
       model,
       tmp_path / 'run',
-      num_train_steps=num_train_steps,
+      num_train_steps=0,  # That is one step.
       init_transform=_init_transform(tmp_path / 'released'),
-      trainstep=trainstep,
   ).train()
   assert ('vision_encoder' in state.params) == (not text_only)
   for path, leaf in training.flat(state.params).items():
@@ -136,30 +129,6 @@ def test_alpha_counts_in_one_process(tmp_path):
   b = 'layer_0.mlp.lora.down.b'
   assert np.any(training.flat(one)[b] != training.flat(two)[b])
   np.testing.assert_array_equal(training.flat(one)[b], training.flat(again)[b])
-
-
-def test_shards_over_eight_devices_like_one(tmp_path):
-  """FSDP: same losses, and base leaves really are sharded."""
-  g4.testing.make_checkpoint(_model('Gemma4_31B'), tmp_path / 'released')
-
-  def run(workdir, **kwargs):
-    return training.make_trainer(
-        g4.nn.LoRA(rank=4, model=_model('Gemma4_31B')),
-        tmp_path / workdir,
-        num_train_steps=3,
-        init_transform=_init_transform(tmp_path / 'released'),
-        **kwargs,
-    ).train()
-
-  _, replicated = run('replicated')
-  sharding = kd.sharding.ShardingStrategy(
-      params=kd.sharding.FSDPSharding(min_size_to_shard_mb=0)
-  )
-  state, sharded = run('sharded', sharding=sharding)
-  weight = state.params['layer_0']['mlp']['gating_einsum']
-  assert len(weight.sharding.device_set) == 8
-  assert not weight.sharding.is_fully_replicated
-  np.testing.assert_allclose(_loss(sharded), _loss(replicated), rtol=2e-2)
 
 
 def test_the_start_says_how_much_is_trained(tmp_path, caplog):
