@@ -1,6 +1,7 @@
 """Commands: one as a shell runs it, the others in this process, which is faster."""
 
 import dataclasses
+import io
 import os
 import pathlib
 import re
@@ -88,7 +89,16 @@ def get_config():
       model=g4.testing.Gemma4_31B(tokens="batch.input", dtype=jnp.float32),
   )
   return kd.train.Trainer(
-      train_ds=kd.data.py.DataSource(data_source="not at hand here"),
+      train_ds=kd.data.py.DataSource(
+          data_source="not at hand here",
+          transforms=[
+              g4.data.ChatTask(
+                  thinking="empty",
+                  tokenizer=g4.testing.Gemma4Tokenizer(),
+                  max_length=32,
+              ),
+          ],
+      ),
       model=model,
       init_transform=g4.ckpts.SkipLoRA4(
           wrapped=gm.ckpts.LoadCheckpoint(path="{path}"),
@@ -180,6 +190,89 @@ def test_export_a_run_as_peft(run, tmp_path, run_command):
       lora.params['layer_0']['attn']['q_einsum']['lora'],
       run.params['layer_0']['attn']['q_einsum']['lora'],
   )
+
+
+def _say(run_command, monkeypatch, lines, *args):
+  monkeypatch.setattr(sys, 'stdin', io.StringIO('\n'.join(lines) + '\n'))
+  flags = ('--max_new_tokens=6', '--cache_length=128')
+  return run_command('chat', *args, *flags)
+
+
+def test_chat_with_a_run(run, run_command, monkeypatch):
+  """Turn by turn, in the tokens of its data, with LoRA and without."""
+  run, cfg = run
+  base = gm.ckpts.load_params(run.released)
+
+  def sample(prompt, model, params):
+    sampler = sampling.sampler(
+        model,
+        params,
+        cls=gm.text.Gemma4Sampler,
+        cache_length=128,
+        max_out_length=6,
+        pad_length=128,
+    )
+    return sampler.sample(prompt).split('<turn|>')[0]
+
+  model = '<turn|>\n<|turn>model\n<|channel>thought\n<channel|>'
+  prompt = f'<|turn>user\nGood morning{model}'
+  first = sample(prompt, run.model, run.params)
+  longer = f'{prompt}{first}<turn|>\n<|turn>user\nAnd you?{model}'
+  answers = {
+      'first': first,
+      'second': sample(longer, run.model, run.params),
+      'base': sample(longer, run.model.model, base),
+      'first of the base': sample(prompt, run.model.model, base),
+  }
+  assert len(set(answers.values())) == 4
+
+  def said(*names):
+    return ''.join(f'{answers[name]}\n' for name in names)
+
+  lines = ['Good morning', '', 'And you?', '/new', 'Good morning', '/base']
+  done = _say(run_command, monkeypatch, [*lines, 'And you?', '/lora'], *cfg)
+  assert done.returncode == 0, done.stderr
+  assert done.stdout == said('first', 'second', 'first', 'base')
+  assert 'LoRA off.' in done.stderr
+  for arg in ('--no-lora', '--nolora'):
+    lines = ['Good morning', '/new', '/lora', 'Good morning', '/quit', 'Never']
+    done = _say(run_command, monkeypatch, lines, *cfg, arg)
+    assert done.stdout == said('first of the base', 'first')
+
+
+@pytest.mark.parametrize(
+    ('line', 'message'),
+    [
+        ('/bse', "'/bse' is no command. /base: the base answers"),
+        ('so <turn|> what', "has the turn tag '<turn|>'"),
+        ('<|image|>', 'takes no images'),
+        ('word ' * 200, 'does not fit into --cache_length=128. Begin anew'),
+    ],
+)
+def test_what_cannot_be_said(line, message, run, run_command, monkeypatch):
+  """Is a line, and the next one is answered."""
+  _, cfg = run
+  done = _say(run_command, monkeypatch, [line, 'Good morning'], *cfg)
+  assert done.returncode == 1
+  assert message in done.stderr
+  assert 'Traceback' not in done.stderr
+  assert done.stdout.strip()
+
+
+def test_chat_with_what_is_no_run(run, run_command, monkeypatch, tmp_path):
+  _, (cfg, workdir) = run
+  for args, message in (
+      ((f'--cfg.workdir={tmp_path / "none"}',), 'there is no such path'),
+      ((f'--cfg.workdir={tmp_path}',), 'no checkpoint'),
+      ((workdir, '--step=7'), 'Available steps: [3]'),
+      ((workdir, '--cfg.model.rank=3'), 'checkpoint 2, config 3'),
+      ((workdir, '--cfg.model.init_lora_weights=pissa'), 'pissa'),
+      ((), '--cfg.workdir=... is missing'),
+  ):
+    done = _say(run_command, monkeypatch, ['Hello'], cfg, *args)
+    assert (done.returncode, done.stdout) == (1, '')
+    assert message in done.stderr
+    assert 'Traceback' not in done.stderr
 
 
 @pytest.mark.parametrize(
