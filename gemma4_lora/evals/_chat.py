@@ -161,7 +161,7 @@ def run(
   chat = Chat(
       model=model,
       params=_export.params_of(opened, sharding=sharding, who=_WHO),
-      tokenizer=tokenizer or _tokenizer_of(model),
+      tokenizer=tokenizer or gm.text.Gemma4Tokenizer(),
       style=style,
       sharding=None if sharding is None else kd.sharding.REPLICATED,
       sampling=sampling,
@@ -250,10 +250,6 @@ def _nodes(value: Any) -> Iterator[Any]:
   elif isinstance(value, (list, tuple)):
     for child in value:
       yield from _nodes(child)
-
-
-def _tokenizer_of(model: Any) -> gm.text.Tokenizer:
-  return gm.text.Tokenizer.from_version(model.INFO.tokenizer_version)
 
 
 def _message(role: str, parts: Any) -> _conversation.Message:
