@@ -20,6 +20,7 @@ from gemma4_lora import __main__ as main
 from gemma4_lora import g4
 from gemma4_lora.jobs import _yaml as jobs_yaml
 from tests import sampling
+from tests import training
 from tests.ckpts import export_test
 
 _ROOT = pathlib.Path(__file__).parent.parent
@@ -80,13 +81,16 @@ with konfig.imports():
   from jax import numpy as jnp
   from kauldron import kd
   from gemma4_lora import g4
+  from tests import training
 
 
 def get_config():
   model = g4.nn.LoRA(
       rank=2,
       targets="q",
-      model=g4.testing.Gemma4_31B(tokens="batch.input", dtype=jnp.float32),
+      model=training.shallow(
+          g4.testing.Gemma4_31B(tokens="batch.input", dtype=jnp.float32)
+      ),
   )
   return kd.train.Trainer(
       train_ds=kd.data.py.DataSource(
@@ -114,7 +118,7 @@ def _trained(tmp_path_factory):
   # In float32: the random LoRA is larger than the base, and what bfloat16
   # rounds of their sum is larger than `check` allows.
   base = g4.testing.Gemma4_31B(tokens='batch.input', dtype=jnp.float32)
-  model = g4.nn.LoRA(rank=2, targets='q', model=base)
+  model = g4.nn.LoRA(rank=2, targets='q', model=training.shallow(base))
   run = export_test.Run(path, model)
   config = path / 'config.py'
   config.write_text(_RUN_CONFIG.replace('{path}', os.fspath(run.released)))
@@ -137,12 +141,12 @@ def test_fuse_a_run(run, tmp_path):
       check=False,
   )
   assert done.returncode == 0, done.stderr
-  assert 'LoRA in 6 of them' in done.stdout
+  assert 'LoRA in 2 of them' in done.stdout
   got = gm.ckpts.load_params(out)
   want = g4.nn.fuse_params(run.model, run.params)
   np.testing.assert_array_equal(
-      np.asarray(got['layer_5']['attn']['q_einsum']['w']),
-      np.asarray(want['layer_5']['attn']['q_einsum']['w']),
+      np.asarray(got['layer_1']['attn']['q_einsum']['w']),
+      np.asarray(want['layer_1']['attn']['q_einsum']['w']),
   )
   said = sampling.chat(run.model, run.params)
   assert sampling.chat(run.model.model, got) == said
@@ -183,7 +187,7 @@ def test_export_a_run_as_peft(run, tmp_path, run_command):
   # And it is what it should be.
   checked = run_command('check', *cfg, f'--peft={tmp_path / "lora"}')
   assert checked.returncode == 0, checked.stdout + checked.stderr
-  assert 'OK: all 6 projections are there' in checked.stdout
+  assert 'OK: all 2 projections are there' in checked.stdout
   lora = g4.hf.load_peft(tmp_path / 'lora', model=run.model.model)
   jax.tree.map(
       np.testing.assert_array_equal,
@@ -201,12 +205,12 @@ def _say(run_command, monkeypatch, lines, *args):
 def test_chat_with_a_run(run, run_command, monkeypatch):
   """Turn by turn, in the tokens of its data, with LoRA and without."""
   run, cfg = run
-  base = gm.ckpts.load_params(run.released)
+  base = run.model.clone(enabled=False)
 
-  def sample(prompt, model, params):
+  def sample(prompt, model):
     sampler = sampling.sampler(
         model,
-        params,
+        run.params,
         cls=gm.text.Gemma4Sampler,
         cache_length=128,
         max_out_length=6,
@@ -216,13 +220,13 @@ def test_chat_with_a_run(run, run_command, monkeypatch):
 
   model = '<turn|>\n<|turn>model\n<|channel>thought\n<channel|>'
   prompt = f'<|turn>user\nGood morning{model}'
-  first = sample(prompt, run.model, run.params)
+  first = sample(prompt, run.model)
   longer = f'{prompt}{first}<turn|>\n<|turn>user\nAnd you?{model}'
   answers = {
       'first': first,
-      'second': sample(longer, run.model, run.params),
-      'base': sample(longer, run.model.model, base),
-      'first of the base': sample(prompt, run.model.model, base),
+      'second': sample(longer, run.model),
+      'base': sample(longer, base),
+      'first of the base': sample(prompt, base),
   }
   assert len(set(answers.values())) == 4
 
@@ -234,10 +238,9 @@ def test_chat_with_a_run(run, run_command, monkeypatch):
   assert done.returncode == 0, done.stderr
   assert done.stdout == said('first', 'second', 'first', 'base')
   assert 'LoRA off.' in done.stderr
-  for arg in ('--no-lora', '--nolora'):
-    lines = ['Good morning', '/new', '/lora', 'Good morning', '/quit', 'Never']
-    done = _say(run_command, monkeypatch, lines, *cfg, arg)
-    assert done.stdout == said('first of the base', 'first')
+  lines = ['Good morning', '/new', '/lora', 'Good morning', '/quit', 'Never']
+  done = _say(run_command, monkeypatch, lines, *cfg, '--no-lora')
+  assert done.stdout == said('first of the base', 'first')
 
 
 @pytest.mark.parametrize(

@@ -40,10 +40,10 @@ def test_off_is_the_base_in_evaluators(kwargs):
 
   off = apply(model.clone(enabled=False))
   np.testing.assert_allclose(off.logits, want, atol=2e-5)
-  assert abs(apply(model).logits - want).max() > 0.1
   head = 30 * jnp.tanh(off.head.hidden @ off.head.embedding.T / 30)
   np.testing.assert_allclose(head, want, atol=2e-4)
   if model.with_reference:
+    assert abs(apply(model).logits - want).max() > 0.1
     np.testing.assert_array_equal(off.reference.logits, off.logits)
 
 
