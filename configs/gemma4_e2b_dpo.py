@@ -84,7 +84,8 @@ def get_config():
       checkpointer=g4.ckpts.LoRACheckpointer(save_interval_steps=100),
       # Evaluation
       evals={
-          "sampling": gm.evals.SamplerEvaluator(
+          # Answers with LoRA on; with LoRA off in `sampling_base`.
+          "sampling": g4.evals.SamplerEvaluator(
               run=kd.evals.EveryNSteps(n=200),
               ds=_make_dataset(
                   g4.data.ChatTask(

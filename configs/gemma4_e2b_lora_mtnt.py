@@ -9,8 +9,9 @@ Against a LoRA config for Gemma 3, these lines differ: `model`,
 `init_transform`, and the task and tokenizer of the datasets. Loss, `trainstep`
 and the model's last three arguments are there for memory and time.
 
-The weights come from Google's public bucket, the data from TFDS. For other
-hardware, override `--cfg.train_ds.batch_size=...`.
+The weights come from Google's public bucket, the data from TFDS. BLEU needs
+`gemma4_lora[eval]`. For other hardware, override
+`--cfg.train_ds.batch_size=...`.
 
 | machine | batch | memory | time | eval loss |
 |---|---|---|---|---|
@@ -27,6 +28,8 @@ with konfig.imports():
 
   from gemma4_lora import g4
 # pylint: enable=g-import-not-at-top
+
+_KEYS = dict(head="preds.head", labels="batch.target", mask="batch.loss_mask")
 
 
 def get_config():
@@ -54,11 +57,7 @@ def get_config():
       trainstep=g4.train.TrainStep(),
       num_train_steps=10_000,
       train_losses={
-          "xentropy": g4.losses.SoftmaxCrossEntropyWithIntLabels(
-              head="preds.head",
-              labels="batch.target",
-              mask="batch.loss_mask",
-          ),
+          "xentropy": g4.losses.SoftmaxCrossEntropyWithIntLabels(**_KEYS),
       },
       optimizer=kd.optim.partial_updates(
           optax.adamw(learning_rate=1e-4),
@@ -67,14 +66,20 @@ def get_config():
       checkpointer=g4.ckpts.LoRACheckpointer(save_interval_steps=500),
       # Evaluation
       evals={
-          "eval": kd.evals.Evaluator(
+          # With LoRA on; with LoRA off in `eval_base` and `sampling_base`.
+          "eval": g4.evals.Evaluator(
               run=kd.evals.EveryNSteps(n=1000),
               ds=_make_dataset(split="test", batch_size=16),
+              metrics={
+                  "perplexity": g4.losses.Perplexity(**_KEYS),
+                  "accuracy": g4.losses.Accuracy(**_KEYS),
+              },
           ),
-          "sampling": gm.evals.SamplerEvaluator(
+          "sampling": g4.evals.SamplerEvaluator(
               run=kd.evals.EveryNSteps(n=1000),
-              ds=_make_dataset(split="test", sampling=True),
-              num_batches=5,
+              ds=_make_dataset(split="test", batch_size=16, sampling=True),
+              num_batches=20,
+              metrics={"bleu": g4.evals.Bleu()},
               max_new_tokens=150,
               # Prompts of other lengths would compile again.
               pad_length=512,

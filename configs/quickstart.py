@@ -65,8 +65,8 @@ def get_config():
       log_summaries_every=50,
       # Evaluation
       evals={
-          # Loss on sentences that are not trained on.
-          "eval": kd.evals.Evaluator(
+          # Loss on sentences that are not trained on; with LoRA off, too.
+          "eval": g4.evals.Evaluator(
               run=kd.evals.EveryNSteps(n=50),
               ds=_make_dataset(split="test", batch_size=40),
           ),

@@ -29,6 +29,13 @@ says whether the run's LoRA changes the model and is all there, in the run and i
 the folder. Either may be left out. It exits with 1 if not.
 
 ```sh
+python -m gemma4_lora chat --cfg=… --cfg.workdir=/tmp/run
+```
+
+talks to the run's model: each line of the input is a turn, and `/base` asks the
+base in its place. With a pipe for input, answers alone are on stdout.
+
+```sh
 python -m gemma4_lora plan --cfg=configs/gemma4_e2b_lora_mtnt.py \
     --topology=v6e:1x1 --batch=4 --length=2048
 ```
@@ -98,6 +105,19 @@ _BASE_MODEL_CLASS = flags.DEFINE_string(
     'base_model_class',
     'Gemma4ForConditionalGeneration',
     'Class of transformers that loads the PEFT folder.',
+)
+_LORA = flags.DEFINE_bool(
+    'lora', True, 'chat: with LoRA from the start; --no-lora for the base.'
+)
+_NO_LORA = flags.DEFINE_bool('no-lora', False, 'chat: --nolora.')
+_MAX_NEW_TOKENS = flags.DEFINE_integer(
+    'max_new_tokens', 512, 'chat: of an answer.', lower_bound=1
+)
+_CACHE_LENGTH = flags.DEFINE_integer(
+    'cache_length', 4096, 'chat: of the conversation, in tokens.'
+)
+_TEMPERATURE = flags.DEFINE_float(
+    'temperature', 0.0, 'chat: 0 for the most likely token.', lower_bound=0.0
 )
 _PEFT = flags.DEFINE_string('peft', None, 'check: a PEFT folder.')
 _TOPOLOGY = flags.DEFINE_string(
@@ -222,6 +242,25 @@ def _check() -> None:
   sys.exit(not report.ok)
 
 
+def _chat() -> None:
+  """Exits with 1 if a line had no answer."""
+  from gemma4_lora.evals import _chat as chat_lib  # pylint: disable=g-import-not-at-top
+
+  sys.exit(
+      chat_lib.run(
+          _CONFIG.value,
+          model=_resolved('model'),
+          init_transform=_resolved('init_transform'),
+          workdir=_workdir(),
+          step=_STEP.value,
+          with_lora=_LORA.value and not _NO_LORA.value,
+          max_new_tokens=_MAX_NEW_TOKENS.value,
+          cache_length=_CACHE_LENGTH.value,
+          temperature=_TEMPERATURE.value,
+      )
+  )
+
+
 def _plan() -> None:
   """Exits with 1 if the step does not fit, with 2 if that is not known."""
   from gemma4_lora.tpu import _command  # pylint: disable=g-import-not-at-top
@@ -324,6 +363,7 @@ def _format(command: str, choices: Sequence[str]) -> str:
 
 
 _COMMANDS = {
+    'chat': _chat,
     'check': _check,
     'export': _export,
     'fuse': _fuse,

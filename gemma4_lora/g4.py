@@ -13,6 +13,7 @@ from etils import epy as _epy
 with _epy.lazy_api_imports(globals()):
   from gemma4_lora import ckpts
   from gemma4_lora import data
+  from gemma4_lora import evals
   from gemma4_lora import hf
   from gemma4_lora import losses
   from gemma4_lora import nn

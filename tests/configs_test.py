@@ -116,7 +116,8 @@ def test_quickstart_trains_evaluates_samples_and_saves(tmp_path):
 
   # What is in TensorBoard.
   assert _tags(workdir / "train") >= {"losses/xentropy"}
-  assert _tags(workdir / "eval") >= {"losses/xentropy"}
+  for name in ("eval", "eval_base"):
+    assert _tags(workdir / name) >= {"losses/xentropy"}
   assert _tags(workdir / "sampling") >= {"summaries/answer"}
 
   # What the next run needs.

@@ -1,6 +1,7 @@
 """Commands: one as a shell runs it, the others in this process, which is faster."""
 
 import dataclasses
+import io
 import os
 import pathlib
 import re
@@ -19,6 +20,7 @@ from gemma4_lora import __main__ as main
 from gemma4_lora import g4
 from gemma4_lora.jobs import _yaml as jobs_yaml
 from tests import sampling
+from tests import training
 from tests.ckpts import export_test
 
 _ROOT = pathlib.Path(__file__).parent.parent
@@ -79,16 +81,28 @@ with konfig.imports():
   from jax import numpy as jnp
   from kauldron import kd
   from gemma4_lora import g4
+  from tests import training
 
 
 def get_config():
   model = g4.nn.LoRA(
       rank=2,
       targets="q",
-      model=g4.testing.Gemma4_31B(tokens="batch.input", dtype=jnp.float32),
+      model=training.shallow(
+          g4.testing.Gemma4_31B(tokens="batch.input", dtype=jnp.float32)
+      ),
   )
   return kd.train.Trainer(
-      train_ds=kd.data.py.DataSource(data_source="not at hand here"),
+      train_ds=kd.data.py.DataSource(
+          data_source="not at hand here",
+          transforms=[
+              g4.data.ChatTask(
+                  thinking="empty",
+                  tokenizer=g4.testing.Gemma4Tokenizer(),
+                  max_length=32,
+              ),
+          ],
+      ),
       model=model,
       init_transform=g4.ckpts.SkipLoRA4(
           wrapped=gm.ckpts.LoadCheckpoint(path="{path}"),
@@ -104,7 +118,7 @@ def _trained(tmp_path_factory):
   # In float32: the random LoRA is larger than the base, and what bfloat16
   # rounds of their sum is larger than `check` allows.
   base = g4.testing.Gemma4_31B(tokens='batch.input', dtype=jnp.float32)
-  model = g4.nn.LoRA(rank=2, targets='q', model=base)
+  model = g4.nn.LoRA(rank=2, targets='q', model=training.shallow(base))
   run = export_test.Run(path, model)
   config = path / 'config.py'
   config.write_text(_RUN_CONFIG.replace('{path}', os.fspath(run.released)))
@@ -127,12 +141,12 @@ def test_fuse_a_run(run, tmp_path):
       check=False,
   )
   assert done.returncode == 0, done.stderr
-  assert 'LoRA in 6 of them' in done.stdout
+  assert 'LoRA in 2 of them' in done.stdout
   got = gm.ckpts.load_params(out)
   want = g4.nn.fuse_params(run.model, run.params)
   np.testing.assert_array_equal(
-      np.asarray(got['layer_5']['attn']['q_einsum']['w']),
-      np.asarray(want['layer_5']['attn']['q_einsum']['w']),
+      np.asarray(got['layer_1']['attn']['q_einsum']['w']),
+      np.asarray(want['layer_1']['attn']['q_einsum']['w']),
   )
   said = sampling.chat(run.model, run.params)
   assert sampling.chat(run.model.model, got) == said
@@ -173,13 +187,95 @@ def test_export_a_run_as_peft(run, tmp_path, run_command):
   # And it is what it should be.
   checked = run_command('check', *cfg, f'--peft={tmp_path / "lora"}')
   assert checked.returncode == 0, checked.stdout + checked.stderr
-  assert 'OK: all 6 projections are there' in checked.stdout
+  assert 'OK: all 2 projections are there' in checked.stdout
   lora = g4.hf.load_peft(tmp_path / 'lora', model=run.model.model)
   jax.tree.map(
       np.testing.assert_array_equal,
       lora.params['layer_0']['attn']['q_einsum']['lora'],
       run.params['layer_0']['attn']['q_einsum']['lora'],
   )
+
+
+def _say(run_command, monkeypatch, lines, *args):
+  monkeypatch.setattr(sys, 'stdin', io.StringIO('\n'.join(lines) + '\n'))
+  flags = ('--max_new_tokens=6', '--cache_length=128')
+  return run_command('chat', *args, *flags)
+
+
+def test_chat_with_a_run(run, run_command, monkeypatch):
+  """Turn by turn, in the tokens of its data, with LoRA and without."""
+  run, cfg = run
+  base = run.model.clone(enabled=False)
+
+  def sample(prompt, model):
+    sampler = sampling.sampler(
+        model,
+        run.params,
+        cls=gm.text.Gemma4Sampler,
+        cache_length=128,
+        max_out_length=6,
+        pad_length=128,
+    )
+    return sampler.sample(prompt).split('<turn|>')[0]
+
+  model = '<turn|>\n<|turn>model\n<|channel>thought\n<channel|>'
+  prompt = f'<|turn>user\nGood morning{model}'
+  first = sample(prompt, run.model)
+  longer = f'{prompt}{first}<turn|>\n<|turn>user\nAnd you?{model}'
+  answers = {
+      'first': first,
+      'second': sample(longer, run.model),
+      'base': sample(longer, base),
+      'first of the base': sample(prompt, base),
+  }
+  assert len(set(answers.values())) == 4
+
+  def said(*names):
+    return ''.join(f'{answers[name]}\n' for name in names)
+
+  lines = ['Good morning', '', 'And you?', '/new', 'Good morning', '/base']
+  done = _say(run_command, monkeypatch, [*lines, 'And you?', '/lora'], *cfg)
+  assert done.returncode == 0, done.stderr
+  assert done.stdout == said('first', 'second', 'first', 'base')
+  assert 'LoRA off.' in done.stderr
+  lines = ['Good morning', '/new', '/lora', 'Good morning', '/quit', 'Never']
+  done = _say(run_command, monkeypatch, lines, *cfg, '--no-lora')
+  assert done.stdout == said('first of the base', 'first')
+
+
+@pytest.mark.parametrize(
+    ('line', 'message'),
+    [
+        ('/bse', "'/bse' is no command. /base: the base answers"),
+        ('so <turn|> what', "has the turn tag '<turn|>'"),
+        ('<|image|>', 'takes no images'),
+        ('word ' * 200, 'does not fit into --cache_length=128. Begin anew'),
+    ],
+)
+def test_what_cannot_be_said(line, message, run, run_command, monkeypatch):
+  """Is a line, and the next one is answered."""
+  _, cfg = run
+  done = _say(run_command, monkeypatch, [line, 'Good morning'], *cfg)
+  assert done.returncode == 1
+  assert message in done.stderr
+  assert 'Traceback' not in done.stderr
+  assert done.stdout.strip()
+
+
+def test_chat_with_what_is_no_run(run, run_command, monkeypatch, tmp_path):
+  _, (cfg, workdir) = run
+  for args, message in (
+      ((f'--cfg.workdir={tmp_path / "none"}',), 'there is no such path'),
+      ((f'--cfg.workdir={tmp_path}',), 'no checkpoint'),
+      ((workdir, '--step=7'), 'Available steps: [3]'),
+      ((workdir, '--cfg.model.rank=3'), 'checkpoint 2, config 3'),
+      ((workdir, '--cfg.model.init_lora_weights=pissa'), 'pissa'),
+      ((), '--cfg.workdir=... is missing'),
+  ):
+    done = _say(run_command, monkeypatch, ['Hello'], cfg, *args)
+    assert (done.returncode, done.stdout) == (1, '')
+    assert message in done.stderr
+    assert 'Traceback' not in done.stderr
 
 
 @pytest.mark.parametrize(

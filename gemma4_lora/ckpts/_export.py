@@ -10,6 +10,7 @@ from typing import Literal
 from absl import logging
 from etils import epath
 import jax
+from kauldron import kd
 
 from gemma4_lora import _atomic
 from gemma4_lora import _gemma4
@@ -17,6 +18,7 @@ from gemma4_lora import hf
 from gemma4_lora import nn
 from gemma4_lora.ckpts import _fused_leaves
 from gemma4_lora.ckpts import _lora_item
+from gemma4_lora.ckpts import _read
 from gemma4_lora.ckpts import _run
 from gemma4_lora.ckpts import _trees
 from gemma4_lora.ckpts import _write_orbax
@@ -145,14 +147,37 @@ def read_params(
   )
   if lora is not None:
     run = dataclasses.replace(run, lora=lora)
+  return params_of(run, who=who)
+
+
+def params_of(
+    run: _run.Run, *, sharding: Any = None, who: str
+) -> dict[str, Any]:
+  """Reads all parameters of a run: its base, as it had it, and its LoRA.
+
+  Args:
+    run: The run.
+    sharding: Of the parameters, as of `kd.sharding.ShardingStrategy`; default:
+      on one device.
+    who: The command, for messages.
+
+  Raises:
+    ValueError: The base is not what LoRA was trained on.
+  """
   params: Any = run.lora
-  wanted = _trees.flatten(_gemma4.abstract_params(model.model))
+  shapes = _gemma4.abstract_params(run.model.model)
+  if sharding is not None:
+    shapes = kd.sharding.with_sharding_constraint(shapes, sharding)
+  wanted = _trees.flatten(shapes)
   leaves = [x for x in run.leaves if tuple(x.path.split('.')) in wanted]
   for group in _fused_leaves.FusedLeaves(run, who=who, unfused=True).read(
       leaves
   ):
     for leaf, array in group:
-      array = jax.numpy.asarray(array, leaf.model_dtype)
+      if sharding is None:
+        array = jax.numpy.asarray(array, leaf.model_dtype)
+      else:
+        array = _read.place(array, wanted[tuple(leaf.path.split('.'))])
       tree: Any = array
       for key in reversed(leaf.path.split('.')):
         tree = {key: tree}

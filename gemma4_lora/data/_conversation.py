@@ -152,6 +152,18 @@ def parse_text(
   return parts
 
 
+def said(text: str) -> str:
+  """Returns what a model says in a text that was sampled, or is its turn.
+
+  Args:
+    text: With tags: all up to the end of the turn counts, but thoughts, and a
+      thought that does not end.
+  """
+  for tag in _TURN_TAGS:
+    text = text.split(tag, 1)[0]
+  return _THOUGHT.sub('', text).split(_CHANNEL_OPEN, 1)[0].strip()
+
+
 def _split_images(text: str, item: int) -> list[Part]:
   parts: list[Part] = []
   for i, piece in enumerate(text.split(IMAGE_TAG)):

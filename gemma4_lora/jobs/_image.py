@@ -17,7 +17,7 @@ RUN apt-get update \\
 WORKDIR /gemma4_lora
 COPY pyproject.toml README.md LICENSE ./
 COPY gemma4_lora gemma4_lora
-RUN pip install --no-cache-dir ".[tpu]"
+RUN pip install --no-cache-dir ".[tpu,eval]"
 COPY {folder} {folder}
 ENTRYPOINT ["python", "-m", "gemma4_lora", "train"]
 """

@@ -132,6 +132,10 @@ class LoRA(_wrapper.ModelWrapper):
       preferences (`g4.losses.DpoLoss`, `gm.losses.DpoLoss`). It takes another
       forward pass, and no other weights. Not where the base itself changes, of
       PiSSA and OLoRA.
+    enabled: False: the same parameters with LoRA off, for evaluators and
+      samplers, `model.clone(enabled=False)`. What LoRA trained, copies of
+      `modules_to_save` included, is there and is not used. Not for training,
+      and not where the base itself changes.
     verbose: If True, logs each adapted projection.
 
   Raises:
@@ -158,6 +162,7 @@ class LoRA(_wrapper.ModelWrapper):
   scan_layers: bool = False
   positions: kontext.Key | None = None
   with_reference: bool = False
+  enabled: bool = True
   verbose: bool = False
 
   # No annotation: a property, not a field.
@@ -175,8 +180,11 @@ class LoRA(_wrapper.ModelWrapper):
     _init.check(self.init_lora_weights)
     _attention.check(self.attention)
     _remat.check(self.remat, attention=self.attention)
-    if self.with_reference:
-      _validate.check_reference(self.init_lora_weights)
+    if self.with_reference or not self.enabled:
+      _validate.check_reference(
+          self.init_lora_weights,
+          setting='with_reference=True' if self.enabled else 'enabled=False',
+      )
     if self.use_dora:
       _validate.check_no_experts(adapted, setting='use_dora=True')
     _validate.check_init(
@@ -235,6 +243,8 @@ class LoRA(_wrapper.ModelWrapper):
   @nn.compact
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
     """Calls the model, as LoRA changes it."""
+    if not self.enabled and not self.is_initializing():
+      return self._call_disabled(*args, **kwargs)
     if not self.is_initializing():
       output = self._call_with_copies(*args, **kwargs)
       if not self.with_reference or not self._has_head(**kwargs):
@@ -261,6 +271,15 @@ class LoRA(_wrapper.ModelWrapper):
         type(self)._call_adapted, 'params', trans_in_fn=substitute
     )
     return call(self, *args, **kwargs)
+
+  def _call_disabled(self, *args: Any, **kwargs: Any) -> Any:
+    """Calls the model with LoRA off; it is its own reference."""
+    _validate.check_not_training(self._is_training())
+    call = self._call_intercepted
+    output = self._call_with(call, [], *args, **kwargs)
+    if not self.with_reference or not self._has_head(**kwargs):
+      return output
+    return output.replace(reference=output)
 
   def _call_base(self, *args: Any, **kwargs: Any) -> Any:
     """Calls the model without LoRA; no gradient flows through it."""

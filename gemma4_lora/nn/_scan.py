@@ -198,7 +198,7 @@ class _Layers:
               number=jnp.asarray(here),
               stacked=jax.tree.map(
                   lambda *x, dims=here.shape: jnp.stack(x).reshape(
-                      *dims, *x[0].shape
+                      (*dims, *x[0].shape)
                   ),
                   *stacked,
               ),
@@ -308,7 +308,7 @@ def _parts(
         return None
       x = x[(slice(None),) * outer + (slice(start, start + part.size),)]
       dims = (part.count, -1) if isinstance(part, _loops.Loop) else ()
-      return x.reshape(*x.shape[:outer], *dims, *x.shape[outer + 1 :])
+      return x.reshape((*x.shape[:outer], *dims, *x.shape[outer + 1 :]))
 
     yield part, cut(numbers), cut(inputs)
     start += part.size

@@ -126,11 +126,20 @@ def check_init(
       )
 
 
-def check_reference(init: str) -> None:
+def check_reference(init: str, *, setting: str) -> None:
   """Raises where the model with LoRA off is not the released one."""
   if _init.is_from_base(init):
     raise ValueError(
-        f'with_reference=True needs the base as it was, and init_lora_weights='
-        f'{init!r} changes it: with LoRA off the model is another one. Take'
+        f'{setting} needs the base as it was, and init_lora_weights={init!r}'
+        ' changes it: with LoRA off the model is another one. Take'
         " 'default', 'gaussian' or 'orthogonal'."
+    )
+
+
+def check_not_training(is_training: bool) -> None:
+  """Raises where a model with LoRA off is trained."""
+  if is_training:
+    raise ValueError(
+        'g4.nn.LoRA(enabled=False) has nothing to train: it is for evaluators'
+        ' and samplers. Leave enabled= out of the model that is trained.'
     )

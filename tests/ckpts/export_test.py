@@ -20,6 +20,7 @@ from gemma4_lora.ckpts import _fused_leaves
 from gemma4_lora.ckpts import _hf_source
 from gemma4_lora.ckpts import _lora_item
 from gemma4_lora.ckpts import _rows
+from gemma4_lora.ckpts import _run as run_lib
 from gemma4_lora.ckpts import _trees
 from gemma4_lora.ckpts import _write_orbax
 from gemma4_lora.testing import _checkpoints
@@ -498,3 +499,17 @@ def test_a_full_disk_leaves_nothing(run, tmp_path, format):
     resource.setrlimit(resource.RLIMIT_FSIZE, old)
     signal.signal(signal.SIGXFSZ, handler)
   _assert_nothing_left(tmp_path)
+
+
+def test_all_parameters_of_a_run_sharded_as_its_config_says(tmp_path):
+  """As it had them, base and LoRA."""
+  run = Run(tmp_path, g4.nn.LoRA(rank=2, model=_base('Gemma4_31B')))
+  opened = run_lib.open_run(
+      run.model, run.transform, workdir=run.workdir, who=_WHO
+  )
+  _assert_same(_export.params_of(opened, who=_WHO), run.params)
+  sharding = kd.sharding.FSDPSharding(min_size_to_shard_mb=0)
+  params = _export.params_of(opened, sharding=sharding, who=_WHO)
+  _assert_same(params, run.params)
+  weight = params['layer_0']['mlp']['linear']
+  assert not weight.sharding.is_fully_replicated

@@ -1,0 +1,191 @@
+"""Evaluators that also evaluate the model with LoRA off, on the same state."""
+
+import dataclasses
+import functools
+import typing
+from typing import Any
+
+from etils import epy
+from gemma import gm
+import jax
+from kauldron import kd
+
+from gemma4_lora import nn
+from gemma4_lora.ckpts import _checksums
+from gemma4_lora.ckpts import _trees
+
+_SUFFIX = '_base'
+
+
+class _WithBase(kd.evals.EvaluatorBase):
+  """An evaluator that writes two collections; comes before one that evaluates.
+
+  Attributes:
+    with_base: Whether to evaluate the model with LoRA off, too.
+  """
+
+  with_base: bool = True
+
+  if typing.TYPE_CHECKING:  # Of the class behind it.
+    model: Any
+    losses: Any
+    metrics: Any
+
+  def update_from_root_cfg(self, root_cfg: kd.train.Trainer) -> Any:
+    """Takes what it lacks from the Trainer.
+
+    Args:
+      root_cfg: The Trainer.
+
+    Raises:
+      ValueError: The model has no LoRA, or none that can be off; or another
+        evaluator has the name of the second collection.
+    """
+    new = super().update_from_root_cfg(root_cfg)
+    if new.with_base:
+      new._check(root_cfg)  # pylint: disable=protected-access
+    return new
+
+  def evaluate(self, state: kd.train.TrainState, step: int) -> Any:
+    """Evaluates LoRA on, then off; returns what it gives for LoRA on."""
+    aux = super().evaluate(state, step)
+    if self.with_base:
+      self._base.evaluate(state, step)
+    return aux
+
+  @functools.cached_property
+  def _base(self) -> '_Base':
+    writer = _Recorder(
+        dataclasses.replace(self.writer, collection=self._base_name)
+    )
+    evaluator = dataclasses.replace(
+        self,
+        name=self._base_name,
+        with_base=False,
+        model=self.model.clone(enabled=False),
+        writer=writer,
+    )
+    return _Base(evaluator, writer)
+
+  @property
+  def _base_name(self) -> str:
+    return self.name + _SUFFIX
+
+  @functools.cached_property
+  def __dashboards__(self) -> kd.kdash.DashboardsBase:
+    """Both collections, in the same plots."""
+    names = [self.name, self._base_name] if self.with_base else [self.name]
+    return kd.kdash.MultiDashboards.from_iterable(
+        kd.kdash.MetricDashboards(
+            collection=name, losses=self.losses, metrics=self.metrics
+        )
+        for name in names
+    )
+
+  def _check(self, root_cfg: kd.train.Trainer) -> None:
+    who = f'g4.evals.{type(self).__name__} {self.name!r}'
+    if not isinstance(self.model, nn.LoRA):
+      raise ValueError(
+          f'{who} evaluates its model with LoRA off, too, and model= is a'
+          f' {type(self.model).__name__}, not a g4.nn.LoRA. Set'
+          ' with_base=False.'
+      )
+    if self._base_name in (root_cfg.evals or {}):
+      raise ValueError(
+          f'{who} writes what the model does with LoRA off to'
+          f' {self._base_name!r}, and evals= has an evaluator of that name.'
+          ' Rename one, or set with_base=False.'
+      )
+    try:
+      self.model.clone(enabled=False)
+    except ValueError as e:
+      epy.reraise(e, prefix=f'{who}: ', suffix=' Or set with_base=False.')
+
+
+class Evaluator(_WithBase, kd.evals.Evaluator):
+  """`kd.evals.Evaluator`, of the model with LoRA on and off, side by side.
+
+  ```python
+  evals={
+      "eval": g4.evals.Evaluator(run=kd.evals.EveryNSteps(n=1000), ds=...),
+  },
+  ```
+
+  writes the losses and metrics of the model to the collection `eval`, and those
+  of the same weights with LoRA off to `eval_base`: two curves in one chart of
+  TensorBoard. There is no second copy of the base.
+
+  The base is evaluated once, and again if its weights changed; where they did
+  not, the same numbers are written again, so that its curve goes on.
+
+  Attributes:
+    with_base: Whether to evaluate the model with LoRA off, too.
+  """
+
+
+class SamplerEvaluator(_WithBase, gm.evals.SamplerEvaluator):
+  """`gm.evals.SamplerEvaluator`, of the model with LoRA on and off.
+
+  ```python
+  evals={
+      "sampling": g4.evals.SamplerEvaluator(
+          run=kd.evals.EveryNSteps(n=1000),
+          ds=...,
+          max_new_tokens=150,
+          metrics={"bleu": g4.evals.Bleu()},
+      ),
+  },
+  ```
+
+  writes texts and metrics to `sampling`, and those of the same weights with LoRA
+  off to `sampling_base`. As `g4.evals.Evaluator`, it samples from the base once;
+  texts are written then, metrics at each evaluation.
+
+  Attributes:
+    with_base: Whether to sample with LoRA off, too.
+  """
+
+
+class _Recorder:
+  """A writer that keeps the metrics that go through it."""
+
+  def __init__(self, writer: kd.train.metric_writer.WriterBase):
+    self.writer = writer
+    self.calls: list[dict[str, Any]] = []
+
+  def write_step_metrics(self, **kwargs: Any) -> None:
+    self.calls.append(kwargs)
+    self.writer.write_step_metrics(**kwargs)
+
+  def __getattr__(self, name: str) -> Any:
+    if name == 'writer':  # Missing while it is copied.
+      raise AttributeError(name)
+    return getattr(self.writer, name)
+
+
+class _Base:
+  """Evaluates LoRA off: once, as long as the base stays what it is."""
+
+  def __init__(self, evaluator: kd.evals.EvaluatorBase, writer: _Recorder):
+    self._evaluator, self._recorder = evaluator, writer
+    self._checksums: dict[str, str] | None = None
+
+  def evaluate(self, state: kd.train.TrainState, step: int) -> None:
+    # In a train loop, transfers have to be asked for.
+    with jax.transfer_guard('allow'):
+      checksums = _checksums.checksums(
+          {
+              _trees.join(path): leaf
+              for path, leaf in _trees.flatten(state.params).items()
+              if not _trees.is_lora(path)
+          }
+      )
+    if checksums == self._checksums:
+      for call in self._recorder.calls:
+        again = call | {'step': step, 'log_summaries': False}
+        self._recorder.writer.write_step_metrics(**again)
+      return
+    self._checksums = None  # If this fails.
+    self._recorder.calls.clear()
+    self._evaluator.evaluate(state, step)
+    self._checksums = checksums
