@@ -86,6 +86,10 @@ def shrink(cfg: konfig.ConfigDict) -> konfig.ConfigDict:
   has_images = model.get('text_only') is False
   name = model.__qualname__.rpartition('.')[-1]
   model.__qualname__ = _g4('testing', name + '_Images' * has_images)
+  # First, as what is within them is no dataset to train on.
+  for node in list(_nodes(cfg)):
+    if _is(node, 'data.', ('PackedSource',)):
+      _set(node, 'data_source', _rows(node))
   for node in list(_nodes(cfg)):
     if _is(node, 'text.', ('Gemma4Tokenizer',)):
       node.__qualname__ = _g4('testing', 'Gemma4Tokenizer')
@@ -95,8 +99,6 @@ def shrink(cfg: konfig.ConfigDict) -> konfig.ConfigDict:
       _shrink_loader(node, model)
     elif _is(node, '', _DATASETS):
       _shrink_dataset(node)
-    elif _is(node, '', ('data.PackedSource',)):
-      _set(node, 'data_source', _rows(node))
     elif _is(node, '', (*_TASKS, 'data.DropLongPrompts')):
       _shrink_task(node)
     elif _is(node, 'evals.', ('Evaluator', 'SamplerEvaluator')):
@@ -126,13 +128,11 @@ def _shrink_loader(node: _Node, model: _Node) -> None:
 
 
 def _shrink_dataset(node: _Node) -> None:
-  if not node.get('transforms'):
-    return  # Inside a `PackedSource`, which has the task.
-  rows = _rows(node)
-  for key in set(node) - {'__qualname__', *_OF_ALL_DATASETS}:
+  if not _is(node.get('data_source'), 'data.', ('PackedSource',)):
+    _set(node, 'data_source', _rows(node))
+  for key in set(node) - {'__qualname__', 'data_source', *_OF_ALL_DATASETS}:
     del node[key]
   node.__qualname__ = 'kauldron.kd:data.py.DataSource'
-  _set(node, 'data_source', rows)
   node.num_workers = 0  # Starting one takes longer than all rows.
   if node.get('batch_size'):
     node.batch_size = _BATCH_SIZE
@@ -140,7 +140,14 @@ def _shrink_dataset(node: _Node) -> None:
 
 def _rows(ds: _Node) -> _Node:
   """Returns sentences in the fields that the task of a dataset reads."""
-  task = next(x for x in ds.transforms if _is(x, '', _TASKS))
+  transforms = ds.get('transforms') or ()
+  task = next((x for x in transforms if _is(x, '', _TASKS)), None)
+  if task is None:
+    raise ValueError(
+        f'tiny.shrink(cfg): {ds.__qualname__} has no task in its transforms='
+        ' (g4.data.ChatTask or g4.data.PreferenceTask), which would say what'
+        ' the rows of a tiny dataset look like.'
+    )
   fields = {
       key: task[key]
       for key in ('layout', 'in_prompt', 'in_messages', 'in_images')
@@ -153,7 +160,7 @@ def _rows(ds: _Node) -> _Node:
     fields['in_response'] = task.in_response
   others = [
       key
-      for x in ds.transforms
+      for x in transforms
       if _is(x, 'data.', ('Elements',))
       for key in x.get('keep', ())
   ]
