@@ -8,10 +8,13 @@ import pathlib
 import re
 import subprocess
 import sys
+from unittest import mock
 
+from absl import flags
 from gemma import gm
 from kauldron import kd
 from kauldron import konfig
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -21,20 +24,82 @@ from tests import training
 _ROOT = pathlib.Path(__file__).parent.parent
 _CONFIGS = sorted((_ROOT / "configs").glob("*.py"))
 
+_SHRINK = "--cfg.__args__.tiny=True"
+_EXPERTS = "--cfg.__args__.experts=True"
+# All but the one that is tiny.
+_RUNS = {
+    path.stem: (path,) for path in _CONFIGS if path.stem != "quickstart"
+} | {
+    "experts": (
+        _ROOT / "configs" / "gemma4_26b_a4b_lora_no_robots.py",
+        _EXPERTS,
+    )
+}
+
 _every_config = pytest.mark.parametrize(
     "path", _CONFIGS, ids=lambda path: path.stem
 )
 
 
-def _config(path):
+def _module(path):
   spec = importlib.util.spec_from_file_location(path.stem, path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  return module.get_config()
+  return module
+
+
+def _config(path, **args):
+  module = _module(path)
+  return module.get_config(*[module.ConfigArgs(**args)] * bool(args))
+
+
+def _by_flags(path, *overrides):
+  """Returns the config as `python -m kauldron.main` does."""
+  values = flags.FlagValues()
+  konfig.DEFINE_config_file("cfg", None, "", flag_values=values)
+  argv = ["", f"--cfg={path}", *overrides]
+  with mock.patch.object(sys, "argv", argv):  # It looks there for overrides.
+    values(argv)
+  return values.cfg
+
+
+def _shallow(trainer, folder):
+  """Returns the trainer with fewer layers, and its checkpoint: compile time."""
+  base = training.shallow(trainer.model.model)
+  load = trainer.init_transform.wrapped
+  path = dataclasses.replace(load.path, model=base, folder=folder)
+  load = dataclasses.replace(load, path=path)
+  return dataclasses.replace(
+      trainer,
+      model=trainer.model.clone(model=base),
+      init_transform=dataclasses.replace(trainer.init_transform, wrapped=load),
+  )
+
+
+def _writer_to(values):
+  """Returns a writer that keeps what is logged of the steps."""
+
+  class Writer(kd.train.metric_writer.NoopWriter):
+
+    def write_step_metrics(self, *, aux, **kwargs):
+      del kwargs
+      values.append(aux.compute())
+
+  return Writer()
 
 
 def test_there_are_configs():
-  assert {"quickstart", "gemma4_e2b_lora_mtnt"} <= {p.stem for p in _CONFIGS}
+  assert {p.stem for p in _CONFIGS} >= {
+      "quickstart",
+      "gemma4_e2b_lora_mtnt",
+      "gemma4_e4b_lora_no_robots",
+      "gemma4_31b_lora_no_robots",
+      "gemma4_26b_a4b_lora_no_robots",
+      "gemma4_e2b_lora_images",
+      "gemma4_e2b_dpo",
+      "gemma4_e2b_lora_hf_weights",
+      "gemma4_e2b_lora_packed",
+  }
 
 
 @_every_config
@@ -54,7 +119,11 @@ def test_config_resolves_after_json(path, tmp_path):
   assert isinstance(trainer, kd.train.Trainer)
   assert isinstance(trainer.model, g4.nn.LoRA)
   assert isinstance(trainer.init_transform, g4.ckpts.SkipLoRA4)
-  assert isinstance(trainer.evals["sampling"], gm.evals.SamplerEvaluator)
+  assert isinstance(trainer.trainstep, g4.train.TrainStep)
+  assert trainer.evals
+  for name, evaluator in trainer.evals.items():
+    is_sampler = isinstance(evaluator, gm.evals.SamplerEvaluator)
+    assert is_sampler == (name == "sampling")
 
 
 @_every_config
@@ -73,7 +142,11 @@ def test_config_takes_overrides(path, tmp_path):
 @_every_config
 def test_header_says_how_to_run_it_and_what_was_measured(path):
   header = path.read_text(encoding="utf-8").split('"""')[1]
-  assert f"python -m kauldron.main --cfg=configs/{path.name}" in header
+  assert re.search(
+      rf"python -m (kauldron.main|gemma4_lora train) --cfg=configs/{path.name}",
+      header,
+  )
+  assert path.stem == "quickstart" or "`--cfg.__args__.tiny=True`" in header
   for column in ("machine", "memory", "time"):
     assert re.search(rf"\| {column} \|", header)
 
@@ -125,6 +198,29 @@ def test_quickstart_trains_evaluates_samples_and_saves(tmp_path):
   assert saved.model.rank == 4
 
 
+@pytest.mark.parametrize("run", _RUNS)
+def test_tiny_model_trains(run, tmp_path):
+  """As the command, in this process: on eight devices, with its own sharding."""
+  path, *overrides = _RUNS[run]
+  cfg = _by_flags(
+      path, _SHRINK, *overrides, f"--cfg.workdir={tmp_path / 'run'}"
+  )
+  losses = []
+  trainer = dataclasses.replace(
+      _shallow(konfig.resolve(cfg), tmp_path),
+      writer=_writer_to(losses),
+      evals={},
+  )
+  state, _ = trainer.train()
+  values = [x.loss_values["losses/total"] for x in losses]
+  assert len(values) == 3 and np.isfinite(values).all()
+  assert len(set(map(float, values))) > 1
+  leaves = training.flat(state.params)
+  moved = [np.any(leaves[x]) for x in leaves if x.endswith(".b")]
+  assert moved and np.mean(moved) > 0.9
+  assert (tmp_path / "run" / "checkpoints" / "ckpt_2").is_dir()
+
+
 def test_dpo_learns_what_is_preferred(tmp_path):
   """The config, but for the size of its model, its weights and its data."""
   pairs = [
@@ -148,13 +244,6 @@ def test_dpo_learns_what_is_preferred(tmp_path):
   )
   base = training.shallow(g4.testing.Gemma4_31B(tokens="batch.input"))
   losses = []
-
-  class Writer(kd.train.metric_writer.NoopWriter):
-
-    def write_step_metrics(self, *, aux, **kwargs):
-      del kwargs
-      losses.append(aux.compute())
-
   trainer = dataclasses.replace(
       trainer,
       # Without what takes long to compile, which other tests are about.
@@ -169,7 +258,7 @@ def test_dpo_learns_what_is_preferred(tmp_path):
       ),
       evals={},
       log_metrics_every=1,
-      writer=Writer(),
+      writer=_writer_to(losses),
   )
   trainer.train()
   first, last = losses[0], losses[-1]
