@@ -10,9 +10,9 @@ On one host, that is `python -m kauldron.main`. LoRA is on attention; with
 128 of them in each layer. With `--cfg.__args__.tiny=True` it is a tiny model on
 made-up data, anywhere.
 
-FSDP: each chip holds an eighth of the base, and of the experts' A and B, and
-gathers a weight when it is its turn. Attention's A and B are small and stand on
-all chips; Adam's moments, twice as large, do not.
+FSDP: each chip holds an eighth of the base, and of those of the experts' A and B
+that are above 4 MB, and gathers a weight when it is its turn. The other A and B
+are small and stand on all chips; Adam's moments, twice as large, do not.
 
 The weights come from Google's public bucket, the data from Hugging Face (`pip
 install datasets`). The batch must be a multiple of the number of chips.

@@ -1,16 +1,12 @@
 """Every config builds, survives JSON and resolves; the quickstart runs."""
 
 import dataclasses
-import importlib.util
 import json
 import math
-import pathlib
 import re
 import subprocess
 import sys
-from unittest import mock
 
-from absl import flags
 from gemma import gm
 from kauldron import kd
 from kauldron import konfig
@@ -19,73 +15,15 @@ import pytest
 import tensorflow as tf
 
 from gemma4_lora import g4
+from tests import shipped
 from tests import training
 
-_ROOT = pathlib.Path(__file__).parent.parent
-_CONFIGS = sorted((_ROOT / "configs").glob("*.py"))
-
-_SHRINK = "--cfg.__args__.tiny=True"
-_EXPERTS = "--cfg.__args__.experts=True"
-# All but the one that is tiny.
-_RUNS = {
-    path.stem: (path,) for path in _CONFIGS if path.stem != "quickstart"
-} | {
-    "experts": (
-        _ROOT / "configs" / "gemma4_26b_a4b_lora_no_robots.py",
-        _EXPERTS,
-    )
-}
+_ROOT = shipped.ROOT
+_CONFIGS = shipped.CONFIGS
 
 _every_config = pytest.mark.parametrize(
     "path", _CONFIGS, ids=lambda path: path.stem
 )
-
-
-def _module(path):
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
-
-
-def _config(path, **args):
-  module = _module(path)
-  return module.get_config(*[module.ConfigArgs(**args)] * bool(args))
-
-
-def _by_flags(path, *overrides):
-  """Returns the config as `python -m kauldron.main` does."""
-  values = flags.FlagValues()
-  konfig.DEFINE_config_file("cfg", None, "", flag_values=values)
-  argv = ["", f"--cfg={path}", *overrides]
-  with mock.patch.object(sys, "argv", argv):  # It looks there for overrides.
-    values(argv)
-  return values.cfg
-
-
-def _shallow(trainer, folder):
-  """Returns the trainer with fewer layers, and its checkpoint: compile time."""
-  base = training.shallow(trainer.model.model)
-  load = trainer.init_transform.wrapped
-  path = dataclasses.replace(load.path, model=base, folder=folder)
-  load = dataclasses.replace(load, path=path)
-  return dataclasses.replace(
-      trainer,
-      model=trainer.model.clone(model=base),
-      init_transform=dataclasses.replace(trainer.init_transform, wrapped=load),
-  )
-
-
-def _writer_to(values):
-  """Returns a writer that keeps what is logged of the steps."""
-
-  class Writer(kd.train.metric_writer.NoopWriter):
-
-    def write_step_metrics(self, *, aux, **kwargs):
-      del kwargs
-      values.append(aux.compute())
-
-  return Writer()
 
 
 def test_there_are_configs():
@@ -104,7 +42,7 @@ def test_there_are_configs():
 
 @_every_config
 def test_config_survives_json(path):
-  cfg = _config(path)
+  cfg = shipped.config(path)
   again = konfig.ConfigDict(json.loads(cfg.to_json()))
   assert again == cfg
   assert again.to_json() == cfg.to_json()
@@ -113,7 +51,7 @@ def test_config_survives_json(path):
 @_every_config
 def test_config_resolves_after_json(path, tmp_path):
   """Without weights, data or network."""
-  cfg = konfig.ConfigDict(json.loads(_config(path).to_json()))
+  cfg = konfig.ConfigDict(json.loads(shipped.config(path).to_json()))
   cfg.workdir = str(tmp_path)
   trainer = konfig.resolve(cfg)
   assert isinstance(trainer, kd.train.Trainer)
@@ -128,7 +66,7 @@ def test_config_resolves_after_json(path, tmp_path):
 
 @_every_config
 def test_config_takes_overrides(path, tmp_path):
-  cfg = _config(path)
+  cfg = shipped.config(path)
   cfg.workdir = str(tmp_path)
   cfg.model.rank = 3
   cfg.num_train_steps = 7
@@ -198,17 +136,17 @@ def test_quickstart_trains_evaluates_samples_and_saves(tmp_path):
   assert saved.model.rank == 4
 
 
-@pytest.mark.parametrize("run", _RUNS)
+@pytest.mark.parametrize("run", shipped.RUNS)
 def test_tiny_model_trains(run, tmp_path):
   """As the command, in this process: on eight devices, with its own sharding."""
-  path, *overrides = _RUNS[run]
-  cfg = _by_flags(
-      path, _SHRINK, *overrides, f"--cfg.workdir={tmp_path / 'run'}"
+  path, *overrides = shipped.RUNS[run]
+  cfg = shipped.by_flags(
+      path, shipped.SHRINK, *overrides, f"--cfg.workdir={tmp_path / 'run'}"
   )
   losses = []
   trainer = dataclasses.replace(
-      _shallow(konfig.resolve(cfg), tmp_path),
-      writer=_writer_to(losses),
+      shipped.shallow(konfig.resolve(cfg), tmp_path),
+      writer=shipped.writer_to(losses),
       evals={},
   )
   state, _ = trainer.train()
@@ -233,7 +171,7 @@ def test_dpo_learns_what_is_preferred(tmp_path):
   ]
   data = tmp_path / "pairs.jsonl"
   data.write_text("\n".join(map(json.dumps, pairs)), encoding="utf-8")
-  cfg = _config(_ROOT / "configs" / "gemma4_e2b_dpo.py")
+  cfg = shipped.config(_ROOT / "configs" / "gemma4_e2b_dpo.py")
   cfg.workdir = str(tmp_path / "workdir")
   cfg.optimizer["0"].learning_rate = 1e-2
   cfg.num_train_steps = 5
@@ -258,7 +196,7 @@ def test_dpo_learns_what_is_preferred(tmp_path):
       ),
       evals={},
       log_metrics_every=1,
-      writer=_writer_to(losses),
+      writer=shipped.writer_to(losses),
   )
   trainer.train()
   first, last = losses[0], losses[-1]
