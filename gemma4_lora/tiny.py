@@ -67,20 +67,21 @@ def shrink(cfg: konfig.ConfigDict) -> konfig.ConfigDict:
 
   What is replaced: models, tokenizers, datasets (by sentences in the fields that
   the task reads, with small images among them where it reads any), checkpoints
-  (by random ones in the same format, which are made on first use), and sizes:
-  lengths, batches, numbers of steps. All else is the config's own.
+  (by random ones, which are made on first use: safetensors where `PartialLoad`
+  has a path on this machine, else Orbax's), and sizes: lengths, batches, numbers
+  of steps. All else is the config's own.
 
   Args:
     cfg: Of a `kd.train.Trainer`. It is changed in place.
 
   Raises:
-    ValueError: There is no Gemma 4 model in it.
+    ValueError: There is no Gemma 4 model in it, or a dataset has no task.
   """
   models = [x for x in _nodes(cfg.model) if _is(x, 'nn.', _MODELS)]
-  if not models:
+  if len(models) != 1:
     raise ValueError(
-        'tiny.shrink(cfg): cfg.model has no gm.nn.Gemma4_…, which would be'
-        ' replaced by a tiny one.'
+        f'tiny.shrink(cfg): cfg.model has {len(models)} gm.nn.Gemma4_…, and it'
+        ' takes one, to be replaced by a tiny one.'
     )
   (model,) = models
   has_images = model.get('text_only') is False
@@ -115,14 +116,15 @@ def shrink(cfg: konfig.ConfigDict) -> konfig.ConfigDict:
 
 def _shrink_loader(node: _Node, model: _Node) -> None:
   """Of random weights, in the format of the real ones."""
-  is_gemma = not isinstance(node.path, str) or '://' in node.path
+  is_file = isinstance(node.path, str) and '://' not in node.path
+  is_hf = is_file and _is(node, '', ('ckpts.PartialLoad',))
   _set(
       node,
       'path',
       _new(
           'testing.RandomCheckpoint',
           model=copy.deepcopy(model),
-          format='gemma' if is_gemma else 'hf',
+          format='hf' if is_hf else 'gemma',
       ),
   )
 
