@@ -5,6 +5,8 @@ python -m kauldron.main --cfg=configs/gemma4_e2b_dpo.py \
     --cfg.workdir=/tmp/gemma4_e2b_dpo
 ```
 
+With `--cfg.__args__.tiny=True` it is a tiny model on made-up data, anywhere.
+
 The reference is the same model with LoRA off: no second copy of the base, one
 more forward pass.
 
@@ -19,6 +21,8 @@ the batch has two rows for each pair.
 
 from kauldron import konfig
 
+from gemma4_lora import tiny
+
 # pylint: disable=g-import-not-at-top
 with konfig.imports():
   from gemma import gm
@@ -27,6 +31,8 @@ with konfig.imports():
 
   from gemma4_lora import g4
 # pylint: enable=g-import-not-at-top
+
+ConfigArgs = tiny.ConfigArgs
 
 _KEYS = dict(
     head="preds.head",
@@ -37,8 +43,8 @@ _KEYS = dict(
 _MAX_LENGTH = 512  # In tokens.
 
 
-def get_config():
-  return kd.train.Trainer(
+def get_config(args: ConfigArgs = ConfigArgs()):
+  cfg = kd.train.Trainer(
       seed=42,
       # Data
       train_ds=_make_dataset(
@@ -105,6 +111,7 @@ def get_config():
           ),
       },
   )
+  return tiny.shrink(cfg) if args.tiny else cfg
 
 
 def _make_dataset(

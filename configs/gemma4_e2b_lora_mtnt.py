@@ -5,6 +5,8 @@ python -m kauldron.main --cfg=configs/gemma4_e2b_lora_mtnt.py \
     --cfg.workdir=/tmp/gemma4_e2b_lora_mtnt
 ```
 
+With `--cfg.__args__.tiny=True` it is a tiny model on made-up data, anywhere.
+
 Against a LoRA config for Gemma 3, these lines differ: `model`,
 `init_transform`, and the task and tokenizer of the datasets. Loss, `trainstep`
 and the model's last three arguments are there for memory and time.
@@ -20,6 +22,8 @@ The weights come from Google's public bucket, the data from TFDS. BLEU needs
 
 from kauldron import konfig
 
+from gemma4_lora import tiny
+
 # pylint: disable=g-import-not-at-top
 with konfig.imports():
   from gemma import gm
@@ -31,9 +35,11 @@ with konfig.imports():
 
 _KEYS = dict(head="preds.head", labels="batch.target", mask="batch.loss_mask")
 
+ConfigArgs = tiny.ConfigArgs
 
-def get_config():
-  return kd.train.Trainer(
+
+def get_config(args: ConfigArgs = ConfigArgs()):
+  cfg = kd.train.Trainer(
       seed=42,
       # Data
       train_ds=_make_dataset(split="train", batch_size=16),
@@ -87,6 +93,7 @@ def get_config():
           ),
       },
   )
+  return tiny.shrink(cfg) if args.tiny else cfg
 
 
 def _make_dataset(

@@ -1,10 +1,8 @@
 """Every config builds, survives JSON and resolves; the quickstart runs."""
 
 import dataclasses
-import importlib.util
 import json
 import math
-import pathlib
 import re
 import subprocess
 import sys
@@ -12,34 +10,39 @@ import sys
 from gemma import gm
 from kauldron import kd
 from kauldron import konfig
+import numpy as np
 import pytest
 import tensorflow as tf
 
 from gemma4_lora import g4
+from tests import shipped
 from tests import training
 
-_ROOT = pathlib.Path(__file__).parent.parent
-_CONFIGS = sorted((_ROOT / "configs").glob("*.py"))
+_ROOT = shipped.ROOT
+_CONFIGS = shipped.CONFIGS
 
 _every_config = pytest.mark.parametrize(
     "path", _CONFIGS, ids=lambda path: path.stem
 )
 
 
-def _config(path):
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config()
-
-
 def test_there_are_configs():
-  assert {"quickstart", "gemma4_e2b_lora_mtnt"} <= {p.stem for p in _CONFIGS}
+  assert {p.stem for p in _CONFIGS} >= {
+      "quickstart",
+      "gemma4_e2b_lora_mtnt",
+      "gemma4_e4b_lora_no_robots",
+      "gemma4_31b_lora_no_robots",
+      "gemma4_26b_a4b_lora_no_robots",
+      "gemma4_e2b_lora_images",
+      "gemma4_e2b_dpo",
+      "gemma4_e2b_lora_hf_weights",
+      "gemma4_e2b_lora_packed",
+  }
 
 
 @_every_config
 def test_config_survives_json(path):
-  cfg = _config(path)
+  cfg = shipped.config(path)
   again = konfig.ConfigDict(json.loads(cfg.to_json()))
   assert again == cfg
   assert again.to_json() == cfg.to_json()
@@ -48,18 +51,22 @@ def test_config_survives_json(path):
 @_every_config
 def test_config_resolves_after_json(path, tmp_path):
   """Without weights, data or network."""
-  cfg = konfig.ConfigDict(json.loads(_config(path).to_json()))
+  cfg = konfig.ConfigDict(json.loads(shipped.config(path).to_json()))
   cfg.workdir = str(tmp_path)
   trainer = konfig.resolve(cfg)
   assert isinstance(trainer, kd.train.Trainer)
   assert isinstance(trainer.model, g4.nn.LoRA)
   assert isinstance(trainer.init_transform, g4.ckpts.SkipLoRA4)
-  assert isinstance(trainer.evals["sampling"], gm.evals.SamplerEvaluator)
+  assert isinstance(trainer.trainstep, g4.train.TrainStep)
+  assert trainer.evals
+  for name, evaluator in trainer.evals.items():
+    is_sampler = isinstance(evaluator, gm.evals.SamplerEvaluator)
+    assert is_sampler == (name == "sampling")
 
 
 @_every_config
 def test_config_takes_overrides(path, tmp_path):
-  cfg = _config(path)
+  cfg = shipped.config(path)
   cfg.workdir = str(tmp_path)
   cfg.model.rank = 3
   cfg.num_train_steps = 7
@@ -73,7 +80,11 @@ def test_config_takes_overrides(path, tmp_path):
 @_every_config
 def test_header_says_how_to_run_it_and_what_was_measured(path):
   header = path.read_text(encoding="utf-8").split('"""')[1]
-  assert f"python -m kauldron.main --cfg=configs/{path.name}" in header
+  assert re.search(
+      rf"python -m (kauldron.main|gemma4_lora train) --cfg=configs/{path.name}",
+      header,
+  )
+  assert path.stem == "quickstart" or "`--cfg.__args__.tiny=True`" in header
   for column in ("machine", "memory", "time"):
     assert re.search(rf"\| {column} \|", header)
 
@@ -126,6 +137,29 @@ def test_quickstart_trains_evaluates_samples_and_saves(tmp_path):
   assert saved.model.rank == 4
 
 
+@pytest.mark.parametrize("run", shipped.RUNS)
+def test_tiny_model_trains(run, tmp_path):
+  """As the command, in this process: on eight devices, with its own sharding."""
+  path, *overrides = shipped.RUNS[run]
+  cfg = shipped.by_flags(
+      path, shipped.SHRINK, *overrides, f"--cfg.workdir={tmp_path / 'run'}"
+  )
+  losses = []
+  trainer = dataclasses.replace(
+      shipped.shallow(konfig.resolve(cfg), tmp_path),
+      writer=shipped.writer_to(losses),
+      evals={},
+  )
+  state, _ = trainer.train()
+  values = [x.loss_values["losses/total"] for x in losses]
+  assert len(values) == 3 and np.isfinite(values).all()
+  assert len(set(map(float, values))) > 1
+  leaves = training.flat(state.params)
+  moved = [np.any(leaves[x]) for x in leaves if x.endswith(".b")]
+  assert moved and np.mean(moved) > 0.9
+  assert (tmp_path / "run" / "checkpoints" / "ckpt_2").is_dir()
+
+
 def test_dpo_learns_what_is_preferred(tmp_path):
   """The config, but for the size of its model, its weights and its data."""
   pairs = [
@@ -138,7 +172,7 @@ def test_dpo_learns_what_is_preferred(tmp_path):
   ]
   data = tmp_path / "pairs.jsonl"
   data.write_text("\n".join(map(json.dumps, pairs)), encoding="utf-8")
-  cfg = _config(_ROOT / "configs" / "gemma4_e2b_dpo.py")
+  cfg = shipped.config(_ROOT / "configs" / "gemma4_e2b_dpo.py")
   cfg.workdir = str(tmp_path / "workdir")
   cfg.optimizer["0"].learning_rate = 1e-2
   cfg.num_train_steps = 5
@@ -149,13 +183,6 @@ def test_dpo_learns_what_is_preferred(tmp_path):
   )
   base = training.shallow(g4.testing.Gemma4_31B(tokens="batch.input"))
   losses = []
-
-  class Writer(kd.train.metric_writer.NoopWriter):
-
-    def write_step_metrics(self, *, aux, **kwargs):
-      del kwargs
-      losses.append(aux.compute())
-
   trainer = dataclasses.replace(
       trainer,
       # Without what takes long to compile, which other tests are about.
@@ -170,7 +197,7 @@ def test_dpo_learns_what_is_preferred(tmp_path):
       ),
       evals={},
       log_metrics_every=1,
-      writer=Writer(),
+      writer=shipped.writer_to(losses),
   )
   trainer.train()
   first, last = losses[0], losses[-1]

@@ -189,6 +189,27 @@ class ChatTask(_row_task.RowTask, gm.data.Seq2SeqTask):
         fields if images is None else fields | {self.out_images: images.input}
     )
 
+  def field_specs(self, max_length: int | None = None) -> dict[str, Any]:
+    """Returns the shapes of the output fields of an example, without data.
+
+    Args:
+      max_length: Another than the task's.
+    """
+    length = max_length or self.row_length
+    mask = np.float32 if self.token_weights else np.bool_
+    specs: dict[str, Any] = {
+        self.out_input: _tokens.spec(length, dtype=np.int32),
+        self.out_target: _tokens.spec(length, 1, dtype=np.int32),
+        self.out_target_mask: _tokens.spec(length, 1, dtype=mask),
+    }
+    if self.in_images is not None:
+      specs[self.out_images] = _images.specs(
+          max_images=self.max_images,
+          max_soft_tokens=self.max_soft_tokens,
+          patch_size=self.patch_size,
+      )
+    return specs
+
   def pad_fields(
       self, tokens: np.ndarray, targets: np.ndarray, weights: np.ndarray
   ) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from gemma4_lora import _gemma4
+from gemma4_lora.data import _tokens
 
 # What gemma's samplers put in the place of `<|image|>`.
 _SOFT_TOKEN = -2
@@ -92,6 +93,18 @@ def preprocess(
           positions_xy=positions.reshape(-1, 2),
           soft_token_counts=(max_soft_tokens,) * max_images,
       ),
+  )
+
+
+def specs(
+    *, max_images: int, max_soft_tokens: int, patch_size: int
+) -> _gemma4.PreprocessedVisionInput:
+  """Returns the shapes of what `preprocess` gives."""
+  num_patches = max_images * max_soft_tokens * _POOLING**2
+  return _gemma4.PreprocessedVisionInput(
+      patches=_tokens.spec(num_patches, 3 * patch_size**2, dtype=np.float32),
+      positions_xy=_tokens.spec(num_patches, 2, dtype=np.int32),
+      soft_token_counts=(max_soft_tokens,) * max_images,
   )
 
 

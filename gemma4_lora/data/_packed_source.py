@@ -97,6 +97,12 @@ class PackedSource(grain.RandomAccessDataSource):
     positions = _tokens.pad(positions.astype(np.int32), task.row_length)
     return fields | {self.out_positions: positions}
 
+  def field_specs(self, max_length: int | None = None) -> dict[str, Any]:
+    """Returns the shapes of a row's fields; see `ChatTask.field_specs`."""
+    length = max_length or self._task.row_length
+    positions = _tokens.spec(length, dtype=np.int32)
+    return self._task.field_specs(length) | {self.out_positions: positions}
+
   @functools.cached_property
   def bins(self) -> list[list[int]]:
     """The conversations of each row, by their index in the source.

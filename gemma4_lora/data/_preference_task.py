@@ -13,6 +13,7 @@ from gemma4_lora.data import _chat_task
 from gemma4_lora.data import _fields
 from gemma4_lora.data import _malformed
 from gemma4_lora.data import _row_task
+from gemma4_lora.data import _tokens
 
 _CONVERSATION = 'conversation'
 
@@ -118,6 +119,15 @@ class PreferenceTask(_row_task.RowTask, grain.MapTransform):
     return {
         name: np.stack([chosen[key], rejected[key]])
         for key, name in out.items()
+    }
+
+  def field_specs(self, max_length: int | None = None) -> dict[str, Any]:
+    """Returns the shapes of the output fields; see `ChatTask.field_specs`."""
+    length = max_length or self.max_length
+    return {
+        self.out_input: _tokens.spec(2, length, dtype=np.int32),
+        self.out_target: _tokens.spec(2, length, dtype=np.int32),
+        self.out_target_mask: _tokens.spec(2, length, dtype=np.bool_),
     }
 
   def _check(self) -> None:

@@ -1,6 +1,9 @@
 """From pieces of text to the arrays that a model trains on."""
 
+from typing import Any
+
 import dialog
+from etils import enp
 from gemma import gm
 import numpy as np
 
@@ -59,3 +62,8 @@ def pad(values: np.ndarray, length: int) -> np.ndarray:
   """Returns the first `length` values, or as many with zeros behind."""
   values = values[:length]
   return np.pad(values, (0, length - len(values)))
+
+
+def spec(*shape: int, dtype: Any) -> enp.ArraySpec:
+  """Returns the shape and dtype of an array that an example will have."""
+  return enp.ArraySpec(shape=shape, dtype=np.dtype(dtype))

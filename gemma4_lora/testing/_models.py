@@ -143,3 +143,39 @@ class Gemma4_26B_A4B(gm.nn.Gemma4_26B_A4B):  # pylint: disable=invalid-name
       expert_dim=20,
       top_k_experts=2,
   )
+
+
+# Image tokens are among the last of Gemma 4's vocabulary.
+_FULL_VOCABULARY = 262144
+
+
+class Gemma4_E2B_Images(Gemma4_E2B):  # pylint: disable=invalid-name
+  """Tiny E2B with Gemma 4's whole vocabulary: 24 M parameters."""
+
+  config: _config.TransformerConfig = dataclasses.replace(
+      Gemma4_E2B.config, num_embed=_FULL_VOCABULARY
+  )
+
+
+class Gemma4_E4B_Images(Gemma4_E4B):  # pylint: disable=invalid-name
+  """Tiny E4B with Gemma 4's whole vocabulary: 30 M parameters."""
+
+  config: _config.TransformerConfig = dataclasses.replace(
+      Gemma4_E4B.config, num_embed=_FULL_VOCABULARY
+  )
+
+
+class Gemma4_31B_Images(Gemma4_31B):  # pylint: disable=invalid-name
+  """Tiny 31B with Gemma 4's whole vocabulary: 11 M parameters."""
+
+  config: _config.TransformerConfig = dataclasses.replace(
+      Gemma4_31B.config, num_embed=_FULL_VOCABULARY
+  )
+
+
+class Gemma4_26B_A4B_Images(Gemma4_26B_A4B):  # pylint: disable=invalid-name
+  """Tiny 26B_A4B with Gemma 4's whole vocabulary: 11 M parameters."""
+
+  config: _config.TransformerConfig = dataclasses.replace(
+      Gemma4_26B_A4B.config, num_embed=_FULL_VOCABULARY
+  )

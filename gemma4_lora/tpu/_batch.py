@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from collections.abc import Mapping
 import dataclasses
-import functools
+import math
 from typing import Any
 
 from etils import enp
@@ -15,6 +15,7 @@ from kauldron import kd
 from kauldron import kontext
 import numpy as np
 
+from gemma4_lora import _parts
 from gemma4_lora.tpu import _errors
 
 _OVERRIDES = 'Give batch= and length= (--batch=, --length=, in tokens).'
@@ -26,20 +27,22 @@ class Batch:
 
   Attributes:
     spec: Nested dict of `enp.ArraySpec`.
-    batch: How many sequences.
-    length: Of each, in tokens; None where the model reads no tokens.
+    batch: How many examples.
+    length: Of each sequence, in tokens; None where the model reads no tokens.
+    sequences: Of each example: 2 of a preference pair.
     note: Where the shapes are from, if not from the data.
   """
 
   spec: Any
   batch: int
   length: int | None
+  sequences: int = 1
   note: str | None = None
 
   @property
   def num_tokens(self) -> int:
     """Of all sequences."""
-    return self.batch * (self.length or 1)
+    return self.batch * self.sequences * (self.length or 1)
 
 
 def batch_of(
@@ -85,31 +88,61 @@ def _read(
           f'length={length}, but the model reads no tokens of the batch: which'
           ' of its sizes is the length is not known. Change it in the config.'
       )
-    old_batch, old_length = jax.tree.leaves(spec)[0].shape[0], None
+    old_batch, longer = jax.tree.leaves(spec)[0].shape[0], 0
   else:
-    old_batch, old_length = tokens.shape[:2]
-  batch, new_length = batch or old_batch, length or old_length
+    old_batch, old_length = tokens.shape[0], tokens.shape[-1]
+    length = length or old_length
+    longer = length - old_length
+  batch = batch or old_batch
 
-  def resized(x: enp.ArraySpec) -> enp.ArraySpec:
+  def resized(x: Any) -> Any:
+    if not isinstance(x, enp.ArraySpec):  # Images: with a length of their own.
+      return jax.tree.map(lambda y: _with_batch(y, old_batch, batch), x)
+    x = _with_batch(x, old_batch, batch)
     shape = list(x.shape)
-    if shape and shape[0] == old_batch:
-      shape[0] = batch
     # Targets and masks are as long as the tokens, or one longer or shorter.
-    if len(shape) > 1 and old_length is not None:
-      if abs(shape[1] - old_length) <= 1:
-        shape[1] += new_length - old_length
+    if tokens is not None and _is_along(x, tokens):
+      shape[len(tokens.shape) - 1] += longer
     return enp.ArraySpec(shape=tuple(shape), dtype=x.dtype)
 
-  return Batch(spec=jax.tree.map(resized, spec), batch=batch, length=new_length)
+  return Batch(
+      spec=jax.tree.map(resized, spec, is_leaf=_is_field),
+      batch=batch,
+      length=length,
+      sequences=1 if tokens is None else math.prod(tokens.shape[1:-1]),
+  )
+
+
+def _is_field(x: Any) -> bool:
+  return not isinstance(x, Mapping | list | tuple)
+
+
+def _with_batch(x: enp.ArraySpec, old: int, new: int) -> enp.ArraySpec:
+  shape = (new, *x.shape[1:]) if x.shape and x.shape[0] == old else x.shape
+  return enp.ArraySpec(shape=shape, dtype=x.dtype)
 
 
 def _tokens(trainer: kd.train.Trainer, spec: Any) -> enp.ArraySpec | None:
-  """Returns what the model reads its tokens from."""
+  """Returns what the model reads its tokens from: `[B, L]`, pairs `[B, 2, L]`."""
   key = kontext.get_keypaths(trainer.model).get('tokens')
   if not isinstance(key, str):
     return None
   found = kontext.get_by_path({'batch': spec}, key, default=None)
-  return found if found is not None and len(found.shape) == 2 else None
+  is_known = found is not None and _is_tokens(found)
+  return found if is_known else None
+
+
+def _is_tokens(x: enp.ArraySpec) -> bool:
+  """Not of labels, `[B, L, 1]`."""
+  return len(x.shape) == 2 or len(x.shape) == 3 and x.shape[-1] > 1
+
+
+def _is_along(x: enp.ArraySpec, tokens: enp.ArraySpec) -> bool:
+  """Whether an array has an entry, or some, for each of the tokens."""
+  axis = len(tokens.shape) - 1
+  if x.shape[1:axis] != tokens.shape[1:axis] or len(x.shape) <= axis:
+    return False
+  return abs(x.shape[axis] - tokens.shape[axis]) <= 1
 
 
 def _on_device(x: enp.ArraySpec) -> enp.ArraySpec:
@@ -126,8 +159,11 @@ def _from_config(
     reason: str,
 ) -> Batch:
   """From what transforms, model and losses say that they write and read."""
+  writer = _writer(trainer.train_ds)
   task = _task(trainer.train_ds)
   batch = batch or getattr(trainer.train_ds, 'batch_size', None)
+  if writer is not None and batch:
+    return _of_writer(trainer, writer.field_specs(length), batch, reason=reason)
   length = length or getattr(task, 'max_length', None)
   if not batch or not length:
     lacks = [n for n, x in (('batch', batch), ('length', length)) if not x]
@@ -141,11 +177,34 @@ def _from_config(
     shape = (batch, length, *shape)
     array = enp.ArraySpec(shape=shape, dtype=np.dtype(dtype))
     kontext.set_by_path(spec, key, array)
+  return Batch(spec=spec, batch=batch, length=length, note=_note(reason))
+
+
+def _note(reason: str) -> str:
+  return f"shapes of the batch are the config's: {reason}"
+
+
+def _of_writer(
+    trainer: kd.train.Trainer,
+    fields: Mapping[str, Any],
+    batch: int,
+    *,
+    reason: str,
+) -> Batch:
+  """From what a task says of its own output."""
+  spec: dict[str, Any] = {}
+  for key, specs in fields.items():
+    batched = jax.tree.map(
+        lambda x: enp.ArraySpec(shape=(batch, *x.shape), dtype=x.dtype), specs
+    )
+    kontext.set_by_path(spec, key, batched)
+  tokens = _tokens(trainer, spec)
   return Batch(
       spec=spec,
       batch=batch,
-      length=length,
-      note=f"shapes of the batch are the config's: {reason}",
+      length=None if tokens is None else tokens.shape[-1],
+      sequences=1 if tokens is None else math.prod(tokens.shape[1:-1]),
+      note=_note(reason),
   )
 
 
@@ -192,13 +251,24 @@ def _fields(
 
 def _task(ds: Any) -> gm.data.Seq2SeqTask | None:
   """Returns the transform that writes tokens, targets and mask."""
-  tasks = [x for x in _parts(ds) if isinstance(x, gm.data.Seq2SeqTask)]
+  tasks = [x for x in _parts.parts(ds) if isinstance(x, gm.data.Seq2SeqTask)]
   return tasks[-1] if tasks else None
+
+
+def _writer(ds: Any) -> Any:
+  """Returns what says the shapes that it writes, as the tasks of `g4.data` do.
+
+  The outermost: a source of packed rows has a task within it.
+  """
+  writers = [x for x in _parts.parts(ds) if hasattr(type(x), 'field_specs')]
+  inner = {id(y) for x in writers for y in _parts.parts(x) if y is not x}
+  outer = [x for x in writers if id(x) not in inner]
+  return outer[-1] if outer else None
 
 
 def _absent(ds: Any) -> Iterator[str]:
   """Gives what would have to be downloaded to read a pipeline."""
-  for part in _parts(ds):
+  for part in _parts.parts(ds):
     # By name: Kauldron has two, one of which is not always there.
     if type(part).__name__ == 'Tfds':
       if not _is_prepared(part.name, part.data_dir):
@@ -222,26 +292,3 @@ def _is_prepared(name: str, data_dir: Any) -> bool:
     return False
   folder = epath.Path(folder).expanduser()
   return folder.joinpath(name.partition('/')[0]).exists()
-
-
-@functools.singledispatch
-def _parts(x: Any) -> Iterator[Any]:
-  """Gives an object and what its fields hold, down to the leaves."""
-  yield x
-  if dataclasses.is_dataclass(x) and not isinstance(x, type):
-    for field in dataclasses.fields(x):
-      if field.init and hasattr(x, field.name):
-        yield from _parts(vars(x).get(field.name))
-
-
-@_parts.register(list)
-@_parts.register(tuple)
-def _(x) -> Iterator[Any]:
-  for item in x:
-    yield from _parts(item)
-
-
-@_parts.register(Mapping)
-def _(x) -> Iterator[Any]:
-  for item in x.values():
-    yield from _parts(item)

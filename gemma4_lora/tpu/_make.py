@@ -48,7 +48,7 @@ def plan(
       not kept: what it is made of has no name.
     topology: Chips, `'v6e:1x1'`, `'v6e:2x4'`, `'v5e:4x4'`, `'v5p:2x2x1'`, which
       need `gemma4_lora[tpu]`; `'cpu'`, `'cpu:2'` or `'gpu'` for what is here.
-    batch: Sequences in a step, over all devices; default: the config's.
+    batch: Examples in a step, over all devices; default: the config's.
     length: Of each, in tokens; default: the config's.
     with_logging: Whether to compile the step that also returns losses, metrics
       and summaries, of which the first step is one.
@@ -103,6 +103,7 @@ def _make(
       num_devices=len(target.devices),
       batch=batch.batch,
       length=batch.length,
+      sequences=batch.sequences,
       argument_bytes=arguments.bytes_per_device(),
       notes=tuple(notes),
       **{

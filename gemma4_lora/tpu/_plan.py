@@ -31,8 +31,8 @@ class Plan:
     topology: `'v6e:2x4'`.
     chip: What each device can do.
     num_devices: How many there are.
-    batch: Sequences in a step, over all devices.
-    length: Of each, in tokens. None where the model reads no tokens.
+    batch: Examples in a step, over all devices.
+    length: Of each sequence, in tokens. None where the model reads no tokens.
     argument_bytes: Bytes of the step's arguments by their shapes: `'weights'`,
       `'lora'`, `'optimizer'`, `'batch'`, `'other'`.
     memory: As the compiler says. None if the step does not fit.
@@ -43,6 +43,7 @@ class Plan:
     compile_seconds: XLA's part.
     advice: What to change, most promising first.
     notes: What else to know of the numbers.
+    sequences: Of each example: 2 of a preference pair.
     cached: Whether the numbers are from an earlier run.
   """
 
@@ -60,6 +61,7 @@ class Plan:
   compile_seconds: float
   advice: tuple[str, ...] = ()
   notes: tuple[str, ...] = ()
+  sequences: int = 1
   cached: bool = False
 
   @property
@@ -105,7 +107,7 @@ class Plan:
   @property
   def num_tokens(self) -> int:
     """Tokens in a step, over all devices."""
-    return self.batch * (self.length or 1)
+    return self.batch * self.sequences * (self.length or 1)
 
   @property
   def seconds_by_bound(self) -> Mapping[Bound, float]:

@@ -91,7 +91,10 @@ def bar(plan: _plan.Plan, *, width: int = 640) -> str:
 def _title(plan: _plan.Plan) -> str:
   length = '' if plan.length is None else f' x {plan.length} tokens'
   devices = f'{plan.num_devices} device{"s" * (plan.num_devices > 1)}'
-  return f'{plan.topology} ({devices}), batch {plan.batch}{length}'
+  batch = (
+      f'{plan.batch} x {plan.sequences}' if plan.sequences > 1 else plan.batch
+  )
+  return f'{plan.topology} ({devices}), batch {batch}{length}'
 
 
 def _verdict(plan: _plan.Plan) -> str:

@@ -14,8 +14,10 @@ import optax
 
 from gemma4_lora.ckpts import _restored
 from gemma4_lora.optim import _check as optim
+from gemma4_lora.train import _empty_masks
 from gemma4_lora.train import _lean_init
 from gemma4_lora.train import _microbatches
+from gemma4_lora.train import _packed_rows
 
 _WHO = 'g4.train.TrainStep'
 
@@ -35,6 +37,8 @@ class TrainStep(kd.train.TrainStep):
 
   * `init` draws no random weights for what `init_transform=` restores: they are
     read from the file into the devices' memory. On resume nothing is drawn.
+  * Rows of `g4.data.PackedSource` for a model that does not read their
+    positions, and masks that are zero for a whole batch, are errors.
   * One program for the step, where Kauldron compiles one for each of the
     combinations of what it logs; one for `init`, where Kauldron compiles two.
 
@@ -46,12 +50,19 @@ class TrainStep(kd.train.TrainStep):
     compile_once: Whether metrics and summaries are computed at each step, and
       dropped where they are not logged. Set to False where they cost much, as
       those that need logits which the loss does without.
+    allow_empty_masks: Whether to go on where a loss has a mask that is zero for
+      a whole batch. If not, it is an error, two steps later: nobody waits for
+      the device to find out.
     base_cfg: The trainer (set automatically).
   """
 
   num_microbatches: int = 1
   compile_once: bool = True
+  allow_empty_masks: bool = False
 
+  _watch: _empty_masks.Watch = dataclasses.field(
+      default_factory=_empty_masks.Watch, init=False, repr=False, compare=False
+  )
   base_cfg: kd.train.Trainer = dataclasses.field(
       default=config_util.ROOT_CFG_REF, repr=False, compare=False
   )
@@ -84,9 +95,11 @@ class TrainStep(kd.train.TrainStep):
 
     Raises:
       FileNotFoundError: What `init_transform=` restores is not there.
-      ValueError: It does not fit the model.
+      ValueError: It does not fit the model; or rows are packed, and the model
+        does not read their positions.
     """
     self._assert_root_cfg_resolved()
+    _packed_rows.check(self.base_cfg)
     if isinstance(elem_spec, dict):
       elem_spec = flax.core.freeze(elem_spec)
     kwargs: dict[str, Any] = dict(model_method=model_method)
@@ -155,6 +168,8 @@ class TrainStep(kd.train.TrainStep):
         checkify_error_categories=checkify_error_categories,
     )
     with jax.transfer_guard('allow'):
+      if not self.allow_empty_masks:
+        self._watch.add(aux.loss_states)
       return state, aux.replace(
           loss_states=aux.loss_states if return_losses else None,
           metric_states=_microbatches.merge(aux.metric_states)

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import pathlib
 
+import jax
 from kauldron import kd
 from kauldron import konfig
 import numpy as np
@@ -16,13 +17,16 @@ from tests.tpu import configs
 _ROOT = pathlib.Path(__file__).parent.parent.parent
 
 
-def _config(name):
+_CONFIGS = sorted(p.name for p in (_ROOT / 'configs').glob('gemma4*.py'))
+
+
+def _config(name, args='', workdir='/nowhere'):
   path = _ROOT / 'configs' / name
   spec = importlib.util.spec_from_file_location(path.stem, path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  cfg = module.get_config()
-  cfg.workdir = '/nowhere'
+  cfg = konfig.get_config_from_module(module, args)
+  cfg.workdir = workdir
   return cfg
 
 
@@ -43,6 +47,39 @@ def test_the_config_says_what_the_data_has():
   assert _shapes(said) == _shapes(read)
   assert _shapes(read)['target'] == ((3, 20, 1), np.dtype(np.int32))
   assert read.num_tokens == 60
+
+
+@pytest.mark.parametrize('name', _CONFIGS)
+def test_a_task_says_what_its_data_have(name):
+  """Pairs, packed rows and images too, at the config's sizes and at others."""
+  trainer = konfig.resolve(_config(name, 'tiny=True'))
+  writer = _batch._writer(trainer.train_ds)
+  for sizes in ({}, {'batch': 3, 'length': 20}):
+    read = _batch.batch_of(trainer, **sizes)
+    assert read.note is None
+    said = _batch._from_config(
+        trainer,
+        batch=sizes.get('batch'),
+        length=sizes.get('length'),
+        reason='x',
+    )
+    assert dataclasses.replace(said, note=None) == read
+    assert jax.tree.structure(said.spec) == jax.tree.structure(read.spec)
+  assert writer.field_specs().keys() == read.spec.keys()
+  assert read.num_tokens == 3 * 20 * (2 if name == 'gemma4_e2b_dpo.py' else 1)
+
+
+def test_images_keep_their_size_whatever_the_length():
+  """Even if they have as many patches as the text has tokens."""
+  trainer = konfig.resolve(_config('gemma4_e2b_lora_images.py', 'tiny=True'))
+  elements, task = trainer.train_ds.transforms
+  task = dataclasses.replace(task, max_length=36)
+  ds = dataclasses.replace(trainer.train_ds, transforms=(elements, task))
+  trainer = dataclasses.replace(trainer, train_ds=ds)
+  images = _batch.batch_of(trainer, batch=2, length=20).spec['images']
+  assert images.patches.shape == (2, 36, 48)
+  assert images.positions_xy.shape == (2, 36, 2)
+  assert images.soft_token_counts == (4,)
 
 
 def test_data_that_would_be_downloaded_are_not(tmp_path, monkeypatch):

@@ -61,6 +61,13 @@ _REFUSED = dataclasses.replace(
 )
 
 
+def test_pairs_are_two_sequences_each():
+  plan = dataclasses.replace(_PLAN, sequences=2)
+  assert 'batch 16 x 2 x 2048 tokens' in str(plan)
+  assert plan.num_tokens == 2 * _PLAN.num_tokens == 2 * 16 * 2048
+  assert g4.tpu.Plan.from_json(plan.to_json()) == plan
+
+
 def test_roofline_is_the_slowest_of_three():
   """By hand, from the rates of v6e's page."""
   assert {k.value: v for k, v in _PLAN.seconds_by_bound.items()} == {

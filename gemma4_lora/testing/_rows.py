@@ -1,0 +1,106 @@
+"""English-French sentences in the fields of any dataset of conversations."""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+from typing import Any
+from typing import SupportsIndex
+
+from grain import python as grain
+import numpy as np
+
+from gemma4_lora.testing import _pairs
+
+_IMAGE_SIZES = ((24, 24), (12, 36), (24, 12))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChatRows(grain.RandomAccessDataSource):
+  """`EnFrPairs`, laid out as a task reads them.
+
+  ```python
+  g4.testing.ChatRows(layout='messages')[0]
+  # {'messages': [{'role': 'user', 'content': 'The cat sleeps.'},
+  #               {'role': 'assistant', 'content': 'Le chat dort.'}]}
+  ```
+
+  Attributes:
+    split: "train" or "test".
+    layout: As of `g4.data.ChatTask`, and so are the other fields.
+    in_prompt: Key of the English sentence, where it stands alone.
+    in_response: Key of the French one, or of the messages that end with it where
+      one of two is preferred.
+    in_rejected: Key of another answer, for `g4.data.PreferenceTask`: the English
+      sentence again.
+    in_messages: Key of the messages. Default: as of the layout.
+    in_images: Key of images: every other row has one.
+    others: Keys that are there, and that nobody reads.
+  """
+
+  split: str = 'train'
+  layout: str = 'prompt_response'
+  in_prompt: str | None = 'prompt'
+  in_response: str = 'response'
+  in_rejected: str | None = None
+  in_messages: str | None = None
+  in_images: str | None = None
+  others: Sequence[str] = ()
+
+  def __len__(self) -> int:
+    return len(self._pairs)
+
+  def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+    pair = self._pairs[index]
+    prompt, answer = pair['en'], pair['fr']
+    row: dict[str, Any] = dict.fromkeys(self.others, '')
+    images = self._images(int(index))
+    if self.in_images is not None:
+      row[self.in_images] = images
+    is_text = self.layout == 'prompt_response'
+    if is_text and images:
+      prompt = f'<|image|>{prompt}'
+    if self.in_prompt is not None and (is_text or self.in_rejected):
+      row[self.in_prompt] = prompt
+
+    def say(answer):
+      return answer if is_text else self._messages(prompt, answer, images)
+
+    if self.in_rejected is not None:
+      row |= {self.in_response: say(answer), self.in_rejected: say(prompt)}
+    elif is_text:
+      row[self.in_response] = answer
+    else:
+      default = 'messages' if self.layout == 'messages' else 'conversations'
+      row[self.in_messages or default] = say(answer)
+    return row
+
+  def _messages(
+      self, prompt: str, answer: str, images: list[np.ndarray] | None
+  ) -> list[dict[str, Any]]:
+    """Returns the conversation: what answers a prompt of its own without it."""
+    has_prompt = self.in_rejected is not None and self.in_prompt is not None
+    if self.layout == 'sharegpt':
+      turns = [
+          {'from': 'human', 'value': '<|image|>' * bool(images) + prompt},
+          {'from': 'gpt', 'value': answer},
+      ]
+    else:
+      parts = [{'type': 'image', 'text': None, 'index': 0}] if images else []
+      parts.append({'type': 'text', 'text': prompt, 'index': None})
+      content: Any = prompt if self.in_images is None else parts
+      turns = [
+          {'role': 'user', 'content': content},
+          {'role': 'assistant', 'content': answer},
+      ]
+    return turns[1:] if has_prompt else turns
+
+  def _images(self, index: int) -> list[np.ndarray]:
+    if self.in_images is None or index % 2:
+      return []
+    rng = np.random.default_rng(index)
+    size = _IMAGE_SIZES[index // 2 % len(_IMAGE_SIZES)]
+    return [rng.integers(0, 256, (*size, 3), np.uint8)]
+
+  @functools.cached_property
+  def _pairs(self) -> _pairs.EnFrPairs:
+    return _pairs.EnFrPairs(split=self.split)

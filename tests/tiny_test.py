@@ -1,0 +1,108 @@
+"""What `tiny.shrink` replaces, and what it leaves as it is."""
+
+import json
+
+from kauldron import konfig
+import pytest
+
+from gemma4_lora import tiny
+from tests import shipped
+
+# pylint: disable=g-import-not-at-top
+with konfig.imports():
+  from gemma import gm
+  from kauldron import kd
+  import optax
+
+  from gemma4_lora import g4
+# pylint: enable=g-import-not-at-top
+
+
+def _config(**kwargs):
+  """A config of a user's own: messages in a file, two loaders in one."""
+  return kd.train.Trainer(
+      model=g4.nn.LoRA(rank=3, model=gm.nn.Gemma4_31B(tokens="batch.input")),
+      init_transform=g4.ckpts.SkipLoRA4(
+          wrapped=gm.ckpts.LoadCheckpoint(path="gs://bucket/checkpoint"),
+      ),
+      train_ds=kd.data.py.Json(
+          path="chats.json",
+          shuffle=True,
+          batch_size=256,
+          transforms=[
+              g4.data.ChatTask(
+                  layout="sharegpt",
+                  in_messages="turns",
+                  tokenizer=gm.text.Gemma4Tokenizer(),
+                  max_length=4096,
+              ),
+          ],
+      ),
+      optimizer=optax.adamw(1e-5),
+      num_train_steps=1000,
+      checkpointer=kd.ckpts.Checkpointer(save_interval_steps=100),
+      workdir="/nowhere",
+      **kwargs,
+  )
+
+
+def test_a_config_of_ones_own():
+  cfg = tiny.shrink(_config())
+  trainer = konfig.resolve(konfig.ConfigDict(json.loads(cfg.to_json())))
+  assert type(trainer.model.model).__module__.startswith("gemma4_lora.testing")
+  assert type(trainer.model.model).__name__ == "Gemma4_31B"
+  assert trainer.model.model.tokens == "batch.input"
+  assert trainer.model.rank == 3
+  path = trainer.init_transform.wrapped.path
+  assert path.format == "gemma" and type(path.model) is type(
+      trainer.model.model
+  )
+  assert trainer.optimizer is not None
+  (task,) = trainer.train_ds.transforms
+  assert (task.max_length, trainer.train_ds.batch_size) == (64, 8)
+  row = trainer.train_ds.data_source[0]
+  assert set(row) == {"turns"}
+  assert [turn["from"] for turn in row["turns"]] == ["human", "gpt"]
+
+
+@pytest.mark.parametrize("path", ["gs://bucket/x", "/home/me/x"])
+@pytest.mark.parametrize("loader", ["LoadCheckpoint", "PartialLoad"])
+def test_format_of_the_weights(loader, path):
+  cfg = _config()
+  load = {
+      "LoadCheckpoint": gm.ckpts.LoadCheckpoint,
+      "PartialLoad": g4.ckpts.PartialLoad,
+  }[loader]
+  cfg.init_transform = load(path=path)
+  is_hf = (loader, path) == ("PartialLoad", "/home/me/x")
+  tiny.shrink(cfg)
+  assert cfg.init_transform.path.format == ("hf" if is_hf else "gemma")
+
+
+def test_weights_of_hugging_face_stay_safetensors():
+  path, *_ = shipped.RUNS["gemma4_e2b_lora_hf_weights"]
+  cfg = shipped.config(path, tiny=True)
+  assert cfg.init_transform.wrapped.path.format == "hf"
+
+
+def test_false_is_the_real_one():
+  path, *_ = shipped.RUNS["gemma4_e2b_lora_packed"]
+  real = shipped.config(path)
+  assert shipped.by_flags(path, "--cfg.__args__.tiny=False") == real
+  assert shipped.by_flags(path, shipped.SHRINK) != real
+
+
+def test_a_config_without_gemma4():
+  cfg = _config()
+  cfg.model = g4.nn.LoRA(rank=3, model=gm.nn.Gemma3_4B(tokens="batch.input"))
+  with pytest.raises(ValueError, match=r"cfg.model has 0 gm.nn.Gemma4_"):
+    tiny.shrink(cfg)
+
+
+def test_data_without_a_task():
+  cfg = _config()
+  cfg.train_ds.transforms = []
+  with pytest.raises(
+      ValueError, match=r"py.Json has no task in its transforms"
+  ):
+    tiny.shrink(cfg)

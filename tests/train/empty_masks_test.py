@@ -1,0 +1,87 @@
+"""A batch of which nothing is trained is an error; nothing else is."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from kauldron import kd
+import numpy as np
+import pytest
+
+from gemma4_lora import g4
+from gemma4_lora.train import _empty_masks
+from tests import training
+
+
+@dataclasses.dataclass(frozen=True)
+class _Masked(training.RandomTokens):
+  """Masks of a task that is none of ours: all zero from some row on."""
+
+  first_empty: int = 0
+
+  def __getitem__(self, index):
+    row = super().__getitem__(index)
+    mask = np.full(row['target'].shape, index < self.first_empty)
+    return row | {'loss_mask': mask}
+
+
+def _trainer(tmp_path, first_empty, **kwargs):
+  model = training.shallow(g4.testing.Gemma4_31B(tokens='batch.input'))
+  loss = g4.losses.SoftmaxCrossEntropyWithIntLabels(
+      head='preds.head', labels='batch.target', mask='batch.loss_mask'
+  )
+  trainer = training.make_trainer(
+      g4.nn.LoRA(rank=2, targets='q', model=model, logits_in_training=False),
+      tmp_path,
+      num_train_steps=3,
+      data_source=_Masked(first_empty=first_empty),
+      train_losses={'xent': loss},
+      trainstep=g4.train.TrainStep(**kwargs),
+      checkpointer=kd.ckpts.NoopCheckpointer(),
+  )
+  ds = dataclasses.replace(trainer.train_ds, shuffle=False)
+  return dataclasses.replace(trainer, train_ds=ds)
+
+
+def test_masks_of_a_foreign_task(tmp_path):
+  """The second batch is empty: so says the step after the next."""
+  trainer = _trainer(tmp_path, first_empty=8)
+  with pytest.raises(
+      ValueError, match=r'train_losses\.xent was zero .*allow_empty_masks=True'
+  ):
+    trainer.train()
+
+
+def test_may_be_allowed(tmp_path):
+  state, _ = _trainer(tmp_path, first_empty=8, allow_empty_masks=True).train()
+  assert int(state.step) == 4
+
+
+def _states(**masks):
+  state = kd.losses.Loss.State
+  return {
+      name: state.from_values(values=jnp.ones((2, 3, 1)), mask=mask)
+      for name, mask in masks.items()
+  }
+
+
+def test_one_token_is_enough():
+  watch = _empty_masks.Watch()
+  one = jnp.zeros((2, 3, 1)).at[1, 2].set(1)
+  for _ in range(4):
+    watch.add(_states(a=one, b=None))
+  assert jax.tree.leaves(_states(a=one))[1] == 1
+
+
+def test_says_which_loss_and_when():
+  watch = _empty_masks.Watch()
+  watch.add(_states(a=None, b=jnp.zeros((2, 3, 1))))
+  watch.add(_states(a=None))
+  with pytest.raises(ValueError, match=r'two steps ago.* train_losses\.b was'):
+    watch.add(_states(a=None))
+
+
+def test_states_without_a_count_are_none_of_it():
+  watch = _empty_masks.Watch()
+  for _ in range(4):
+    watch.add({'mine': kd.metrics.AverageState.from_values(jnp.zeros(3))})
