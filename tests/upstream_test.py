@@ -10,9 +10,11 @@ from gemma import gm
 import jax
 import jax.numpy as jnp
 from kauldron import kd
+import numpy as np
 import pytest
 
 from gemma4_lora import g4
+from tests import hf_reference
 from tests import training
 
 pytestmark = pytest.mark.skipif(
@@ -49,6 +51,14 @@ def test_skip_lora_does_not_restore(tmp_path):
   theirs = gm.ckpts.LoadCheckpoint(path=tmp_path / 'released')
   with pytest.raises(ValueError, match='tree structures do not match'):
     gm.ckpts.SkipLoRA(wrapped=theirs).transform(state)
+
+
+def test_router_of_26b_a4b_sends_tokens_to_wrong_experts():
+  """Against transformers; `hf_parity_test` compares ours."""
+  reference = hf_reference.load('moe')
+  variables, tokens = {'params': reference.params}, reference.tokens
+  theirs = reference.model.apply(variables, tokens).logits
+  assert np.abs(theirs - reference.logits).max() > 1
 
 
 def test_seq2seq_task_writes_gemma_3s_turns():
