@@ -1,19 +1,58 @@
 """What the README says, run."""
 
+import ast
 import pathlib
 import re
+import shlex
 
+from absl import flags
 from gemma import gm
+import pytest
 
+from gemma4_lora import __main__ as main
 from gemma4_lora import _linears
 from gemma4_lora import g4
+from tests import main_test
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _README = (_ROOT / 'README.md').read_text()
 
 
+# Commands, by words in them, and what runs them: `.ci/run` or a test. None is
+# what needs something that is not here.
+_RUN_BY = {
+    'kauldron.main --cfg=configs/quickstart.py': '.ci/run',
+    'uv run --extra dev pytest': '.ci/run',
+    'python -m tests.benchmarks': 'tests/benchmarks/table_test.py',
+    'python -m gemma4_lora plan': 'tests/tpu/command_test.py',
+    'python -m gemma4_lora vertex': 'tests/readme_test.py',
+    'python -m gemma4_lora train': 'tests/jobs/train_test.py',
+    'python -m gemma4_lora fuse': 'tests/main_test.py',
+    'xmanager launch': 'tests/jobs/xm_test.py',
+    'python -m pytest tests/targets_test.py': '.ci/run',
+    'bash .ci/run': None,  # It runs this.
+    'docker build': None,  # Docker, and a registry.
+    'pip install "gemma4_lora': None,  # An address of this repository.
+    'git clone': None,  # The same.
+}
+
+_run_command = main_test._run_command  # A fixture.
+
+
 def _blocks(language):
   return re.findall(rf'^```{language}\n(.*?)^```', _README, re.M | re.S)
+
+
+def _commands():
+  return [c for block in _blocks('sh') for c in block.splitlines() if c]
+
+
+def _ours(command):
+  """Arguments of `python -m gemma4_lora`; None if it is another command."""
+  words = shlex.split(command.replace('…', 'x').partition(' > ')[0])
+  if words[:3] != ['python', '-m', 'gemma4_lora']:
+    return None
+  return words[3:]
 
 
 def test_python_blocks_run(capsys):
@@ -30,10 +69,50 @@ def test_ci_runs_the_readmes_commands():
   """`.ci/run` looks each up by the words that it is known by."""
   ci = (_ROOT / '.ci' / 'run').read_text()
   words = re.findall(r'\$\(readme "(.*)"\)', ci)
-  commands = [c for block in _blocks('sh') for c in block.splitlines()]
   assert len(words) == 2
   for known_by in words:
-    assert len([c for c in commands if known_by in c]) == 1
+    assert len([c for c in _commands() if known_by in c]) == 1
+
+
+@pytest.mark.parametrize('command', _commands())
+def test_each_command_is_run(command):
+  """By CI or a test, which names it; configs by `configs_test`."""
+  (config,) = re.findall(r'--cfg=(configs/\S+)', command) or [None]
+  assert config is None or (_ROOT / config).exists()
+  known = [by for words, by in _RUN_BY.items() if words in command]
+  ours = _ours(command)
+  if not known and ours:
+    assert f"'{ours[0]}'" in (_ROOT / 'tests/main_test.py').read_text()
+  elif not known:
+    assert 'python -m kauldron.main' in command and config, 'What runs it?'
+  elif known[0] is not None:
+    text = (_ROOT / known[0]).read_text()
+    assert not ours or ours[0] in text
+
+
+@pytest.mark.parametrize(
+    'command', [c for c in _commands() if _ours(c) and _ours(c)[0] != 'train']
+)
+def test_our_commands_have_these_flags(command):
+  """`train` has Kauldron's."""
+  args = _ours(command)
+  assert args[0] in main._COMMANDS
+  for arg in args[1:]:
+    name = arg.removeprefix('--').partition('=')[0].partition('.')[0]
+    assert name in flags.FLAGS or name.removeprefix('no') in flags.FLAGS, arg
+
+
+@pytest.mark.parametrize(
+    'command', [c for c in _commands() if _ours(c) and 'vertex' in _ours(c)]
+)
+def test_jobs_of_the_readme(command, run_command, monkeypatch):
+  """As they stand; but the planner, which takes minutes, is not asked."""
+  monkeypatch.chdir(_ROOT)
+  done = run_command(*_ours(command), '--noplan')
+  assert done.returncode == 0, done.stderr
+  assert ('FROM ' if '--dockerfile' in command else 'ct6e-standard-1t') in (
+      done.stdout
+  )
 
 
 def test_files_that_it_links_to_are_there():
@@ -60,3 +139,32 @@ def test_table_of_trainable_parameters():
     target, *counts = line.strip('| ').split(' | ')
     target = target.split("'")[1]
     assert counts == [_count(name, target) for name in names], target
+
+
+def _texts():
+  """Every text in the package's source; `…` is what a message fills in."""
+  for path in (_ROOT / 'gemma4_lora').rglob('*.py'):
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.JoinedStr):
+        yield ''.join(
+            part.value if isinstance(part, ast.Constant) else '…'
+            for part in node.values
+        )
+      elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.value
+
+
+def _messages():
+  (table,) = re.findall(
+      r'^\| message \| what to do \|\n\|[-|]+\n((?:\|.*\n)+)', _README, re.M
+  )
+  return [line.split(' | ')[0].strip('| ')[1:-1] for line in table.splitlines()]
+
+
+def test_messages_in_the_table_are_those_of_the_package():
+  texts = list(_texts())
+  messages = _messages()
+  assert len(messages) > 15
+  for message in messages:
+    pattern = '.*'.join(map(re.escape, message.split('…')))
+    assert any(re.search(pattern, text) for text in texts), message

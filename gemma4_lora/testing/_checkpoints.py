@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import math
+import pathlib
 import typing
 from typing import Any
 from typing import Literal
@@ -15,9 +16,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from gemma4_lora import _gemma4
+from gemma4_lora.testing import _hf_checkpoint
 
 Layout = Literal[
-    'nested', 'nested_bare', 'flat', 'stacked', 'kauldron', 'kauldron_w'
+    'nested', 'nested_bare', 'flat', 'stacked', 'kauldron', 'kauldron_w', 'hf'
 ]
 
 # Of random numbers that are drawn at once.
@@ -41,7 +43,7 @@ def make_checkpoint(
     prune_shared_kv: bool = False,
     step: int = 0,
 ) -> _Params:
-  """Writes a checkpoint of a model to disk with Orbax.
+  """Writes a checkpoint of a model to disk.
 
   ```python
   params = g4.testing.make_checkpoint(
@@ -57,10 +59,11 @@ def make_checkpoint(
   | `stacked` | `transformer/stacked_layers/attention_type_0/mlp/linear`, `w` |
   | `kauldron`, a workdir of a Kauldron run | `params.layer_0.mlp.linear` |
   | `kauldron_w`, of a run with gemma HEAD | `params.layer_0.mlp.linear.w` |
+  | `hf`, a folder of transformers | `model.layers.0.mlp.down_proj.weight` |
 
   Args:
     model: A Gemma 4 model, or a LoRA wrapper of one, whose base model is taken.
-      With `text_only=False` the towers are written too.
+      With `text_only=False` the towers are written too, but for `hf`.
     path: Where to write. Must not exist.
     layout: How to arrange the leaves.
     seed: Seed of the random values; none is 0 or 1, norms and scales included.
@@ -77,8 +80,8 @@ def make_checkpoint(
 
   Raises:
     FileExistsError: There is something at `path`.
-    ValueError: The layout is unknown, or `prune_shared_kv` has nothing to
-      prune.
+    ValueError: The layout is unknown, `prune_shared_kv` has nothing to prune,
+      or a model for `hf` has towers.
   """
   if layout not in typing.get_args(Layout):
     raise ValueError(
@@ -179,6 +182,10 @@ def _write(
     model: Any,
 ) -> None:
   """Writes leaves of the model's structure in some layout."""
+  if layout == 'hf':
+    leaves = {'.'.join(k): np.asarray(v) for k, v in flat.items()}
+    _hf_checkpoint.write(pathlib.Path(path), leaves, model.config)
+    return
   if layout in ('nested_bare', 'kauldron'):
     tree = _nest(flat)
   else:
