@@ -124,7 +124,7 @@ def _shrink_loader(node: _Node, model: _Node) -> None:
       _new(
           'testing.RandomCheckpoint',
           model=copy.deepcopy(model),
-          format='hf' if is_hf else 'gemma',
+          layout='hf' if is_hf else 'nested',
       ),
   )
 

@@ -54,7 +54,7 @@ def test_a_config_of_ones_own():
   assert trainer.model.model.tokens == "batch.input"
   assert trainer.model.rank == 3
   path = trainer.init_transform.wrapped.path
-  assert path.format == "gemma" and type(path.model) is type(
+  assert path.layout == "nested" and type(path.model) is type(
       trainer.model.model
   )
   assert trainer.optimizer is not None
@@ -76,13 +76,13 @@ def test_format_of_the_weights(loader, path):
   cfg.init_transform = load(path=path)
   is_hf = (loader, path) == ("PartialLoad", "/home/me/x")
   tiny.shrink(cfg)
-  assert cfg.init_transform.path.format == ("hf" if is_hf else "gemma")
+  assert cfg.init_transform.path.layout == ("hf" if is_hf else "nested")
 
 
 def test_weights_of_hugging_face_stay_safetensors():
   path, *_ = shipped.RUNS["gemma4_e2b_lora_hf_weights"]
   cfg = shipped.config(path, tiny=True)
-  assert cfg.init_transform.wrapped.path.format == "hf"
+  assert cfg.init_transform.wrapped.path.layout == "hf"
 
 
 def test_false_is_the_real_one():

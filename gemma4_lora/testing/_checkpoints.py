@@ -83,11 +83,7 @@ def make_checkpoint(
     ValueError: The layout is unknown, `prune_shared_kv` has nothing to prune,
       or a model for `hf` has towers.
   """
-  if layout not in typing.get_args(Layout):
-    raise ValueError(
-        f'make_checkpoint: layout must be one of {typing.get_args(Layout)}, got'
-        f' {layout!r}.'
-    )
+  check_layout(layout, who='make_checkpoint')
   path = epath.Path(path).expanduser()
   if path.exists():
     raise FileExistsError(
@@ -105,6 +101,19 @@ def make_checkpoint(
     written = _without_shared_kv(flat, model.config)
   _write(path, written, layout=layout, step=step, model=model)
   return _nest({k: np.asarray(v) for k, v in flat.items()})
+
+
+def check_layout(layout: str, *, who: str) -> None:
+  """Checks the name of a layout.
+
+  Raises:
+    ValueError: There is none of this name.
+  """
+  if layout not in typing.get_args(Layout):
+    raise ValueError(
+        f'{who}: layout must be one of {typing.get_args(Layout)}, got'
+        f' {layout!r}.'
+    )
 
 
 def base_model(model: nn.Module) -> nn.Module:

@@ -6,18 +6,12 @@ import hashlib
 import os
 import pathlib
 import shutil
-import typing
-from typing import Literal
 
 from etils import epath
 from flax import linen as nn
 
-from gemma4_lora import ckpts
-from gemma4_lora.ckpts import _export
 from gemma4_lora.testing import _checkpoints
 from gemma4_lora.testing import _tokenizer
-
-Format = Literal['gemma', 'hf']
 
 _FOLDER = '~/.cache/gemma4_lora'
 _FULL_VOCABULARY = 262144
@@ -35,21 +29,16 @@ class RandomCheckpoint(os.PathLike):
 
   Attributes:
     model: Whose parameters.
-    format: 'gemma', the released (nested) layout of Orbax, or 'hf', safetensors
-      of Hugging Face.
+    layout: Of the files: see `make_checkpoint`.
     folder: Where to keep it. Its name has a digest of the model's config.
   """
 
   model: nn.Module
-  format: Format = 'gemma'
+  layout: _checkpoints.Layout = 'nested'
   folder: epath.PathLike = _FOLDER
 
   def __post_init__(self):
-    if self.format not in typing.get_args(Format):
-      raise ValueError(
-          f'RandomCheckpoint: format={self.format!r} must be one of'
-          f' {typing.get_args(Format)}.'
-      )
+    _checkpoints.check_layout(self.layout, who='RandomCheckpoint')
 
   def __fspath__(self) -> str:
     return _made(self.path, self._make)
@@ -60,24 +49,11 @@ class RandomCheckpoint(os.PathLike):
     model = _checkpoints.base_model(self.model)
     text = f'{model.config} {model.text_only} {model.dtype}'
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    name = f'random_{type(model).__name__.lower()}_{self.format}_{digest}'
+    name = f'random_{type(model).__name__.lower()}_{self.layout}_{digest}'
     return pathlib.Path(self.folder).expanduser() / name
 
   def _make(self, path: pathlib.Path) -> None:
-    if self.format == 'gemma':
-      _checkpoints.make_checkpoint(self.model, path)
-      return
-    orbax = path.with_name(f'{path.name}.orbax')
-    _checkpoints.make_checkpoint(self.model, orbax)
-    _export.export(
-        path,
-        model=_checkpoints.base_model(self.model),
-        init_transform=ckpts.PartialLoad(path=orbax),
-        workdir=None,
-        format='hf',
-        who='RandomCheckpoint',
-    )
-    shutil.rmtree(orbax)
+    _checkpoints.make_checkpoint(self.model, path, layout=self.layout)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,11 +12,11 @@ from tests import training
 from tests.ckpts import states
 
 
-@pytest.mark.parametrize('format', ['gemma', 'hf'])
-def test_a_checkpoint_is_made_once(format, tmp_path):
+@pytest.mark.parametrize('layout', ['nested', 'hf'])
+def test_a_checkpoint_is_made_once(layout, tmp_path):
   model = training.shallow(g4.testing.Gemma4_E2B(tokens='batch.input'))
   path = g4.testing.RandomCheckpoint(
-      model=model, format=format, folder=tmp_path
+      model=model, layout=layout, folder=tmp_path
   )
   assert not list(tmp_path.iterdir())
   made = os.fspath(path)
@@ -44,16 +44,18 @@ def test_other_models_have_other_files(tmp_path):
       training.shallow(g4.testing.Gemma4_E2B()),
   ]
   paths = {
-      g4.testing.RandomCheckpoint(model=m, format=f, folder=tmp_path).path
+      g4.testing.RandomCheckpoint(model=m, layout=f, folder=tmp_path).path
       for m in models
-      for f in ('gemma', 'hf')
+      for f in ('nested', 'hf')
   }
   assert len(paths) == 2 * len(models)
 
 
-def test_a_format_that_is_none():
-  with pytest.raises(ValueError, match="format='npz' must be one of .*'hf'"):
-    g4.testing.RandomCheckpoint(model=g4.testing.Gemma4_E2B(), format='npz')
+def test_a_layout_that_is_none():
+  with pytest.raises(
+      ValueError, match="RandomCheckpoint: layout must be .*'hf'.*'npz'"
+  ):
+    g4.testing.RandomCheckpoint(model=g4.testing.Gemma4_E2B(), layout='npz')
 
 
 def test_the_vocabulary_has_image_tokens(tmp_path):
