@@ -70,7 +70,7 @@ def test_what_stands_where(run, tmp_path):
   total, per_device = _bytes(lora, {k: placed[k] for k in lora})
   assert per_device < 0.6e9
   if run == "experts":
-    assert per_device < total / 4
+    assert per_device < total / 2
   optimizer = optax.adamw(1e-4)
   state = jax.eval_shape(optimizer.init, lora)
   of_state = trainer.sharding.opt_state(state)
@@ -85,6 +85,7 @@ def test_the_losses_are_those_of_one_device(tmp_path):
     trainer = shipped.shallow(
         _trainer(_FSDP[0], tmp_path / name, shipped.SHRINK),
         tmp_path,
+        light=True,
         dtype=jnp.float32,
     )
     if name == "replicated":  # The batch too: each device does all.
@@ -107,6 +108,9 @@ def test_the_losses_are_those_of_one_device(tmp_path):
     leaves = training.flat(state.params)
     some = leaves["layer_0.attn.q_einsum.w"]
     assert some.sharding.is_fully_replicated == (name == "replicated")
+    if name == "fsdp":
+      for leaf in jax.tree.leaves(state.opt_state):
+        assert leaf.ndim == 0 or not leaf.sharding.is_fully_replicated
     losses[name] = [float(x.loss_values["losses/total"]) for x in values]
   np.testing.assert_allclose(losses["fsdp"], losses["replicated"], rtol=1e-5)
   assert len(set(losses["fsdp"])) == 3

@@ -46,15 +46,25 @@ def by_flags(path, *overrides):
   return values.cfg
 
 
-def shallow(trainer, folder, **changes):
-  """Returns the trainer with fewer layers, and its checkpoint: compile time."""
+def shallow(trainer, folder, *, light=False, **changes):
+  """Returns the trainer with fewer layers, and its checkpoint: compile time.
+
+  Args:
+    trainer: Of a shrunk config.
+    folder: Where to keep the checkpoint.
+    light: Also without what saves memory, which takes long to compile.
+    **changes: Of the base model.
+  """
   base = training.shallow(trainer.model.model).clone(**changes)
+  lora = trainer.model.clone(model=base)
+  if light:
+    lora = lora.clone(remat="none", attention="gemma")
   load = trainer.init_transform.wrapped
   path = dataclasses.replace(load.path, model=base, folder=folder)
   load = dataclasses.replace(load, path=path)
   return dataclasses.replace(
       trainer,
-      model=trainer.model.clone(model=base),
+      model=lora,
       init_transform=dataclasses.replace(trainer.init_transform, wrapped=load),
   )
 
