@@ -11,8 +11,16 @@ if typing.TYPE_CHECKING:
   from gemma4_lora.tpu import _plan
 
 _GIB = 2**30
-# Told apart also by those who see no red or green.
-_COLORS = ('#4477aa', '#66ccee', '#228833', '#ccbb44', '#bbbbbb', '#ee6677')
+# Told apart also by those who see no red or green. One for each part.
+_COLORS = (
+    '#4477aa',
+    '#66ccee',
+    '#228833',
+    '#ccbb44',
+    '#bbbbbb',
+    '#aa3377',
+    '#ee6677',
+)
 
 
 def as_text(plan: _plan.Plan) -> str:
@@ -76,14 +84,16 @@ def bar(plan: _plan.Plan, *, width: int = 640) -> str:
   if limit:
     at = limit * scale
     shapes.append(
-        f'<line x1="{at:.1f}" y1="12" x2="{at:.1f}" y2="56" stroke="black"'
+        f'<line x1="{at:.1f}" y1="12" x2="{at:.1f}" y2="56" stroke="currentColor"'
         f' stroke-width="2"/><text x="{at:.1f}" y="10" text-anchor="end">'
         f'{html.escape(f"{plan.chip.name}: {_gib(limit)}")}</text>'
     )
   height = 80 + 20 * ((len(parts) - 1) // 3)
   return (
       f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}"'
-      f' height="{height}" font-family="sans-serif" font-size="12">'
+      # Notebooks are dark, too.
+      f' height="{height}" fill="currentColor" font-family="sans-serif"'
+      ' font-size="12">'
       f'{"".join(shapes)}</svg>'
   )
 

@@ -169,6 +169,9 @@ def test_a_notebook_shows_a_bar_with_nothing_unescaped():
   assert sum(widths.values()) == pytest.approx(
       640 / 1.02 * 13 / 31.24, rel=0.01
   )
+  # Each with a colour of its own.
+  colors = re.findall(r'y="18" width="[\d.]+" height="32" fill="(.*?)"', text)
+  assert len(colors) == len(set(colors)) == 7
   assert 'v6e: 31.24 GiB' in text
   # A refusal is wider than its limit.
   text = _REFUSED._repr_html_()
