@@ -33,7 +33,7 @@ def module(path):
 
 def config(path, **args):
   loaded = module(path)
-  return loaded.get_config(*[loaded.ConfigArgs(**args)] * bool(args))
+  return loaded.get_config(*([loaded.ConfigArgs(**args)] if args else []))
 
 
 def by_flags(path, *overrides):

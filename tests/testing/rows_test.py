@@ -49,6 +49,9 @@ def test_pairs(layout, in_prompt):
   assert _trained(chosen) == _PAIR['fr'] + '<turn|>'
   assert _trained(rejected) == _PAIR['en'] + '<turn|>'
   np.testing.assert_array_equal(chosen['input'][:5], rejected['input'][:5])
+  # Neither left out nor said twice.
+  text = _COMMON['tokenizer'].decode(chosen['input'])
+  assert text.count(_PAIR['en']) == 1
 
 
 @pytest.mark.parametrize('layout', ['prompt_response', 'messages', 'sharegpt'])
