@@ -73,8 +73,16 @@ def test_one_token_is_enough():
   assert jax.tree.leaves(_states(a=one))[1] == 1
 
 
+def test_the_first_step_says_it_at_once():
+  with pytest.raises(
+      ValueError, match=r'in the first step, .* train_losses\.b'
+  ):
+    _empty_masks.Watch().add(_states(a=None, b=jnp.zeros((2, 3, 1))))
+
+
 def test_says_which_loss_and_when():
   watch = _empty_masks.Watch()
+  watch.add(_states(a=None))
   watch.add(_states(a=None, b=jnp.zeros((2, 3, 1))))
   watch.add(_states(a=None))
   with pytest.raises(ValueError, match=r'two steps ago.* train_losses\.b was'):
