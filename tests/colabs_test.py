@@ -1,4 +1,4 @@
-"""Every notebook runs top to bottom, in a kernel of its own."""
+"""Every notebook runs top to bottom."""
 
 import importlib.util
 import json
@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 
+import jupyter_client
 import nbclient
 import nbformat
 import pytest
@@ -31,21 +32,33 @@ def _code(name):
   return [x.source for x in _read(name).cells if x.cell_type == 'code']
 
 
+@pytest.fixture(name='kernel', scope='module')
+def _kernel():
+  """One process for all of them: a third of their time would be imports."""
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
+    # They train the same tiny model: with one cache it compiles once.
+    monkeypatch.setenv(
+        'JAX_COMPILATION_CACHE_DIR', os.environ['GEMMA4_LORA_TEST_CACHE']
+    )
+    monkeypatch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
+    kernel = jupyter_client.KernelManager(kernel_name='python3')
+    kernel.start_kernel()
+  yield kernel
+  kernel.shutdown_kernel(now=True)
+
+
 @pytest.fixture(name='execute')
-def _execute(tmp_path, monkeypatch):
+def _execute(kernel, tmp_path):
   """Returns what runs a notebook and gives what its cells show, by kind."""
-  monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
-  # They train the same tiny model: with one cache it compiles once.
-  monkeypatch.setenv(
-      'JAX_COMPILATION_CACHE_DIR', os.environ['GEMMA4_LORA_TEST_CACHE']
-  )
-  monkeypatch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
 
   def execute(name):
     notebook = _read(name)
     for cell in notebook.cells:
       cell.source = cell.source.replace('/tmp/gemma4_lora_colab', str(tmp_path))
-    nbclient.NotebookClient(notebook, timeout=600).execute()
+    # Nothing of the one before has a name.
+    notebook.cells.insert(0, nbformat.v4.new_code_cell('%reset -f'))
+    nbclient.NotebookClient(notebook, km=kernel, timeout=600).execute()
     shown = {}
     for cell in notebook.cells:
       for output in cell.get('outputs', ()):

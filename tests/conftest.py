@@ -5,6 +5,7 @@ import gc
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
 
 import jax
@@ -42,6 +43,12 @@ jax.config.update(
     'jax_compilation_cache_dir', os.environ['GEMMA4_LORA_TEST_CACHE']
 )
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+
+
+@pytest.fixture(autouse=True)
+def _forget_config():
+  """The flag `--cfg` runs a config's file in the module of the one before."""
+  sys.modules.pop('cfg_config', None)
 
 
 _MAPS = pathlib.Path('/proc/self/maps')

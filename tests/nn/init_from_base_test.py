@@ -228,10 +228,9 @@ def test_forgotten_in_a_config(tmp_path):
     transform.transform(_state(_pending(model)))
 
 
-@pytest.mark.parametrize('init', ['pissa', 'olora'])
-def test_trains_and_resumes_bitwise(init, tmp_path):
+def test_trains_and_resumes_bitwise(tmp_path):
   """The base has changed: Kauldron's own checkpoint has it whole."""
-  model = _model('Gemma4_31B', dtype=jnp.bfloat16, init_lora_weights=init)
+  model = _model('Gemma4_31B', dtype=jnp.bfloat16, init_lora_weights='olora')
   released = g4.testing.make_checkpoint(model.model, tmp_path / 'released')
 
   def run(workdir, num_train_steps):

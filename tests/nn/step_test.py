@@ -13,7 +13,8 @@ import pytest
 from gemma4_lora import g4
 from tests import training
 
-_VARIANTS = ['Gemma4_E2B', 'Gemma4_E4B', 'Gemma4_31B', 'Gemma4_26B_A4B']
+# E4B has no feature that these have not.
+_VARIANTS = ['Gemma4_E2B', 'Gemma4_31B', 'Gemma4_26B_A4B']
 
 
 def _tokens():
