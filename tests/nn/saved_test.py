@@ -16,7 +16,8 @@ from gemma4_lora import g4
 from tests import training
 
 _TOKENS = jnp.arange(1, 9)[None]
-_VARIANTS = ['Gemma4_E2B', 'Gemma4_E4B', 'Gemma4_31B', 'Gemma4_26B_A4B']
+# E4B has no linear that these have not.
+_VARIANTS = ['Gemma4_E2B', 'Gemma4_31B', 'Gemma4_26B_A4B']
 # Of each kind: a norm, an embedding, a scalar, one of two packed projections,
 # a whole linear.
 _SOME = [
@@ -40,7 +41,8 @@ def _lora(name='Gemma4_E2B', **kwargs):
 
 
 def _init(model):
-  return model.init(jax.random.key(0), _TOKENS)['params']
+  init = jax.jit(lambda key: model.init(key, _TOKENS))
+  return init(jax.random.key(0))['params']
 
 
 def _copies(model, params):
