@@ -1,6 +1,11 @@
 """Arrays read row by row: what tensorstore reads, whatever the chunks are."""
 
+import gc
+import pathlib
+import sys
+
 from etils import epath
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -77,19 +82,44 @@ def test_rows_are_those_of_the_array(
     np.testing.assert_array_equal(got, want[start:stop])
 
 
+def _is_mapped(address):
+  for line in pathlib.Path('/proc/self/maps').read_text().splitlines():
+    start, stop = (int(x, 16) for x in line.split()[0].split('-'))
+    if start <= address < stop:
+      return True
+  return False
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
+def test_memory_goes_back_to_the_system(tmp_path, monkeypatch):
+  """With the array; and the one on the device does not live in it."""
+  monkeypatch.setattr(_rows, '_SMALL_BYTES', 0)
+  want = _array('float32')
+  path = _save(tmp_path / 'x', want)
+  got = _rows.open_rows(path, 'layer.w').read(0, _SHAPE[0])
+  address = got.ctypes.data
+  on_device = jax.device_put(got)
+  assert on_device.unsafe_buffer_pointer() != address
+  np.testing.assert_array_equal(on_device, want)
+  assert _is_mapped(address)
+  del got
+  gc.collect()  # What XLA copied from, jax lets go of then.
+  assert not _is_mapped(address)
+
+
 @pytest.mark.parametrize(
     'settings', [{'chunks': (7, 3, 40)}, {'compressor': 'zlib'}]
 )
 def test_what_cannot_be_read_so(tmp_path, monkeypatch, settings):
   """Large chunks of parts of rows, and what is compressed otherwise."""
-  monkeypatch.setattr(_rows, '_SMALL_BYTES', 0)
+  monkeypatch.setattr(_rows, '_SMALL_ARRAY_BYTES', 0)
   path = _save(tmp_path / 'x', _array('float32'), **settings)
   assert _rows.open_rows(path, 'layer.w') is None
   assert _rows.open_rows(path, 'layer.v') is None
 
 
 def test_a_damaged_chunk_is_an_error(tmp_path, monkeypatch):
-  monkeypatch.setattr(_rows, '_SMALL_BYTES', 0)
+  monkeypatch.setattr(_rows, '_SMALL_ARRAY_BYTES', 0)
   path = _save(tmp_path / 'x', _array('float32'), use_ocdbt=False)
   file = path / 'layer.w' / '0.0.0'
   data = file.read_bytes()
