@@ -57,11 +57,17 @@ RELEASED = (
 )
 
 
-def weight(module: nn.Module) -> jax.Array:
-  """Returns the weight of a linear, once its call has made it."""
+def weight(module: nn.Module) -> Any:
+  """Returns the weight of a linear, once its call has made it.
+
+  An array, or what stands in its place where it is quantised.
+
+  Args:
+    module: One of `LINEARS`.
+  """
   value: Any = module.get_variable('params', weight_name(module))
   # Checkpoints may hold `{'w': array}`, which the linear itself unwraps.
-  return value['w'] if isinstance(value, Mapping) else value
+  return value['w'] if isinstance(value, Mapping) and 'w' in value else value
 
 
 def without_bias(module: nn.Module, output: jax.Array) -> jax.Array:
@@ -280,6 +286,28 @@ def kv_sources(config: TransformerConfig) -> tuple[int, ...]:
           config.attention_types,
       )
   )
+
+
+def scaled_embeddings(rows: jax.Array, width: int) -> jax.Array:
+  """Returns rows of a table as `Embedder` gives them to the model."""
+  return rows * jnp.sqrt(width).astype(rows.dtype)
+
+
+def known_tokens(module: Embedder, tokens: jax.Array) -> jax.Array:
+  """Returns tokens, 0 for those that the per-layer table does not have."""
+  is_known = (tokens >= 0) & (tokens < module.vocab_size)
+  return jnp.where(is_known, tokens, 0)
+
+
+def per_layer_projection(module: Embedder, x: jax.Array) -> jax.Array:
+  """Returns `[..., L, P]`: what each layer is given of the embeddings."""
+  x = module.per_layer_model_projection('...td,dnp->...tnp', x)
+  return module.per_layer_projection_norm(x)
+
+
+def mean_of_per_layer_inputs(x: jax.Array, rows: jax.Array) -> jax.Array:
+  """Returns a layer's input, of the embeddings and of its own table."""
+  return (x + rows) * jax.lax.rsqrt(2.0).astype(x.dtype)
 
 
 def is_vision_method(module: nn.Module, method_name: str) -> bool:

@@ -1,5 +1,7 @@
 """What logits are made of, in place of the logits."""
 
+from typing import Any
+
 import flax
 import jax
 
@@ -14,10 +16,11 @@ class Head:
 
   Attributes:
     hidden: `[*B, L, D]`, after the final norm.
-    embedding: `[V, D]`, the table that Gemma ties its output to.
+    embedding: `[V, D]`, the table that Gemma ties its output to; of a base that
+      is quantised its codes and scales, see `g4.quant`.
     soft_cap: Bound of the logits, or None.
   """
 
   hidden: jax.Array
-  embedding: jax.Array
+  embedding: Any
   soft_cap: float | None = flax.struct.field(pytree_node=False, default=None)

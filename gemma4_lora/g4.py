@@ -18,6 +18,7 @@ with _epy.lazy_api_imports(globals()):
   from gemma4_lora import losses
   from gemma4_lora import nn
   from gemma4_lora import optim
+  from gemma4_lora import quant
   from gemma4_lora import targets
   from gemma4_lora import testing
   from gemma4_lora import tpu

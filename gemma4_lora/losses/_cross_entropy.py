@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from kauldron import kd
 
+from gemma4_lora import quant
 from gemma4_lora.losses import _tiles
 
 
@@ -25,7 +26,7 @@ class Settings:
 
 def softmax_cross_entropy(
     hidden: jax.Array,
-    embedding: jax.Array,
+    embedding: Any,
     labels: jax.Array,
     *,
     soft_cap: float | None = None,
@@ -46,7 +47,7 @@ def softmax_cross_entropy(
 
   Args:
     hidden: `[*B, L, D]`
-    embedding: `[V, D]`
+    embedding: `[V, D]`; or quantised by row, and then it has no gradient.
     labels: Integers, `[*B, L]`, in `[0, V)`. What is outside gets a finite loss
       without meaning: mask it.
     soft_cap: Bound of the logits: 30 for Gemma 4. None: logits as they are.
@@ -106,7 +107,7 @@ def chunk_length(batch_size: int, chunk_size: int | None) -> int:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _per_token(
-    settings: Settings, hidden: jax.Array, table: jax.Array, labels: jax.Array
+    settings: Settings, hidden: jax.Array, table: Any, labels: jax.Array
 ) -> jax.Array:
   """Returns the losses, f32 `[B, L]`."""
   body = functools.partial(_losses, settings, table, with_grad=False)
@@ -125,11 +126,10 @@ def _forward(settings, hidden, table, labels):
 def _backward(settings, kept, cotangent):
   grad, log_z, hidden, table, labels = kept
   scaled = cotangent[..., None] * grad.astype(jnp.float32)
-  return (
-      scaled.astype(hidden.dtype),
-      _table_grad(settings, hidden, table, labels, log_z, cotangent),
-      None,
-  )
+  to_table = None
+  if not quant.is_quantized(table):
+    to_table = _table_grad(settings, hidden, table, labels, log_z, cotangent)
+  return scaled.astype(hidden.dtype), to_table, None
 
 
 _per_token.defvjp(_forward, _backward)
@@ -137,7 +137,7 @@ _per_token.defvjp(_forward, _backward)
 
 def _losses(
     settings: Settings,
-    table: jax.Array,
+    table: Any,
     hidden: jax.Array,
     labels: jax.Array,
     *,
@@ -158,7 +158,7 @@ def _losses(
   Returns:
     `loss` and `log_z`, f32 `[B, C]`, and `grad`, `[B, C, D]`.
   """
-  num_tokens = table.shape[0]
+  num_tokens, _ = quant.shape_of(table)
   smoothing = settings.label_smoothing
   per_token = jnp.zeros(labels.shape, jnp.float32)
   vector = jnp.zeros(hidden.shape, jnp.float32)
@@ -235,7 +235,8 @@ def _losses(
   if smoothing:
     grad -= smoothing / num_tokens * sums['spread']
   on_label = -p_others + z_term * p_label + smoothing * (1 - 1 / num_tokens)
-  rows = table[jnp.clip(labels, 0, num_tokens - 1)].astype(jnp.float32)
+  rows = quant.take(table, jnp.clip(labels, 0, num_tokens - 1), hidden.dtype)
+  rows = rows.astype(jnp.float32)
   grad += (on_label * sums['slope'])[..., None] * rows
   outputs['grad'] = grad.astype(hidden.dtype)
   return outputs
@@ -289,15 +290,16 @@ def _table_grad(
   return total.astype(table.dtype)
 
 
-def _check(hidden: jax.Array, embedding: jax.Array, labels: jax.Array) -> None:
+def _check(hidden: jax.Array, embedding: Any, labels: jax.Array) -> None:
   if hidden.shape[:-1] != labels.shape:
     raise ValueError(
         f'hidden is {hidden.shape}, so labels must be {hidden.shape[:-1]}:'
         f' they are {labels.shape}.'
     )
-  if embedding.shape[1:] != hidden.shape[-1:]:
+  shape = quant.shape_of(embedding)
+  if shape[1:] != hidden.shape[-1:]:
     raise ValueError(
-        f'embedding is {embedding.shape}, but hidden is {hidden.shape}: the last'
+        f'embedding is {shape}, but hidden is {hidden.shape}: the last'
         ' axes must agree.'
     )
   if not jnp.issubdtype(labels.dtype, jnp.integer):

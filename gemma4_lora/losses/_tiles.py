@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gemma4_lora import quant
+
 # A tile of logits in float32 is 64 MiB: the table is then read once for 2048
 # tokens, and the sums over the vocabulary once for 8192 of its entries.
 TOKENS = 2048
@@ -46,7 +48,7 @@ def over_vocab(
     init: Any,
     *,
     hidden: jax.Array,
-    table: jax.Array,
+    table: Any,
     labels: jax.Array,
     soft_cap: float | None,
     vocab_tile: int,
@@ -57,7 +59,7 @@ def over_vocab(
     body: `(carry, tile) -> carry`.
     init: First carry.
     hidden: `[B, C, D]`
-    table: `[V, D]`
+    table: `[V, D]`, quantised by row or not.
     labels: i32 `[B, C]`
     soft_cap: Of the logits, or None.
     vocab_tile: Number of entries in a tile.
@@ -65,12 +67,12 @@ def over_vocab(
   Returns:
     The last carry.
   """
-  num_tokens = table.shape[0]
+  num_tokens, _ = quant.shape_of(table)
   size = min(vocab_tile, num_tokens)
 
   def step(i, carry):
     start = jnp.minimum(i * size, num_tokens - size)
-    rows = jax.lax.dynamic_slice_in_dim(table, start, size)
+    rows = quant.slice_rows(table, start, size, hidden.dtype)
     logits = dot(hidden, rows, contract=(-1, -1))
     slope = 1.0
     if soft_cap is not None:

@@ -8,12 +8,14 @@ https://github.com/google-deepmind/gemma/blob/main/gemma/gm/nn/gemma4/_layers.py
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
 from gemma4_lora import _gemma4
+from gemma4_lora.nn import _base
 
 
 def apply(
@@ -21,7 +23,8 @@ def apply(
     eqn: str,
     x: jax.Array,
     *,
-    branches: Callable[[jax.Array, jax.Array], jax.Array],
+    dtype: Any,
+    branches: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
   """Returns what the module would, with branches added before the last clip.
 
@@ -29,6 +32,7 @@ def apply(
     module: A `ClippedEinsum` that has its parameters.
     eqn: Einsum of its input and its weight.
     x: Its input.
+    dtype: Of its weight, where that is quantised.
     branches: What to add, as a function of the clipped input and of what the
       weight makes of it.
 
@@ -36,8 +40,8 @@ def apply(
     ValueError: The parameters lack a clip bound.
   """
   bounds = _gemma4.clip_bounds(module)
-  w = _gemma4.weight(module) * _gemma4.weight_scale(module)
   x = jnp.clip(x, bounds['clip_input_min'], bounds['clip_input_max'])
-  y = jnp.einsum(eqn, x, w)
-  y += branches(x, y)
+  y = _base.product(module, eqn, x, dtype)
+  if branches is not None:
+    y += branches(x, y)
   return jnp.clip(y, bounds['clip_output_min'], bounds['clip_output_max'])

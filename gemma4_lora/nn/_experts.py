@@ -14,6 +14,7 @@ The branches make no array of a merged weight's size, forward nor backward.
 https://github.com/google-deepmind/gemma/blob/main/gemma/gm/nn/gemma4/_moe.py
 """
 
+from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
 import functools
@@ -24,9 +25,14 @@ import jax
 import jax.numpy as jnp
 
 from gemma4_lora import _gemma4
+from gemma4_lora import quant
 from gemma4_lora import targets
+from gemma4_lora.nn import _expert_products
 from gemma4_lora.nn import _injector
 from gemma4_lora.nn import _low_rank
+
+# What to add to a product of sorted rows, given the rows of each expert.
+_Branch = Callable[[jax.Array, jax.Array], jax.Array | None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,53 +78,34 @@ class ExpertInjector(_injector.Injector):
       self,
       module: Any,
       adapted: Mapping[str, targets.Adapted],
-      x: jax.Array,
-      expert_choices: jax.Array,
-      expert_weights: jax.Array,
+      *args: Any,
+      **kwargs: Any,
   ) -> jax.Array:
-    """Returns what gemma's method does, with the branches.
+    """Returns what gemma's method does, with the branches."""
 
-    The operations are gemma's, so that B = 0 gives its very bits.
+    def gate_up(rows, sizes):
+      branches: dict[int | None, jax.Array] = {
+          linear.row.slot: self._grouped(module, linear, rows, sizes)
+          for linear in adapted.values()
+          if linear.row.slot is not None
+      }
+      if not branches:
+        return None
+      return _low_rank.pack(branches, num_slots=2, axis=1)
 
-    Args:
-      module: The mixture of experts.
-      adapted: Its adapted projections, by name; at least one.
-      x: `[G, S, D]`
-      expert_choices: i32`[G, S, K]`, the experts of each token.
-      expert_weights: `[G, S, E]`, what each expert's output counts for.
-    """
-    top_k = expert_choices.shape[-1]
-    choices = expert_choices.ravel()
-    order = choices.argsort()
-    choices = choices[order]  # [M], the expert of each sorted row.
-    sizes = jnp.bincount(choices, length=module.num_experts)
-    rows = x.reshape(-1, x.shape[-1])[order // top_k]  # [M, D]
+    def down(hidden, sizes):
+      for linear in adapted.values():
+        if linear.row.slot is None:
+          return self._grouped(module, linear, hidden, sizes)
+      return None
 
-    weight = module.gating_einsum()  # [E, 2, F, D]
-    weight = jnp.transpose(weight, (0, 3, 1, 2))
-    hidden = jax.lax.ragged_dot(
-        rows, weight.reshape(*weight.shape[:2], -1), sizes
-    )
-    hidden = hidden.reshape(-1, *weight.shape[2:])  # [M, 2, F]
-    gate_up: dict[int | None, jax.Array] = {
-        linear.row.slot: self._grouped(module, linear, rows, sizes)
-        for linear in adapted.values()
-        if linear.row.slot is not None
-    }
-    if gate_up:
-      hidden += _low_rank.pack(gate_up, num_slots=hidden.shape[1], axis=1)
-    hidden = nn.gelu(hidden[:, 0]) * hidden[:, 1]
-
-    output = jax.lax.ragged_dot(hidden, module.linear(), sizes)  # [M, D]
-    for linear in adapted.values():
-      if linear.row.slot is None:
-        output += self._grouped(module, linear, hidden, sizes)
-    output *= module.per_expert_scale.astype(output.dtype)[choices, None]
-
-    output = output[order.argsort()].reshape(*expert_choices.shape, -1)
-    weights = jnp.take_along_axis(expert_weights, expert_choices, axis=-1)
-    return jnp.einsum(
-        'GSKD,GSK->GSD', output, weights, preferred_element_type=output.dtype
+    return run(
+        module,
+        *args,
+        dtype=self.base_dtype,
+        gate_up=gate_up,
+        down=down,
+        **kwargs,
     )
 
   def _grouped(
@@ -136,6 +123,64 @@ class ExpertInjector(_injector.Injector):
     return _low_rank.apply_grouped(
         x, a, b, sizes, scale=linear.scale(use_rslora=self.use_rslora)
     )
+
+
+def is_quantized(module: Any) -> bool:
+  """Whether a weight of a mixture of experts is quantised."""
+  weights = (module.gating_einsum(), module.linear())
+  return any(map(quant.is_quantized, weights))
+
+
+def run(
+    module: Any,
+    x: jax.Array,
+    expert_choices: jax.Array,
+    expert_weights: jax.Array,
+    *,
+    dtype: Any,
+    gate_up: _Branch = lambda *_: None,
+    down: _Branch = lambda *_: None,
+) -> jax.Array:
+  """Returns what gemma's method does, with branches.
+
+  The operations are gemma's, so that B = 0 gives its very bits.
+
+  Args:
+    module: The mixture of experts.
+    x: `[G, S, D]`
+    expert_choices: i32`[G, S, K]`, the experts of each token.
+    expert_weights: `[G, S, E]`, what each expert's output counts for.
+    dtype: Of weights that are quantised.
+    gate_up: What to add to gate and up, `[M, 2, F]`, of the sorted rows and the
+      numbers of rows of each expert.
+    down: What to add to down, `[M, D]`.
+  """
+  top_k = expert_choices.shape[-1]
+  choices = expert_choices.ravel()
+  order = choices.argsort()
+  choices = choices[order]  # [M], the expert of each sorted row.
+  sizes = jnp.bincount(choices, length=module.num_experts)
+  rows = x.reshape(-1, x.shape[-1])[order // top_k]  # [M, D]
+
+  hidden = _expert_products.gate_up(
+      rows, module.gating_einsum(), sizes, dtype
+  )  # [M, 2, F]
+  branch = gate_up(rows, sizes)
+  if branch is not None:
+    hidden += branch
+  hidden = nn.gelu(hidden[:, 0]) * hidden[:, 1]
+
+  output = _expert_products.down(hidden, module.linear(), sizes, dtype)
+  branch = down(hidden, sizes)
+  if branch is not None:
+    output += branch
+  output *= module.per_expert_scale.astype(output.dtype)[choices, None]
+
+  output = output[order.argsort()].reshape(*expert_choices.shape, -1)
+  weights = jnp.take_along_axis(expert_weights, expert_choices, axis=-1)
+  return jnp.einsum(
+      'GSKD,GSK->GSD', output, weights, preferred_element_type=output.dtype
+  )
 
 
 def _split(linear: targets.Adapted) -> tuple[str, str]:

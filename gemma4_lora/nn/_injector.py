@@ -12,7 +12,9 @@ import jax.numpy as jnp
 
 from gemma4_lora import _gemma4
 from gemma4_lora import _linears
+from gemma4_lora import quant
 from gemma4_lora import targets
+from gemma4_lora.nn import _base
 from gemma4_lora.nn import _clipped
 from gemma4_lora.nn import _dora
 from gemma4_lora.nn import _init
@@ -33,6 +35,7 @@ class Injector:
     dtype: Of new A and B.
     root: Path of the model within the outermost module: rows are relative to
       it.
+    base_dtype: Of the base, where it is quantised.
     init: How A and B start, see `_init`.
   """
 
@@ -41,6 +44,7 @@ class Injector:
   is_training: bool
   dtype: Any
   root: tuple[str, ...]
+  base_dtype: Any
   init: str = 'default'
 
   @property
@@ -84,7 +88,9 @@ class Injector:
       return output + branches(x, output)
     if module.is_initializing():
       next_fun(*args, **kwargs)  # Makes weight and bounds.
-    return _clipped.apply(module, eqn, x, branches=branches)
+    return _clipped.apply(
+        module, eqn, x, dtype=self.base_dtype, branches=branches
+    )
 
   def _is_joint(
       self,
@@ -98,6 +104,7 @@ class Injector:
         self.is_training
         and isinstance(module, _gemma4.Einsum)
         and not module.is_initializing()
+        and not _base.is_quantized(module)
         and _gemma4.weight_scale(module) == 1
         and not any(linear.use_dora for linear in adapted)
         and _joint.pays(eqn, adapted[0].row.one_layer, x)
@@ -205,12 +212,11 @@ class Injector:
       branch: What LoRA would add.
     """
     row = linear.row.one_layer
-    weight = _gemma4.weight(module)
+    weight = _base.weight(module, self.base_dtype)
     if x is None:
       output = _gemma4.without_bias(module, output)
     else:
-      part = _weights.part(weight, row) * _gemma4.weight_scale(module)
-      output = _low_rank.project(eqn, row, x, part)
+      output = self._part(module, row, eqn, x)
     ratio = _dora.ratio(
         _scope(module, row).param('m', lambda _: _dora.magnitude(weight, row)),
         weight,
@@ -221,6 +227,21 @@ class Injector:
         scale=linear.scale(use_rslora=self.use_rslora),
     )
     return _dora.delta(output, branch, _low_rank.spread(eqn, row, ratio))
+
+  def _part(
+      self, module: nn.Module, row: _linears.Linear, eqn: str, x: jax.Array
+  ) -> jax.Array:
+    """Returns what the base makes of an input, for one projection."""
+
+    def apply(x, value):
+      weight = quant.dense(value, self.base_dtype)
+      part = _weights.part(weight, row) * _gemma4.weight_scale(module)
+      return _low_rank.project(eqn, row, x, part)
+
+    value = _gemma4.weight(module)
+    if _base.is_quantized(module):
+      return _base.linear(apply, x, value)
+    return apply(x, value)
 
   def _params(
       self, module: nn.Module, linear: targets.Adapted

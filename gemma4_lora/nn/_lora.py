@@ -1,6 +1,7 @@
 """LoRA around a Gemma 4 model."""
 
 from collections.abc import Callable
+from collections.abc import Mapping
 import dataclasses
 import functools
 from typing import Any
@@ -15,6 +16,7 @@ from kauldron import kontext
 from gemma4_lora import _gemma4
 from gemma4_lora import _leaves
 from gemma4_lora import _linears
+from gemma4_lora import quant
 from gemma4_lora import targets as targets_lib
 from gemma4_lora.nn import _attention
 from gemma4_lora.nn import _experts
@@ -22,6 +24,7 @@ from gemma4_lora.nn import _init
 from gemma4_lora.nn import _injector
 from gemma4_lora.nn import _output
 from gemma4_lora.nn import _packed
+from gemma4_lora.nn import _quantized
 from gemma4_lora.nn import _remat
 from gemma4_lora.nn import _router_fix
 from gemma4_lora.nn import _saved
@@ -103,6 +106,11 @@ class LoRA(_wrapper.ModelWrapper):
       `['final_norm', g4.targets.Rule('q', layers=-1)]`. What is trained is a
       copy, `final_norm.lora.scale` or `layer_34.attn.q_einsum.lora.q.w`, and
       starts as the base. Linears among them get no A and B.
+    quantize: How the frozen base is held: `'int8'`, `'int4'`, `'nf4'`, or
+      formats of `g4.quant`, each for some parts of it. None: as released. A
+      quantised weight is codes and scales, `layer_0.attn.q_einsum.w.codes`; it
+      is dequantised where it is used, and once more in the backward pass.
+      `g4.ckpts.SkipLoRA4` and `g4.ckpts.PartialLoad` quantise what they read.
     dtype: Floating dtype in which A, B and copies are kept. They are cast to
       the activation's and the base's dtype in the forward pass.
     logits_in_training: Whether the output has `logits` in a training step of
@@ -155,6 +163,7 @@ class LoRA(_wrapper.ModelWrapper):
   use_dora: bool = False
   init_lora_weights: str = 'default'
   modules_to_save: Any = ()
+  quantize: Any = None
   dtype: Any = jnp.float32
   logits_in_training: bool = True
   remat: str = 'none'
@@ -176,6 +185,7 @@ class LoRA(_wrapper.ModelWrapper):
     object.__setattr__(self, 'targets', targets_lib.normalize(self.targets))
     modules_to_save = targets_lib.normalize_full(self.modules_to_save)
     object.__setattr__(self, 'modules_to_save', modules_to_save)
+    object.__setattr__(self, 'quantize', quant.normalize(self.quantize) or None)
     adapted = self.adapted  # A target that matches nothing fails here.
     _init.check(self.init_lora_weights)
     _attention.check(self.attention)
@@ -189,6 +199,9 @@ class LoRA(_wrapper.ModelWrapper):
       _validate.check_no_experts(adapted, setting='use_dora=True')
     _validate.check_init(
         adapted, self.init_lora_weights, use_rslora=self.use_rslora
+    )
+    _validate.check_quantized(
+        self.quantized, self.saved, init=self.init_lora_weights
     )
     super().__post_init__()
 
@@ -230,6 +243,13 @@ class LoRA(_wrapper.ModelWrapper):
     return targets_lib.resolve_full(self.modules_to_save, rows)
 
   @property
+  def quantized(self) -> Mapping[str, Any]:
+    """How each quantised leaf of the base is, by its dotted path."""
+    if not self.quantize:
+      return {}
+    return quant.resolve(self.quantize, self.model.config)
+
+  @property
   def lora_shapes(self) -> dict[str, tuple[int, ...]]:
     """Shape of every LoRA leaf, by its dotted path."""
     shapes = {}
@@ -243,9 +263,10 @@ class LoRA(_wrapper.ModelWrapper):
   @nn.compact
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
     """Calls the model, as LoRA changes it."""
-    if not self.enabled and not self.is_initializing():
-      return self._call_disabled(*args, **kwargs)
     if not self.is_initializing():
+      _quantized.check(self.variables.get('params', {}), self.quantized)
+      if not self.enabled:
+        return self._call_disabled(*args, **kwargs)
       output = self._call_with_copies(*args, **kwargs)
       if not self.with_reference or not self._has_head(**kwargs):
         return output
@@ -254,6 +275,7 @@ class LoRA(_wrapper.ModelWrapper):
     output = self._call_adapted(*args, **kwargs)
     _validate.check_made(self.adapted, self.variables['params'])
     _saved.make(self, self.saved, dtype=self.dtype)
+    _quantized.make(self, self.quantized)
     return output
 
   def _call_with_copies(self, *args: Any, **kwargs: Any) -> Any:
@@ -303,6 +325,8 @@ class LoRA(_wrapper.ModelWrapper):
   ) -> Any:
     """Calls the model under the injectors and what saves memory."""
     interceptors = [*self._savers(**kwargs), *injectors]
+    if self.quantize:
+      interceptors.append(_quantized.Quantized(self.model.dtype))
     kwargs = self._with_mask(*args, **kwargs)
     has_head = self._has_head(**kwargs)
     has_logits = not has_head or self.logits_in_training or not self.is_training
@@ -386,6 +410,7 @@ class LoRA(_wrapper.ModelWrapper):
             is_training=self._is_training(),
             dtype=self.dtype,
             root=self.path,
+            base_dtype=self.model.dtype,
             init=self.init_lora_weights,
         )
         for cls, adapted in by_cls.items()

@@ -3,7 +3,6 @@
 from typing import Any
 
 import flax
-import jax
 import jax.numpy as jnp
 
 from gemma4_lora import _gemma4
@@ -26,7 +25,7 @@ class Output(_gemma4.Output):
 def add_head(
     output: _gemma4.Output,
     *,
-    embedding: jax.Array,
+    embedding: Any,
     soft_cap: float | None,
     has_logits: bool,
     has_hidden_states: bool,
@@ -35,7 +34,7 @@ def add_head(
 
   Args:
     output: Of a call with `return_hidden_states=True`.
-    embedding: `[V, D]`
+    embedding: `[V, D]`, quantised or not.
     soft_cap: Of the logits.
     has_logits: False if `NoLogits` was at work.
     has_hidden_states: Whether the caller asked for them.

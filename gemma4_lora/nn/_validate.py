@@ -126,6 +126,26 @@ def check_init(
       )
 
 
+def check_quantized(
+    quantized: Collection[str], saved: Sequence[targets.Saved], *, init: str
+) -> None:
+  """Raises where what is trained or changed of the base is quantised."""
+  if quantized and _init.is_from_base(init):
+    raise ValueError(
+        f'quantize= keeps the base as it is, and init_lora_weights={init!r}'
+        " changes it. Take 'loftq', which starts from the quantisation's error,"
+        " or 'default', 'gaussian' or 'orthogonal'."
+    )
+  out = [part.row for part in saved if part.row.path in quantized]
+  if out:
+    names = ', '.join(row.name for row in out[:4])
+    raise ValueError(
+        f'modules_to_save= trains {len(out)} parts in full that quantize= holds'
+        f' in few bits: {names}. Take them out of modules_to_save=, or name in'
+        ' quantize= only parts without them.'
+    )
+
+
 def check_reference(init: str, *, setting: str) -> None:
   """Raises where the model with LoRA off is not the released one."""
   if _init.is_from_base(init):

@@ -43,6 +43,7 @@ from gemma4_lora.targets._full import resolve_full
 from gemma4_lora.targets._full import Saved
 from gemma4_lora.targets._resolve import Adapted
 from gemma4_lora.targets._resolve import resolve
+from gemma4_lora.targets._resolve import rows_of
 from gemma4_lora.targets._rule import attention
 from gemma4_lora.targets._rule import audio
 from gemma4_lora.targets._rule import check_dropout

@@ -1,0 +1,36 @@
+"""Formats in which the frozen base is held: `quantize=` of `g4.nn.LoRA`.
+
+| format | a weight | scales | bits per weight |
+|---|---|---|---|
+| `'int8'`, `Int8()` | 8-bit integer | float32 per output channel | 8.0 |
+| `'int4'`, `Int4(group_size=32)` | 4-bit integer | bfloat16 per group | 4.5 |
+| `'nf4'`, `NF4(group_size=64)` | 4-bit NormalFloat | float32 per group | 4.5 |
+| `NF4(double=True)` | the same | int8 per group | 4.1 |
+
+Several formats may stand in a list; the first that selects a part decides:
+
+```python
+g4.nn.LoRA(
+    rank=16,
+    quantize=[g4.quant.Int8('embeddings'), g4.quant.Int4()],
+    model=...,
+)
+```
+"""
+
+from gemma4_lora.quant._arrays import dense
+from gemma4_lora.quant._arrays import dequantize
+from gemma4_lora.quant._arrays import is_quantized
+from gemma4_lora.quant._arrays import layout_of
+from gemma4_lora.quant._arrays import nbytes
+from gemma4_lora.quant._arrays import quantize
+from gemma4_lora.quant._arrays import shape_of
+from gemma4_lora.quant._arrays import slice_in_dim
+from gemma4_lora.quant._arrays import slice_rows
+from gemma4_lora.quant._arrays import take
+from gemma4_lora.quant._formats import Format
+from gemma4_lora.quant._formats import Int4
+from gemma4_lora.quant._formats import Int8
+from gemma4_lora.quant._formats import NF4
+from gemma4_lora.quant._formats import normalize
+from gemma4_lora.quant._resolve import resolve
