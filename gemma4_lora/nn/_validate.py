@@ -7,11 +7,30 @@ import math
 from typing import Any
 
 import flax
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from gemma4_lora import _gemma4
 from gemma4_lora import targets
 from gemma4_lora.nn import _init
+from gemma4_lora.nn import _router_fix
+
+
+def check_model(model: nn.Module) -> None:
+  """Raises unless this is a bare Gemma 4 model."""
+  if 'rank' in getattr(type(model), '__dataclass_fields__', ()):
+    name = f'{type(model).__module__}.{type(model).__qualname__}'
+    raise ValueError(
+        f'g4.nn.LoRA(model=...) got a model with LoRA already: {name}. Wrap the'
+        ' bare model once, with all targets.'
+    )
+  if isinstance(model, _router_fix.RouterFix):
+    raise ValueError(
+        'g4.nn.LoRA mends the router by itself: pass it the bare model, without'
+        ' g4.nn.RouterFix.'
+    )
+  _gemma4.check_is_gemma4(model, argument='g4.nn.LoRA(model=...)')
 
 
 def check_read(params: Mapping[str, Any], read: Collection[str]) -> None:
