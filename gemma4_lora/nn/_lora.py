@@ -98,6 +98,8 @@ class LoRA(_wrapper.ModelWrapper):
       them. The last three take A and B from the restored base, which changes in
       turn: they need `g4.ckpts.SkipLoRA4(wrapped=..., model=...)`, or
       `g4.nn.init_from_base`, and are NaN before. Those three not on experts.
+      `'loftq'` (https://arxiv.org/abs/2310.08659; `'loftq_niter_16'`) starts
+      from what `quantize=` loses of the base, by the same `SkipLoRA4`.
     modules_to_save: Parts of the base to train in full, named as in `targets`;
       norms, embeddings and scalars too, see `g4.targets`: `'norms'`,
       `['final_norm', g4.targets.Rule('q', layers=-1)]`. What is trained is a
@@ -198,7 +200,10 @@ class LoRA(_wrapper.ModelWrapper):
         adapted, self.init_lora_weights, use_rslora=self.use_rslora
     )
     _validate.check_quantized(
-        self.quantized, self.saved, init=self.init_lora_weights
+        self.quantized,
+        adapted,
+        self.saved,
+        init=self.init_lora_weights,
     )
     super().__post_init__()
 

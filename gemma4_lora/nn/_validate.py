@@ -128,9 +128,10 @@ def check_init(
             f'{setting} takes an even rank. Got: {linear.rank}, at'
             f' {linear.row.name}'
         )
-  if not _init.is_from_base(init):
+  if not _init.waits(init):
     return
-  check_no_experts(adapted, setting=setting)
+  if _init.is_from_base(init):
+    check_no_experts(adapted, setting=setting)
   for linear in adapted:
     name, row = linear.row.name, linear.row
     largest = min(math.prod(row.in_shape), math.prod(row.out_shape))
@@ -146,9 +147,25 @@ def check_init(
 
 
 def check_quantized(
-    quantized: Collection[str], saved: Sequence[targets.Saved], *, init: str
+    quantized: Collection[str],
+    adapted: Sequence[targets.Adapted],
+    saved: Sequence[targets.Saved],
+    *,
+    init: str,
 ) -> None:
-  """Raises where what is trained or changed of the base is quantised."""
+  """Raises where what is trained or changed of the base is quantised.
+
+  And where LoftQ has nothing to make up for.
+  """
+  if _init.is_loftq(init):
+    as_is = [x.row.name for x in adapted if x.row.path not in quantized]
+    if as_is:
+      raise ValueError(
+          f'init_lora_weights={init!r} makes up for what quantising loses, and'
+          f' quantize= leaves {len(as_is)} of {len(adapted)} adapted linears as'
+          f' they are: {", ".join(as_is[:4])}. Name them in quantize=, or leave'
+          ' them out of targets=.'
+      )
   if quantized and _init.is_from_base(init):
     raise ValueError(
         f'quantize= keeps the base as it is, and init_lora_weights={init!r}'
