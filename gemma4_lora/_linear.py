@@ -65,8 +65,11 @@ class Linear(_row.Row):
   @property
   def one_layer(self) -> 'Linear':
     """The row as the module sees it, within `nn.scan`."""
-    if not self.stacked:
-      return self
+    return self.first_of_batch if self.stacked else self
+
+  @property
+  def first_of_batch(self) -> 'Linear':
+    """The row of one layer of a stacked weight, or of one expert."""
     slot_axis = None if self.slot_axis is None else self.slot_axis - 1
     return dataclasses.replace(
         self,

@@ -7,10 +7,12 @@
 | `'orthogonal'` | `N(0, 1) Q / 10`, with every other row of an orthogonal `Q` | `Q' N(0, 1) / 10`, with the other rows | the base: `A B = 0` |
 | `'pissa'`, `'pissa_niter_16'` | from the base's largest singular values | | the base, less `s A B` in its weight |
 | `'olora'` | from the base's QR decomposition | | the same |
+| `'loftq'`, `'loftq_niter_16'` | from the largest singular values of what quantising the base lost | | nearest to the unquantised base |
 
-All are PEFT's of the same name (`'default'` is its `True`). The last two read the base,
-which is restored after `model.init`: until `g4.nn.init_from_base` their A and B
-are NaN, so that training without it fails at once.
+All are PEFT's of the same name (`'default'` is its `True`). PiSSA and OLoRA read the
+base, which is restored after `model.init`, and LoftQ what it was before it was
+quantised: until then their A and B are NaN, so that training without it fails at
+once.
 """
 
 import re
@@ -19,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 FROM_BASE = re.compile(r'pissa|pissa_niter_[1-9]\d*|olora')
+_LOFTQ = re.compile(r'loftq|loftq_niter_[1-9]\d*')
 _NAMES = (
     'default',
     'gaussian',
@@ -26,12 +29,14 @@ _NAMES = (
     'pissa',
     'pissa_niter_16',
     'olora',
+    'loftq',
+    'loftq_niter_16',
 )
 
 
 def check(init: str) -> None:
   """Raises ValueError unless it names an initialisation."""
-  if init not in _NAMES and not FROM_BASE.fullmatch(init):
+  if init not in _NAMES and not waits(init):
     raise ValueError(
         f'init_lora_weights= takes one of {", ".join(map(repr, _NAMES))} (any number of'
         f' iterations). Got: {init!r}'
@@ -41,6 +46,22 @@ def check(init: str) -> None:
 def is_from_base(init: str) -> bool:
   """Whether A and B come from the base weight, which changes in turn."""
   return FROM_BASE.fullmatch(init) is not None
+
+
+def is_loftq(init: str) -> bool:
+  """Whether A and B make up for what quantising the base lost."""
+  return _LOFTQ.fullmatch(init) is not None
+
+
+def waits(init: str) -> bool:
+  """Whether A and B are NaN until the base is restored."""
+  return is_from_base(init) or is_loftq(init)
+
+
+def num_iters(init: str) -> int | None:
+  """Iterations of a randomised SVD: 16 of `'pissa_niter_16'`; None: exact."""
+  _, _, number = init.partition('_niter_')
+  return int(number) if number else None
 
 
 def draw(
@@ -69,5 +90,5 @@ def draw(
     a = jax.random.normal(key_a, (fan_in, rank // 2)) @ q[0::2]
     b = q[1::2].T @ jax.random.normal(key_b, (rank // 2, fan_out))
     return a / 10, b / 10
-  assert is_from_base(init), init
+  assert waits(init), init
   return jnp.full((fan_in, rank), jnp.nan), jnp.full_like(zeros, jnp.nan)

@@ -12,12 +12,9 @@ import jax.numpy as jnp
 from gemma4_lora import _linears
 from gemma4_lora.nn import _init
 from gemma4_lora.nn import _lora
+from gemma4_lora.nn import _low_rank_fit
 from gemma4_lora.nn import _views
 from gemma4_lora.nn import _weights
-
-# Directions beyond the rank that a randomised SVD looks at: a few are enough
-# (Halko et al., https://arxiv.org/abs/0909.4061).
-_OVERSAMPLING = 8
 
 
 def init_from_base(
@@ -69,7 +66,7 @@ def init_from_base(
         f'{row.lora_path}.b': b,
         row.path: weight,
     }.items():
-      _replace(new, path, value)
+      replace(new, path, value)
   return new
 
 
@@ -159,13 +156,9 @@ def _take_over(
   if init == 'olora':
     a, b = _olora(matrix, rank)
   else:
-    _, _, num_iters = init.partition('_niter_')
-    if num_iters:
-      u, s, vh = _randomised_svd(matrix, rank, key, num_iters=int(num_iters))
-    else:
-      u, s, vh = jnp.linalg.svd(matrix, full_matrices=False)
-    root = jnp.sqrt(s[:rank] / scale)
-    a, b = u[:, :rank] * root[None, :], root[:, None] * vh[:rank]
+    a, b = _low_rank_fit.fit(
+        matrix, rank, key, num_iters=_init.num_iters(init), scale=scale
+    )
   rest = matrix - scale * jnp.matmul(a, b, precision='highest')
   return (
       a,
@@ -184,25 +177,7 @@ def _olora(matrix: jax.Array, rank: int) -> tuple[jax.Array, jax.Array]:
   return jnp.matmul(matrix, q, precision='highest'), q.T
 
 
-def _randomised_svd(
-    matrix: jax.Array, rank: int, key: jax.Array, *, num_iters: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """The largest singular values, by subspace iteration."""
-  product = functools.partial(jnp.matmul, precision='highest')
-  width = min(rank + _OVERSAMPLING, *matrix.shape)
-  start = jax.random.normal(key, (matrix.shape[1], width))
-  q, _ = jnp.linalg.qr(product(matrix, start))
-
-  def step(_, q):
-    p, _ = jnp.linalg.qr(product(matrix.T, q))
-    return jnp.linalg.qr(product(matrix, p))[0]
-
-  q = jax.lax.fori_loop(0, num_iters, step, q)
-  u, s, vh = jnp.linalg.svd(product(q.T, matrix), full_matrices=False)
-  return product(q, u), s, vh
-
-
-def _replace(params: dict[str, Any], path: str, value: jax.Array) -> None:
+def replace(params: dict[str, Any], path: str, value: jax.Array) -> None:
   """Sets a leaf, with the shape, dtype and sharding of the old one."""
   *scope, last = path.split('.')
   node = params

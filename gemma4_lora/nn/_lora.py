@@ -13,22 +13,19 @@ import jax.numpy as jnp
 from kauldron import kd
 from kauldron import kontext
 
-from gemma4_lora import _gemma4
 from gemma4_lora import _leaves
 from gemma4_lora import _linears
 from gemma4_lora import quant
 from gemma4_lora import targets as targets_lib
 from gemma4_lora.nn import _attention
-from gemma4_lora.nn import _experts
 from gemma4_lora.nn import _init
 from gemma4_lora.nn import _injector
+from gemma4_lora.nn import _interceptors
 from gemma4_lora.nn import _output
 from gemma4_lora.nn import _packed
 from gemma4_lora.nn import _quantized
 from gemma4_lora.nn import _remat
-from gemma4_lora.nn import _router_fix
 from gemma4_lora.nn import _saved
-from gemma4_lora.nn import _scan
 from gemma4_lora.nn import _validate
 from gemma4_lora.nn import _wrapper
 
@@ -101,6 +98,8 @@ class LoRA(_wrapper.ModelWrapper):
       them. The last three take A and B from the restored base, which changes in
       turn: they need `g4.ckpts.SkipLoRA4(wrapped=..., model=...)`, or
       `g4.nn.init_from_base`, and are NaN before. Those three not on experts.
+      `'loftq'` (https://arxiv.org/abs/2310.08659; `'loftq_niter_16'`) starts
+      from what `quantize=` loses of the base, by the same `SkipLoRA4`.
     modules_to_save: Parts of the base to train in full, named as in `targets`;
       norms, embeddings and scalars too, see `g4.targets`: `'norms'`,
       `['final_norm', g4.targets.Rule('q', layers=-1)]`. What is trained is a
@@ -181,7 +180,7 @@ class LoRA(_wrapper.ModelWrapper):
     targets_lib.check_rank(self.rank)
     targets_lib.check_dropout(self.dropout)
     _validate.check_dtype(self.dtype)
-    _check_model(self.model)
+    _validate.check_model(self.model)
     object.__setattr__(self, 'targets', targets_lib.normalize(self.targets))
     modules_to_save = targets_lib.normalize_full(self.modules_to_save)
     object.__setattr__(self, 'modules_to_save', modules_to_save)
@@ -201,7 +200,10 @@ class LoRA(_wrapper.ModelWrapper):
         adapted, self.init_lora_weights, use_rslora=self.use_rslora
     )
     _validate.check_quantized(
-        self.quantized, self.saved, init=self.init_lora_weights
+        self.quantized,
+        adapted,
+        self.saved,
+        init=self.init_lora_weights,
     )
     super().__post_init__()
 
@@ -314,7 +316,10 @@ class LoRA(_wrapper.ModelWrapper):
   def _call_adapted(self, *args: Any, **kwargs: Any) -> Any:
     """Calls the model, with the branches added to its linears."""
     call = self._call_intercepted
-    return self._call_with(call, self._injectors(), *args, **kwargs)
+    # Init needs no dropout, hence no rng for it.
+    is_training = not self.is_initializing() and self._is_training()
+    injectors = _interceptors.injectors(self, is_training=is_training)
+    return self._call_with(call, injectors, *args, **kwargs)
 
   def _call_with(
       self,
@@ -324,7 +329,7 @@ class LoRA(_wrapper.ModelWrapper):
       **kwargs: Any,
   ) -> Any:
     """Calls the model under the injectors and what saves memory."""
-    interceptors = [*self._savers(**kwargs), *injectors]
+    interceptors = [*_interceptors.savers(self, **kwargs), *injectors]
     if self.quantize:
       interceptors.append(_quantized.Quantized(self.model.dtype))
     kwargs = self._with_mask(*args, **kwargs)
@@ -358,7 +363,7 @@ class LoRA(_wrapper.ModelWrapper):
 
   def _with_mask(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Returns the arguments, with a mask where positions tell of packed rows."""
-    if not _is_packed(**kwargs):
+    if not _packed.is_packed(**kwargs):
       return kwargs
     _packed.check(
         positions=kwargs['positions'],
@@ -371,55 +376,9 @@ class LoRA(_wrapper.ModelWrapper):
     mask = _packed.attention_mask(tokens, kwargs['positions'])
     return kwargs | {'attention_mask': mask}
 
-  def _savers(self, **kwargs: Any) -> list[Any]:
-    """Returns the interceptors that save memory, outermost first."""
-    if kwargs.get('cache') is not None:
-      return []
-    savers: list[Any] = []
-    if self.remat != 'none':
-      savers.append(_remat.Names())
-      if not self.scan_layers:
-        savers.append(_remat.Remat(self.remat))
-    if self.attention == 'blockwise':
-      is_causal = kwargs.get('attention_mask') is None and (
-          kwargs.get('images') is None
-          or self.model.config.use_bidirectional_attention is None
-      )
-      savers.append(
-          _attention.BlockwiseAttention(
-              is_causal=is_causal, is_packed=_is_packed(**kwargs)
-          )
-      )
-    if self.scan_layers:
-      savers.append(
-          _scan.Scan(adapted=self.adapted, saved=self.saved, remat=self.remat)
-      )
-    return savers
-
-  def _injectors(self) -> list[_injector.Injector]:
-    """Returns an interceptor for experts, and one for all else."""
-    by_cls = {}
-    for linear in self.adapted:
-      is_expert = linear.row.group == 'experts'
-      cls = _experts.ExpertInjector if is_expert else _injector.Injector
-      by_cls.setdefault(cls, []).append(linear)
-    return [
-        cls(
-            adapted=adapted,
-            use_rslora=self.use_rslora,
-            is_training=self._is_training(),
-            dtype=self.dtype,
-            root=self.path,
-            base_dtype=self.model.dtype,
-            init=self.init_lora_weights,
-        )
-        for cls, adapted in by_cls.items()
-    ]
-
   def _is_training(self) -> bool:
     """False also where nobody said: samplers call `apply` without a word."""
-    # Init needs no dropout, hence no rng for it.
-    return not self.is_initializing() and self._mode() is True
+    return self._mode() is True
 
   def _mode(self) -> bool | None:
     """Whether Kauldron is training; None where nobody said."""
@@ -427,17 +386,6 @@ class LoRA(_wrapper.ModelWrapper):
       return self.is_training
     except ValueError:
       return None
-
-
-def _is_packed(
-    *,
-    positions: Any = None,
-    attention_mask: Any = None,
-    cache: Any = None,
-    **_: Any,
-) -> bool:
-  """Whether rows may hold several conversations; samplers say it otherwise."""
-  return positions is not None and attention_mask is None and cache is None
 
 
 def _log(lora: LoRA) -> None:
@@ -456,20 +404,3 @@ def _log(lora: LoRA) -> None:
       logging.info('  %s: A %s, B %s', linear.row.lora_path, a, b)
     for part in lora.saved:
       logging.info('  %s: in full, %s', part.path, part.shape)
-
-
-def _check_model(model: nn.Module) -> None:
-  if isinstance(model, LoRA) or 'rank' in getattr(
-      type(model), '__dataclass_fields__', ()
-  ):
-    name = f'{type(model).__module__}.{type(model).__qualname__}'
-    raise ValueError(
-        f'g4.nn.LoRA(model=...) got a model with LoRA already: {name}. Wrap the'
-        ' bare model once, with all targets.'
-    )
-  if isinstance(model, _router_fix.RouterFix):
-    raise ValueError(
-        'g4.nn.LoRA mends the router by itself: pass it the bare model, without'
-        ' g4.nn.RouterFix.'
-    )
-  _gemma4.check_is_gemma4(model, argument='g4.nn.LoRA(model=...)')

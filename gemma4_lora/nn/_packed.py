@@ -6,6 +6,23 @@ import jax
 import jax.numpy as jnp
 
 
+def is_packed(
+    *,
+    positions: Any = None,
+    attention_mask: Any = None,
+    cache: Any = None,
+    **_: Any,
+) -> bool:
+  """Whether rows may hold several conversations; samplers say it otherwise.
+
+  Args:
+    positions: Of the model's call, as the others.
+    attention_mask: What samplers give.
+    cache: What samplers give.
+  """
+  return positions is not None and attention_mask is None and cache is None
+
+
 def segments(positions: jax.Array) -> jax.Array:
   """Returns which conversation of its row each token is of.
 

@@ -7,11 +7,30 @@ import math
 from typing import Any
 
 import flax
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from gemma4_lora import _gemma4
 from gemma4_lora import targets
 from gemma4_lora.nn import _init
+from gemma4_lora.nn import _router_fix
+
+
+def check_model(model: nn.Module) -> None:
+  """Raises unless this is a bare Gemma 4 model."""
+  if 'rank' in getattr(type(model), '__dataclass_fields__', ()):
+    name = f'{type(model).__module__}.{type(model).__qualname__}'
+    raise ValueError(
+        f'g4.nn.LoRA(model=...) got a model with LoRA already: {name}. Wrap the'
+        ' bare model once, with all targets.'
+    )
+  if isinstance(model, _router_fix.RouterFix):
+    raise ValueError(
+        'g4.nn.LoRA mends the router by itself: pass it the bare model, without'
+        ' g4.nn.RouterFix.'
+    )
+  _gemma4.check_is_gemma4(model, argument='g4.nn.LoRA(model=...)')
 
 
 def check_read(params: Mapping[str, Any], read: Collection[str]) -> None:
@@ -109,9 +128,10 @@ def check_init(
             f'{setting} takes an even rank. Got: {linear.rank}, at'
             f' {linear.row.name}'
         )
-  if not _init.is_from_base(init):
+  if not _init.waits(init):
     return
-  check_no_experts(adapted, setting=setting)
+  if _init.is_from_base(init):
+    check_no_experts(adapted, setting=setting)
   for linear in adapted:
     name, row = linear.row.name, linear.row
     largest = min(math.prod(row.in_shape), math.prod(row.out_shape))
@@ -127,9 +147,25 @@ def check_init(
 
 
 def check_quantized(
-    quantized: Collection[str], saved: Sequence[targets.Saved], *, init: str
+    quantized: Collection[str],
+    adapted: Sequence[targets.Adapted],
+    saved: Sequence[targets.Saved],
+    *,
+    init: str,
 ) -> None:
-  """Raises where what is trained or changed of the base is quantised."""
+  """Raises where what is trained or changed of the base is quantised.
+
+  And where LoftQ has nothing to make up for.
+  """
+  if _init.is_loftq(init):
+    as_is = [x.row.name for x in adapted if x.row.path not in quantized]
+    if as_is:
+      raise ValueError(
+          f'init_lora_weights={init!r} makes up for what quantising loses, and'
+          f' quantize= leaves {len(as_is)} of {len(adapted)} adapted linears as'
+          f' they are: {", ".join(as_is[:4])}. Name them in quantize=, or leave'
+          ' them out of targets=.'
+      )
   if quantized and _init.is_from_base(init):
     raise ValueError(
         f'quantize= keeps the base as it is, and init_lora_weights={init!r}'

@@ -1,0 +1,110 @@
+"""Which leaves of the base are held in which format."""
+
+import math
+
+from gemma import gm
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gemma4_lora import g4
+
+_ROUTER_AND_SMALL = ('router', 'scale', 'norm', 'bias', 'clip', 'pos_emb')
+
+
+def _resolve(model, *formats):
+  return g4.quant.resolve(g4.quant.normalize(list(formats)), model.config)
+
+
+def _leaves(model):
+  shapes = jax.eval_shape(
+      model.init, jax.random.key(0), np.ones((1, 4), np.int32)
+  )
+  return {
+      jax.tree_util.keystr(path, simple=True, separator='.'): x
+      for path, x in jax.tree_util.tree_leaves_with_path(shapes['params'])
+  }
+
+
+@pytest.mark.parametrize(
+    ('name', 'ratio'),
+    [
+        ('Gemma4_E2B', 0.30),
+        ('Gemma4_E4B', 0.30),
+        ('Gemma4_31B', 0.30),
+        ('Gemma4_26B_A4B', 0.30),
+    ],
+)
+def test_all_of_the_released_models_but_what_is_small(name, ratio):
+  """Bytes of 4 bits: at most 0.3 of bfloat16's; dead keys and values too."""
+  model = getattr(gm.nn, name)()
+  leaves = _leaves(model)
+  layouts = _resolve(model, 'int4')
+  assert layouts.keys() <= leaves.keys()
+  for path in leaves.keys() - layouts.keys():
+    assert any(x in path for x in _ROUTER_AND_SMALL), path
+  before = sum(2 * math.prod(x.shape) for x in leaves.values())
+  after = sum(
+      g4.quant.nbytes(layouts[path].abstract(x.shape))
+      if path in layouts
+      else 2 * math.prod(x.shape)
+      for path, x in leaves.items()
+  )
+  assert after / before < ratio
+  assert after / before > 0.28  # 4.5 of 16 bits.
+
+
+def test_towers_are_quantized_layer_by_layer():
+  model = g4.testing.Gemma4_E2B(text_only=False)
+  layouts = _resolve(model, g4.quant.Int4(group_size=2))
+  path = 'vision_encoder.transformer.stacked_layers.block.attn.q_einsum.w'
+  assert layouts[path].block[0] == 1
+  assert any(path.startswith('audio_encoder') for path in layouts)
+  assert 'embedder.mm_input_projection.w' in layouts
+
+
+def test_the_first_that_selects_a_part_decides():
+  model = g4.testing.Gemma4_26B_A4B()
+  layouts = _resolve(
+      model,
+      g4.quant.Int8(['embeddings', g4.targets.attention(layers=0)]),
+      g4.quant.NF4('experts', group_size=2),
+      g4.quant.Int4(group_size=2),
+  )
+  assert layouts['embedder.input_embedding'].kind == 'int8'
+  assert layouts['layer_0.attn.q_einsum.w'].kind == 'int8'
+  assert layouts['layer_1.attn.q_einsum.w'].kind == 'int4'
+  assert layouts['layer_0.mlp.gating_einsum.w'].kind == 'nf4'
+  assert layouts['layer_0.mlp.linear.w'].kind == 'nf4'
+  assert layouts['layer_0.mlp2.linear'].kind == 'int4'
+  assert not [path for path in layouts if 'router' in path]
+
+
+@pytest.mark.parametrize(
+    ('formats', 'message'),
+    [
+        ([g4.quant.Int8('norms')], "'norms' matches no part"),
+        ([g4.quant.Int8('router')], "'router' matches no part"),
+        (
+            [g4.quant.Int8('k')],
+            r'selects layer_0.attn.k and not layer_0.attn.v',
+        ),
+        ([g4.quant.Int8(), 'int4'], 'selects only what an earlier format took'),
+        ([g4.quant.Int8(g4.targets.Rule('q', rank=2))], 'has no rank'),
+        (
+            ['int4'],
+            'group_size=32 does not divide the input of layer_0.mlp.down',
+        ),
+    ],
+)
+def test_bad_input(formats, message):
+  with pytest.raises(ValueError, match=message):
+    _resolve(g4.testing.Gemma4_E2B(), *formats)
+
+
+def test_scales_of_a_table_are_by_row():
+  layouts = _resolve(g4.testing.Gemma4_E2B(), g4.quant.Int8('embeddings'))
+  table = layouts['embedder.per_layer_embeddings']
+  assert table.scales_shape((1024, 6, 10)) == (1024, 6, 1)
+  assert table.abstract((1024, 6, 10))['scales'].dtype == jnp.float32
