@@ -122,7 +122,8 @@ def _norms_of(
     params: Any, rows: Mapping[_trees.Path, _linears.Linear]
 ) -> dict[_trees.Path, jax.Array]:
   weights = tuple(_weight(params, path, row) for path, row in rows.items())
-  norms = _norms(weights, tuple(rows.values()), _dtype(params))
+  dtype = _dtype(params) if any(map(quant.is_quantized, weights)) else None
+  norms = _norms(weights, tuple(rows.values()), dtype)
   return dict(zip(rows, norms, strict=True))
 
 

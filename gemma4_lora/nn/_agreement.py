@@ -63,6 +63,8 @@ def logits(
     original = run(plain, base)
   if fused is None:
     fused = _fuse.fuse_params(model, params)
+  # What is quantised still is named elsewhere.
+  fused = _quantized.dequantized(fused, model.model.dtype)
   merged = run(plain, fused)
   size = float(np.sqrt(np.mean(np.square(adapted)))) or 1.0
 
