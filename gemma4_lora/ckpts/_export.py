@@ -219,6 +219,7 @@ def _write_safetensors(
   for group in fused.read(leaves, in_pieces=by_rows):
     while group:
       leaf, value = group.pop()
+      assert not isinstance(value, dict)  # That is of what is `unfused`.
       if isinstance(value, _fused_leaves.Pieces):
         for first, rows in value.pieces:
           for part in parts[leaf.path]:

@@ -173,7 +173,7 @@ class FusedLeaves:
     stored = {x.key for x in place.stored.parts} or {place.stored.key}
     place.source.check(stored, who=self._who)
     loads = [self._load(path, leaf) for path, leaf in by_path.items()]
-    for path, array in _read.streamed(place.source, loads, whole=False):
+    for path, array in _read.streamed_leaves(place.source, loads, whole=False):
       leaf = by_path.pop(path)
       yield [(leaf, self._of_quantized(leaf, place, array, in_pieces))]
       del array
