@@ -1,10 +1,5 @@
-"""Reads a compiled program's text: its loops, and what devices exchange.
+"""A compiled program: its computations, and how often each of them runs."""
 
-Only what is said here is known of XLA's text format; `tests/tpu/hlo_test.py`
-holds it to programs that XLA compiled.
-"""
-
-from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
@@ -12,87 +7,7 @@ import functools
 import math
 import re
 
-_BITS = {'pred': 8, 'token': 0, 'bf16': 16, 'opaque': 0}
-
-# What `-start` of a kind returns beside the result, and what its bytes are.
-KINDS = (
-    'all-gather',
-    'all-reduce',
-    'reduce-scatter',
-    'all-to-all',
-    'ragged-all-to-all',
-    'collective-permute',
-    'collective-broadcast',
-)
-
-_HEADER = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$')
-_NAME = re.compile(r'^\s+(?:ROOT )?%?([\w.\-]+) = ')
-_OPCODE = re.compile(r'\s*([\w\-]+)\(')
-_CALLED = re.compile(
-    r'(?:calls|to_apply|condition|body|true_computation|false_computation)'
-    r'=%?([\w.\-]+)'
-)
-_CALLED_LIST = re.compile(
-    r'(?:branch_computations|called_computations)=\{([^}]*)\}'
-)
-_ARRAY = re.compile(r'\b([a-z]\w*)\[([\d,]*)\]')
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Instruction:
-  """One line of a computation.
-
-  Attributes:
-    name: Without `%`.
-    shape: As text, layouts included.
-    opcode: `'fusion'`, `'all-gather-start'`, ...
-    rest: Operands and attributes.
-    is_root: Whether it is what the computation returns.
-  """
-
-  name: str
-  shape: str
-  opcode: str
-  rest: str
-  is_root: bool
-
-  @property
-  def operands(self) -> Sequence[str]:
-    """Names of the operands."""
-    inside = self.rest[: _closing(self.rest)]
-    return re.findall(r'%([\w.\-]+)', inside)
-
-  @property
-  def called(self) -> Sequence[str]:
-    """Names of computations that it runs."""
-    lists = _CALLED_LIST.findall(self.rest)
-    return [
-        *_CALLED.findall(self.rest),
-        *(x.strip().lstrip('%') for names in lists for x in names.split(',')),
-    ]
-
-  def attribute(self, name: str) -> str | None:
-    """`body=%name` as `'name'`."""
-    match = re.search(rf'\b{name}=%?([\w.\-]+)', self.rest)
-    return match[1] if match else None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Collective:
-  """Exchanges of one kind between devices, in one step.
-
-  Attributes:
-    kind: `'all-gather'`, ...
-    count: How many; one in a loop counts as often as it runs.
-    bytes: Of the whole arrays on one device: what all-gather returns,
-      reduce-scatter takes, and the others take and return.
-    wire_bytes: What one device sends, in rings.
-  """
-
-  kind: str
-  count: int
-  bytes: int
-  wire_bytes: float
+from gemma4_lora.tpu import _hlo_text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,29 +36,14 @@ class Program:
   text: str
 
   @functools.cached_property
-  def computations(self) -> Mapping[str, Sequence[Instruction]]:
+  def computations(self) -> Mapping[str, Sequence[_hlo_text.Instruction]]:
     """Instructions by the name of their computation."""
-    found, lines = {}, None
-    for line in self.text.splitlines():
-      header = _HEADER.match(line)
-      if header is not None:
-        lines = found.setdefault(header[2], [])
-      elif line.startswith('}'):
-        lines = None
-      elif lines is not None:
-        instruction = _instruction(line)
-        if instruction is not None:
-          lines.append(instruction)
-    return found
+    return _hlo_text.parse(self.text)
 
   @functools.cached_property
   def entry(self) -> str:
     """Name of the computation that the others are called from."""
-    for line in self.text.splitlines():
-      header = _HEADER.match(line)
-      if header is not None and header[1]:
-        return header[2]
-    raise ValueError('Not the text of an HLO module: it has no ENTRY.')
+    return _hlo_text.entry(self.text)
 
   @functools.cached_property
   def loops(self) -> Sequence[Loop]:
@@ -187,41 +87,7 @@ class Program:
     visit(self.entry, 1)
     return times
 
-  def collectives(self, num_devices: int) -> tuple[Collective, ...]:
-    """Returns what devices exchange, by kind.
-
-    Args:
-      num_devices: That the program was compiled for.
-    """
-    totals: dict[str, Collective] = {}
-    seen = set()
-    for kind, instruction, times in self._exchanges():
-      # Fusions that overlap an exchange with work repeat its instruction.
-      channel = re.search(r'channel_id=(\d+)', instruction.rest)
-      if channel is not None:
-        if (kind, channel[1]) in seen:
-          continue
-        seen.add((kind, channel[1]))
-      size = _group_size(instruction.rest) or num_devices
-      num_bytes = _bytes_of(kind, instruction, size)
-      old = totals.get(kind)
-      totals[kind] = Collective(
-          kind=kind,
-          count=times + (old.count if old else 0),
-          bytes=times * num_bytes + (old.bytes if old else 0),
-          wire_bytes=times * num_bytes * _sent(kind, size)
-          + (old.wire_bytes if old else 0.0),
-      )
-    return tuple(totals[kind] for kind in KINDS if kind in totals)
-
-  def _exchanges(self) -> Iterator[tuple[str, Instruction, int]]:
-    for name, times in self.times.items():
-      for instruction in self.computations.get(name, ()):
-        kind = instruction.opcode.removesuffix('-start')
-        if kind in KINDS:
-          yield kind, instruction, times
-
-  def _trips(self, parent: str, loop: Instruction) -> int | None:
+  def _trips(self, parent: str, loop: _hlo_text.Instruction) -> int | None:
     """Returns how often a loop that counts up to a constant runs."""
     known = re.search(r'known_trip_count"?:\s*\{\s*"?n"?:\s*"?(\d+)', loop.rest)
     if known is not None:
@@ -243,7 +109,7 @@ class Program:
       return None
     return max(0, math.ceil((stop - start) / step))
 
-  def _init(self, parent: str, loop: Instruction):
+  def _init(self, parent: str, loop: _hlo_text.Instruction):
     """Returns what gives the first value of a counter, by its index."""
     values = _Values(self, parent)
     operands = values.by_name[loop.operands[0]]
@@ -277,7 +143,7 @@ class _Values:
     self.root = next(x for x in instructions if x.is_root)
     self._program = program
 
-  def source(self, name: str) -> Instruction | None:
+  def source(self, name: str) -> _hlo_text.Instruction | None:
     """Returns what a value is a copy of."""
     found = self.by_name.get(name)
     while found is not None and found.opcode in ('copy', 'bitcast', 'convert'):
@@ -299,101 +165,6 @@ class _Values:
       return None
     index = re.search(r'index=(\d+)', found.rest)
     return int(index[1]) if index else None
-
-
-def shape_bytes(shape: str) -> int:
-  """Returns the bytes of a shape, `'(f32[2,3]{1,0}, s32[])'`, all parts."""
-  total = 0
-  for dtype, dims in _ARRAY.findall(shape):
-    bits = _BITS.get(dtype)
-    if bits is None:
-      width = re.search(r'\d+', dtype)
-      if width is None:
-        continue
-      bits = int(width[0])
-    size = math.prod(int(x) for x in dims.split(',') if x)
-    total += math.ceil(size * bits / 8)
-  return total
-
-
-def _instruction(line: str) -> Instruction | None:
-  name = _NAME.match(line)
-  if name is None:
-    return None
-  rest = line[name.end() :]
-  if rest.startswith('('):
-    end = 1 + _closing(rest[1:])
-    shape, rest = rest[: end + 1], rest[end + 1 :]
-  else:
-    shape, _, rest = rest.partition(' ')
-  opcode = _OPCODE.match(rest)
-  if opcode is None:
-    return None
-  return Instruction(
-      name=name[1],
-      shape=shape,
-      opcode=opcode[1],
-      rest=rest[opcode.end() :],
-      is_root=line.lstrip().startswith('ROOT '),
-  )
-
-
-def _closing(text: str) -> int:
-  """Returns where the bracket closes that is open before `text`."""
-  depth = 1
-  for match in re.finditer(r'[()]', text):
-    depth += 1 if match[0] == '(' else -1
-    if not depth:
-      return match.start()
-  return len(text)
-
-
-def _group_size(rest: str) -> int | None:
-  """Returns how many devices exchange with one another, None for all.
-
-  Three spellings: `[2,4]<=[8]`, `{{0,1},{2,3}}`, `mesh['a'=2,'b'=4] {'b'}`, the
-  last also with a part of an axis, `{'b':(2)2}`.
-  """
-  iota = re.search(r'replica_groups=\[(\d+),(\d+)\]', rest)
-  if iota is not None:
-    return int(iota[2])
-  mesh = re.search(r'replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}', rest)
-  if mesh is not None:
-    sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
-    axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh[2])
-    return math.prod(int(part or sizes[axis]) for axis, part in axes)
-  listed = re.search(r'replica_groups=\{\{([\d,]+)\}', rest)
-  return len(listed[1].split(',')) if listed else None
-
-
-def _bytes_of(kind: str, instruction: Instruction, group_size: int) -> int:
-  """Bytes of the whole array; see `Collective.bytes`."""
-  shape = instruction.shape
-  if instruction.opcode.endswith('-start') and kind != 'all-reduce':
-    shape = _result_of_start(shape)
-  scale = group_size if kind == 'reduce-scatter' else 1
-  return shape_bytes(shape) * scale
-
-
-def _result_of_start(shape: str) -> str:
-  """`'(operands, results, ...)'` as the results."""
-  if not shape.startswith('('):
-    return shape
-  parts, depth, start = [], 0, 1
-  for i, char in enumerate(shape):
-    depth += (char in '([{') - (char in ')]}')
-    if (char == ',' and depth == 1) or (char == ')' and not depth):
-      parts.append(shape[start:i].strip())
-      start = i + 1
-  return parts[1] if len(parts) > 1 else shape
-
-
-def _sent(kind: str, group_size: int) -> float:
-  """What one device sends over `Collective.bytes`, in a ring."""
-  if kind in ('collective-permute', 'collective-broadcast'):
-    return 1.0
-  around = (group_size - 1) / group_size
-  return 2 * around if kind == 'all-reduce' else around
 
 
 def _checked(name: str | None) -> str:
