@@ -4,7 +4,7 @@ Only what is said here is known of XLA's text format; `tests/tpu/hlo_test.py`
 holds it to programs that XLA compiled.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
@@ -190,36 +190,13 @@ class Program:
   def collectives(self, num_devices: int) -> tuple[Collective, ...]:
     """Returns what devices exchange, by kind.
 
+    Of the branches of a conditional, of which one runs, the most of each kind.
+
     Args:
       num_devices: That the program was compiled for.
     """
-    totals: dict[str, Collective] = {}
-    seen = set()
-    for kind, instruction, times in self._exchanges():
-      # Fusions that overlap an exchange with work repeat its instruction.
-      channel = re.search(r'channel_id=(\d+)', instruction.rest)
-      if channel is not None:
-        if (kind, channel[1]) in seen:
-          continue
-        seen.add((kind, channel[1]))
-      size = _group_size(instruction.rest) or num_devices
-      num_bytes = _bytes_of(kind, instruction, size)
-      old = totals.get(kind)
-      totals[kind] = Collective(
-          kind=kind,
-          count=times + (old.count if old else 0),
-          bytes=times * num_bytes + (old.bytes if old else 0),
-          wire_bytes=times * num_bytes * _sent(kind, size)
-          + (old.wire_bytes if old else 0.0),
-      )
+    totals = _Exchanges(self, num_devices).of(self.entry)
     return tuple(totals[kind] for kind in KINDS if kind in totals)
-
-  def _exchanges(self) -> Iterator[tuple[str, Instruction, int]]:
-    for name, times in self.times.items():
-      for instruction in self.computations.get(name, ()):
-        kind = instruction.opcode.removesuffix('-start')
-        if kind in KINDS:
-          yield kind, instruction, times
 
   def _trips(self, parent: str, loop: Instruction) -> int | None:
     """Returns how often a loop that counts up to a constant runs."""
@@ -266,6 +243,86 @@ class Program:
     constants = [values.constant(name) for name in added.operands]
     constants = [x for x in constants if x is not None]
     return constants[0] if len(constants) == 1 else None
+
+
+class _Exchanges:
+  """What devices exchange in a computation and those that it calls."""
+
+  def __init__(self, program: Program, num_devices: int):
+    self._program = program
+    self._num_devices = num_devices
+    self._trips = {(x.parent, x.body): x.trips or 1 for x in program.loops}
+    self._seen: set[tuple[str, str]] = set()
+    self._found: dict[str, dict[str, Collective]] = {}
+
+  def of(self, name: str) -> dict[str, Collective]:
+    """Returns totals by kind, of one run of a computation."""
+    if name not in self._found:
+      totals: dict[str, Collective] = {}
+      for instruction in self._program.computations.get(name, ()):
+        own = self._own(instruction)
+        parts = [own] if own else []
+        called = [self.of(x) for x in instruction.called]
+        if instruction.opcode == 'conditional':
+          called = [_combined(called, max)]
+        times = self._trips.get((name, instruction.attribute('body') or ''), 1)
+        parts += [
+            {kind: _times(x, times) for kind, x in found.items()}
+            for found in called
+        ]
+        totals = _combined([totals, *parts], lambda x, y: x + y)
+      self._found[name] = totals
+    return self._found[name]
+
+  def _own(self, instruction: Instruction) -> dict[str, Collective]:
+    kind = instruction.opcode.removesuffix('-start')
+    if kind not in KINDS:
+      return {}
+    # Fusions that overlap an exchange with work repeat its instruction.
+    channel = re.search(r'channel_id=(\d+)', instruction.rest)
+    if channel is not None:
+      if (kind, channel[1]) in self._seen:
+        return {}
+      self._seen.add((kind, channel[1]))
+    size = _group_size(instruction.rest) or self._num_devices
+    num_bytes = _bytes_of(kind, instruction, size)
+    return {
+        kind: Collective(
+            kind=kind,
+            count=1,
+            bytes=num_bytes,
+            wire_bytes=num_bytes * _sent(kind, size),
+        )
+    }
+
+
+def _combined(
+    parts: Sequence[Mapping[str, Collective]],
+    number: Callable[[float, float], float],
+) -> dict[str, Collective]:
+  """Returns one total by kind, made number by number."""
+  totals: dict[str, Collective] = {}
+  for part in parts:
+    for kind, x in part.items():
+      old = totals.get(kind)
+      if old is not None:
+        x = Collective(
+            kind=kind,
+            count=int(number(old.count, x.count)),
+            bytes=int(number(old.bytes, x.bytes)),
+            wire_bytes=number(old.wire_bytes, x.wire_bytes),
+        )
+      totals[kind] = x
+  return totals
+
+
+def _times(x: Collective, times: int) -> Collective:
+  return dataclasses.replace(
+      x,
+      count=x.count * times,
+      bytes=x.bytes * times,
+      wire_bytes=x.wire_bytes * times,
+  )
 
 
 class _Values:

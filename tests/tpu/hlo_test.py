@@ -142,6 +142,37 @@ def test_what_tpus_write():
   assert found['all-reduce'].wire_bytes == pytest.approx(36)  # 2 * 1/2.
 
 
+_BRANCHES = """\
+HloModule jit_f, is_scheduled=true
+
+%small (p: f32[8,64]) -> f32[8,64] {
+  %p = f32[8,64]{1,0} parameter(0)
+  %q = f32[4,64]{1,0} slice(%p), slice={[0:4], [0:64]}
+  %ag = f32[32,64]{1,0} all-gather(%q), channel_id=1, replica_groups=[1,8]<=[8], dimensions={0}
+  ROOT %r = f32[8,64]{1,0} slice(%ag), slice={[0:8], [0:64]}
+}
+
+%large (s: f32[8,64]) -> f32[8,64] {
+  %s = f32[8,64]{1,0} parameter(0)
+  %ag.2 = f32[64,64]{1,0} all-gather(%s), channel_id=2, replica_groups=[1,8]<=[8], dimensions={0}
+  ROOT %t = f32[8,64]{1,0} slice(%ag.2), slice={[0:8], [0:64]}
+}
+
+ENTRY %main (i: s32[], x: f32[8,64]) -> f32[8,64] {
+  %i = s32[] parameter(0)
+  %x = f32[8,64]{1,0} parameter(1)
+  %y = f32[8,64]{1,0} conditional(%i, %x, %x), branch_computations={%small, %large}
+  ROOT %z = f32[8,64]{1,0} conditional(%i, %y, %y), branch_computations={%large, %small}
+}
+"""
+
+
+def test_of_branches_the_one_that_exchanges_most_counts():
+  (found,) = _hlo.Program(_BRANCHES).collectives(_N)
+  assert (found.count, found.bytes) == (2, 2 * 64 * 64 * 4)
+  assert found.wire_bytes == pytest.approx(found.bytes * _AROUND)
+
+
 @pytest.mark.parametrize(
     ('groups', 'size'),
     [
