@@ -136,6 +136,46 @@ class Program:
           lines.append(instruction)
     return found
 
+  def text_of(self, name: str) -> str:
+    """Returns a module of one computation, and of those that it calls.
+
+    To read all of a large program for each of its loops takes longer than to
+    compile it.
+
+    Args:
+      name: Of the computation.
+    """
+    needed = self._reached(name)
+    parts = [self._texts[x] for x in self._texts if x in needed and x != name]
+    own = self._texts[name].removeprefix('ENTRY ')
+    text = '\n\n'.join(['HloModule part', *parts, f'ENTRY {own}', ''])
+    # A number in a table that is left out: XLA would warn of each.
+    return re.sub(r' ?stack_frame_id=\d+', '', text)
+
+  def _reached(self, name: str) -> set[str]:
+    """Returns the names of a computation and of all that it calls."""
+    found, rest = set(), [name]
+    while rest:
+      name = rest.pop()
+      if name not in found:
+        found.add(name)
+        # Whatever the attribute that names it.
+        names = re.findall(r'%([\w.\-]+)', self._texts[name])
+        rest += [x for x in names if x in self._texts]
+    return found
+
+  @functools.cached_property
+  def _texts(self) -> Mapping[str, str]:
+    """The text of each computation."""
+    found, lines = {}, []
+    for line in self.text.splitlines():
+      if _HEADER.match(line) is not None:
+        lines = []
+      lines.append(line)
+      if line.startswith('}') and (header := _HEADER.match(lines[0])):
+        found[header[2]] = '\n'.join(lines)
+    return found
+
   @functools.cached_property
   def entry(self) -> str:
     """Name of the computation that the others are called from."""

@@ -250,6 +250,30 @@ def test_loops_in_loops():
   assert found.flops == pytest.approx(3 * (4 + 1) * _MATMUL, rel=0.02)
 
 
+def test_loops_of_unknown_length_are_not_read_again(monkeypatch):
+  """Attention in blocks has two in each layer, each a long text."""
+
+  def fn(x, w):
+    x = jax.lax.while_loop(
+        lambda x: jnp.sum(x) < 1e9, lambda x: jnp.tanh(x @ w), x
+    )
+    return _matmuls(3, x, w)
+
+  compiled, program = _program(fn, _X, _W)
+  read = []
+  text_of = _hlo.Program.text_of
+  monkeypatch.setattr(
+      _hlo.Program,
+      'text_of',
+      lambda self, name: read.append(text_of(self, name)) or read[-1],
+  )
+  found = _cost.cost_of(compiled, program)
+  assert (found.unknown_loops, len(read)) == (1, 1)
+  # Of the loop alone, with what it calls.
+  assert 'while(' not in read[0]
+  assert len(read[0]) < len(program.text) / 2
+
+
 def test_two_loops():
   def fn(x, w):
     return _matmuls(6, _matmuls(3, x, w) + 1, w)
