@@ -1,13 +1,19 @@
-"""What devices exchange in a compiled program."""
+"""Reads from a compiled program's text what devices exchange.
 
-from collections.abc import Iterator
+As `_hlo`, it knows XLA's text format; `tests/tpu/exchanges_test.py` holds it to
+programs that XLA compiled.
+"""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import math
 import re
 
 from gemma4_lora.tpu import _hlo
-from gemma4_lora.tpu import _hlo_text
 
+# Of operations; on a TPU, `-start` is appended.
 KINDS = (
     'all-gather',
     'all-reduce',
@@ -42,40 +48,94 @@ def collectives(
 ) -> tuple[Collective, ...]:
   """Returns what devices exchange, by kind.
 
+  Of the branches of a conditional, of which one runs, the most of each kind.
+
   Args:
-    program: What they run.
+    program: Of one device.
     num_devices: That the program was compiled for.
   """
-  totals: dict[str, Collective] = {}
-  seen = set()
-  for kind, instruction, times in _exchanges(program):
-    # Fusions that overlap an exchange with work repeat its instruction.
-    channel = re.search(r'channel_id=(\d+)', instruction.rest)
-    if channel is not None:
-      if (kind, channel[1]) in seen:
-        continue
-      seen.add((kind, channel[1]))
-    size = _group_size(instruction.rest) or num_devices
-    num_bytes = _bytes_of(kind, instruction, size)
-    old = totals.get(kind)
-    totals[kind] = Collective(
-        kind=kind,
-        count=times + (old.count if old else 0),
-        bytes=times * num_bytes + (old.bytes if old else 0),
-        wire_bytes=times * num_bytes * _sent(kind, size)
-        + (old.wire_bytes if old else 0.0),
-    )
+  totals = _Exchanges(program, num_devices).of(program.entry)
   return tuple(totals[kind] for kind in KINDS if kind in totals)
 
 
-def _exchanges(
-    program: _hlo.Program,
-) -> Iterator[tuple[str, _hlo_text.Instruction, int]]:
-  for name, times in program.times.items():
-    for instruction in program.computations.get(name, ()):
-      kind = instruction.opcode.removesuffix('-start')
-      if kind in KINDS:
-        yield kind, instruction, times
+class _Exchanges:
+  """What devices exchange in a computation and those that it calls."""
+
+  def __init__(self, program: _hlo.Program, num_devices: int):
+    self._program = program
+    self._num_devices = num_devices
+    self._trips = {(x.parent, x.body): x.trips or 1 for x in program.loops}
+    self._seen: set[tuple[str, str]] = set()
+    self._found: dict[str, dict[str, Collective]] = {}
+
+  def of(self, name: str) -> dict[str, Collective]:
+    """Returns totals by kind, of one run of a computation."""
+    if name not in self._found:
+      totals: dict[str, Collective] = {}
+      for instruction in self._program.computations.get(name, ()):
+        own = self._own(instruction)
+        parts = [own] if own else []
+        called = [self.of(x) for x in instruction.called]
+        if instruction.opcode == 'conditional':
+          called = [_combined(called, max)]
+        times = self._trips.get((name, instruction.attribute('body') or ''), 1)
+        parts += [
+            {kind: _times(x, times) for kind, x in found.items()}
+            for found in called
+        ]
+        totals = _combined([totals, *parts], lambda x, y: x + y)
+      self._found[name] = totals
+    return self._found[name]
+
+  def _own(self, instruction: _hlo.Instruction) -> dict[str, Collective]:
+    kind = instruction.opcode.removesuffix('-start')
+    if kind not in KINDS:
+      return {}
+    # Fusions that overlap an exchange with work repeat its instruction.
+    channel = re.search(r'channel_id=(\d+)', instruction.rest)
+    if channel is not None:
+      if (kind, channel[1]) in self._seen:
+        return {}
+      self._seen.add((kind, channel[1]))
+    size = _group_size(instruction.rest) or self._num_devices
+    num_bytes = _bytes_of(kind, instruction, size)
+    return {
+        kind: Collective(
+            kind=kind,
+            count=1,
+            bytes=num_bytes,
+            wire_bytes=num_bytes * _sent(kind, size),
+        )
+    }
+
+
+def _combined(
+    parts: Sequence[Mapping[str, Collective]],
+    number: Callable[[float, float], float],
+) -> dict[str, Collective]:
+  """Returns one total by kind, made number by number."""
+  totals: dict[str, Collective] = {}
+  for part in parts:
+    for kind, x in part.items():
+      old = totals.get(kind)
+      if old is not None:
+        x = Collective(
+            kind=kind,
+            count=int(number(old.count, x.count)),
+            bytes=int(number(old.bytes, x.bytes)),
+            wire_bytes=number(old.wire_bytes, x.wire_bytes),
+        )
+      totals[kind] = x
+  return totals
+
+
+def _times(x: Collective, times: int) -> Collective:
+  return dataclasses.replace(
+      x,
+      count=x.count * times,
+      bytes=x.bytes * times,
+      wire_bytes=x.wire_bytes * times,
+  )
 
 
 def _group_size(rest: str) -> int | None:
@@ -96,15 +156,13 @@ def _group_size(rest: str) -> int | None:
   return len(listed[1].split(',')) if listed else None
 
 
-def _bytes_of(
-    kind: str, instruction: _hlo_text.Instruction, group_size: int
-) -> int:
+def _bytes_of(kind: str, instruction: _hlo.Instruction, group_size: int) -> int:
   """Bytes of the whole array; see `Collective.bytes`."""
   shape = instruction.shape
   if instruction.opcode.endswith('-start') and kind != 'all-reduce':
     shape = _result_of_start(shape)
   scale = group_size if kind == 'reduce-scatter' else 1
-  return _hlo_text.shape_bytes(shape) * scale
+  return _hlo.shape_bytes(shape) * scale
 
 
 def _result_of_start(shape: str) -> str:

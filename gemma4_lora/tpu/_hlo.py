@@ -1,4 +1,8 @@
-"""A compiled program: its computations, and how often each of them runs."""
+"""Reads a compiled program's text: its computations and loops.
+
+Only what is said here is known of XLA's text format; `tests/tpu/hlo_test.py`
+holds it to programs that XLA compiled.
+"""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -7,7 +11,58 @@ import functools
 import math
 import re
 
-from gemma4_lora.tpu import _hlo_text
+_BITS = {'pred': 8, 'token': 0, 'bf16': 16, 'opaque': 0}
+
+_HEADER = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$')
+_NAME = re.compile(r'^\s+(?:ROOT )?%?([\w.\-]+) = ')
+_OPCODE = re.compile(r'\s*([\w\-]+)\(')
+_CALLED = re.compile(
+    r'(?:calls|to_apply|condition|body|true_computation|false_computation)'
+    r'=%?([\w.\-]+)'
+)
+_CALLED_LIST = re.compile(
+    r'(?:branch_computations|called_computations)=\{([^}]*)\}'
+)
+_ARRAY = re.compile(r'\b([a-z]\w*)\[([\d,]*)\]')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Instruction:
+  """One line of a computation.
+
+  Attributes:
+    name: Without `%`.
+    shape: As text, layouts included.
+    opcode: `'fusion'`, `'all-gather-start'`, ...
+    rest: Operands and attributes.
+    is_root: Whether it is what the computation returns.
+  """
+
+  name: str
+  shape: str
+  opcode: str
+  rest: str
+  is_root: bool
+
+  @property
+  def operands(self) -> Sequence[str]:
+    """Names of the operands."""
+    inside = self.rest[: _closing(self.rest)]
+    return re.findall(r'%([\w.\-]+)', inside)
+
+  @property
+  def called(self) -> Sequence[str]:
+    """Names of computations that it runs."""
+    lists = _CALLED_LIST.findall(self.rest)
+    return [
+        *_CALLED.findall(self.rest),
+        *(x.strip().lstrip('%') for names in lists for x in names.split(',')),
+    ]
+
+  def attribute(self, name: str) -> str | None:
+    """`body=%name` as `'name'`."""
+    match = re.search(rf'\b{name}=%?([\w.\-]+)', self.rest)
+    return match[1] if match else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,14 +91,69 @@ class Program:
   text: str
 
   @functools.cached_property
-  def computations(self) -> Mapping[str, Sequence[_hlo_text.Instruction]]:
+  def computations(self) -> Mapping[str, Sequence[Instruction]]:
     """Instructions by the name of their computation."""
-    return _hlo_text.parse(self.text)
+    found, lines = {}, None
+    for line in self.text.splitlines():
+      header = _HEADER.match(line)
+      if header is not None:
+        lines = found.setdefault(header[2], [])
+      elif line.startswith('}'):
+        lines = None
+      elif lines is not None:
+        instruction = _instruction(line)
+        if instruction is not None:
+          lines.append(instruction)
+    return found
+
+  def text_of(self, name: str) -> str:
+    """Returns a module of one computation, and of those that it calls.
+
+    To read all of a large program for each of its loops takes longer than to
+    compile it.
+
+    Args:
+      name: Of the computation.
+    """
+    needed = self._reached(name)
+    parts = [self._texts[x] for x in self._texts if x in needed and x != name]
+    own = self._texts[name].removeprefix('ENTRY ')
+    text = '\n\n'.join(['HloModule part', *parts, f'ENTRY {own}', ''])
+    # A number in a table that is left out: XLA would warn of each.
+    return re.sub(r' ?stack_frame_id=\d+', '', text)
+
+  def _reached(self, name: str) -> set[str]:
+    """Returns the names of a computation and of all that it calls."""
+    found, rest = set(), [name]
+    while rest:
+      name = rest.pop()
+      if name not in found:
+        found.add(name)
+        # Whatever the attribute that names it.
+        names = re.findall(r'%([\w.\-]+)', self._texts[name])
+        rest += [x for x in names if x in self._texts]
+    return found
+
+  @functools.cached_property
+  def _texts(self) -> Mapping[str, str]:
+    """The text of each computation."""
+    found, lines = {}, []
+    for line in self.text.splitlines():
+      if _HEADER.match(line) is not None:
+        lines = []
+      lines.append(line)
+      if line.startswith('}') and (header := _HEADER.match(lines[0])):
+        found[header[2]] = '\n'.join(lines)
+    return found
 
   @functools.cached_property
   def entry(self) -> str:
     """Name of the computation that the others are called from."""
-    return _hlo_text.entry(self.text)
+    for line in self.text.splitlines():
+      header = _HEADER.match(line)
+      if header is not None and header[1]:
+        return header[2]
+    raise ValueError('Not the text of an HLO module: it has no ENTRY.')
 
   @functools.cached_property
   def loops(self) -> Sequence[Loop]:
@@ -87,7 +197,7 @@ class Program:
     visit(self.entry, 1)
     return times
 
-  def _trips(self, parent: str, loop: _hlo_text.Instruction) -> int | None:
+  def _trips(self, parent: str, loop: Instruction) -> int | None:
     """Returns how often a loop that counts up to a constant runs."""
     known = re.search(r'known_trip_count"?:\s*\{\s*"?n"?:\s*"?(\d+)', loop.rest)
     if known is not None:
@@ -109,7 +219,7 @@ class Program:
       return None
     return max(0, math.ceil((stop - start) / step))
 
-  def _init(self, parent: str, loop: _hlo_text.Instruction):
+  def _init(self, parent: str, loop: Instruction):
     """Returns what gives the first value of a counter, by its index."""
     values = _Values(self, parent)
     operands = values.by_name[loop.operands[0]]
@@ -143,7 +253,7 @@ class _Values:
     self.root = next(x for x in instructions if x.is_root)
     self._program = program
 
-  def source(self, name: str) -> _hlo_text.Instruction | None:
+  def source(self, name: str) -> Instruction | None:
     """Returns what a value is a copy of."""
     found = self.by_name.get(name)
     while found is not None and found.opcode in ('copy', 'bitcast', 'convert'):
@@ -165,6 +275,53 @@ class _Values:
       return None
     index = re.search(r'index=(\d+)', found.rest)
     return int(index[1]) if index else None
+
+
+def shape_bytes(shape: str) -> int:
+  """Returns the bytes of a shape, `'(f32[2,3]{1,0}, s32[])'`, all parts."""
+  total = 0
+  for dtype, dims in _ARRAY.findall(shape):
+    bits = _BITS.get(dtype)
+    if bits is None:
+      width = re.search(r'\d+', dtype)
+      if width is None:
+        continue
+      bits = int(width[0])
+    size = math.prod(int(x) for x in dims.split(',') if x)
+    total += math.ceil(size * bits / 8)
+  return total
+
+
+def _instruction(line: str) -> Instruction | None:
+  name = _NAME.match(line)
+  if name is None:
+    return None
+  rest = line[name.end() :]
+  if rest.startswith('('):
+    end = 1 + _closing(rest[1:])
+    shape, rest = rest[: end + 1], rest[end + 1 :]
+  else:
+    shape, _, rest = rest.partition(' ')
+  opcode = _OPCODE.match(rest)
+  if opcode is None:
+    return None
+  return Instruction(
+      name=name[1],
+      shape=shape,
+      opcode=opcode[1],
+      rest=rest[opcode.end() :],
+      is_root=line.lstrip().startswith('ROOT '),
+  )
+
+
+def _closing(text: str) -> int:
+  """Returns where the bracket closes that is open before `text`."""
+  depth = 1
+  for match in re.finditer(r'[()]', text):
+    depth += 1 if match[0] == '(' else -1
+    if not depth:
+      return match.start()
+  return len(text)
 
 
 def _checked(name: str | None) -> str:

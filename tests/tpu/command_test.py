@@ -26,10 +26,10 @@ def _run(*args, **environment):
 
 def test_a_config(tmp_path):
   config = tmp_path / 'config.py'
-  config.write_text('from tests.tpu.configs import of_one_layer as get_config')
+  config.write_text('from tests.tpu.configs import config as get_config')
   done = _run(
       f'--cfg={config}',
-      '--cfg.model.rank=2',
+      '--cfg.model.targets=q',
       '--topology=cpu:2',
       '--batch=2',
       '--length=16',

@@ -12,14 +12,6 @@ with konfig.imports():
 # pylint: enable=g-import-not-at-top
 
 
-def of_one_layer():
-  """Returns the config that is compiled in the least time."""
-  base = g4.testing.Gemma4_31B(tokens='batch.input')
-  made = config()
-  made.model = g4.nn.LoRA(rank=4, targets='q', model=training.one_layer(base))
-  return made
-
-
 def config(variant: str = 'Gemma4_31B', **kwargs):
   """Returns the config of a Trainer of a tiny model with two or four layers."""
   base = getattr(g4.testing, variant)(tokens='batch.input')

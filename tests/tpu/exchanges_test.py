@@ -13,12 +13,8 @@ _P = jax.sharding.PartitionSpec
 _N = 8
 
 
-def _collectives(fn, *args):
-  return _of_text(jax.jit(fn).lower(*args).compile().as_text())
-
-
-def _of_text(text):
-  return _exchanges.collectives(_hlo.Program(text), _N)
+def _program(fn, *args):
+  return _hlo.Program(jax.jit(fn).lower(*args).compile().as_text())
 
 
 def _exchanged(body, shape, *, trips=None):
@@ -40,7 +36,7 @@ def _exchanged(body, shape, *, trips=None):
   x = jax.ShapeDtypeStruct(
       shape, jnp.float32, sharding=jax.sharding.NamedSharding(mesh, _P('d'))
   )
-  (collective,) = _collectives(fn, x)
+  (collective,) = _exchanges.collectives(_program(fn, x), _N)
   return collective
 
 
@@ -108,7 +104,7 @@ def test_groups_of_devices_send_less_around():
   )
   sharding = jax.sharding.NamedSharding(mesh, _P('a', 'b'))
   x = jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=sharding)
-  (found,) = _collectives(fn, x)
+  (found,) = _exchanges.collectives(_program(fn, x), _N)
   assert found.bytes == 4 * 2 * 4
   assert found.wire_bytes == pytest.approx(found.bytes * 2 * 3 / 4)
 
@@ -135,13 +131,46 @@ ENTRY %main.3 (a: bf16[8,128]) -> bf16[64,128] {
 
 def test_what_tpus_write():
   """Starts and ends are one; a fusion that repeats a channel is the same one."""
-  found = {x.kind: x for x in _of_text(_TPU_TEXT)}
+  found = {
+      x.kind: x for x in _exchanges.collectives(_hlo.Program(_TPU_TEXT), _N)
+  }
   assert found.keys() == {'all-gather', 'all-reduce', 'collective-permute'}
   assert found['all-gather'].count == 1
   assert found['all-gather'].bytes == 64 * 128 * 2
   assert found['collective-permute'].bytes == 16
   assert found['all-reduce'].bytes == 4 * 2 * 4 + 4
   assert found['all-reduce'].wire_bytes == pytest.approx(36)  # 2 * 1/2.
+
+
+_BRANCHES = """\
+HloModule jit_f, is_scheduled=true
+
+%small (p: f32[8,64]) -> f32[8,64] {
+  %p = f32[8,64]{1,0} parameter(0)
+  %q = f32[4,64]{1,0} slice(%p), slice={[0:4], [0:64]}
+  %ag = f32[32,64]{1,0} all-gather(%q), channel_id=1, replica_groups=[1,8]<=[8], dimensions={0}
+  ROOT %r = f32[8,64]{1,0} slice(%ag), slice={[0:8], [0:64]}
+}
+
+%large (s: f32[8,64]) -> f32[8,64] {
+  %s = f32[8,64]{1,0} parameter(0)
+  %ag.2 = f32[64,64]{1,0} all-gather(%s), channel_id=2, replica_groups=[1,8]<=[8], dimensions={0}
+  ROOT %t = f32[8,64]{1,0} slice(%ag.2), slice={[0:8], [0:64]}
+}
+
+ENTRY %main (i: s32[], x: f32[8,64]) -> f32[8,64] {
+  %i = s32[] parameter(0)
+  %x = f32[8,64]{1,0} parameter(1)
+  %y = f32[8,64]{1,0} conditional(%i, %x, %x), branch_computations={%small, %large}
+  ROOT %z = f32[8,64]{1,0} conditional(%i, %y, %y), branch_computations={%large, %small}
+}
+"""
+
+
+def test_of_branches_the_one_that_exchanges_most_counts():
+  (found,) = _exchanges.collectives(_hlo.Program(_BRANCHES), _N)
+  assert (found.count, found.bytes) == (2, 2 * 64 * 64 * 4)
+  assert found.wire_bytes == pytest.approx(found.bytes * _AROUND)
 
 
 @pytest.mark.parametrize(
@@ -156,6 +185,6 @@ def test_what_tpus_write():
 )
 def test_spellings_of_groups(groups, size):
   text = _TPU_TEXT.replace('{{0,1},{2,3},{4,5},{6,7}}', groups)
-  found = {x.kind: x for x in _of_text(text)}
+  found = {x.kind: x for x in _exchanges.collectives(_hlo.Program(text), _N)}
   sent = 36 * 2 * (size - 1) / size
   assert found['all-reduce'].wire_bytes == pytest.approx(sent)

@@ -1,4 +1,4 @@
-"""Loops are read as XLA compiled them: what they cost is what they run."""
+"""Loops are read as XLA compiled them."""
 
 import functools
 
@@ -11,6 +11,31 @@ from gemma4_lora.tpu import _cost
 from gemma4_lora.tpu import _hlo
 
 
+def _program(fn, *args):
+  compiled = jax.jit(fn).lower(*args).compile()
+  return compiled, _hlo.Program(compiled.as_text())
+
+
+def test_text_that_is_none():
+  with pytest.raises(ValueError, match='has no ENTRY'):
+    _ = _hlo.Program('module @jit_f').entry
+
+
+@pytest.mark.parametrize(
+    ('shape', 'num_bytes'),
+    [
+        ('f32[2,3]{1,0}', 24),
+        ('(bf16[4]{0:T(128)(2,1)}, s32[], pred[5])', 8 + 4 + 5),
+        ('s4[3]', 2),
+        ('token[]', 0),
+        ('f8e4m3fn[7]', 7),
+        ('(f32[2]{0}, /*index=1*/c64[2]{0})', 8 + 16),
+    ],
+)
+def test_bytes_of_a_shape(shape, num_bytes):
+  assert _hlo.shape_bytes(shape) == num_bytes
+
+
 def _matmuls(trips, x, w):
   return jax.lax.fori_loop(0, trips, lambda _, x: jnp.tanh(x @ w), x)
 
@@ -21,8 +46,8 @@ _MATMUL = 2 * 16 * 64 * 64  # Float operations.
 
 
 def _flops(fn, *args):
-  compiled = jax.jit(fn).lower(*args).compile()
-  return _cost.cost_of(compiled, _hlo.Program(compiled.as_text()))
+  compiled, program = _program(fn, *args)
+  return _cost.cost_of(compiled, program)
 
 
 def test_a_loop_costs_what_its_rounds_cost():
@@ -49,6 +74,30 @@ def test_loops_in_loops():
 
   found = _flops(fn, _X, _W)
   assert found.flops == pytest.approx(3 * (4 + 1) * _MATMUL, rel=0.02)
+
+
+def test_loops_of_unknown_length_are_not_read_again(monkeypatch):
+  """Attention in blocks has two in each layer, each a long text."""
+
+  def fn(x, w):
+    x = jax.lax.while_loop(
+        lambda x: jnp.sum(x) < 1e9, lambda x: jnp.tanh(x @ w), x
+    )
+    return _matmuls(3, x, w)
+
+  compiled, program = _program(fn, _X, _W)
+  read = []
+  text_of = _hlo.Program.text_of
+  monkeypatch.setattr(
+      _hlo.Program,
+      'text_of',
+      lambda self, name: read.append(text_of(self, name)) or read[-1],
+  )
+  found = _cost.cost_of(compiled, program)
+  assert (found.unknown_loops, len(read)) == (1, 1)
+  # Of the loop alone, with what it calls.
+  assert 'while(' not in read[0]
+  assert len(read[0]) < len(program.text) / 2
 
 
 def test_two_loops():
