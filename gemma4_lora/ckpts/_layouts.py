@@ -18,6 +18,7 @@ import re
 
 import numpy as np
 
+from gemma4_lora import quant
 from gemma4_lora.ckpts import _trees
 
 _FLAT_ROOTS = {
@@ -26,6 +27,8 @@ _FLAT_ROOTS = {
     'SigLiPFromPatches_0': ('vision_encoder',),
 }
 _STACKED = re.compile(r'transformer/stacked_layers/attention_type_(\d+)(/.*)?')
+# Most of a small model, of which rows are looked up.
+TABLES = ('input_embedding', 'per_layer_embeddings')
 _LAYER = re.compile(r'layer_(\d+)')
 
 
@@ -40,6 +43,8 @@ class Stored:
     key: Path of the array in the file that holds the leaf.
     index: Which slice of the array's first axis it is; `None` for all of it.
     chunk_shape: Shape of the pieces in which the file stores the array.
+    layout: How it is quantised; `None` if it is not.
+    parts: Of what is quantised, the leaves that it consists of.
   """
 
   path: _trees.Path
@@ -48,6 +53,8 @@ class Stored:
   key: _trees.Path
   index: int | None = None
   chunk_shape: tuple[int, ...] | None = None
+  layout: quant.Layout | None = None
+  parts: tuple['Stored', ...] = ()
 
   @property
   def name(self) -> str:

@@ -12,6 +12,7 @@ from kauldron import kontext
 from kauldron.kontext import path_parser
 import numpy as np
 
+from gemma4_lora import quant
 from gemma4_lora.ckpts import _kv_sharing
 from gemma4_lora.ckpts import _layouts
 from gemma4_lora.ckpts import _trees
@@ -25,17 +26,34 @@ class ModelLeaf:
     path: Its path in the state: `('params', 'layer_0', …)`.
     rel: Its path in the sub-tree that is restored: `('layer_0', …)`.
     shape: Its shape.
-    dtype: Its dtype.
+    dtype: Its dtype; of what is quantised, that of the codes.
+    layout: How it is quantised; `None` if it is not.
   """
 
   path: _trees.Path
   rel: _trees.Path
   shape: tuple[int, ...]
   dtype: np.dtype
+  layout: quant.Layout | None = None
 
   @property
   def name(self) -> str:
     return _trees.join(self.path)
+
+  @functools.cached_property
+  def parts(self) -> dict[_trees.Path, 'ModelLeaf']:
+    """The arrays of the state that it is, by path below its own."""
+    if self.layout is None:
+      return {(): self}
+    return {
+        part: ModelLeaf(
+            path=(*self.path, *part),
+            rel=(*self.rel, *part),
+            shape=x.shape,
+            dtype=np.dtype(x.dtype),
+        )
+        for part, x in _trees.flatten(self.layout.abstract(self.shape)).items()
+    }
 
 
 Leaf = ModelLeaf | _layouts.Stored
@@ -47,6 +65,21 @@ class Load:
 
   model: ModelLeaf
   stored: _layouts.Stored
+
+  @property
+  def quantizes(self) -> bool:
+    """Whether the value is to be quantised when it is read."""
+    return self.model.layout is not None and self.stored.layout is None
+
+  @property
+  def arrays(self) -> Iterable['Load']:
+    """The same, of arrays: of codes and scales that the checkpoint has."""
+    if self.stored.layout is None:
+      return (self,)
+    return tuple(
+        Load(model=self.model.parts[x.path[len(self.stored.path) :]], stored=x)
+        for x in self.stored.parts
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,6 +113,8 @@ class Plan:
       the same shape and of a dtype that converts.
     mismatched: Those whose shapes differ.
     wrong_dtype: Those whose dtypes do not convert.
+    wrong_format: Those that the checkpoint holds quantised, and the model not or
+      otherwise.
     missing: Base leaves that the checkpoint lacks.
     pruned: Base leaves that it lacks because their layer is KV-shared.
     kept: Base leaves that an `ignore_*` glob leaves as they are.
@@ -92,6 +127,7 @@ class Plan:
   loads: tuple[Load, ...] = ()
   mismatched: tuple[Load, ...] = ()
   wrong_dtype: tuple[Load, ...] = ()
+  wrong_format: tuple[Load, ...] = ()
   missing: tuple[ModelLeaf, ...] = ()
   pruned: tuple[ModelLeaf, ...] = ()
   kept: tuple[ModelLeaf, ...] = ()
@@ -103,14 +139,24 @@ class Plan:
 
   @functools.cached_property
   def converted(self) -> tuple[Load, ...]:
-    return tuple(x for x in self.loads if x.model.dtype != x.stored.dtype)
+    return tuple(
+        x
+        for x in self.loads
+        if x.model.layout is None and x.model.dtype != x.stored.dtype
+    )
+
+  @functools.cached_property
+  def quantized(self) -> tuple[Load, ...]:
+    return tuple(x for x in self.loads if x.quantizes)
 
   def __str__(self) -> str:
     rows = [
         ('loaded', self.loads),
         ('of these converted', self.converted),
+        ('of these quantised', self.quantized),
         ('shape mismatch', self.mismatched),
         ('dtype mismatch', self.wrong_dtype),
+        ('quantised otherwise', self.wrong_format),
         ('missing', self.missing),
         ('filled: KV-shared', self.pruned),
         ('kept: ignored', self.kept),
@@ -176,6 +222,7 @@ def make_plan(
               'loads',
               'mismatched',
               'wrong_dtype',
+              'wrong_format',
               'missing',
               'pruned',
               'kept',
@@ -226,9 +273,11 @@ def _plan_tree(tree: SubTree, model_globs, stored_globs) -> Plan:
       if k in stored and k not in ignored
   ]
   same_shape = [x for x in pairs if x.model.shape == x.stored.shape]
+  same_format = [x for x in same_shape if _is_readable(x)]
   return Plan(
-      loads=tuple(x for x in same_shape if _converts(x)),
-      wrong_dtype=tuple(x for x in same_shape if not _converts(x)),
+      loads=tuple(x for x in same_format if _converts(x)),
+      wrong_dtype=tuple(x for x in same_format if not _converts(x)),
+      wrong_format=tuple(x for x in same_shape if not _is_readable(x)),
       mismatched=tuple(x for x in pairs if x.model.shape != x.stored.shape),
       missing=tuple(x for k, x in absent.items() if k not in pruned),
       pruned=tuple(x for k, x in absent.items() if k in pruned),
@@ -238,8 +287,17 @@ def _plan_tree(tree: SubTree, model_globs, stored_globs) -> Plan:
   )
 
 
+def _is_readable(load: Load) -> bool:
+  """Whether what is quantised in the checkpoint is so in the model."""
+  return load.stored.layout in (None, load.model.layout)
+
+
 def _converts(load: Load) -> bool:
   """Whether the value may be cast while it is read: from float to float."""
+  if load.stored.layout is not None:
+    return True
+  if load.quantizes:
+    return _is_float(load.stored.dtype)
   # Not `np.issubdtype`, to which bfloat16 is no float.
   dtypes = {load.model.dtype, load.stored.dtype}
   return len(dtypes) == 1 or all(_is_float(d) for d in dtypes)

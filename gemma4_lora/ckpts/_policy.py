@@ -10,6 +10,7 @@ from typing import Literal
 from gemma4_lora.ckpts import _fields
 from gemma4_lora.ckpts import _layouts
 from gemma4_lora.ckpts import _plan
+from gemma4_lora.ckpts import _quantized_leaves
 
 Policy = Literal['error', 'warn']
 
@@ -75,6 +76,7 @@ def check(
       *_layer_counts(trees),
       *_mismatched(plan.mismatched),
       *_wrong_dtype(plan.wrong_dtype),
+      *_wrong_format(plan.wrong_format),
   ]
   prefix = '' if has_policy else 'wrapped=g4.ckpts.PartialLoad(path=…, '
   suffix = '' if has_policy else ')'
@@ -82,7 +84,7 @@ def check(
     problems += _missing(plan, f'{prefix}missing="warn"{suffix}')
   if plan.unexpected and unexpected == 'error':
     problems += _unexpected(plan, f'{prefix}unexpected="warn"{suffix}')
-  is_fatal = plan.mismatched or plan.wrong_dtype
+  is_fatal = plan.mismatched or plan.wrong_dtype or plan.wrong_format
   is_fatal = is_fatal or (plan.missing and missing == 'error')
   if is_fatal or (plan.unexpected and unexpected == 'error'):
     raise ValueError(
@@ -150,6 +152,28 @@ def _wrong_dtype(loads: Sequence[_plan.Load]) -> Iterable[str]:
           f'  {x.model.name}: model {x.model.dtype}, checkpoint'
           f' {x.stored.dtype}'
       ),
+  )
+
+
+def _wrong_format(loads: Sequence[_plan.Load]) -> Iterable[str]:
+  if not loads:
+    return
+  yield (
+      f'{len(loads)} leaves of the checkpoint are quantised, and those of the'
+      ' model are not, or otherwise:'
+  )
+  text = _quantized_leaves.text
+  yield from _list(
+      loads,
+      lambda x: (
+          f'  {x.model.name}: model {text(x.model.layout)}, checkpoint'
+          f' {text(x.stored.layout)}'
+      ),
+  )
+  argument = _quantized_leaves.argument(x.stored.layout for x in loads)
+  yield (
+      f'Build the model as g4.nn.LoRA({argument}), which is what they were made'
+      ' with, or restore from a checkpoint that is not quantised.'
   )
 
 

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
 from gemma4_lora.ckpts import _layouts
 from gemma4_lora.ckpts import _plan
+from gemma4_lora.ckpts import _quantize
 from gemma4_lora.ckpts import _sources
 from gemma4_lora.ckpts import _trees
 
@@ -28,6 +30,7 @@ def read(
     old: Mapping[_trees.Path, Any],
     *,
     group_bytes: int | None = None,
+    whole: bool = False,
 ) -> Iterator[dict[_trees.Path, Any]]:
   """Reads the leaves of a plan, the largest first.
 
@@ -41,23 +44,36 @@ def read(
       sharding.
     group_bytes: How much to read at once. A larger array is read alone. `None`
       for a choice by the size of the model.
+    whole: Whether weights that are to be quantised must come whole.
 
   Yields:
     New values by path: arrays as wanted, or values on the host, which are for
     `place`. The caller may free an old array, and then place its value, so that
-    no device ever holds both.
+    no device ever holds both. What is to be quantised comes as it is in the
+    file, or, if it is large, not read yet: `_quantize.Streamed`, to be used
+    before the next is asked for.
   """
   by_key: dict[_trees.Path, list[_plan.Load]] = {}
   for load in loads:
-    by_key.setdefault(load.stored.key, []).append(load)
+    for x in load.arrays:
+      by_key.setdefault(x.stored.key, []).append(x)
 
   def size(key):
     return sum(_sources.num_bytes(x.stored) for x in by_key[key])
 
   ordered = sorted(by_key, key=size, reverse=True)
   if group_bytes is None:
-    total = sum(map(size, ordered))
-    group_bytes = max(_MIN_GROUP_BYTES, total // _GROUPS_PER_MODEL)
+    group_bytes = _MIN_GROUP_BYTES
+    if not any(load.quantizes for load in loads):
+      total = sum(map(size, ordered))
+      group_bytes = max(group_bytes, total // _GROUPS_PER_MODEL)
+  streamed = set()
+  for key in ordered:
+    if size(key) > group_bytes:
+      for path, value in _streamed(source, by_key[key], whole):
+        streamed.add(key)
+        yield {path: value}
+  ordered = [key for key in ordered if key not in streamed]
   for keys in _groups(ordered, size, group_bytes):
     arrays = source.read({k: _restore_args(by_key[k], old) for k in keys})
     new = {}
@@ -69,6 +85,44 @@ def read(
       del array  # It may be half of the model: not held while others are read.
     yield new
     del new
+
+
+def _streamed(
+    source: _sources.Source, loads: Sequence[_plan.Load], whole: bool
+) -> Iterator[tuple[_trees.Path, Any]]:
+  """Yields the leaves of a large array, to be read as they are quantised.
+
+  Args:
+    source: The checkpoint.
+    loads: All that the array holds; nothing is yielded if it must be read at
+      once.
+    whole: Whether leaves other than tables must be.
+  """
+  load, *others = loads
+  stored, layout = load.stored, load.model.layout
+  if not all(x.quantizes for x in loads) or layout is None:
+    return
+  if stored.index is not None:
+    # Layers in one array: one after the other.
+    rows = source.open_rows(stored.key)
+    if rows is not None:
+      for x in sorted(loads, key=lambda x: x.stored.index):
+        yield x.model.path, rows.read(x.stored.index, x.stored.index + 1)[0]
+    return
+  is_table = load.model.path[-1] in _layouts.TABLES
+  if others or whole and not is_table:
+    return
+  if not _quantize.streams(stored.shape, layout):
+    return
+  rows = source.open_rows(stored.key)
+  if rows is not None:
+    chunk = (stored.chunk_shape or (1,))[0]
+    yield load.model.path, _quantize.Streamed(
+        rows=rows,
+        shape=stored.shape,
+        dtype=stored.dtype,
+        multiple=chunk if chunk < stored.shape[0] else 1,
+    )
 
 
 def place(host: Any, like: Any) -> Any:
@@ -117,12 +171,15 @@ def _restore_args(
 ) -> ocp.RestoreArgs:
   """Returns how Orbax should read the array of some leaves."""
   load, *others = loads
-  like = old[load.model.path]
+  like = old.get(load.model.path)
   if (
       not others
       and load.stored.index is None
       and isinstance(like, (jax.Array, jax.ShapeDtypeStruct))
       and getattr(like, 'committed', True)
+      and not load.quantizes
+      # Codes of 4 bits may be wider in the file.
+      and jnp.issubdtype(load.stored.dtype, jnp.floating)
       and _cuts_along_chunks(load.stored, _sharding(like))
   ):
     return ocp.ArrayRestoreArgs(

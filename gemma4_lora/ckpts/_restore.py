@@ -1,5 +1,6 @@
 """The one function that restores; every transform is a thin face on it."""
 
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -15,10 +16,13 @@ import jax
 import numpy as np
 from tqdm import auto as tqdm
 
+from gemma4_lora import quant
 from gemma4_lora.ckpts import _fingerprint
 from gemma4_lora.ckpts import _layouts
 from gemma4_lora.ckpts import _plan
 from gemma4_lora.ckpts import _policy
+from gemma4_lora.ckpts import _quantize
+from gemma4_lora.ckpts import _quantized_leaves
 from gemma4_lora.ckpts import _read
 from gemma4_lora.ckpts import _sources
 from gemma4_lora.ckpts import _trees
@@ -40,6 +44,9 @@ class Request:
     ignore_model_keys: Globs of leaves that the checkpoint may lack.
     ignore_restored_keys: Globs of leaves of the checkpoint not to take.
     has_policy: Whether the transform has `missing=` and `unexpected=`.
+    on_quantized: Called for each weight that is quantised as it is read, but for
+      tables: with its path below the sub-tree, the weight as the file has it
+      and its codes and scales, both on the host. The weight is then read whole.
   """
 
   who: str
@@ -51,6 +58,7 @@ class Request:
   ignore_model_keys: tuple[str, ...] = ()
   ignore_restored_keys: tuple[str, ...] = ()
   has_policy: bool = False
+  on_quantized: Callable[[_trees.Path, np.ndarray, Any], None] | None = None
 
 
 def restore(state: Any, request: Request) -> Any:
@@ -81,30 +89,52 @@ def restore(state: Any, request: Request) -> Any:
   }
   _check_lora(old, who=request.who)
   _warn(plan, request, old)
-  new = {p: _fill(p, old[p]) for p in (x.path for x in plan.pruned)}
-  new |= {
-      x.path: _fill(x.path, old[x.path])
-      for x in (*plan.missing, *plan.kept)
-      if isinstance(old[x.path], jax.ShapeDtypeStruct)
+  absent = [
+      *plan.pruned,
+      *(x for x in (*plan.missing, *plan.kept) if _is_abstract(x, old)),
+  ]
+  new = {path: value for x in absent for path, value in _filled(x, old).items()}
+  replaced = new.keys() | {
+      y.path for x in plan.loads for y in x.model.parts.values()
   }
-  replaced = {x.model.path for x in plan.loads} | new.keys()
   in_use = {
       id(x) for p, x in _trees.flatten(state).items() if p not in replaced
   }
+  quantizing = {x.model.path: x for x in plan.quantized}
+  made: dict[_trees.Path, _quantized_leaves.Quality] = {}
+
+  def put(path, value):
+    _free(old[path], in_use)
+    new[path] = _read.place(value, old[path])
+
   with _progress(plan) as progress:
-    for group in _read.read(source, plan.loads, old):
+    whole = request.on_quantized is not None
+    for group in _read.read(source, plan.loads, old, whole=whole):
       while group:
         path, value = group.popitem()
-        _free(old[path], in_use)
-        new[path] = _read.place(value, old[path])
-        progress.update(value.nbytes)
+        load = quantizing.get(path)
+        if load is None:
+          put(path, value)
+          progress.update(value.nbytes)
+        else:
+          quantized = _quantize.quantize(value, load.model.layout)
+          made[path] = quantized.quality
+          if request.on_quantized is not None and load.model.rel[-1] not in (
+              _layouts.TABLES
+          ):
+            request.on_quantized(load.model.rel, value, quantized.value)
+          for part, array in _trees.flatten(quantized.value).items():
+            put((*path, *part), array)
+          progress.update(_sources.num_bytes(load.stored))
+          del quantized
         del value  # On the host: not held while others are read.
   for leaf in plan.pruned:
-    _free(old[leaf.path], in_use)
+    for part in leaf.parts.values():
+      _free(old[part.path], in_use)
 
   for tree in trees:
     state = _replace_leaves(state, tree.new, new)
-  _log(plan, source, request, seconds=time.monotonic() - start)
+  _log(plan, source, request, made, seconds=time.monotonic() - start)
   return state
 
 
@@ -151,7 +181,8 @@ def prepare(
       unexpected=request.unexpected,
       has_policy=request.has_policy,
   )
-  source.check({x.stored.key for x in plan.loads}, who=who)
+  arrays = [y.stored for x in plan.loads for y in x.arrays]
+  source.check({x.key for x in arrays}, who=who)
   return source, trees, plan
 
 
@@ -201,22 +232,31 @@ def _sub_trees(
           f' {sorted({p[0] for p in source.leaves})}.'
           f'{_policy.did_you_mean(old, sorted(names))}'
       )
-    leaves = _trees.flatten(sub_state)
-    _check_leaves(leaves, new, who=request.who)
+    _check_leaves(_trees.flatten(sub_state), new, who=request.who)
     yield _plan.SubTree(
         new=new_path,
         old=old_path,
         model=tuple(
-            _plan.ModelLeaf(
-                path=(*new_path, *path),
-                rel=path,
-                shape=leaf.shape,
-                dtype=leaf.dtype,
-            )
-            for path, leaf in leaves.items()
+            _model_leaf(new_path, path, leaf)
+            for path, leaf in _trees.flatten_arrays(sub_state).items()
         ),
-        stored=stored,
+        stored=_quantized_leaves.group(stored, who=request.who),
     )
+
+
+def _model_leaf(
+    root: _trees.Path, path: _trees.Path, leaf: Any
+) -> _plan.ModelLeaf:
+  layout = None
+  if quant.is_quantized(leaf):
+    layout, leaf = quant.layout_of(leaf), leaf['codes']
+  return _plan.ModelLeaf(
+      path=(*root, *path),
+      rel=path,
+      shape=leaf.shape,
+      dtype=leaf.dtype,
+      layout=layout,
+  )
 
 
 def _check_leaves(
@@ -251,7 +291,7 @@ def _warn(
     plan: _plan.Plan, request: Request, old: Mapping[_trees.Path, Any]
 ) -> None:
   """Lists what the user chose to let pass."""
-  kept = [x for x in plan.kept if isinstance(old[x.path], jax.ShapeDtypeStruct)]
+  kept = [x for x in plan.kept if _is_abstract(x, old)]
   for leaves, text in (
       (plan.missing, "are not in the checkpoint: the model's own values stay"),
       (kept, 'are ignored and have no value: filled with 0, scales with 1'),
@@ -267,10 +307,24 @@ def _warn(
       )
 
 
-def _fill(path: _trees.Path, like: Any) -> Any:
+def _is_abstract(leaf: _plan.ModelLeaf, old: Mapping[_trees.Path, Any]) -> bool:
+  """Whether a leaf of the state has no value."""
+  return any(
+      isinstance(old[x.path], jax.ShapeDtypeStruct) for x in leaf.parts.values()
+  )
+
+
+def _filled(
+    leaf: _plan.ModelLeaf, old: Mapping[_trees.Path, Any]
+) -> dict[_trees.Path, Any]:
   """Returns the fixed value of a leaf that the checkpoint does not have."""
-  value = np.asarray(_layouts.fill_value(path), like.dtype)
-  return _read.place(np.broadcast_to(value, like.shape), like)
+  value: Any = _layouts.fill_value(leaf.path)
+  if leaf.layout is None:
+    host = np.broadcast_to(np.asarray(value, leaf.dtype), leaf.shape)
+    return {leaf.path: _read.place(host, old[leaf.path])}
+  parts = _trees.flatten(_quantize.fill(value, leaf.shape, leaf.layout))
+  paths = {part: (*leaf.path, *part) for part in parts}
+  return {paths[p]: _read.place(x, old[paths[p]]) for p, x in parts.items()}
 
 
 def _free(array: Any, in_use: set[int]) -> None:
@@ -293,6 +347,7 @@ def _log(
     plan: _plan.Plan,
     source: _sources.Source,
     request: Request,
+    made: Mapping[_trees.Path, _quantized_leaves.Quality],
     *,
     seconds: float,
 ) -> None:
@@ -307,6 +362,8 @@ def _log(
   if plan.kept:
     notes.append(f'kept {len(plan.kept)} ignored leaves')
   notes += _conversions(plan.converted)
+  if made:
+    notes.append(_quantized_leaves.report(made))
   logging.info(
       '%s: restored %d leaves (%.3f GB, layout %s) from %s in %.1f s'
       ' (%.2f GB/s)%s',

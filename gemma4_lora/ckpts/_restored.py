@@ -58,8 +58,8 @@ def restored(transform: Any, state: Any) -> frozenset[_trees.Path]:
     request = _request(parts[i])
     assert request is not None
     _, _, plan = _restore.prepare(state, request)
-    paths |= {x.model.path for x in plan.loads}
-    paths |= {x.path for x in plan.pruned}
+    leaves = [*(x.model for x in plan.loads), *plan.pruned]
+    paths |= {part.path for x in leaves for part in x.parts.values()}
   return frozenset(paths)
 
 

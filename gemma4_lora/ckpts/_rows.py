@@ -150,7 +150,7 @@ class Streamed:
 
   def read(self, start: int, stop: int) -> np.ndarray:
     """See `Rows`."""
-    out = _empty((stop - start, *self.shape[1:]), self.dtype)
+    out = empty((stop - start, *self.shape[1:]), self.dtype)
     row = start
     while row < stop:
       chunk, first = divmod(row, self.chunk_rows)
@@ -211,7 +211,7 @@ class Streamed:
     self._file, self._stream, self._chunk, self._row = None, None, -1, 0
 
 
-def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
   """`np.empty`, of pages that go back to the system with the array.
 
   The C library keeps freed memory of up to 32 MB, in pieces between those that
@@ -279,7 +279,8 @@ def _is_plain(spec: Mapping[str, Any]) -> bool:
 
 
 def _dtype(name: str) -> np.dtype:
-  return np.dtype(ml_dtypes.bfloat16 if name == 'bfloat16' else name)
+  # Among numpy's own names, 'int4' is none.
+  return np.dtype(getattr(ml_dtypes, name, name))
 
 
 def _num_bytes(shape: Any, dtype: np.dtype) -> int:

@@ -61,4 +61,6 @@ class Source(abc.ABC):
 
 
 def num_bytes(leaf: _layouts.Stored) -> int:
+  if leaf.parts:
+    return sum(map(num_bytes, leaf.parts))
   return math.prod(leaf.shape) * leaf.dtype.itemsize

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 from kauldron import kontext
 
+from gemma4_lora import quant
+
 Path = tuple[str, ...]
 
 LORA_KEY = 'lora'
@@ -27,6 +29,14 @@ def key_path(keys: tuple[Any, ...]) -> Path:
 def flatten(tree: Any) -> dict[Path, Any]:
   """Returns `{path: leaf}`, in the order of `jax.tree.leaves`."""
   flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {key_path(keys): leaf for keys, leaf in flat}
+
+
+def flatten_arrays(tree: Any) -> dict[Path, Any]:
+  """`flatten`, with a quantised array as one leaf: the dict of its parts."""
+  flat, _ = jax.tree_util.tree_flatten_with_path(
+      tree, is_leaf=quant.is_quantized
+  )
   return {key_path(keys): leaf for keys, leaf in flat}
 
 

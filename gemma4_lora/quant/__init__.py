@@ -33,4 +33,5 @@ from gemma4_lora.quant._formats import Int4
 from gemma4_lora.quant._formats import Int8
 from gemma4_lora.quant._formats import NF4
 from gemma4_lora.quant._formats import normalize
+from gemma4_lora.quant._kinds import Layout
 from gemma4_lora.quant._resolve import resolve
