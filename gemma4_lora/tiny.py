@@ -49,6 +49,8 @@ _BATCH_SIZE = 8  # As many as devices of a host.
 _LENGTH = 64  # In tokens. The longest chat of the pairs has 44.
 _ANSWER = 8
 _SOFT_TOKENS = 4  # Of an image.
+_GROUPED = {'int4': 'quant.Int4', 'nf4': 'quant.NF4'}
+_GROUP_SIZE = 2  # Weights that share a scale: divides all tiny widths.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,7 +71,7 @@ def shrink(cfg: konfig.ConfigDict) -> konfig.ConfigDict:
   the task reads, with small images among them where it reads any), checkpoints
   (by random ones, which are made on first use: safetensors where `PartialLoad`
   has a path on this machine, else Orbax's), and sizes: lengths, batches, numbers
-  of steps. All else is the config's own.
+  of steps, groups of a quantised base. All else is the config's own.
 
   Args:
     cfg: Of a `kd.train.Trainer`. It is changed in place.
@@ -87,6 +89,9 @@ def shrink(cfg: konfig.ConfigDict) -> konfig.ConfigDict:
   has_images = model.get('text_only') is False
   name = model.__qualname__.rpartition('.')[-1]
   model.__qualname__ = _g4('testing', name + '_Images' * has_images)
+  for node in list(_nodes(cfg.model)):
+    if _is(node, 'nn.', ('LoRA',)) and node.get('quantize'):
+      _shrink_formats(node)
   # First, as what is within them is no dataset to train on.
   for node in list(_nodes(cfg)):
     if _is(node, 'data.', ('PackedSource',)):
@@ -104,6 +109,8 @@ def shrink(cfg: konfig.ConfigDict) -> konfig.ConfigDict:
       _shrink_task(node)
     elif _is(node, 'evals.', ('Evaluator', 'SamplerEvaluator')):
       _shrink_evaluator(node)
+    elif _is(node, '', tuple(_GROUPED.values())):
+      node.group_size = _GROUP_SIZE
     elif _is(node, 'sharding.', ('FSDPSharding',)):
       node.min_size_to_shard_mb = 0  # All leaves are small.
   cfg.num_train_steps = _STEPS
@@ -127,6 +134,18 @@ def _shrink_loader(node: _Node, model: _Node) -> None:
           layout='hf' if is_hf else 'nested',
       ),
   )
+
+
+def _shrink_formats(node: _Node) -> None:
+  """Spells formats out, for group sizes to be set."""
+  formats = node.quantize
+  if not isinstance(formats, list | tuple):
+    formats = [formats]
+  named = [
+      _new(_GROUPED[x]) if isinstance(x, str) and x in _GROUPED else x
+      for x in formats
+  ]
+  _set(node, 'quantize', named)
 
 
 def _shrink_dataset(node: _Node) -> None:

@@ -85,6 +85,25 @@ def test_weights_of_hugging_face_stay_safetensors():
   assert cfg.init_transform.wrapped.path.layout == "hf"
 
 
+@pytest.mark.parametrize(
+    ("quantize", "want"),
+    [
+        ("nf4", [g4.quant.NF4(group_size=2)]),
+        (g4.quant.Int4("mlp"), [g4.quant.Int4("mlp", group_size=2)]),
+        (
+            [g4.quant.Int8("embeddings"), "int4"],
+            [g4.quant.Int8("embeddings"), g4.quant.Int4(group_size=2)],
+        ),
+    ],
+)
+def test_groups_divide_the_tiny_widths(quantize, want):
+  cfg = _config()
+  cfg.model.quantize = quantize
+  assert list(konfig.resolve(tiny.shrink(cfg)).model.quantize) == list(
+      konfig.resolve(konfig.ConfigDict({"x": want})).x
+  )
+
+
 def test_false_is_the_real_one():
   path, *_ = shipped.RUNS["gemma4_e2b_lora_packed"]
   real = shipped.config(path)

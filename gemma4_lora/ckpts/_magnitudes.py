@@ -2,7 +2,8 @@
 
 `model.init` sets them to the norms of its random base weights. Once a transform
 has put others in their place, the magnitudes must be the norms of those, or
-step 0 would not be the released model.
+step 0 would not be the released model. Of a quantised base, they are the norms of
+what the forward pass sees: of the dequantised one.
 """
 
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from gemma4_lora import _linears
+from gemma4_lora import quant
 from gemma4_lora.ckpts import _released
 from gemma4_lora.ckpts import _trees
 from gemma4_lora.nn import _dora
@@ -60,7 +62,7 @@ def _fresh(params: Any) -> frozenset[_trees.Path]:
   known = {
       path: row
       for path, row in rows.items()
-      if not isinstance(_weight(params, path, row), jax.ShapeDtypeStruct)
+      if not _is_abstract(_weight(params, path, row))
   }
   norms = _norms_of(params, known)
   is_near = _near({path: _trees.get_at(params, path) for path in known}, norms)
@@ -120,15 +122,30 @@ def _norms_of(
     params: Any, rows: Mapping[_trees.Path, _linears.Linear]
 ) -> dict[_trees.Path, jax.Array]:
   weights = tuple(_weight(params, path, row) for path, row in rows.items())
-  norms = _norms(weights, tuple(rows.values()))
+  dtype = _dtype(params) if any(map(quant.is_quantized, weights)) else None
+  norms = _norms(weights, tuple(rows.values()), dtype)
   return dict(zip(rows, norms, strict=True))
 
 
-@functools.partial(jax.jit, static_argnames='rows')
+def _is_abstract(weight: Any) -> bool:
+  """Whether a weight, quantised or not, has no value."""
+  leaves = jax.tree.leaves(weight)
+  return any(isinstance(x, jax.ShapeDtypeStruct) for x in leaves)
+
+
+def _dtype(params: Any) -> Any:
+  """Returns that of the model: gemma casts to it all that it makes."""
+  return _trees.get_at(params, ('final_norm', 'scale')).dtype
+
+
+@functools.partial(jax.jit, static_argnames=('rows', 'dtype'))
 def _norms(
-    weights: tuple[jax.Array, ...], rows: tuple[_linears.Linear, ...]
+    weights: tuple[Any, ...], rows: tuple[_linears.Linear, ...], dtype: Any
 ) -> list[jax.Array]:
-  return [_dora.magnitude(w, row) for w, row in zip(weights, rows, strict=True)]
+  return [
+      _dora.magnitude(quant.dense(w, dtype), row)
+      for w, row in zip(weights, rows, strict=True)
+  ]
 
 
 def _near(

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gemma4_lora import quant
 from gemma4_lora.nn import _fuse
 from gemma4_lora.nn import _lora
+from gemma4_lora.nn import _quantized
 from gemma4_lora.nn import _report
 from gemma4_lora.nn import _router_fix
 from gemma4_lora.nn import _views
@@ -54,9 +56,15 @@ def logits(
   def run(m, p):
     return np.asarray(m.apply({'params': p}, tokens).logits, np.float32)
 
-  adapted, original = run(model, params), run(plain, base)
+  adapted = run(model, params)
+  if model.quantize:  # The plain model cannot read it.
+    original = run(model.clone(enabled=False), params)
+  else:
+    original = run(plain, base)
   if fused is None:
     fused = _fuse.fuse_params(model, params)
+  # What is quantised still is named elsewhere.
+  fused = _quantized.dequantized(fused, model.model.dtype)
   merged = run(plain, fused)
   size = float(np.sqrt(np.mean(np.square(adapted)))) or 1.0
 
@@ -135,33 +143,66 @@ def not_fused(
   wrong = []
   for path, change in _fuse.changes_of(model, base, lora).items():
     leaf, got = _views.get(base, path), _views.get(fused, path)
-    want = change.fuse(leaf).astype(jnp.float32)
-    old, there = leaf.astype(jnp.float32), jnp.asarray(got, jnp.float32)
+    if quant.is_quantized(got):
+      wrong.append(f'{path} is quantised still')
+      continue
+    want = change.fused(leaf, model.model.dtype)
+    old = quant.dense(leaf, want.dtype).astype(jnp.float32)
+    dtype, want = want.dtype, want.astype(jnp.float32)
+    there = jnp.asarray(got, jnp.float32)
     if there.shape != want.shape:
       wrong.append(f'{path} has shape {there.shape}, not {want.shape}')
       continue
     error = float(jnp.linalg.norm(there - want))
     added = float(jnp.linalg.norm(want - old))
     # The same sum, rounded to the same dtype, differs by float32's own error.
-    eps = _SUM_ERROR if got.dtype == leaf.dtype else _eps(got, leaf)
-    if not error <= _MISSING * added + eps * float(jnp.linalg.norm(want)):
-      share = error / added if added else np.inf
-      wrong.append(f'{path} (by {share:.0%} of what LoRA changes)')
+    eps = _SUM_ERROR if got.dtype == dtype else _eps(dtype, got.dtype)
+    size = float(jnp.linalg.norm(want))
+    if error <= _MISSING * added + eps * size:
+      continue
+    if added:
+      wrong.append(f'{path} (by {error / added:.0%} of what LoRA changes)')
+    else:
+      wrong.append(f'{path} (by {error / size:.2%} of the weight)')
   if wrong:
     yield (
-        f'{len(wrong)} fused weights are not the sum of base and LoRA:'
+        f'{len(wrong)} fused weights are not the sum of'
+        f'{" dequantised" * bool(model.quantize)} base and LoRA:'
         f' {_report.some(wrong)}. Fuse them again, with g4.nn.fuse_params or'
         ' gemma4_lora fuse.'
     )
+
+
+def dequantized(model: _lora.LoRA, base: Mapping[str, Any]) -> Iterator[str]:
+  """Yields what fusing changes of a quantised base."""
+  nodes = dict(_quantized.quantized_nodes(base))
+  if not nodes:
+    return
+  kinds = sorted({quant.layout_of(x).kind for x in nodes.values()})
+  few = sum(map(quant.nbytes, nodes.values()))
+  many = sum(
+      quant.nbytes(quant.dense(jax.tree.map(_shape, x), model.model.dtype))
+      for x in nodes.values()
+  )
+  yield (
+      f'The base is quantised ({", ".join(kinds)}), and LoRA was trained on what'
+      f' it stands for. Fused, {len(nodes)} leaves are {_dtype(model)}:'
+      f' {many / 1e6:,.1f} MB, where they are {few / 1e6:,.1f} MB. Quantised'
+      ' again, they would lose a part of LoRA.'
+  )
+
+
+def _shape(x: Any) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
 def _dtype(model: _lora.LoRA) -> str:
   return str(jnp.dtype(model.model.dtype))
 
 
-def _eps(*arrays: Any) -> float:
+def _eps(*dtypes: Any) -> float:
   """Returns that of the coarsest dtype."""
-  return max(float(jnp.finfo(x.dtype).eps) for x in arrays)
+  return max(float(jnp.finfo(dtype).eps) for dtype in dtypes)
 
 
 def _tolerance(model: _lora.LoRA, found: Mapping[str, float]) -> float:

@@ -76,6 +76,7 @@ def check(
     logits = _agreement.logits(model, base, params, tokens, fused)
     problems += _agreement.different(model, logits)
     notes += _agreement.rounded(model, logits)
+    notes += _agreement.dequantized(model, base)
     if fused is not None:
       problems += _agreement.not_fused(model, base, lora, fused)
     if _init.is_from_base(model.init_lora_weights):

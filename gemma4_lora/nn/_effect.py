@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gemma4_lora import _row
+from gemma4_lora import quant
 from gemma4_lora.nn import _lora
 from gemma4_lora.nn import _views
 from gemma4_lora.nn import _weights
@@ -100,5 +101,5 @@ def _squares(a: Any, b: Any, num_batch: int) -> jax.Array:
 
 
 def _size(weight: Any, row: _row.Row) -> float:
-  part = _weights.part(weight, row)
+  part = _weights.part(quant.dense(weight, jnp.float32), row)
   return float(jnp.sqrt(jnp.sum(jnp.square(part.astype(jnp.float32)))))

@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from gemma4_lora import _linears
+from gemma4_lora import quant
 from gemma4_lora import targets
 from gemma4_lora.nn import _lora
+from gemma4_lora.nn import _quantized
 from gemma4_lora.nn import _validate
 from gemma4_lora.nn import _views
 from gemma4_lora.nn import _weights
@@ -29,7 +31,8 @@ def fuse_params(model: _lora.LoRA, params: Mapping[str, Any]) -> dict[str, Any]:
   ```
 
   Each weight is summed in float32 and rounded once to its dtype; what
-  `modules_to_save` trained takes the place of the base. Clip bounds of towers
+  `modules_to_save` trained takes the place of the base. A quantised base is
+  dequantised, all of it: it is what LoRA was trained on. Clip bounds of towers
   stay: their branches are inside the clips. On gemma 4.0.1, sample from a fused
   26B_A4B through `g4.nn.RouterFix`.
 
@@ -39,16 +42,18 @@ def fuse_params(model: _lora.LoRA, params: Mapping[str, Any]) -> dict[str, Any]:
 
   Returns:
     Parameters of `model.model`: the base's structure, shapes, dtypes and
-    shardings, without LoRA leaves. What LoRA does not change is the same array.
+    shardings, without LoRA leaves; what was quantised is in the model's dtype.
+    What LoRA does not change of the rest is the same array.
 
   Raises:
-    ValueError: `model` has no LoRA, or `params` lacks a leaf: they are fused
-      already, or were made by another model.
+    ValueError: `model` has no LoRA, or `params` lacks a leaf or is quantised
+      otherwise: they are fused already, or were made by another model.
   """
   check_lora(model, params, who='g4.nn.fuse_params')
   base, lora = peft.split_params(dict(params))
+  _quantized.check(base, model.quantized)
   for path, change in changes_of(model, base, lora).items():
-    put(base, path, change.fuse(_views.get(base, path)))
+    put(base, path, change.fused(_views.get(base, path), model.model.dtype))
   return base
 
 
@@ -67,7 +72,8 @@ def unfuse_params(
     lora: The LoRA leaves, nested; the base may be among them, and is not read.
 
   Returns:
-    Parameters of `model`, LoRA leaves included.
+    Parameters of `model`, LoRA leaves included. The base of a quantised model
+    stays dequantised: they are those of `model.clone(quantize=None)`.
 
   Raises:
     ValueError: `fused` has LoRA leaves, or `lora` lacks some; or the model has
@@ -113,6 +119,19 @@ class Change:
     for part, copy in self.copies:
       new = _weights.with_part(new, part.row, copy)
     return _like(new, leaf)
+
+  def fused(self, leaf: Any, dtype: Any) -> jax.Array:
+    """Returns what takes the leaf's place, rounded once.
+
+    Args:
+      leaf: An array, or a quantised one.
+      dtype: Of what was quantised.
+    """
+    if not quant.is_quantized(leaf):
+      return self.fuse(leaf)
+    if not self.branches and not self.copies:
+      return _dequantized(leaf, dtype)
+    return self.fuse(_dequantized(leaf, jnp.float32)).astype(dtype)
 
   def unfuse(self, leaf: jax.Array) -> jax.Array:
     """Returns the leaf without the branches."""
@@ -170,6 +189,8 @@ def changes_of(
 ) -> dict[str, Change]:
   """Returns what fusing does to each base leaf that it changes, by path.
 
+  What is quantised is changed in any case: it is dequantised.
+
   Args:
     model: A `g4.nn.LoRA`.
     base: The base leaves, of which shapes are enough.
@@ -185,13 +206,23 @@ def changes_of(
   for part in model.saved:
     copy = _views.get(params, part.path)
     copies.setdefault(part.row.path, []).append((part, copy))
+  quantized = (path for path, _ in _quantized.quantized_nodes(base))
   return {
       path: Change(
           branches=tuple(branches.get(path, ())),
           copies=tuple(copies.get(path, ())),
       )
-      for path in (*branches, *(p for p in copies if p not in branches))
+      for path in dict.fromkeys((*branches, *copies, *quantized))
   }
+
+
+def _dequantized(leaf: Mapping[str, Any], dtype: Any) -> jax.Array:
+  """Returns what a quantised leaf stands for, where its codes are."""
+  return _like(_dequantize(dict(leaf), jnp.dtype(dtype)), leaf['codes'])
+
+
+# Compiled: nothing of the leaf's size in float32 on the way to bfloat16.
+_dequantize = jax.jit(quant.dequantize, static_argnums=1)
 
 
 def _added(

@@ -290,7 +290,7 @@ class LoRA(_wrapper.ModelWrapper):
     output = self._call_adapted(*args, **kwargs)
     _validate.check_made(self.adapted, self.variables['params'])
     _saved.make(self, self.saved, dtype=self.dtype)
-    _quantized.make(self, self.quantized)
+    _quantized.make(self, self.quantized, self.adapted, dtype=self.model.dtype)
     return output
 
   def _call_with_copies(self, *args: Any, **kwargs: Any) -> Any:

@@ -70,8 +70,9 @@ class LoRAMix:
         as `g4.hf.load_peft` and `g4.ckpts.load_lora` give them.
 
     Raises:
-      ValueError: None is given; their base models differ; or one has what is no
-        sum of branches: DoRA, `modules_to_save`, PiSSA or OLoRA.
+      ValueError: None is given; their base models differ, or how they quantise
+        it; or one has what is no sum of branches: DoRA, `modules_to_save`,
+        PiSSA or OLoRA.
     """
     if not loras:
       raise ValueError('g4.nn.LoRAMix takes one LoRA or more, by name.')
@@ -92,7 +93,11 @@ class LoRAMix:
         {name: (rank, float(rank)) for name, rank in ranks.items()}, rows
     )
     self.model = _lora.LoRA(
-        rank=rank, alpha=alpha, targets=rules, model=first.model
+        rank=rank,
+        alpha=alpha,
+        targets=rules,
+        quantize=first.quantize,
+        model=first.model,
     )
 
   def params(
@@ -188,6 +193,13 @@ def _check(name: str, model: Any, first: Any) -> None:
         f'g4.nn.LoRAMix: {name!r} is of another base model than the first one:'
         f' {type(model.model).__name__} and {type(first.model).__name__}, or'
         ' their configs differ.'
+    )
+  if model.quantized != first.quantized:
+    raise ValueError(
+        f'g4.nn.LoRAMix: {name!r} has quantize={model.quantize}, and the first'
+        f' one quantize={first.quantize}: they have no base in common. To put'
+        ' them on one nonetheless, give both the same:'
+        ' model.clone(quantize=...).'
     )
   init = model.init_lora_weights
   for setting, has in (

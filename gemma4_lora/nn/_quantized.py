@@ -5,6 +5,7 @@ It must be the innermost: what LoRA adds stands around it.
 
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 from flax import linen as nn
@@ -13,8 +14,10 @@ import jax.numpy as jnp
 
 from gemma4_lora import _gemma4
 from gemma4_lora import quant
+from gemma4_lora import targets
 from gemma4_lora.nn import _base
 from gemma4_lora.nn import _clipped
+from gemma4_lora.nn import _dora
 from gemma4_lora.nn import _experts
 
 
@@ -115,17 +118,30 @@ def _text(layout: Any) -> str:
   return f'{layout.kind} in groups of {groups}{double}'
 
 
-def make(module: nn.Module, layouts: Mapping[str, Any]) -> None:
-  """Quantises the base, on `init`.
+def make(
+    module: nn.Module,
+    layouts: Mapping[str, Any],
+    adapted: Sequence[targets.Adapted],
+    *,
+    dtype: Any,
+) -> None:
+  """Quantises the base, on `init`, and has DoRA's magnitudes follow.
 
   Args:
     module: The model, its own parameters made.
     layouts: How, by dotted path.
+    adapted: What LoRA adapts.
+    dtype: Of weights when they are used.
 
   Raises:
     ValueError: `init` has not made what is to be quantised.
   """
   params = quantize(module.variables['params'], layouts)
+  for linear in adapted:
+    row = linear.row
+    if linear.use_dora and row.path in layouts:
+      weight = quant.dense(_get(params, row.path), dtype)
+      _get(params, row.lora_path)['m'] = _dora.magnitude(weight, row)
   scope: Any = module.scope
   for top in {path.split('.')[0] for path in layouts}:
     scope.put_variable('params', top, params[top])
@@ -157,6 +173,24 @@ def quantize(
       )
     node[name] = quant.quantize(node[name], layout)
   return new
+
+
+def dequantized(params: Any, dtype: Any) -> Any:
+  """Returns parameters with arrays for what is quantised.
+
+  Args:
+    params: Nested.
+    dtype: Of those arrays.
+  """
+  return jax.tree.map(
+      lambda x: quant.dense(x, dtype), params, is_leaf=quant.is_quantized
+  )
+
+
+def _get(params: Mapping[str, Any], path: str) -> Any:
+  for key in path.split('.'):
+    params = params[key]
+  return params
 
 
 def _copy(node: Any) -> Any:

@@ -17,6 +17,7 @@ from gemma4_lora import _gemma4
 from gemma4_lora import _linears
 from gemma4_lora import _row
 from gemma4_lora import targets
+from gemma4_lora.nn import _held
 from gemma4_lora.nn import _lora
 
 _COLUMNS = (
@@ -91,10 +92,13 @@ class Summary:
     num_saved: How many parts of the base are trained in full.
     trainable: Parameters of all A and B, of DoRA's magnitudes, and of those
       parts.
-    total: Parameters of the model, LoRA included.
+    total: Parameters of the model, LoRA included; of what is quantised, without
+      scales.
     dtype: Of what is trained, but for magnitudes.
     num_magnitudes: How many of the trainable ones are magnitudes, which are
       float32 always.
+    base: Of a quantised base, how each part of it is held; empty without
+      `quantize=`.
   """
 
   groups: tuple[Group, ...]
@@ -105,6 +109,7 @@ class Summary:
   total: int
   dtype: jnp.dtype
   num_magnitudes: int = 0
+  base: tuple[_held.Held, ...] = ()
 
   @property
   def num_bytes(self) -> int:
@@ -140,7 +145,10 @@ class Summary:
         '  '.join(map(_justify, row, widths, _COLUMNS)).rstrip() for row in rows
     ]
     lines.insert(1, '  '.join('-' * width for width in widths))
-    return '\n'.join([*lines, *self.footer])
+    lines += self.footer
+    if self.base:
+      lines += ['', *_held.as_lines(self.base)]
+    return '\n'.join(lines)
 
   __repr__ = __str__
 
@@ -158,9 +166,10 @@ class Summary:
 
     body = ''.join(tr(opening(group), 'td') for group in self.groups)
     footer = '<br>'.join(map(html.escape, self.footer))
+    base = _held.as_html(self.base) if self.base else ''
     return (
         f'<table><thead>{tr(_COLUMNS, "th")}</thead><tbody>{body}</tbody>'
-        f'</table><p>{footer}</p>'
+        f'</table><p>{footer}</p>{base}'
     )
 
 
@@ -197,7 +206,10 @@ def summary(model: nn.Module) -> Summary:
       trainable=sum(x.num_params for x in trained),
       total=sum(
           math.prod(x.shape)
-          for x in jax.tree.leaves(_gemma4.abstract_params(model))
+          for x in jax.tree.leaves(
+              # Without scales, which are no parameters.
+              _gemma4.abstract_params(model.clone(quantize=None))
+          )
       ),
       dtype=jnp.dtype(model.dtype),
       num_magnitudes=sum(
@@ -205,6 +217,7 @@ def summary(model: nn.Module) -> Summary:
           for x in adapted
           if x.magnitude_shape is not None
       ),
+      base=_held.held(model) if model.quantize else (),
   )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from gemma4_lora import _linears
+from gemma4_lora import quant
 from gemma4_lora.nn import _lora
 from gemma4_lora.nn import _weights
 
@@ -18,7 +19,8 @@ class LinearView:
   Attributes:
     row: What it is, and which axes are input and output.
     base: Its part of the base weight, without the axis along which gemma packs
-      projections: k of `kv_einsum[2, K, D, H]` is `[K, D, H]`.
+      projections: k of `kv_einsum[2, K, D, H]` is `[K, D, H]`. Of a quantised
+      base, what codes and scales stand for, in the model's dtype.
     lora_a: A, `[*in, rank]`; of experts `[E, *in, rank]`, and of the vision
       tower, whose layers gemma stacks, `[L, *in, rank]`, as the base there.
     lora_b: B, `[rank, *out]`; `[E, rank, *out]`, `[L, rank, *out]`.
@@ -62,12 +64,16 @@ def linears(
         f' {type(model).__name__}'
     )
   views = {}
+  path, weight = None, None
   for linear in model.adapted:
     row = linear.row
     lora = get(params, row.lora_path)
+    if row.path != path:  # Not once for each projection that it packs.
+      path = row.path
+      weight = quant.dense(get(params, path), model.model.dtype)
     views[row.name] = LinearView(
         row=row,
-        base=_weights.part(get(params, row.path), row),
+        base=_weights.part(weight, row),
         lora_a=lora['a'],
         lora_b=lora['b'],
         lora_m=lora['m'] if linear.use_dora else None,

@@ -1,6 +1,9 @@
 """DoRA's magnitudes start at the norms of the restored base."""
 
+import dataclasses
+
 from gemma import gm
+from gemma import peft
 import jax
 import jax.numpy as jnp
 from kauldron import kd
@@ -8,6 +11,8 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
+from gemma4_lora.ckpts import _magnitudes
+from gemma4_lora.nn import _quantized
 from tests import multimodal
 from tests import training
 from tests.ckpts import states
@@ -166,3 +171,53 @@ def test_trains_and_resumes_bitwise(tmp_path):
   for leaf, norm in moved.items():
     change = np.abs(training.flat(whole.params)[leaf] - norm).max()
     assert 1e-3 < change < 0.1, leaf  # Five steps of Adam at 1e-2.
+
+
+def _quantized_model():
+  return _model().clone(
+      quantize=[g4.quant.NF4('mlp', group_size=2), g4.quant.Int4(group_size=2)]
+  )
+
+
+def test_they_are_norms_of_the_dequantized_base_from_the_start():
+  model = _quantized_model()
+  params = model.init(jax.random.key(0), jnp.zeros((1, 3), int))['params']
+  norms = _norms(model, params)
+  assert len(norms) > 5
+  flat = training.flat(params)
+  for leaf, want in norms.items():
+    np.testing.assert_allclose(flat[leaf], want, rtol=1e-5, err_msg=leaf)
+
+
+@pytest.mark.parametrize('is_abstract', [False, True])
+def test_they_follow_a_quantized_base(is_abstract):
+  """What the forward pass sees has other norms than what was quantised."""
+  model = _quantized_model()
+  plain = model.clone(quantize=None)
+
+  def quantized(state):
+    params = _quantized.quantize(state.params, model.quantized)
+    return dataclasses.replace(state, params=params)
+
+  before = quantized(_state(plain, seed=1))
+  for leaf, norm in _norms(model, before.params).items():
+    _set(before.params, leaf, norm)
+  if is_abstract:
+    before = states.abstract(before)
+  restored = quantized(_state(plain, seed=2))
+
+  def restore(state):
+    return dataclasses.replace(
+        state,
+        params=peft.merge_params(
+            peft.split_params(restored.params).original,
+            peft.split_params(state.params).lora,
+        ),
+    )
+
+  out = _magnitudes.following(restore, before)
+  unquantized = _norms(plain, _state(plain, seed=2).params)
+  flat = training.flat(out.params)
+  for leaf, want in _norms(model, out.params).items():
+    np.testing.assert_allclose(flat[leaf], want, rtol=1e-5, err_msg=leaf)
+    assert np.abs(unquantized[leaf] / want - 1).max() > 1e-3

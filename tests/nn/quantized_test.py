@@ -10,6 +10,7 @@ import pytest
 from gemma4_lora import g4
 from gemma4_lora.nn import _expert_products
 from gemma4_lora.nn import _quantized
+from tests import dequantized
 from tests import multimodal
 from tests import sampling
 from tests import training
@@ -34,50 +35,7 @@ def _params(model, *, seed=0):
   plain = model.clone(quantize=None)
   params = training.random_params(plain, seed=seed)
   quantized = _quantized.quantize(params, model.quantized)
-  return plain, _dense(quantized, model.model.dtype), quantized
-
-
-def _dense(node, dtype):
-  """By the formula, in NumPy."""
-  if g4.quant.is_quantized(node):
-    return jnp.asarray(_numpy_dense(node), dtype)
-  if not isinstance(node, dict):
-    return node
-  return {key: _dense(value, dtype) for key, value in node.items()}
-
-
-def _numpy_dense(node):
-  codes, scales = node['codes'], node['scales']
-  levels = np.asarray(codes).astype(np.float32)
-  if codes.dtype == jnp.uint4:
-    levels = np.float32(_NF4)[np.asarray(codes).astype(int)]
-  if isinstance(scales, dict):
-    scales = _numpy_dense(scales)
-  scales = np.asarray(scales).astype(np.float32)
-  for axis, (n, s) in enumerate(zip(codes.shape, scales.shape, strict=True)):
-    scales = np.repeat(scales, n // s, axis)
-  return levels * scales + np.asarray(node.get('offset', 0), np.float32)
-
-
-# Appendix E of https://arxiv.org/abs/2305.14314.
-_NF4 = (
-    -1.0,
-    -0.6961928009986877,
-    -0.5250730514526367,
-    -0.39491748809814453,
-    -0.28444138169288635,
-    -0.18477343022823334,
-    -0.09105003625154495,
-    0.0,
-    0.07958029955625534,
-    0.16093020141124725,
-    0.24611230194568634,
-    0.33791524171829224,
-    0.44070982933044434,
-    0.5626170039176941,
-    0.7229568362236023,
-    1.0,
-)
+  return plain, dequantized.tree(quantized, model.model.dtype), quantized
 
 
 def _value_and_grads(model, params):
@@ -149,7 +107,7 @@ def test_towers():
   params = multimodal.random_params(plain)
   params = _quantized.quantize(params, model.quantized)
   got = _towers_output(model, params)
-  want = _towers_output(plain, _dense(params, jnp.float32))
+  want = _towers_output(plain, dequantized.tree(params, jnp.float32))
   np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * abs(want).max())
 
 

@@ -1,6 +1,8 @@
 """The printed table."""
 
 from gemma import gm
+from gemma import peft
+import jax
 import pytest
 
 from gemma4_lora import g4
@@ -139,6 +141,77 @@ def test_bytes_are_those_of_the_leaves():
   summary = g4.nn.summary(model)
   assert summary.num_bytes == 2 * summary.trainable
   assert summary.adam_bytes == 4 * summary.trainable
+
+
+def _rows(model):
+  lines = str(g4.nn.summary(model)).split('\n\n')[1].splitlines()
+  return {line[:16].strip(): line[16:].split() for line in lines[2:-1]}, lines
+
+
+def test_how_a_quantized_base_is_held():
+  """Entries by hand; bits of codes, and of scales: 16 for 32 of them."""
+  model = g4.nn.LoRA(
+      rank=16,
+      targets='q',
+      quantize=[
+          g4.quant.Int8('per_layer_embeddings'),
+          g4.quant.NF4('mlp', double=True),
+          'int4',
+      ],
+      model=gm.nn.Gemma4_E2B(),
+  )
+  rows, lines = _rows(model)
+  table = 262144 * 35 * 256
+  assert rows['per-layer tables'][:2] == [f'{table:,}', '8.12']
+  mlp = 3 * 1536 * (15 * 6144 + 20 * 12288)
+  assert rows['mlp'] == [
+      *(f'{mlp:,}', '4.15', '808.7', 'MB'),
+      *('nf4,', 'groups', 'of', '64,', 'int8', 'scales'),
+  ]
+  assert rows['embeddings'][:2] == [f'{262144 * 1536:,}', '4.5']
+  assert rows['attention'][1:] == '4.5 167.2 MB int4, groups of 32'.split()
+  assert rows['norms'][1] == '16' and rows['norms'][-1] == 'bfloat16'
+  assert lines[-1] == 'base: 3.61 GB, 38.9% of 9.29 GB in bfloat16'
+
+
+@pytest.mark.parametrize(
+    'cls', [gm.nn.Gemma4_E2B, gm.nn.Gemma4_31B, gm.nn.Gemma4_26B_A4B]
+)
+def test_int4_is_less_than_a_third_of_bfloat16(cls):
+  summary = g4.nn.summary(g4.nn.LoRA(rank=16, quantize='int4', model=cls()))
+  bits = sum(part.num_bits for part in summary.base)
+  num = sum(part.num_params for part in summary.base)
+  assert bits <= 0.3 * 16 * num
+  assert num == summary.total - summary.trainable
+  plain = g4.nn.summary(g4.nn.LoRA(rank=16, model=cls()))
+  assert (plain.total, plain.trainable) == (summary.total, summary.trainable)
+  assert not plain.base
+
+
+def test_bits_of_a_quantized_base_are_those_of_its_arrays():
+  """Of two formats in one group, and in a notebook."""
+  model = g4.nn.LoRA(
+      rank=2,
+      quantize=[
+          g4.quant.NF4(['q', 'k', 'v'], group_size=2),
+          g4.quant.Int4(group_size=2),
+      ],
+      model=training.shallow(g4.testing.Gemma4_26B_A4B()),
+  )
+  summary = g4.nn.summary(model)
+  params = training.random_params(model)
+  base = jax.tree.leaves(peft.split_params(params).original)
+  bits = sum(x.size * jax.dtypes.itemsize_bits(x.dtype) for x in base)
+  assert sum(part.num_bits for part in summary.base) == bits
+  parts = {part.name: part for part in summary.base}
+  assert set(parts) >= {'attention', 'experts', 'mlp', 'router', 'embeddings'}
+  assert parts['attention'].formats == (
+      'int4, groups of 2',
+      'nf4, groups of 2',
+  )
+  assert '<td>int4, groups of 2; nf4, groups of 2</td>' in (
+      summary._repr_html_()
+  )
 
 
 def test_a_model_without_lora_is_refused():
