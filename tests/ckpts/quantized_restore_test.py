@@ -2,10 +2,8 @@
 
 import functools
 
-from absl import logging
 import jax
 import jax.numpy as jnp
-from kauldron import kd
 import numpy as np
 import pytest
 
@@ -45,9 +43,7 @@ def _state(model, *, abstract=True, sharding=None):
       return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
     return jax.device_put(jnp.ones(x.shape, x.dtype), sharding)
 
-  return states.wrap(
-      jax.tree_util.tree_map_with_path(leaf, _shapes(model))
-  )
+  return states.wrap(jax.tree_util.tree_map_with_path(leaf, _shapes(model)))
 
 
 def _wanted(model, written, pruned=()):

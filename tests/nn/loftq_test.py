@@ -36,8 +36,7 @@ def _set(model):
   loftq = _loftq.LoftQ(model)
   flat = training.flat(params)
   for path, layout in model.quantized.items():
-    if loftq.wants(path):
-      loftq.add(path, flat[path], g4.quant.quantize(flat[path], layout))
+    loftq.add(path, flat[path], g4.quant.quantize(flat[path], layout))
   return params, loftq.set(quantized)
 
 
