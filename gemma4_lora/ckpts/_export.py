@@ -13,9 +13,9 @@ import jax
 from kauldron import kd
 
 from gemma4_lora import _atomic
-from gemma4_lora import _gemma4
 from gemma4_lora import hf
 from gemma4_lora import nn
+from gemma4_lora import quant
 from gemma4_lora.ckpts import _fused_leaves
 from gemma4_lora.ckpts import _lora_item
 from gemma4_lora.ckpts import _read
@@ -77,10 +77,16 @@ def export(
       note = 'Open it with gm.ckpts.load_params, or gm.ckpts.LoadCheckpoint.'
     else:
       note = _write_safetensors(folder, run, fused, max_shard_bytes)
+    quantized = ''
+    if fused.num_quantized:
+      quantized = (
+          f', {fused.num_quantized} quantised as in the run and dequantised'
+      )
     size = sum(x.stat().st_size for x in folder.rglob('*') if x.is_file())
   return (
       f'{out}: {len(run.leaves)} leaves, {size / 1e9:.3f} GB, LoRA in'
-      f' {fused.num_changed} of them. Base and LoRA: {run.where}. {note}'
+      f' {fused.num_changed} of them{quantized}. Base and LoRA: {run.where}.'
+      f' {note}'
   )
 
 
@@ -165,16 +171,20 @@ def params_of(
     ValueError: The base is not what LoRA was trained on.
   """
   params: Any = run.lora
-  shapes = _gemma4.abstract_params(run.model.model)
+  shapes = _fused_leaves.abstract_base(run.model)
   if sharding is not None:
     shapes = kd.sharding.with_sharding_constraint(shapes, sharding)
-  wanted = _trees.flatten(shapes)
+  wanted = _trees.flatten_arrays(shapes)
   leaves = [x for x in run.leaves if tuple(x.path.split('.')) in wanted]
   for group in _fused_leaves.FusedLeaves(run, who=who, unfused=True).read(
       leaves
   ):
     for leaf, array in group:
-      if sharding is None:
+      if quant.is_quantized(array):
+        if sharding is not None:
+          like = wanted[tuple(leaf.path.split('.'))]
+          array = jax.tree.map(_read.place, array, like)
+      elif sharding is None:
         array = jax.numpy.asarray(array, leaf.model_dtype)
       else:
         array = _read.place(array, wanted[tuple(leaf.path.split('.'))])
@@ -209,6 +219,7 @@ def _write_safetensors(
   for group in fused.read(leaves, in_pieces=by_rows):
     while group:
       leaf, value = group.pop()
+      assert not isinstance(value, dict)  # That is of what is `unfused`.
       if isinstance(value, _fused_leaves.Pieces):
         for first, rows in value.pieces:
           for part in parts[leaf.path]:

@@ -1,7 +1,8 @@
 """The leaves of a fused model, one after the other: never two models in memory.
 
 A leaf is read, what LoRA adds is added, and it is handed on. Small leaves are
-read together, as reading one by one is slow; large ones come in pieces.
+read together, as reading one by one is slow; large ones come in pieces. Where the
+run had a quantised base, a leaf is quantised as it was then, and dequantised.
 """
 
 from collections.abc import Collection
@@ -12,18 +13,25 @@ import ctypes
 import dataclasses
 import gc
 import math
+import operator
 from typing import Any
 
 from absl import logging
+import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
 from gemma4_lora import _gemma4
+from gemma4_lora import nn
+from gemma4_lora import quant
 from gemma4_lora.ckpts import _checksums
 from gemma4_lora.ckpts import _fingerprint
 from gemma4_lora.ckpts import _hf_source
 from gemma4_lora.ckpts import _layouts
+from gemma4_lora.ckpts import _plan
+from gemma4_lora.ckpts import _quantize
+from gemma4_lora.ckpts import _read
 from gemma4_lora.ckpts import _rows
 from gemma4_lora.ckpts import _run
 from gemma4_lora.ckpts import _sources
@@ -31,6 +39,7 @@ from gemma4_lora.ckpts import _trees
 from gemma4_lora.nn import _fuse
 from gemma4_lora.nn import _init
 from gemma4_lora.nn import _init_from_base
+from gemma4_lora.nn import _views
 
 # What is read at once of small leaves; a larger leaf is read alone.
 _GROUP_BYTES = 2**26
@@ -62,7 +71,8 @@ class Pieces:
     return math.prod(self.shape)
 
 
-Group = list[tuple[_run.BaseLeaf, np.ndarray | Pieces]]
+# A dict is a quantised array.
+Group = list[tuple[_run.BaseLeaf, np.ndarray | dict[str, Any] | Pieces]]
 
 
 class FusedLeaves:
@@ -74,13 +84,18 @@ class FusedLeaves:
     Args:
       run: The run.
       who: The command, for messages.
-      unfused: Whether to leave LoRA out: the base as the run had it.
+      unfused: Whether to leave LoRA out: the base as the run had it, quantised
+        if it was.
 
     Raises:
       ValueError: Its LoRA is not the model's.
     """
     self._run, self._who, self._unfused = run, who, unfused
     self._changes: Mapping[str, _fuse.Change] = {}
+    # The base alone, which was not trained on, is as it is in the file.
+    self._layouts: Mapping[str, quant.Layout] = {}
+    if run.lora and isinstance(run.model, nn.LoRA):
+      self._layouts = run.model.quantized
     if run.lora:
       self._changes = _changes(run, who=who)
     self._checksums: Mapping[str, str] = {}
@@ -91,6 +106,17 @@ class FusedLeaves:
   def num_changed(self) -> int:
     """How many leaves LoRA changes."""
     return len(self._changes)
+
+  @property
+  def num_quantized(self) -> int:
+    """How many leaves the run had quantised."""
+    return len(self._layouts)
+
+  def _layout(self, leaf: _run.BaseLeaf) -> quant.Layout | None:
+    """Returns how the run had a leaf quantised; None if it had not."""
+    if leaf.place is not None and leaf.place.stored.layout is not None:
+      return leaf.place.stored.layout
+    return self._layouts.get(leaf.path)
 
   def read(
       self, leaves: Sequence[_run.BaseLeaf], *, in_pieces: Collection[str] = ()
@@ -116,6 +142,9 @@ class FusedLeaves:
   ) -> Iterator[Group]:
     """Yields the leaves of one array in one group, or as they are read."""
     place = group[0].place
+    if place is not None and self._layout(group[0]) is not None:
+      yield from self._read_quantized(group, place, in_pieces)
+      return
     is_stacked = place is not None and place.stored.index is not None
     rows = None
     if place is not None and (
@@ -133,6 +162,86 @@ class FusedLeaves:
     else:
       yield [(group[0], self._in_pieces(group[0], place, rows))]
 
+  def _read_quantized(
+      self,
+      group: Sequence[_run.BaseLeaf],
+      place: _run.Place,
+      in_pieces: Collection[str],
+  ) -> Iterator[Group]:
+    """Yields the leaves of one array, in pieces where that can be."""
+    by_path = {tuple(leaf.path.split('.')): leaf for leaf in group}
+    stored = {x.key for x in place.stored.parts} or {place.stored.key}
+    place.source.check(stored, who=self._who)
+    loads = [self._load(path, leaf) for path, leaf in by_path.items()]
+    for path, array in _read.streamed_leaves(place.source, loads, whole=False):
+      leaf = by_path.pop(path)
+      yield [(leaf, self._of_quantized(leaf, place, array, in_pieces))]
+      del array
+    for leaf in by_path.values():
+      yield list(self._read([leaf], in_pieces))
+
+  def _load(self, path: _trees.Path, leaf: _run.BaseLeaf) -> _plan.Load:
+    """Returns a leaf as what restores it has it."""
+    assert leaf.place is not None
+    model = _plan.ModelLeaf(
+        path=path,
+        rel=path,
+        shape=leaf.shape,
+        dtype=leaf.model_dtype,
+        layout=self._layout(leaf),
+    )
+    return _plan.Load(model=model, stored=leaf.place.stored)
+
+  def _of_quantized(
+      self,
+      leaf: _run.BaseLeaf,
+      place: _run.Place,
+      array: Any,
+      in_pieces: Collection[str] = (),
+  ) -> np.ndarray | dict[str, Any] | Pieces:
+    """Returns a leaf that the run had quantised.
+
+    Args:
+      leaf: The leaf.
+      place: Where it is.
+      array: As it is there: quantised, or yet to be.
+      in_pieces: Paths of leaves that may come in pieces.
+    """
+    layout = self._layout(leaf)
+    assert layout is not None
+    if not quant.is_quantized(array):
+      array = _quantize.quantize(array, layout).value
+    for part, x in _trees.flatten(array).items():
+      path = '.'.join((leaf.path, *part))
+      self._check(leaf, place, _checksum_of(x), path=path)
+    if self._unfused:
+      return array
+    change = self._changes.get(leaf.path, _fuse.Change())
+    by_rows = change.by_rows and layout.block[0] == 1 and layout.axis > 0
+    part, step = _piece_rows(leaf) if by_rows else (1, leaf.shape[0])
+
+    def pieces():
+      for start in range(0, leaf.shape[0], step):
+        stop = min(start + step, leaf.shape[0])
+        rows, some = change, array
+        if by_rows:
+          rows = change.rows(start, stop)
+          some = jax.tree.map(operator.itemgetter(slice(start, stop)), array)
+        some = jax.tree.map(jnp.asarray, some)
+        yield start, np.asarray(rows.fused(some, leaf.dtype))
+
+    if by_rows and step < leaf.shape[0]:
+      if leaf.path in in_pieces:
+        return Pieces(
+            shape=leaf.shape, dtype=leaf.dtype, part=part, pieces=pieces()
+        )
+      out = np.empty(leaf.shape, leaf.dtype)
+      for start, rows in pieces():
+        out[start : start + len(rows)] = rows
+      return out
+    ((_, whole),) = pieces()
+    return whole
+
   def _by_rows(
       self, leaf: _run.BaseLeaf, place: _run.Place, in_pieces: Collection[str]
   ) -> bool:
@@ -147,9 +256,7 @@ class FusedLeaves:
   def _in_pieces(
       self, leaf: _run.BaseLeaf, place: _run.Place, rows: _rows.Rows
   ) -> Pieces:
-    row_bytes = max(1, _size(leaf) // leaf.shape[0])
-    part = max(1, _PART_BYTES // row_bytes)
-    step = part * max(1, _PIECE_BYTES // (part * row_bytes))
+    part, step = _piece_rows(leaf)
 
     def pieces():
       change = self._changes.get(leaf.path)
@@ -171,27 +278,42 @@ class FusedLeaves:
     )
 
   def _read(
-      self, group: Sequence[_run.BaseLeaf]
-  ) -> list[tuple[_run.BaseLeaf, np.ndarray]]:
+      self, group: Sequence[_run.BaseLeaf], in_pieces: Collection[str] = ()
+  ) -> Group:
     keys: dict[_sources.Source, set[_trees.Path]] = {}
     for leaf in group:
       if leaf.place is not None:
-        keys.setdefault(leaf.place.source, set()).add(leaf.place.stored.key)
+        stored = leaf.place.stored
+        some = {x.key for x in stored.parts} or {stored.key}
+        keys.setdefault(leaf.place.source, set()).update(some)
     arrays = {
         (source, key): array
         for source, some in keys.items()
         for key, array in _arrays(source, some, who=self._who)
     }
-    out = []
+    out: Group = []
     for leaf in group:
+      layout = self._layout(leaf)
       if leaf.place is None:
         value = _layouts.fill_value(tuple(leaf.path.split('.')))
-        out.append((leaf, np.full(leaf.shape, value, leaf.dtype)))
+        filled: Any = np.full(leaf.shape, value, leaf.dtype)
+        if layout is not None and self._unfused:
+          filled = _quantize.fill(value, leaf.shape, layout)
+        out.append((leaf, filled))
         continue
       stored = leaf.place.stored
+      if stored.parts:
+        value = _nested(stored, arrays, leaf.place.source)
+        value = self._of_quantized(leaf, leaf.place, value, in_pieces)
+        out.append((leaf, value))
+        continue
       array = arrays[leaf.place.source, stored.key]
       array = np.asarray(array if stored.index is None else array[stored.index])
-      out.append((leaf, self._value(leaf, leaf.place, array)))
+      if layout is not None:
+        value = self._of_quantized(leaf, leaf.place, array, in_pieces)
+      else:
+        value = self._value(leaf, leaf.place, array)
+      out.append((leaf, value))
     return out
 
   def _value(
@@ -230,9 +352,19 @@ class FusedLeaves:
     init = getattr(self._run.model, 'init_lora_weights', 'default')
     return place.released and bool(change.branches) and _init.is_from_base(init)
 
-  def _check(self, leaf: _run.BaseLeaf, place: _run.Place, new: str) -> None:
-    """Compares the checksum of a leaf with what the run says of it."""
-    old = self._checksums.get(leaf.path)
+  def _check(
+      self, leaf: _run.BaseLeaf, place: _run.Place, new: str, *, path: str = ''
+  ) -> None:
+    """Compares the checksum of a leaf with what the run says of it.
+
+    Args:
+      leaf: The leaf.
+      place: Where it is.
+      new: Its checksum.
+      path: Of a part of it, of codes or scales; default: the leaf's.
+    """
+    path = path or leaf.path
+    old = self._checksums.get(path)
     if old is None or new == old:
       return
     init = getattr(self._run.model, 'init_lora_weights', 'default')
@@ -247,7 +379,7 @@ class FusedLeaves:
       )
       return
     raise ValueError(
-        f'{self._who}: {leaf.path} is not what LoRA was trained on (checksum'
+        f'{self._who}: {path} is not what LoRA was trained on (checksum'
         f' {old} in the run, {new} in {place.source.path}). Give init_transform='
         ' the checkpoint that the run started from.'
     )
@@ -304,6 +436,14 @@ def _changes(run: _run.Run, *, who: str) -> dict[str, _fuse.Change]:
   return changes
 
 
+def abstract_base(model: nn.LoRA) -> dict[str, Any]:
+  """Returns shapes and dtypes of a model's base, as it is quantised."""
+  shapes = _gemma4.abstract_params(model.model)
+  for path, layout in model.quantized.items():
+    _fuse.put(shapes, path, layout.abstract(_views.get(shapes, path).shape))
+  return shapes
+
+
 def check_settings(
     model: Any,
     lora: Mapping[str, Any],
@@ -323,7 +463,7 @@ def check_settings(
   """
   if saved is None:
     return
-  params = _trees.merge(_gemma4.abstract_params(model.model), lora)
+  params = _trees.merge(abstract_base(model), lora)
   current = _fingerprint.describe(model, params, content=False)
   # gemma makes leaves of towers only when init is given their input.
   names = saved['base']['leaves']
@@ -368,6 +508,40 @@ def _index(leaf: _run.BaseLeaf) -> int:
   """Row of a leaf in an array of several."""
   assert leaf.place is not None and leaf.place.stored.index is not None
   return leaf.place.stored.index
+
+
+def _piece_rows(leaf: _run.BaseLeaf) -> tuple[int, int]:
+  """Returns how many rows a part and a piece of a leaf have."""
+  row_bytes = max(1, _size(leaf) // leaf.shape[0])
+  part = max(1, _PART_BYTES // row_bytes)
+  return part, part * max(1, _PIECE_BYTES // (part * row_bytes))
+
+
+def _nested(
+    stored: _layouts.Stored, arrays: Mapping[Any, Any], source: _sources.Source
+) -> dict[str, Any]:
+  """Returns the quantised array whose codes and scales were read."""
+  value: dict[str, Any] = {}
+  for part in stored.parts:
+    *scopes, name = part.path[len(stored.path) :]
+    scope = value
+    for key in scopes:
+      scope = scope.setdefault(key, {})
+    scope[name] = np.asarray(arrays[source, part.key])
+  assert stored.layout is not None
+  # Some dtypes are wider in the file.
+  return jax.tree.map(
+      lambda x, like: x.astype(like.dtype, copy=False),
+      value,
+      stored.layout.abstract(stored.shape),
+  )
+
+
+def _checksum_of(array: np.ndarray) -> str:
+  """Returns the checksum of codes or scales."""
+  checksum = _checksums.RowsChecksum(array.shape, array.dtype)
+  checksum.add(0, array)
+  return checksum.value
 
 
 def _checksum(leaf: _run.BaseLeaf, array: np.ndarray) -> str:

@@ -19,6 +19,7 @@ from gemma4_lora.ckpts import _lora_item
 from gemma4_lora.ckpts import _partial_load
 from gemma4_lora.ckpts import _plan
 from gemma4_lora.ckpts import _policy
+from gemma4_lora.ckpts import _quantized_leaves
 from gemma4_lora.ckpts import _restore
 from gemma4_lora.ckpts import _skip_lora
 from gemma4_lora.ckpts import _sources
@@ -110,6 +111,7 @@ def open_run(
   base = model.model if isinstance(model, nn.LoRA) else model
   _gemma4.check_is_gemma4(base, argument=f'{who}: model=')
   shapes = _trees.flatten(_gemma4.abstract_params(base))
+  layouts = model.quantized if isinstance(model, nn.LoRA) else {}
   request = base_request(init_transform)
   lora, fingerprint, own = {}, None, None
   if workdir is not None:
@@ -130,19 +132,19 @@ def open_run(
     source = _open(request, who=who)
     found |= {
         key: Place(source=source, stored=x, released=True)
-        for key, x in _usable(source, request, shapes)
+        for key, x in _usable(source, request, shapes, layouts, who=who)
     }
   if own is not None:
     found |= {
         _layouts.canonical(x.path[1:]): Place(
             source=own, stored=x, released=False
         )
-        for x in own.leaves.values()
+        for x in _quantized_leaves.group(own.leaves.values(), who=who)
         if x.path[:1] == _ROOT and not _trees.is_lora(x.path)
     }
   return Run(
       model=model,
-      leaves=_leaves(found, shapes, who=who),
+      leaves=_leaves(found, shapes, layouts, who=who),
       lora=lora,
       fingerprint=fingerprint,
       where=' + '.join(
@@ -205,12 +207,15 @@ def _open(request: _restore.Request, *, who: str) -> _sources.Source:
   return source
 
 
-def _usable(source, request, shapes):
+def _usable(source, request, shapes, layouts, *, who):
   """Yields what the run may have taken, by canonical path."""
   old = _trees.parts(request.new_to_old['params'])
   tree = _tree(
-      [x for p, x in source.leaves.items() if p[: len(old)] == old],
+      _quantized_leaves.group(
+          [x for p, x in source.leaves.items() if p[: len(old)] == old], who=who
+      ),
       shapes,
+      layouts,
       old=old,
   )
   plan = _plan.make_plan(
@@ -230,13 +235,17 @@ def _usable(source, request, shapes):
       yield _layouts.canonical(tree.relative(x)), x
 
 
-def _tree(stored, shapes, *, old=_ROOT) -> _plan.SubTree:
+def _tree(stored, shapes, layouts, *, old=_ROOT) -> _plan.SubTree:
   return _plan.SubTree(
       new=_ROOT,
       old=old,
       model=tuple(
           _plan.ModelLeaf(
-              path=(*_ROOT, *path), rel=path, shape=x.shape, dtype=x.dtype
+              path=(*_ROOT, *path),
+              rel=path,
+              shape=x.shape,
+              dtype=x.dtype,
+              layout=layouts.get(_trees.join(path)),
           )
           for path, x in shapes.items()
       ),
@@ -247,6 +256,7 @@ def _tree(stored, shapes, *, old=_ROOT) -> _plan.SubTree:
 def _leaves(
     found: Mapping[_trees.Path, Place],
     shapes: Mapping[_trees.Path, Any],
+    layouts: Mapping[str, Any],
     *,
     who: str,
 ) -> tuple[BaseLeaf, ...]:
@@ -257,6 +267,7 @@ def _leaves(
           for key, x in found.items()
       ],
       shapes,
+      layouts,
   )
   plan = _plan.make_plan([tree])
   where = ' + '.join(sorted({str(x.source.path) for x in found.values()}))
@@ -278,12 +289,16 @@ def _leaves(
     x = place.stored
     path = spelt.get(key, x.path[1:] if place.source.layout != 'flat' else key)
     like = shapes.get(path, x)
+    dtype, model_dtype = x.dtype, like.dtype
+    if x.layout is not None:  # Of codes.
+      model_dtype = like.dtype if path in shapes else jax.numpy.bfloat16
+      dtype = model_dtype
     leaves.append(
         BaseLeaf(
             path=_trees.join(path),
             shape=tuple(x.shape),
-            dtype=np.dtype(jax.numpy.promote_types(x.dtype, like.dtype)),
-            model_dtype=np.dtype(like.dtype),
+            dtype=np.dtype(jax.numpy.promote_types(dtype, model_dtype)),
+            model_dtype=np.dtype(model_dtype),
             place=place,
         )
     )

@@ -166,6 +166,16 @@ _CASES = {
         {'modules_to_save': ['norms', g4.targets.Rule(['k', 'up'], layers=0)]},
     ),
     'experts': ('Gemma4_26B_A4B', {'targets': ['experts', 'attention']}),
+    'quantized': (
+        'Gemma4_26B_A4B',
+        {
+            'targets': ['experts', 'attention', 'down'],
+            'quantize': [
+                g4.quant.Int8('attention'),
+                g4.quant.Int4(group_size=2),
+            ],
+        },
+    ),
 }
 
 
@@ -190,6 +200,75 @@ def test_gemma_opens_what_fuse_params_gives(tmp_path, case, full, request):
   _assert_same(got, _as_released(want))
   # Without a tree to restore into, too.
   _assert_same(gm.ckpts.load_params(tmp_path / 'out'), _as_released(want))
+
+
+@pytest.mark.parametrize('layout', ['stacked', 'hf'])
+def test_a_quantized_base_is_quantized_as_in_the_run(tmp_path, layout, request):
+  """In pieces; codes that Orbax has no dtype for, and scales in int8."""
+  request.getfixturevalue('in_pieces')
+  model = g4.nn.LoRA(
+      rank=2,
+      targets=['q', 'v', 'down'],
+      quantize=[
+          g4.quant.Int8('mlp'),
+          g4.quant.NF4(group_size=2, double=True),
+      ],
+      model=_base('Gemma4_E2B'),
+  )
+  run = Run(tmp_path, model, layout=layout)
+  text = run.export(tmp_path / 'out')
+  num = len(model.quantized)
+  assert f', {num} quantised as in the run and dequantised. Base' in text
+  want = g4.nn.fuse_params(model, run.params)
+  _assert_same(gm.ckpts.load_params(tmp_path / 'out'), _as_released(want))
+  params = _export.read_params(
+      model=model,
+      init_transform=run.transform,
+      workdir=run.workdir,
+      who=_WHO,
+  )
+  _assert_same(params, run.params)
+  assert g4.nn.check(model, params, fused=want).ok
+
+
+def test_another_base_is_found_by_its_codes(tmp_path):
+  model = g4.nn.LoRA(
+      rank=2,
+      targets='q',
+      quantize=g4.quant.Int4(group_size=2),
+      model=_base('Gemma4_31B'),
+  )
+  run = Run(tmp_path, model)
+  _checkpoints.make_checkpoint(model.model, tmp_path / 'other', seed=9)
+  other = g4.ckpts.SkipLoRA4(
+      wrapped=g4.ckpts.PartialLoad(path=tmp_path / 'other')
+  )
+  with pytest.raises(
+      ValueError, match=r'codes is not what LoRA was trained on'
+  ):
+    run.export(tmp_path / 'out', init_transform=other)
+
+
+def test_the_base_alone_is_as_released(tmp_path):
+  model = g4.nn.LoRA(
+      rank=2,
+      targets='q',
+      quantize=g4.quant.Int4(group_size=2),
+      model=_base('Gemma4_31B'),
+  )
+  written = _checkpoints.make_checkpoint(model.model, tmp_path / 'base')
+  transform = g4.ckpts.SkipLoRA4(
+      wrapped=g4.ckpts.PartialLoad(path=tmp_path / 'base')
+  )
+  _export.export(
+      tmp_path / 'out',
+      model=model,
+      init_transform=transform,
+      workdir=None,
+      who=_WHO,
+  )
+  got = gm.ckpts.load_params(tmp_path / 'out')
+  _assert_same(got, _as_released(written))
 
 
 def _as_released(params):
