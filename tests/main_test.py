@@ -1,4 +1,7 @@
-"""Commands: one as a shell runs it, the others in this process, which is faster."""
+"""Commands, in this process, which is faster than in a shell.
+
+As a shell runs them: the last one here, and `tpu/command_test.py`.
+"""
 
 import dataclasses
 import io
@@ -125,21 +128,12 @@ def _trained(tmp_path_factory):
   return run, (f'--cfg={config}', f'--cfg.workdir={run.workdir}')
 
 
-def test_fuse_a_run(run, tmp_path):
-  """In a shell. gemma opens what is written, and says what the run says."""
+def test_fuse_a_run(run, tmp_path, run_command):
+  """gemma opens what is written, and says what the run says."""
   run, cfg = run
   out = tmp_path / 'out'
   out.mkdir()
-  done = subprocess.run(
-      [
-          *(sys.executable, '-m', 'gemma4_lora', 'fuse', *cfg),
-          *(f'--out={out}', '--overwrite', '--step=3'),
-      ],
-      cwd=_ROOT,
-      capture_output=True,
-      text=True,
-      check=False,
-  )
+  done = run_command('fuse', *cfg, f'--out={out}', '--overwrite', '--step=3')
   assert done.returncode == 0, done.stderr
   assert 'LoRA in 2 of them' in done.stdout
   got = gm.ckpts.load_params(out)

@@ -1,5 +1,6 @@
 """Models with towers, and one sequence with images and a sound."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -23,6 +24,13 @@ def base(name: str, **kwargs: Any) -> nn.Module:
   cls = getattr(g4.testing, name)
   kwargs = {'tokens': 'batch.input', 'text_only': False} | kwargs
   return training.shallow(cls(**kwargs))
+
+
+def base_of_one_layer(name: str, **kwargs: Any) -> nn.Module:
+  """Returns one whose text is a single layer, for what is of the towers."""
+  model = base(name, **kwargs)
+  config = dataclasses.replace(model.config, kv_cache_sharing_config=None)
+  return training.one_layer(model.clone(config=config))
 
 
 def random_params(model: nn.Module) -> dict[str, Any]:

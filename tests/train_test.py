@@ -66,19 +66,26 @@ def test_trains_then_resumes_bitwise(name, tmp_path):
   assert _loss(aux) < 7.5  # Random tokens: ln(1024) = 6.9; it starts above 20.
 
 
-def test_first_loss_is_the_released_models(tmp_path):
-  """B starts at zero, so step 0 shows the restored base, not random init."""
+def test_first_loss_is_the_released_models(tmp_path, caplog):
+  """B starts at zero, so step 0 shows the restored base, not random init.
+
+  And the start says how much is trained.
+  """
   params = g4.testing.make_checkpoint(
       _model('Gemma4_31B'), tmp_path / 'released'
   )
+  lora = g4.nn.LoRA(rank=4, model=_model('Gemma4_31B'))
   trainer = training.make_trainer(
-      g4.nn.LoRA(rank=4, model=_model('Gemma4_31B')),
+      lora,
       tmp_path / 'run',
       num_train_steps=0,
       init_transform=_init_transform(tmp_path / 'released'),
   )
   batch = next(iter(trainer.train_ds))
-  _, aux = trainer.train()
+  with caplog.at_level('INFO'):
+    _, aux = trainer.train()
+  trainable = g4.nn.summary(lora).trainable
+  assert f'{trainable:,} trainable parameters' in caplog.text
 
   model = _model('Gemma4_31B')
   logits = model.apply({'params': params}, batch['input']).logits
@@ -116,11 +123,16 @@ def test_without_tokens_the_trainer_says_what_to_write(tmp_path):
 
 def test_alpha_counts_in_one_process(tmp_path):
   """Two Trainers whose models differ in alpha alone learn differently."""
+  base = training.one_layer(g4.testing.Gemma4_31B(tokens='batch.input'))
+  g4.testing.make_checkpoint(base, tmp_path / 'released')
 
   def params(alpha):
-    model = g4.nn.LoRA(rank=2, alpha=alpha, model=_model('Gemma4_31B'))
     trainer = training.make_trainer(
-        model, tmp_path / str(alpha), num_train_steps=2, checkpointer=None
+        g4.nn.LoRA(rank=2, alpha=alpha, targets='mlp', model=base),
+        tmp_path / str(alpha),
+        num_train_steps=2,
+        init_transform=_init_transform(tmp_path / 'released'),
+        checkpointer=None,
     )
     return trainer.train()[0].params
 
@@ -128,11 +140,3 @@ def test_alpha_counts_in_one_process(tmp_path):
   b = 'layer_0.mlp.lora.down.b'
   assert np.any(training.flat(one)[b] != training.flat(two)[b])
   np.testing.assert_array_equal(training.flat(one)[b], training.flat(again)[b])
-
-
-def test_the_start_says_how_much_is_trained(tmp_path, caplog):
-  model = g4.nn.LoRA(rank=2, targets='q', model=_model('Gemma4_31B'))
-  with caplog.at_level('INFO'):
-    training.make_trainer(model, tmp_path, num_train_steps=0).train()
-  summary = g4.nn.summary(model)
-  assert f'{summary.trainable:,} trainable parameters' in caplog.text

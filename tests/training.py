@@ -107,6 +107,14 @@ def shallow(model: nn.Module) -> nn.Module:
   )
 
 
+def one_layer(model: nn.Module) -> nn.Module:
+  """Returns a dense model of one layer, for what does not hang on layers."""
+  pattern = (_modules.AttentionType.GLOBAL,)
+  return model.clone(
+      config=dataclasses.replace(model.config, attention_types=pattern)
+  )
+
+
 def random_params(model: nn.Module, *, seed: int = 0) -> dict[str, Any]:
   """Returns parameters without compiling `model.init`; no leaf is trivial."""
   rng = np.random.default_rng(seed)

@@ -14,7 +14,9 @@ from gemma4_lora.ckpts import _magnitudes
 from gemma4_lora.ckpts import _partial_load
 from gemma4_lora.ckpts import _restore
 from gemma4_lora.ckpts import _trees
+from gemma4_lora.nn import _init
 from gemma4_lora.nn import _init_from_base
+from gemma4_lora.nn import _loftq
 
 _WHO = 'SkipLoRA4'
 
@@ -84,21 +86,33 @@ class SkipLoRA4(kd.ckpts.InitTransform):
           ' 4: use `g4.nn.LoRA(rank=…, model=…)`. To fine-tune without LoRA,'
           ' use g4.ckpts.PartialLoad(path=…) without SkipLoRA4.'
       )
-    restore = functools.partial(_copies.following, self._restore)
+    fits = None
+    if self.model is not None and _init.is_loftq(self.model.init_lora_weights):
+      fits = _loftq.LoftQ(self.model)
+    restore = functools.partial(
+        _copies.following, functools.partial(self._restore, fits)
+    )
     # DoRA's magnitudes are those of the whole weight: first.
     state = _magnitudes.following(restore, state)
+    if fits is not None:
+      return dataclasses.replace(state, params=fits.set(state.params))
     if self.model is not None:
       params = nn.init_from_base(self.model, state.params)
       return dataclasses.replace(state, params=params)
     _check_no_pending(state.params)
     return state
 
-  def _restore(self, state: Any) -> Any:
-    """Restores the base."""
+  def _restore(self, fits: _loftq.LoftQ | None, state: Any) -> Any:
+    """Restores the base, and shows what is quantised of it."""
     known = request(self.wrapped)
-    if known is not None:
-      return _restore.restore(state, known)
-    return _apply(self.wrapped.transform, self.wrapped, state)
+    if known is None:
+      return _apply(self.wrapped.transform, self.wrapped, state)
+    if fits is not None:
+      known = dataclasses.replace(
+          known,
+          on_quantized=lambda path, *args: fits.add(_trees.join(path), *args),
+      )
+    return _restore.restore(state, known)
 
   def transform_after_optimizer(self, state: Any) -> Any:
     if request(self.wrapped) is not None:
@@ -162,8 +176,8 @@ def _check_no_pending(params: Any) -> None:
   ):
     raise ValueError(
         f'{_WHO}: {_trees.join(path)} is NaN: it waits for the base weights, as'
-        " g4.nn.LoRA(init_lora_weights='pissa') and 'olora' take A and B from them. Write"
-        f' {_WHO}(wrapped=…, model=cfg.ref.model).'
+        " g4.nn.LoRA(init_lora_weights='pissa'), 'olora' and 'loftq' take A and"
+        f' B from them. Write {_WHO}(wrapped=…, model=cfg.ref.model).'
     )
 
 

@@ -8,16 +8,14 @@ from gemma import gm
 from kauldron import kd
 import numpy as np
 
+from gemma4_lora.data import _columns
 from gemma4_lora.data import _conversation
 from gemma4_lora.data import _fields
 from gemma4_lora.data import _images
-from gemma4_lora.data import _layouts
 from gemma4_lora.data import _malformed
 from gemma4_lora.data import _render
 from gemma4_lora.data import _row_task
 from gemma4_lora.data import _tokens
-
-_IN_MESSAGES = {'messages': 'messages', 'sharegpt': 'conversations'}
 
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
@@ -160,13 +158,8 @@ class ChatTask(_row_task.RowTask, gm.data.Seq2SeqTask):
     _malformed.check_limit(self.max_malformed, name='ChatTask')
     if self.max_length is None and not self.sampling:
       raise ValueError('ChatTask needs `max_length=`, in tokens.')
-    if self.in_messages is not None and self.layout == 'prompt_response':
-      raise ValueError(
-          f'ChatTask: in_messages={self.in_messages!r} is of other layouts than'
-          " layout='prompt_response'. Write layout='messages' or"
-          " layout='sharegpt'."
-      )
-    _ = self._style  # Checks its arguments.
+    _ = self._columns  # Checks its arguments, as does the style.
+    _ = self._style
 
   def fields(self, element: Any) -> dict[str, Any]:
     """Returns the output fields of an example.
@@ -304,30 +297,7 @@ class ChatTask(_row_task.RowTask, gm.data.Seq2SeqTask):
       ValueError: Fields that say nothing.
       KeyError: A field is missing.
     """
-    tools = (
-        None if self.in_tools is None else _fields.get(element, self.in_tools)
-    )
-    if self.layout == 'prompt_response':
-      conversation = _layouts.from_texts(
-          _fields.get_text(element, self.in_prompt),
-          _fields.get_text(element, self.in_response),
-          in_prompt=self.in_prompt,
-          in_response=self.in_response,
-      )
-      conversation = dataclasses.replace(
-          conversation, tools=_layouts.parse_tools(tools)
-      )
-    else:
-      conversation = _layouts.from_messages(
-          _fields.get(element, self._messages_key),
-          field=self._messages_key,
-          layout=self.layout,
-          tools=tools,
-      )
-    if self.in_system is None:
-      return conversation
-    text = _fields.get_text(element, self.in_system)
-    return _layouts.with_system(conversation, text, field=self.in_system)
+    return self._columns.conversation(element)
 
   def _read_images(self, element: Any) -> _images.Images | None:
     """Returns the images of an example, None if none are read."""
@@ -360,17 +330,21 @@ class ChatTask(_row_task.RowTask, gm.data.Seq2SeqTask):
         enable_thinking=self.enable_thinking,
     )
 
-  @property
-  def _messages_key(self) -> str:
-    return self.in_messages or _IN_MESSAGES[self.layout]
+  @functools.cached_property
+  def _columns(self) -> _columns.Columns:
+    return _columns.Columns(
+        layout=self.layout,
+        in_prompt=self.in_prompt,
+        in_response=self.in_response,
+        in_messages=self.in_messages,
+        in_system=self.in_system,
+        in_tools=self.in_tools,
+    )
 
   @property
   def _in_keys(self) -> list[str]:
-    keys = [self.in_prompt, self.in_response]
-    if self.layout != 'prompt_response':
-      keys = [self._messages_key]
-    others = (self.in_system, self.in_tools, self.in_images)
-    return keys + [k for k in others if k is not None]
+    images = [] if self.in_images is None else [self.in_images]
+    return [*self._columns.keys, *images]
 
   def _check_length(self, ids: np.ndarray, weights: np.ndarray) -> int:
     """Returns `max_length`, if the example fits or may be cut to it."""

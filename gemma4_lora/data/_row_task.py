@@ -1,5 +1,6 @@
 """What tasks have in common that make an example of each row, or leave it out."""
 
+import abc
 import dataclasses
 import functools
 from typing import Any
@@ -12,10 +13,8 @@ from gemma4_lora.data import _malformed
 
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
-class RowTask:
+class RowTask(abc.ABC):
   """A grain transform whose rows may be malformed.
-
-  A dataclass that derives from it has `fields`, `_in_keys` and `_check`.
 
   Attributes:
     drop_inputs: Whether to remove the input keys.
@@ -45,6 +44,7 @@ class RowTask:
       kd.kontext.set_by_path(element, key, value)
     return element
 
+  @abc.abstractmethod
   def fields(self, element: Any) -> dict[str, Any]:
     """Returns the output fields of an example.
 
@@ -52,7 +52,6 @@ class RowTask:
       ValueError: It cannot be trained on.
       KeyError: It lacks a field.
     """
-    raise NotImplementedError
 
   @functools.cached_property
   def malformed(self) -> _malformed.Counter:
@@ -66,10 +65,10 @@ class RowTask:
     return {k: v for k, v in self.__dict__.items() if k != 'malformed'}
 
   @property
+  @abc.abstractmethod
   def _in_keys(self) -> list[str]:
     """Keys of the input fields."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def _check(self) -> None:
     """Raises for what is wrong with the task, not with a row."""
-    raise NotImplementedError

@@ -39,18 +39,16 @@ class LoftQ:
       self._by_path.setdefault(linear.row.path, []).append((index, linear))
     self._fits: dict[str, tuple[jax.Array, jax.Array]] = {}
 
-  def wants(self, path: str) -> bool:
-    """Whether a leaf is to be shown, by its dotted path."""
-    return path in self._by_path
-
   def add(self, path: str, original: Any, quantized: Any) -> None:
-    """Fits what is lost of a leaf.
+    """Fits what is lost of a leaf, if LoRA adapts it.
 
     Args:
       path: Dotted, of the leaf.
       original: The whole weight.
       quantized: The same, quantised.
     """
+    if path not in self._by_path:
+      return
     error = jnp.asarray(original, jnp.float32)
     error -= quant.dequantize(quantized, jnp.float32)
     init = self._model.init_lora_weights

@@ -262,6 +262,19 @@ class LoRA(_wrapper.ModelWrapper):
         shapes[f'{path}.m'] = linear.magnitude_shape
     return shapes | {part.path: part.shape for part in self.saved}
 
+  def init_cache(self, *, dtype: Any, **kwargs: Any) -> Any:
+    """Returns an empty cache, as the model does.
+
+    Args:
+      dtype: Of keys and values. gemma's samplers give that of the first
+        parameter: of codes, where the base is quantised. Those then have the
+        model's.
+      **kwargs: Of the model's method.
+    """
+    if jnp.issubdtype(dtype, jnp.integer):
+      dtype = self.model.dtype
+    return self.model.init_cache(dtype=dtype, **kwargs)
+
   @nn.compact
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
     """Calls the model, as LoRA changes it."""

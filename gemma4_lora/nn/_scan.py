@@ -9,6 +9,7 @@ Parameters stay where they are, layer by layer. To stack the base would double
 it; instead each pass of a loop picks its layer's weights (`jax.lax.switch`),
 and so does the backward pass, by rematerialisation. What is small is stacked,
 and what is trained: each pass then gives the gradients of its layer alone.
+Under FSDP, what was picked comes together then, see `_placement`.
 """
 
 from collections.abc import Callable
@@ -27,6 +28,7 @@ import numpy as np
 from gemma4_lora import _gemma4
 from gemma4_lora import targets
 from gemma4_lora.nn import _loops
+from gemma4_lora.nn import _placement
 from gemma4_lora.nn import _remat
 
 # What moves values but computes none. That of weights is done again in the
@@ -38,6 +40,7 @@ _MOVES = frozenset(
         'convert_element_type',
         'name',
         'reshape',
+        'sharding_constraint',
         'slice',
         'squeeze',
         'transpose',
@@ -68,7 +71,8 @@ class Scan:
       saved: What is trained in full.
       remat: Policy, see `_remat`.
     """
-    self.key = f'scan {remat}'
+    placement = _placement.current()
+    self.key = f'scan {remat} {placement.key if placement else None}'
     self._adapted = _by_layer(adapted)
     self._saved = frozenset(part.row.path for part in saved)
     self._policy = _keep if remat == 'none' else _remat.save_only(remat)
@@ -140,6 +144,7 @@ class _Layers:
     self._module = module
     self._inputs = inputs
     self._policy = policy
+    self._placement = _placement.current()
     self._sources = _gemma4.kv_sources(module.config)
     params = core.unfreeze(dict(module.variables['params']))
     split = [_split(params, f'layer_{i}', trained) for i in self._numbers]
@@ -254,7 +259,12 @@ class _Layers:
     def call(x, read, given):
       pick = [lambda layers, i=i: layers[i] for i in range(len(picked))]
       params = _merge(jax.lax.switch(given.at, pick, picked), given.stacked)
-      return self._call(first, params, x, read, given)
+      if self._placement is None:
+        return self._call(first, params, x, read, given)
+      x = self._placement.of_batch(x)
+      params = self._placement.together(params, prefix=f'layer_{first}')
+      made, x = self._call(first, params, x, read, given)
+      return made, self._placement.of_batch(x)
 
     call = jax.checkpoint(call, policy=self._policy, prevent_cse=False)
     made, x = call(x, None if source == first else shared[source], given)

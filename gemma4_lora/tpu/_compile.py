@@ -9,6 +9,7 @@ import jax
 from kauldron import kd
 
 from gemma4_lora.tpu import _cost
+from gemma4_lora.tpu import _exchanges
 from gemma4_lora.tpu import _hlo
 from gemma4_lora.tpu import _shapes
 
@@ -65,7 +66,7 @@ class Step:
 
   memory: Memory | None = None
   cost: _cost.Cost | None = None
-  collectives: tuple[_hlo.Collective, ...] = ()
+  collectives: tuple[_exchanges.Collective, ...] = ()
   too_large: TooLarge | None = None
   trace_seconds: float
   compile_seconds: float
@@ -117,7 +118,9 @@ def compile_step(
   return Step(
       memory=_memory(compiled),
       cost=_cost.cost_of(compiled, program),
-      collectives=program.collectives(num_devices) if num_devices > 1 else (),
+      collectives=_exchanges.collectives(program, num_devices)
+      if num_devices > 1
+      else (),
       trace_seconds=traced - begin,
       compile_seconds=seconds,
   )

@@ -1,10 +1,9 @@
-"""Reads a compiled program's text: its loops, and what devices exchange.
+"""Reads a compiled program's text: its computations and loops.
 
 Only what is said here is known of XLA's text format; `tests/tpu/hlo_test.py`
 holds it to programs that XLA compiled.
 """
 
-from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
@@ -13,17 +12,6 @@ import math
 import re
 
 _BITS = {'pred': 8, 'token': 0, 'bf16': 16, 'opaque': 0}
-
-# What `-start` of a kind returns beside the result, and what its bytes are.
-KINDS = (
-    'all-gather',
-    'all-reduce',
-    'reduce-scatter',
-    'all-to-all',
-    'ragged-all-to-all',
-    'collective-permute',
-    'collective-broadcast',
-)
 
 _HEADER = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$')
 _NAME = re.compile(r'^\s+(?:ROOT )?%?([\w.\-]+) = ')
@@ -78,24 +66,6 @@ class Instruction:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Collective:
-  """Exchanges of one kind between devices, in one step.
-
-  Attributes:
-    kind: `'all-gather'`, ...
-    count: How many; one in a loop counts as often as it runs.
-    bytes: Of the whole arrays on one device: what all-gather returns,
-      reduce-scatter takes, and the others take and return.
-    wire_bytes: What one device sends, in rings.
-  """
-
-  kind: str
-  count: int
-  bytes: int
-  wire_bytes: float
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Loop:
   """A `while`.
 
@@ -134,6 +104,46 @@ class Program:
         instruction = _instruction(line)
         if instruction is not None:
           lines.append(instruction)
+    return found
+
+  def text_of(self, name: str) -> str:
+    """Returns a module of one computation, and of those that it calls.
+
+    To read all of a large program for each of its loops takes longer than to
+    compile it.
+
+    Args:
+      name: Of the computation.
+    """
+    needed = self._reached(name)
+    parts = [self._texts[x] for x in self._texts if x in needed and x != name]
+    own = self._texts[name].removeprefix('ENTRY ')
+    text = '\n\n'.join(['HloModule part', *parts, f'ENTRY {own}', ''])
+    # A number in a table that is left out: XLA would warn of each.
+    return re.sub(r' ?stack_frame_id=\d+', '', text)
+
+  def _reached(self, name: str) -> set[str]:
+    """Returns the names of a computation and of all that it calls."""
+    found, rest = set(), [name]
+    while rest:
+      name = rest.pop()
+      if name not in found:
+        found.add(name)
+        # Whatever the attribute that names it.
+        names = re.findall(r'%([\w.\-]+)', self._texts[name])
+        rest += [x for x in names if x in self._texts]
+    return found
+
+  @functools.cached_property
+  def _texts(self) -> Mapping[str, str]:
+    """The text of each computation."""
+    found, lines = {}, []
+    for line in self.text.splitlines():
+      if _HEADER.match(line) is not None:
+        lines = []
+      lines.append(line)
+      if line.startswith('}') and (header := _HEADER.match(lines[0])):
+        found[header[2]] = '\n'.join(lines)
     return found
 
   @functools.cached_property
@@ -186,40 +196,6 @@ class Program:
 
     visit(self.entry, 1)
     return times
-
-  def collectives(self, num_devices: int) -> tuple[Collective, ...]:
-    """Returns what devices exchange, by kind.
-
-    Args:
-      num_devices: That the program was compiled for.
-    """
-    totals: dict[str, Collective] = {}
-    seen = set()
-    for kind, instruction, times in self._exchanges():
-      # Fusions that overlap an exchange with work repeat its instruction.
-      channel = re.search(r'channel_id=(\d+)', instruction.rest)
-      if channel is not None:
-        if (kind, channel[1]) in seen:
-          continue
-        seen.add((kind, channel[1]))
-      size = _group_size(instruction.rest) or num_devices
-      num_bytes = _bytes_of(kind, instruction, size)
-      old = totals.get(kind)
-      totals[kind] = Collective(
-          kind=kind,
-          count=times + (old.count if old else 0),
-          bytes=times * num_bytes + (old.bytes if old else 0),
-          wire_bytes=times * num_bytes * _sent(kind, size)
-          + (old.wire_bytes if old else 0.0),
-      )
-    return tuple(totals[kind] for kind in KINDS if kind in totals)
-
-  def _exchanges(self) -> Iterator[tuple[str, Instruction, int]]:
-    for name, times in self.times.items():
-      for instruction in self.computations.get(name, ()):
-        kind = instruction.opcode.removesuffix('-start')
-        if kind in KINDS:
-          yield kind, instruction, times
 
   def _trips(self, parent: str, loop: Instruction) -> int | None:
     """Returns how often a loop that counts up to a constant runs."""
@@ -346,54 +322,6 @@ def _closing(text: str) -> int:
     if not depth:
       return match.start()
   return len(text)
-
-
-def _group_size(rest: str) -> int | None:
-  """Returns how many devices exchange with one another, None for all.
-
-  Three spellings: `[2,4]<=[8]`, `{{0,1},{2,3}}`, `mesh['a'=2,'b'=4] {'b'}`, the
-  last also with a part of an axis, `{'b':(2)2}`.
-  """
-  iota = re.search(r'replica_groups=\[(\d+),(\d+)\]', rest)
-  if iota is not None:
-    return int(iota[2])
-  mesh = re.search(r'replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}', rest)
-  if mesh is not None:
-    sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
-    axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh[2])
-    return math.prod(int(part or sizes[axis]) for axis, part in axes)
-  listed = re.search(r'replica_groups=\{\{([\d,]+)\}', rest)
-  return len(listed[1].split(',')) if listed else None
-
-
-def _bytes_of(kind: str, instruction: Instruction, group_size: int) -> int:
-  """Bytes of the whole array; see `Collective.bytes`."""
-  shape = instruction.shape
-  if instruction.opcode.endswith('-start') and kind != 'all-reduce':
-    shape = _result_of_start(shape)
-  scale = group_size if kind == 'reduce-scatter' else 1
-  return shape_bytes(shape) * scale
-
-
-def _result_of_start(shape: str) -> str:
-  """`'(operands, results, ...)'` as the results."""
-  if not shape.startswith('('):
-    return shape
-  parts, depth, start = [], 0, 1
-  for i, char in enumerate(shape):
-    depth += (char in '([{') - (char in ')]}')
-    if (char == ',' and depth == 1) or (char == ')' and not depth):
-      parts.append(shape[start:i].strip())
-      start = i + 1
-  return parts[1] if len(parts) > 1 else shape
-
-
-def _sent(kind: str, group_size: int) -> float:
-  """What one device sends over `Collective.bytes`, in a ring."""
-  if kind in ('collective-permute', 'collective-broadcast'):
-    return 1.0
-  around = (group_size - 1) / group_size
-  return 2 * around if kind == 'all-reduce' else around
 
 
 def _checked(name: str | None) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from gemma4_lora.tpu import _chips
 from gemma4_lora.tpu import _compile
 from gemma4_lora.tpu import _cost
-from gemma4_lora.tpu import _hlo
+from gemma4_lora.tpu import _exchanges
 from gemma4_lora.tpu import _report
 
 
@@ -56,7 +56,7 @@ class Plan:
   memory: _compile.Memory | None
   too_large: _compile.TooLarge | None
   cost: _cost.Cost | None
-  collectives: tuple[_hlo.Collective, ...]
+  collectives: tuple[_exchanges.Collective, ...]
   trace_seconds: float
   compile_seconds: float
   advice: tuple[str, ...] = ()
@@ -161,7 +161,7 @@ class Plan:
         'too_large': maybe(_compile.TooLarge, values['too_large']),
         'cost': maybe(_cost.Cost, values['cost']),
         'collectives': tuple(
-            _hlo.Collective(**x) for x in values['collectives']
+            _exchanges.Collective(**x) for x in values['collectives']
         ),
         'advice': tuple(values['advice']),
         'notes': tuple(values['notes']),

@@ -13,6 +13,7 @@ from kauldron.utils import config_util
 import optax
 
 from gemma4_lora.ckpts import _restored
+from gemma4_lora.nn import _placement
 from gemma4_lora.optim import _check as optim
 from gemma4_lora.train import _empty_masks
 from gemma4_lora.train import _lean_init
@@ -184,6 +185,15 @@ class TrainStep(kd.train.TrainStep):
       self, state: kd.train.TrainState, batch: Any
   ) -> tuple[kd.train.TrainState, kd.train.Context]:
     """See `kd.train.TrainStep`; takes the batch part by part."""
+    placement = _placement.of_step(
+        self.sharding, params=state.params, batch=batch
+    )
+    with _placement.within(placement):
+      return self._placed_step(state, batch)
+
+  def _placed_step(
+      self, state: kd.train.TrainState, batch: Any
+  ) -> tuple[kd.train.TrainState, kd.train.Context]:
     if self.num_microbatches == 1:
       return super()._step(state, batch)
     params: Any = state.params

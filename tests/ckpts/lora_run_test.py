@@ -48,7 +48,8 @@ def test_cut_at_any_step_is_the_whole(lora, steps, tmp_path):
 def test_continuous_evaluation(tmp_path, capsys):
   """Another job's evaluators read the checkpoints, base and all."""
   released = tmp_path / 'released'
-  g4.testing.make_checkpoint(runs.base_model(), released)
+  base = training.one_layer(g4.testing.Gemma4_31B(tokens='batch.input'))
+  g4.testing.make_checkpoint(base, released)
   ds = kd.data.py.DataSource(
       data_source=training.RandomTokens(num_examples=8),
       shuffle=False,
@@ -76,6 +77,8 @@ def test_continuous_evaluation(tmp_path, capsys):
   made = runs.trainer(
       tmp_path / 'run',
       released,
+      base=base,
+      lora={'targets': 'attention'},
       num_train_steps=3,
       options={'save_interval_steps': 3},
       writer=g4.train.TerminalWriter(),
@@ -101,6 +104,8 @@ def test_continuous_evaluation(tmp_path, capsys):
   again = runs.trainer(
       tmp_path / 'run',
       released,
+      base=base,
+      lora={'targets': 'attention'},
       options={'save_interval_steps': 3},
       writer=g4.train.TerminalWriter(),
       evals=made.evals,

@@ -97,7 +97,7 @@ def test_they_follow_on_towers(tmp_path):
 
   With B = 0 the model is then the released one.
   """
-  base = multimodal.base('Gemma4_E2B', dtype=jnp.float32)
+  base = multimodal.base_of_one_layer('Gemma4_E2B', dtype=jnp.float32)
   targets = ['text', 'vision', 'audio', 'multimodal_projections']
   targets += ['patch_embedding', 'relative_position', 'output_projection']
   model = g4.nn.LoRA(rank=2, use_dora=True, targets=targets, model=base)
@@ -149,7 +149,7 @@ def test_a_magnitude_of_no_linear(released):
 
 def test_trains_and_resumes_bitwise(tmp_path):
   """In the Trainer: 4 steps, and 2 + 2 from Kauldron's own checkpoint."""
-  base = training.shallow(g4.testing.Gemma4_31B(tokens='batch.input'))
+  base = training.one_layer(g4.testing.Gemma4_31B(tokens='batch.input'))
   g4.testing.make_checkpoint(base, tmp_path / 'released')
   model = g4.nn.LoRA(rank=2, use_dora=True, dropout=0.1, model=base)
 

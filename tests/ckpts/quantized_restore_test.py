@@ -2,10 +2,8 @@
 
 import functools
 
-from absl import logging
 import jax
 import jax.numpy as jnp
-from kauldron import kd
 import numpy as np
 import pytest
 

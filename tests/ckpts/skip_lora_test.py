@@ -12,6 +12,8 @@ import pytest
 from gemma4_lora import _gemma4
 from gemma4_lora import g4
 from gemma4_lora.testing import _checkpoints
+from tests import dequantized
+from tests import training
 from tests.ckpts import states
 
 _E2B = 'Gemma4_E2B'
@@ -218,3 +220,38 @@ def test_clip_bounds_are_restored(checkpoint):
   assert all(np.isfinite(x).all() for x in bounds.values())
   for keys, x in states.lora_leaves(restored).items():
     np.testing.assert_array_equal(x, states.lora_leaves(state)[keys])
+
+
+def test_loftq_starts_from_what_the_restore_loses(tmp_path):
+  """A times B is the best fit of the file's weight less the quantised one."""
+  base = training.shallow(g4.testing.Gemma4_31B(tokens='batch.input'))
+  model = g4.nn.LoRA(
+      rank=3,
+      model=base,
+      targets='q',
+      quantize=g4.quant.Int4(group_size=2),
+      init_lora_weights='loftq',
+  )
+  written = g4.testing.make_checkpoint(base, tmp_path / 'base')
+  params = jax.jit(model.init)(jax.random.key(0), jnp.ones((1, 3), jnp.int32))[
+      'params'
+  ]
+  wrapped = gm.ckpts.LoadCheckpoint(path=str(tmp_path / 'base'))
+  with pytest.raises(
+      ValueError, match="is NaN: .*'loftq'.*model=cfg.ref.model"
+  ):
+    g4.ckpts.SkipLoRA4(wrapped=wrapped).transform(states.wrap(params))
+  params = jax.jit(model.init)(jax.random.key(0), jnp.ones((1, 3), jnp.int32))[
+      'params'
+  ]
+  transform = g4.ckpts.SkipLoRA4(wrapped=wrapped, model=model)
+  restored = transform.transform(states.wrap(params)).params
+  q = restored['layer_1']['attn']['q_einsum']
+  back = dequantized.array(q['w'])
+  lost = np.asarray(written['layer_1']['attn']['q_einsum']['w'], np.float64)
+  lost = (lost - back).transpose(1, 0, 2).reshape(back.shape[1], -1)
+  u, s, vh = np.linalg.svd(lost, full_matrices=False)
+  want = (u[:, :3] * s[:3]) @ vh[:3]
+  a, b = q['lora']['q']['a'], q['lora']['q']['b']
+  got = np.asarray(a) @ np.asarray(b).reshape(3, -1)
+  np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * abs(want).max())

@@ -23,9 +23,10 @@ _XENT = g4.losses.SoftmaxCrossEntropyWithIntLabels(**_KEYS)
 
 def _lora(name='Gemma4_31B', **kwargs):
   base = getattr(g4.testing, name)(tokens='batch.input', dtype=jnp.float32)
+  is_dense = name == 'Gemma4_31B'
+  base = training.one_layer(base) if is_dense else training.shallow(base)
   return g4.nn.LoRA(
-      **{'rank': 2, 'targets': 'attention', 'model': training.shallow(base)}
-      | kwargs
+      **{'rank': 2, 'targets': 'attention', 'model': base} | kwargs
   )
 
 

@@ -12,11 +12,13 @@ from kauldron import kd
 import optax
 
 from gemma4_lora import g4
+from tests import training
 from tests.ckpts import runs
 
 
 def base_model() -> Any:
-  return runs.base_model().clone(dtype=jnp.float32)
+  base = g4.testing.Gemma4_31B(tokens='batch.input', dtype=jnp.float32)
+  return training.one_layer(base)
 
 
 def trainer(

@@ -108,7 +108,7 @@ def test_rules_with_ranks_of_their_own():
 
 def test_towers_whose_clips_bind():
   """Random clip bounds are about 3: images and sound reach them."""
-  base = multimodal.base('Gemma4_E2B', dtype=jnp.float32)
+  base = multimodal.base_of_one_layer('Gemma4_E2B', dtype=jnp.float32)
   targets = ['text', 'vision', 'audio', 'multimodal_projections']
   model = g4.nn.LoRA(rank=2, targets=targets, model=base)
   params = multimodal.random_params(model)

@@ -124,7 +124,7 @@ def test_olora_takes_the_first_directions_of_qr():
 @pytest.mark.parametrize('init', ['pissa', 'olora'])
 def test_towers_layer_by_layer(init):
   """Each layer of a stacked weight by itself, inside clips that bind."""
-  base = multimodal.base('Gemma4_E2B', dtype=jnp.float32)
+  base = multimodal.base_of_one_layer('Gemma4_E2B', dtype=jnp.float32)
   targets = ['vision', 'audio', 'multimodal_projections', 'subsampling']
   model = g4.nn.LoRA(
       rank=4, alpha=8, targets=targets, init_lora_weights=init, model=base
@@ -231,6 +231,7 @@ def test_forgotten_in_a_config(tmp_path):
 def test_trains_and_resumes_bitwise(tmp_path):
   """The base has changed: Kauldron's own checkpoint has it whole."""
   model = _model('Gemma4_31B', dtype=jnp.bfloat16, init_lora_weights='olora')
+  model = model.clone(model=training.one_layer(model.model))
   released = g4.testing.make_checkpoint(model.model, tmp_path / 'released')
 
   def run(workdir, num_train_steps):

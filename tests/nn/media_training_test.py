@@ -42,7 +42,7 @@ class _WithImages(grain.RandomAccessDataSource):
 
 
 def _model(name, **kwargs):
-  base = multimodal.base(name, images='batch.images')
+  base = multimodal.base_of_one_layer(name, images='batch.images')
   return g4.nn.LoRA(rank=2, dropout=0.1, model=base, **kwargs)
 
 

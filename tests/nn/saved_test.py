@@ -1,6 +1,7 @@
 """Parts of the base that are trained in full beside LoRA."""
 
 import dataclasses
+import functools
 import re
 
 import flax
@@ -41,6 +42,12 @@ def _lora(name='Gemma4_E2B', **kwargs):
 
 
 def _init(model):
+  # A tree of its own for each, which may be changed.
+  return jax.tree.map(lambda x: x, _initial(model))
+
+
+@functools.cache
+def _initial(model):
   init = jax.jit(lambda key: model.init(key, _TOKENS))
   return init(jax.random.key(0))['params']
 
@@ -113,7 +120,7 @@ def test_gradients_reach_copies_and_not_what_they_replace():
     logits = model.apply({'params': params}, _TOKENS).logits
     return jnp.sum(jnp.square(logits.astype(jnp.float32)))
 
-  grads = training.flat(jax.grad(loss)(params))
+  grads = training.flat(jax.jit(jax.grad(loss))(params))
   for part in model.saved:
     assert np.any(grads[part.path]), part.path
     replaced = grads[part.row.path]
@@ -125,11 +132,12 @@ def test_gradients_reach_copies_and_not_what_they_replace():
 
 
 def test_trains_resumes_and_leaves_the_base_alone(tmp_path):
-  base = g4.testing.make_checkpoint(_base(), tmp_path / 'released')
+  model = _lora('Gemma4_31B')
+  base = g4.testing.make_checkpoint(model.model, tmp_path / 'released')
 
   def run(workdir, num_train_steps):
     return training.make_trainer(
-        _lora(),
+        model,
         tmp_path / workdir,
         num_train_steps=num_train_steps,
         init_transform=g4.ckpts.SkipLoRA4(
@@ -144,7 +152,7 @@ def test_trains_resumes_and_leaves_the_base_alone(tmp_path):
   original, _ = peft.split_params(whole.params)
   jax.tree.map(np.testing.assert_array_equal, original, base)
   flat = training.flat(base)
-  for path, copy in _copies(_lora(), whole.params).items():
+  for path, copy in _copies(model, whole.params).items():
     assert np.any(copy != 0), path
   final_norm = whole.params['final_norm']['lora']['scale']
   assert np.any(final_norm != flat['final_norm.scale'])
@@ -213,7 +221,7 @@ def test_counts_and_names_in_the_summary():
 
 
 def test_kauldron_selects_copies_and_lora_alike():
-  params = _init(_lora())
+  params = training.random_params(_lora())
   mask = training.flat(kd.optim.select('lora')(params))
   assert all(mask[part.path] for part in _lora().saved)
   assert not any(mask[part.row.path] for part in _lora().saved)
@@ -279,7 +287,7 @@ def test_norms_in_targets_are_an_error_that_names_the_argument():
 
 
 def test_copies_missing_from_the_parameters():
-  params = _init(_lora(modules_to_save=()))
+  params = training.random_params(_lora(modules_to_save=()))
   with pytest.raises(ValueError, match=r'no layer_0.pre_attention_norm.lora.s'):
     _lora(modules_to_save='layer_0.pre_attention_norm').apply(
         {'params': params}, _TOKENS
@@ -287,6 +295,6 @@ def test_copies_missing_from_the_parameters():
 
 
 def test_copies_that_nothing_would_read():
-  params = _init(_lora(modules_to_save='final_norm'))
+  params = training.random_params(_lora(modules_to_save='final_norm'))
   with pytest.raises(ValueError, match=r'be ignored: final_norm.lora.scale'):
     _lora(modules_to_save=()).apply({'params': params}, _TOKENS)

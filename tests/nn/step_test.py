@@ -13,8 +13,9 @@ import pytest
 from gemma4_lora import g4
 from tests import training
 
-# E4B has no feature that these have not.
-_VARIANTS = ['Gemma4_E2B', 'Gemma4_31B', 'Gemma4_26B_A4B']
+# The others have no feature that these have not: 26B_A4B has 31B's attention,
+# and its dense MLP beside the experts.
+_VARIANTS = ['Gemma4_E2B', 'Gemma4_26B_A4B']
 
 
 def _tokens():
@@ -91,8 +92,9 @@ def test_all_at_once(name):
   _assert_same_step(got, wanted, rtol=2e-5)
 
 
-@pytest.mark.parametrize('name', ['Gemma4_E2B', 'Gemma4_26B_A4B'])
-@pytest.mark.parametrize('remat', ['block', 'dots'])
+@pytest.mark.parametrize(
+    ('name', 'remat'), [('Gemma4_E2B', 'block'), ('Gemma4_26B_A4B', 'dots')]
+)
 def test_remat(name, remat):
   model, params, wanted = _made(name)
   got = _step(_with(model, remat=remat), params)
@@ -184,7 +186,7 @@ _WRITTEN = {}
 
 def test_the_trainer_with_every_option(tmp_path):
   """The loss by hand, and metrics that need no logits."""
-  base = training.shallow(
+  base = training.one_layer(
       g4.testing.Gemma4_31B(tokens='batch.input', dtype=jnp.float32)
   )
   model = g4.nn.LoRA(

@@ -30,7 +30,7 @@ _HAS_AUDIO = {'Gemma4_E2B': True, 'Gemma4_31B': False}
 
 
 def _model(name, *, targets=(), **kwargs):
-  base = multimodal.base(name, dtype=jnp.float32)
+  base = multimodal.base_of_one_layer(name, dtype=jnp.float32)
   kwargs = {'rank': 3, 'alpha': 6} | kwargs
   return g4.nn.LoRA(targets=[*_TOWERS[name], *targets], model=base, **kwargs)
 
@@ -187,7 +187,7 @@ def test_the_branch_is_inside_both_clips(projection, source, module):
 def test_zero_b_equals_the_base_model_bitwise(name):
   audio = _HAS_AUDIO[name]
   model = _model(name, targets=['text']).clone(
-      model=multimodal.base(name)  # In bfloat16.
+      model=multimodal.base_of_one_layer(name)  # In bfloat16.
   )
   params = multimodal.random_params(model)
   params = _tight(params, inputs=0.3, outputs=0.1)
@@ -237,7 +237,7 @@ def test_gradients_reach_every_leaf(name):
 
 def test_dropout_in_the_audio_tower():
   """Off in eval; reproducible from its rng, and another with another."""
-  base = multimodal.base('Gemma4_E2B', dtype=jnp.float32)
+  base = multimodal.base_of_one_layer('Gemma4_E2B', dtype=jnp.float32)
   model = g4.nn.LoRA(rank=3, targets='audio', dropout=0.5, model=base)
   params = multimodal.random_params(model)
 
@@ -266,7 +266,7 @@ def test_dropout_under_scan():
   At this rate about half of the inputs are dropped for every patch, and their
   rows of A get no gradient at all: the mask, read off the gradients.
   """
-  base = multimodal.base('Gemma4_31B', dtype=jnp.float32)
+  base = multimodal.base_of_one_layer('Gemma4_31B', dtype=jnp.float32)
   model = g4.nn.LoRA(rank=3, targets='vision', dropout=0.97, model=base)
   params = multimodal.random_params(model)
 
@@ -349,7 +349,7 @@ def _sharded(params):
 
 def test_init_draws_each_stacked_layer_by_its_own_fan_in():
   """U(-1/sqrt(fan_in), 1/sqrt(fan_in)); the layer axis is no input."""
-  base = multimodal.base('Gemma4_31B')
+  base = multimodal.base_of_one_layer('Gemma4_31B')
   model = g4.nn.LoRA(rank=64, targets='vision', model=base)
   tokens = jnp.ones((1, 4), jnp.int32)
   params = jax.jit(model.init)(jax.random.key(0), tokens)['params']
@@ -392,7 +392,7 @@ def test_select_lora_leaves_clip_bounds_frozen():
 def test_a_tower_that_init_does_not_make(targets, match):
   """gemma makes it only from its own input: no leaf would be there."""
   model = g4.nn.LoRA(
-      rank=2, targets=targets, model=multimodal.base('Gemma4_E2B')
+      rank=2, targets=targets, model=multimodal.base_of_one_layer('Gemma4_E2B')
   )
   tokens = jax.ShapeDtypeStruct((1, 4), jnp.int32)
   with pytest.raises(ValueError, match=match):
@@ -402,7 +402,7 @@ def test_a_tower_that_init_does_not_make(targets, match):
 def test_tokens_alone_make_the_vision_tower():
   """gemma shows it an empty image on init: text-only batches can train it."""
   model = g4.nn.LoRA(
-      rank=2, targets='vision', model=multimodal.base('Gemma4_E2B')
+      rank=2, targets='vision', model=multimodal.base_of_one_layer('Gemma4_E2B')
   )
   tokens = jax.ShapeDtypeStruct((1, 4), jnp.int32)
   params = jax.eval_shape(model.init, jax.random.key(0), tokens)['params']
@@ -416,7 +416,7 @@ def test_tokens_alone_make_the_vision_tower():
 
 def test_a_clip_bound_that_the_parameters_lack():
   model = g4.nn.LoRA(
-      rank=2, targets='vision', model=multimodal.base('Gemma4_E2B')
+      rank=2, targets='vision', model=multimodal.base_of_one_layer('Gemma4_E2B')
   )
   params = multimodal.random_params(model)
   block = params['vision_encoder']['transformer']['stacked_layers']['block']

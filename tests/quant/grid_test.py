@@ -7,7 +7,7 @@ import pytest
 from gemma4_lora.quant import _grid
 
 
-def _on_grid(scale_dtype, dtype, *, codes=(-8, 8), size=32, num=400, seed=0):
+def _on_grid(scale_dtype, dtype, *, codes=(-8, 8), size=32, num=8000, seed=0):
   """Groups of `code * scale`, rounded, as a training run would leave them."""
   rng = np.random.default_rng(seed)
   codes = rng.integers(*codes, size=(num, size)).astype(np.float32)
@@ -42,7 +42,7 @@ def test_weights_on_a_grid_lose_nothing(scale_dtype, dtype, codes, size):
 
 
 def test_groups_beside_a_grid_do_not_keep_others_from_it():
-  w = _on_grid('bfloat16', 'bfloat16')
+  w = _on_grid('bfloat16', 'bfloat16', num=400)
   noise = np.random.default_rng(1).standard_normal((200, 32))
   w = w.at[::2].set(jnp.asarray(noise, jnp.bfloat16))
   codes, scales = _grid.quantize(w, scale_dtype=jnp.dtype('bfloat16'))

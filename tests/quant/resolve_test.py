@@ -81,6 +81,14 @@ def test_the_first_that_selects_a_part_decides():
   assert not [path for path in layouts if 'router' in path]
 
 
+def test_dead_keys_and_values_are_quantized_with_the_others():
+  """They are there, and the checkpoint may have them."""
+  model = g4.testing.Gemma4_E2B()
+  layouts = _resolve(model, g4.quant.Int8('attention'))
+  last = model.config.num_layers - 1
+  assert f'layer_{last}.attn.kv_einsum.w' in layouts
+
+
 @pytest.mark.parametrize(
     ('formats', 'message'),
     [

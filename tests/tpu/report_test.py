@@ -9,7 +9,7 @@ from gemma4_lora import g4
 from gemma4_lora.tpu import _chips
 from gemma4_lora.tpu import _compile
 from gemma4_lora.tpu import _cost
-from gemma4_lora.tpu import _hlo
+from gemma4_lora.tpu import _exchanges
 
 _GIB = 2**30
 
@@ -41,7 +41,7 @@ _PLAN = g4.tpu.Plan(
         unknown_loops=1,
     ),
     collectives=(
-        _hlo.Collective(
+        _exchanges.Collective(
             kind='all-gather', count=1234, bytes=2 * 10**9, wire_bytes=1.75e9
         ),
     ),
