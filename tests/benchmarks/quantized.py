@@ -19,7 +19,6 @@ import time
 
 from gemma import peft
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -41,9 +40,7 @@ def errors(fixture: str) -> dict[str, float]:
   reference = hf_reference.load(fixture)
   lora = g4.nn.LoRA(rank=1, targets='q', model=reference.model, enabled=False)
   fresh = lora.init(jax.random.key(0), reference.tokens)['params']
-  params = peft.merge_params(
-      reference.params, peft.split_params(fresh).lora
-  )
+  params = peft.merge_params(reference.params, peft.split_params(fresh).lora)
 
   def logits(model, params):
     output = model.apply({'params': params}, reference.tokens)
