@@ -107,7 +107,8 @@ def streamed_leaves(
     rows = source.open_rows(stored.key)
     if rows is not None:
       for x in sorted(loads, key=lambda x: x.stored.index or 0):
-        yield x.model.path, rows.read(x.stored.index, x.stored.index + 1)[0]
+        index = x.stored.index or 0
+        yield x.model.path, rows.read(index, index + 1)[0]
     return
   is_table = load.model.path[-1] in _layouts.TABLES
   if others or whole and not is_table:
