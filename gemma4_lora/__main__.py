@@ -15,6 +15,13 @@ writes what the run trained, fused into its base: for gemma, or, with
 `--format=hf`, as safetensors of Hugging Face. One leaf is in memory at a time.
 
 ```sh
+python -m gemma4_lora quantize --cfg=… --out=/tmp/int4
+```
+
+writes the base that the config restores, quantised as its model says; it is
+read again without quantising it.
+
+```sh
 python -m gemma4_lora export --cfg=… --cfg.workdir=/tmp/run --out=/tmp/lora
 ```
 
@@ -214,6 +221,20 @@ def _export() -> None:
   print(f'{_out()}: PEFT folder for {_BASE_MODEL_CLASS.value}.')
 
 
+def _quantize() -> None:
+  from gemma4_lora.ckpts import _save_quantized  # pylint: disable=g-import-not-at-top
+
+  print(
+      _save_quantized.quantize_checkpoint(
+          _out(),
+          model=_resolved('model'),
+          init_transform=_resolved('init_transform'),
+          overwrite=_OVERWRITE.value,
+          who='gemma4_lora quantize',
+      )
+  )
+
+
 def _check() -> None:
   """Exits with 1 if something is wrong."""
   from gemma4_lora.ckpts import _export as export_lib  # pylint: disable=g-import-not-at-top
@@ -368,6 +389,7 @@ _COMMANDS = {
     'export': _export,
     'fuse': _fuse,
     'plan': _plan,
+    'quantize': _quantize,
     'summary': _summary,
     'train': _train,
     'vertex': _vertex,

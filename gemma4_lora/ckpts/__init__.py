@@ -5,4 +5,5 @@ from gemma4_lora.ckpts._load_lora import LoadLoRA
 from gemma4_lora.ckpts._lora_checkpointer import LoRACheckpointer
 from gemma4_lora.ckpts._lora_file import save_lora
 from gemma4_lora.ckpts._partial_load import PartialLoad
+from gemma4_lora.ckpts._save_quantized import save_quantized
 from gemma4_lora.ckpts._skip_lora import SkipLoRA4

@@ -1,5 +1,6 @@
 """What LoRA was trained on, and with which settings: written beside it."""
 
+from collections.abc import Collection
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ _FORMAT = 1
 _PACKAGES = ('gemma4_lora', 'gemma', 'kauldron', 'jax', 'flax', 'optax')
 _SHOWN = 4
 _NONE = '(none)'
+_QUANTIZE = 'quantize'
 
 Fingerprint = Mapping[str, Any]
 
@@ -106,7 +108,11 @@ def check(
     )
   problems = [
       *_different_lora(saved['lora'], current['lora']),
-      *_different_base(saved['base'], current['base']),
+      *(
+          []
+          if _other_quantize(saved, current)  # Has been said.
+          else _different_base(saved['base'], current['base'])
+      ),
       *_different_values(saved, current),
   ]
   if problems:
@@ -120,6 +126,11 @@ def check(
   _log_harmless(saved, current, who=who)
 
 
+def _other_quantize(saved: Fingerprint, current: Fingerprint) -> bool:
+  settings = [x['lora']['settings'].get(_QUANTIZE) for x in (saved, current)]
+  return settings[0] != settings[1]
+
+
 def base_differences(saved: Fingerprint, params: Any) -> list[str]:
   """Says in what a base differs from the one that LoRA was trained on.
 
@@ -131,12 +142,14 @@ def base_differences(saved: Fingerprint, params: Any) -> list[str]:
     params: Nested; LoRA leaves among them do not matter. Of leaves without
       values, shapes are compared alone.
   """
-  base = {
+  ours = {
       _trees.join(path): leaf
       for path, leaf in _trees.flatten(params).items()
       if not _trees.is_lora(path)
-      and _trees.join(path) in saved['base']['leaves']
   }
+  if problems := list(_different_formats(saved, ours)):
+    return problems
+  base = {k: x for k, x in ours.items() if k in saved['base']['leaves']}
   old = {k: saved['base']['leaves'][k] for k in base}
   sums = {
       k: x for k, x in base.items() if not isinstance(x, jax.ShapeDtypeStruct)
@@ -190,7 +203,9 @@ def _settings(model: nn.Module) -> dict[str, Any]:
           'use_rslora': bool(lora.use_rslora),
           'use_dora': bool(lora.use_dora),
           'init_lora_weights': lora.init_lora_weights,
-      },
+      }
+      # As earlier versions have it, where nothing is quantised.
+      | ({_QUANTIZE: [repr(x) for x in lora.quantize]} if lora.quantize else {}),
   }
 
 
@@ -220,6 +235,37 @@ def _different_lora(saved: Fingerprint, current: Fingerprint) -> Iterator[str]:
       yield f'{field}=: checkpoint {a!r}, config {b!r}'
   if old == new or not (old and new):
     yield from _different_leaves('LoRA', saved['leaves'], current['leaves'])
+
+
+def _different_formats(
+    saved: Fingerprint, ours: Mapping[str, Any]
+) -> Iterator[str]:
+  """Says which arrays are quantised in one base, and not so in the other."""
+  old = saved['base']['leaves']
+
+  def formats(leaves, others):
+    """By array, its dtype or that of its codes; of arrays that both have."""
+    found = {}
+    for name, (dtype, _) in leaves.items():
+      array = name.removesuffix('.codes')
+      if array != name or f'{name}.codes' in others:
+        found[array] = f'{dtype} codes' if array != name else dtype
+    return {k: x for k, x in found.items() if _has(others, k)}
+
+  mine = _specs(ours)
+  a, b = formats(old, mine), formats(mine, old)
+  names = [k for k in a if a[k] != b.get(k, a[k])]
+  if names:
+    first = names[0]
+    quantize = saved['lora']['settings'].get(_QUANTIZE, _NONE)
+    yield (
+        f'quantize= (trained on {quantize}), at {_some(names)}: trained on'
+        f' {a[first]}, parameters {b[first]}'
+    )
+
+
+def _has(leaves: Collection[str], array: str) -> bool:
+  return array in leaves or f'{array}.codes' in leaves
 
 
 def _different_base(saved: Fingerprint, current: Fingerprint) -> Iterator[str]:

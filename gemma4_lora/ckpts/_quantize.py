@@ -25,7 +25,7 @@ from gemma4_lora.ckpts import _rows
 
 # Of a piece as the file has it; what computes codes takes 15 times this, for
 # each of the pieces that are in work at once.
-PIECE_BYTES = 2**22
+PIECE_BYTES = 2**21
 _NUM_WORKERS = min(8, os.cpu_count() or 1)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import gc
 import itertools
 import sys
 import time
@@ -125,8 +126,12 @@ def restore(state: Any, request: Request) -> Any:
             request.on_quantized(load.model.rel, value, quantized.value)
           for part, array in _trees.flatten(quantized.value).items():
             put((*path, *part), array)
+            del array
           progress.update(_sources.num_bytes(load.stored))
           del quantized
+          if isinstance(value, _quantize.Streamed):
+            # What was put on a device may be held until then: a large array.
+            gc.collect()
         del value  # On the host: not held while others are read.
   for leaf in plan.pruned:
     for part in leaf.parts.values():

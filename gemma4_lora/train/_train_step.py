@@ -1,5 +1,6 @@
 """Kauldron's train step, without what a mostly frozen model does not need."""
 
+import copy
 import dataclasses
 import functools
 from typing import Any
@@ -15,6 +16,7 @@ import optax
 from gemma4_lora.ckpts import _restored
 from gemma4_lora.nn import _placement
 from gemma4_lora.optim import _check as optim
+from gemma4_lora.optim import _integers
 from gemma4_lora.train import _empty_masks
 from gemma4_lora.train import _lean_init
 from gemma4_lora.train import _microbatches
@@ -195,7 +197,12 @@ class TrainStep(kd.train.TrainStep):
       self, state: kd.train.TrainState, batch: Any
   ) -> tuple[kd.train.TrainState, kd.train.Context]:
     if self.num_microbatches == 1:
-      return super()._step(state, batch)
+      step = self
+      if _integers.has_integers(state.params):
+        step = copy.copy(self)
+        optimizer = _integers.keep_integers(self.optimizer)
+        object.__setattr__(step, 'optimizer', optimizer)
+      return super(TrainStep, step)._step(state, batch)
     params: Any = state.params
     old: Any = state.opt_state
     needed = optim.used_gradients(self.optimizer, params)

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from gemma4_lora import g4
@@ -122,3 +123,79 @@ def test_pieces_and_rows_give_what_the_whole_gives(layout, write, monkeypatch):
   old = _state(model)
   state = g4.ckpts.PartialLoad(path=path).transform(old)
   _check_restored(state, old, model, written)
+
+
+# ------------------------------- Saved again ------------------------------
+
+
+@pytest.fixture(scope='module')
+def saved(write, tmp_path_factory):
+  """A checkpoint of `_MIXED`, and what was saved."""
+  model = _model('Gemma4_E2B', _MIXED)
+  path, _ = write('Gemma4_E2B')
+  params = g4.ckpts.PartialLoad(path=path).transform(_state(model)).params
+  path = tmp_path_factory.mktemp('saved') / 'ckpt'
+  g4.ckpts.save_quantized(path, model=model, params=params)
+  return path, params
+
+
+def test_saved_codes_and_scales_are_read_as_they_are(saved):
+  path, params = saved
+  model = _model('Gemma4_E2B', _MIXED)
+  old = _state(model, abstract=False)
+  load = g4.ckpts.PartialLoad(path=path)
+  state = g4.ckpts.SkipLoRA4(wrapped=load).transform(old)
+  wanted = training.flat(params)
+  for key, x in training.flat(state.params).items():
+    assert x.dtype == wanted[key].dtype
+    np.testing.assert_array_equal(x, wanted[key], err_msg=key)
+
+
+@pytest.mark.parametrize(
+    ('quantize', 'match'),
+    [
+        (
+            None,
+            r'layer_0.attn.q_einsum.w: model not quantised, checkpoint int4 in'
+            r' groups of 2, scales bfloat16(?s:.*)quantize=\[.*'
+            r'g4.quant.Int4\(group_size=2\)',
+        ),
+        (
+            (*_MIXED[:2], g4.quant.Int4(group_size=4, select='attention')),
+            r'layer_0.attn.kv_einsum.w: model int4 in groups of 4, scales'
+            r' bfloat16, checkpoint int4 in groups of 2, scales bfloat16',
+        ),
+        ('int8', r'mlp.linear: model int8 .*checkpoint nf4 .*scales int8'),
+    ],
+)
+def test_a_checkpoint_in_another_format_is_refused(quantize, match, saved):
+  state = _state(_model('Gemma4_E2B', quantize), abstract=False)
+  with pytest.raises(ValueError, match=match):
+    g4.ckpts.PartialLoad(path=saved[0]).transform(state)
+  assert not any(x.is_deleted() for x in jax.tree.leaves(state))
+
+
+def test_codes_of_an_unknown_dtype_are_refused(tmp_path):
+  params = {'w': {'codes': np.zeros((4, 2), np.int16), 'scales': np.ones((2, 2))}}
+  with ocp.PyTreeCheckpointer() as checkpointer:
+    checkpointer.save(tmp_path / 'ckpt', params)
+  state = states.wrap({'w': jnp.ones((4, 2))})
+  with pytest.raises(
+      ValueError, match=r'params.w .*format that is not known.*int16'
+  ):
+    g4.ckpts.PartialLoad(path=tmp_path / 'ckpt').transform(state)
+
+
+def test_save_quantized_refuses(saved, tmp_path):
+  path, params = saved
+  model = _model('Gemma4_E2B', _MIXED)
+  save = g4.ckpts.save_quantized
+  with pytest.raises(FileExistsError, match='overwrite=True'):
+    save(path, model=model, params=params)
+  with pytest.raises(ValueError, match='model= quantises nothing'):
+    save(tmp_path / 'x', model=_model('Gemma4_E2B', None), params=params)
+  with pytest.raises(ValueError, match='leaves of the base are not as'):
+    save(tmp_path / 'x', model=_model('Gemma4_E2B', _INT4), params=params)
+  with pytest.raises(ValueError, match='has no value .*ShapeDtypeStruct'):
+    save(tmp_path / 'x', model=model, params=_state(model).params)
+  assert not (tmp_path / 'x').exists()

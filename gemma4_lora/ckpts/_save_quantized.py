@@ -1,0 +1,134 @@
+"""A quantised base on disk, to be opened again without quantising it."""
+
+from collections.abc import Mapping
+import os
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from gemma4_lora import _atomic
+from gemma4_lora import _gemma4
+from gemma4_lora import nn
+from gemma4_lora.ckpts import _quantized_leaves
+from gemma4_lora.ckpts import _restore
+from gemma4_lora.ckpts import _run
+from gemma4_lora.ckpts import _trees
+from gemma4_lora.nn import _quantized
+
+_WHO = 'g4.ckpts.save_quantized'
+# Of a file of Orbax.
+_FILE_BYTES = 2**27
+
+
+def save_quantized(
+    path: os.PathLike[str] | str,
+    *,
+    model: nn.LoRA,
+    params: Mapping[str, Any],
+    overwrite: bool = False,
+) -> None:
+  """Saves a quantised base, without LoRA.
+
+  ```python
+  g4.ckpts.save_quantized('gemma4_e2b_int4', model=model, params=state.params)
+  ```
+
+  `g4.ckpts.PartialLoad(path='gemma4_e2b_int4')`, and with it `SkipLoRA4`, reads
+  codes and scales as they are, into a model with the same `quantize=`.
+
+  Args:
+    path: Folder to make. It appears under its name once it is complete.
+    model: A `g4.nn.LoRA` with `quantize=`.
+    params: Its parameters, nested. LoRA leaves among them are left out.
+    overwrite: Whether to replace the folder if there is one.
+
+  Raises:
+    FileExistsError: There is something at `path`, and not `overwrite`.
+    ValueError: `model` quantises nothing, or `params` are not as it has them.
+  """
+  _check_model(model, who=_WHO)
+  target = _atomic.check_free(path, overwrite=overwrite, who=_WHO)
+  _quantized.check(params, model.quantized)
+  base, _ = _trees.split_lora(params)
+  for name, leaf in _trees.flatten(base).items():
+    if not isinstance(leaf, (jax.Array, np.ndarray)):
+      raise ValueError(
+          f'{_WHO}: {_trees.join(name)} has no value'
+          f' ({type(leaf).__name__}): restore the base first.'
+      )
+  with _atomic.new_folder(target, overwrite=overwrite) as folder:
+    # Orbax makes its folder itself.
+    made = folder / 'checkpoint'
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+      checkpointer.save(
+          made,
+          args=ocp.args.PyTreeSave(
+              jax.tree.map(_storable, base),
+              ocdbt_target_data_file_size=_FILE_BYTES,
+          ),
+      )
+    for file in made.iterdir():
+      file.rename(folder / file.name)
+    made.rmdir()
+
+
+def quantize_checkpoint(
+    path: os.PathLike[str] | str,
+    *,
+    model: Any,
+    init_transform: Any,
+    overwrite: bool = False,
+    who: str,
+) -> str:
+  """Reads a base, quantises it as the model says, and saves it.
+
+  Args:
+    path: As of `save_quantized`.
+    model: Of a config: a `g4.nn.LoRA` with `quantize=`.
+    init_transform: Of the config: from where the base is restored.
+    overwrite: As of `save_quantized`.
+    who: The command, for messages.
+
+  Returns:
+    What was written, in words.
+
+  Raises:
+    FileExistsError: There is something at `path`, and not `overwrite`.
+    FileNotFoundError: There is no checkpoint.
+    ValueError: `model` quantises nothing; or the checkpoint does not fit it.
+  """
+  _check_model(model, who=who)
+  _atomic.check_free(path, overwrite=overwrite, who=who, how='--overwrite')
+  request = _run.base_request(init_transform)
+  if request is None:
+    raise ValueError(
+        f'{who}: init_transform= of the config restores no base that can be read'
+        f' leaf by leaf: {type(init_transform).__name__}. Give it as'
+        ' g4.ckpts.SkipLoRA4(wrapped=g4.ckpts.PartialLoad(path=…)).'
+    )
+  params = dict(_gemma4.abstract_params(model.model))
+  for name, layout in model.quantized.items():
+    key = tuple(name.split('.'))
+    shape = _trees.get_at(params, key).shape
+    params = _trees.replace_at(params, key, layout.abstract(shape))
+  params = _restore.restore({'params': params}, request)['params']
+  save_quantized(path, model=model, params=params, overwrite=overwrite)
+  argument = _quantized_leaves.argument(model.quantized.values())
+  return f'{path}: the base of {request.path}, {argument}.'
+
+
+def _check_model(model: Any, *, who: str) -> None:
+  if not isinstance(model, nn.LoRA) or not model.quantize:
+    raise ValueError(
+        f'{who}: model= quantises nothing. Give g4.nn.LoRA(quantize=…), as'
+        f" quantize='int4'. Got: {type(model).__name__}."
+    )
+
+
+def _storable(leaf: Any) -> Any:
+  """Returns a leaf in a dtype that files have."""
+  return leaf.astype(
+      _quantized_leaves.STORED_DTYPE.get(np.dtype(leaf.dtype), leaf.dtype)
+  )

@@ -1,0 +1,132 @@
+"""Training on a quantised base: in the Trainer, sharded, and resumed."""
+
+import jax
+import jax.numpy as jnp
+from kauldron import kd
+import numpy as np
+import optax
+import pytest
+
+from gemma4_lora import g4
+from tests import training
+
+_QUANTIZE = (g4.quant.Int8('embeddings'), g4.quant.Int4(group_size=2))
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory):
+  path = tmp_path_factory.mktemp('base') / 'ckpt'
+  return path, g4.testing.make_checkpoint(_base(), path)
+
+
+def _base():
+  return training.shallow(
+      g4.testing.Gemma4_31B(tokens='batch.input', text_only=True)
+  )
+
+
+def _trainer(checkpoint, workdir, num_train_steps, *, quantize=_QUANTIZE, **kw):
+  path, _ = checkpoint
+  model = g4.nn.LoRA(rank=2, model=_base(), quantize=quantize)
+  return training.make_trainer(
+      model,
+      workdir,
+      num_train_steps=num_train_steps,
+      init_transform=g4.ckpts.SkipLoRA4(
+          wrapped=g4.ckpts.PartialLoad(path=path)
+      ),
+      **kw,
+  )
+
+
+def _arrays(state):
+  return {k: np.asarray(x) for k, x in training.flat(state.params).items()}
+
+
+def test_a_b_train_and_nothing_else(checkpoint, tmp_path):
+  """Clipping and parts of batches included; Adam has moments of A and B alone."""
+  trainer = _trainer(
+      checkpoint,
+      tmp_path,
+      3,
+      checkpointer=None,
+      trainstep=g4.train.TrainStep(num_microbatches=2),
+      )
+  trainer = trainer.replace(
+      optimizer=kd.optim.partial_updates(
+          optax.chain(optax.clip_by_global_norm(1e-3), optax.adam(1e-2)),
+          mask=kd.optim.select('lora'),
+      )
+  )
+  state = trainer.init_state()
+  before = _arrays(state)
+  state, _ = trainer.train()
+  after = _arrays(state)
+  changed = {k for k in after if (before[k] != after[k]).any()}
+  assert changed == {k for k in after if 'lora' in k}
+  floats = [
+      x
+      for x in jax.tree.leaves(state.opt_state)
+      if jnp.issubdtype(x.dtype, jnp.floating)
+  ]
+  lora = [x for k, x in after.items() if 'lora' in k]
+  assert sum(x.size for x in floats) == 2 * sum(x.size for x in lora)
+
+
+@pytest.mark.parametrize(
+    ('checkpointer', 'trainstep'),
+    [
+        (g4.ckpts.LoRACheckpointer, g4.train.TrainStep),
+        (kd.ckpts.Checkpointer, kd.train.TrainStep),
+    ],
+)
+def test_a_resumed_run_is_the_uninterrupted_one(
+    checkpointer, trainstep, checkpoint, tmp_path
+):
+  """Bit for bit; Kauldron's own checkpointer saves codes and scales too."""
+
+  def run(workdir, *steps):
+    for num in steps:
+      trainer = _trainer(
+          checkpoint,
+          tmp_path / workdir,
+          num,
+          checkpointer=checkpointer(save_interval_steps=2),
+          trainstep=trainstep(),
+      )
+      if trainstep is kd.train.TrainStep:
+        optimizer = g4.optim.keep_integers(trainer.optimizer)
+        trainer = trainer.replace(optimizer=optimizer)
+      state, _ = trainer.train()
+    return _arrays(state)
+
+  whole = run('whole', 4)
+  resumed = run('resumed', 2, 4)
+  assert whole.keys() == resumed.keys()
+  for path, x in whole.items():
+    np.testing.assert_array_equal(resumed[path], x, err_msg=path)
+
+
+def test_sharded_codes_and_scales_give_the_same_losses(checkpoint, tmp_path):
+  fsdp = kd.sharding.FSDPSharding(min_size_to_shard_mb=1e-5)
+  sharding = kd.sharding.ShardingStrategy(params=fsdp)
+
+  def run(name, **kwargs):
+    trainer = _trainer(
+        checkpoint, tmp_path / name, 2, checkpointer=None, **kwargs
+    )
+    state, aux = trainer.train()
+    return state, aux
+
+  state, _ = run('sharded', sharding=sharding)
+  whole, _ = run('whole')
+  for path, x in training.flat(state.params).items():
+    if path.endswith(('q_einsum.w.codes', 'q_einsum.w.scales')):
+      assert not x.sharding.is_fully_replicated, path
+  for path, x in _arrays(whole).items():
+    np.testing.assert_allclose(
+        np.asarray(training.flat(state.params)[path], np.float32),
+        np.asarray(x, np.float32),
+        atol=2e-3,
+        err_msg=path,
+    )
