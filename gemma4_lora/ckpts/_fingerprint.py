@@ -205,7 +205,9 @@ def _settings(model: nn.Module) -> dict[str, Any]:
           'init_lora_weights': lora.init_lora_weights,
       }
       # As earlier versions have it, where nothing is quantised.
-      | ({_QUANTIZE: [repr(x) for x in lora.quantize]} if lora.quantize else {}),
+      | (
+          {_QUANTIZE: [repr(x) for x in lora.quantize]} if lora.quantize else {}
+      ),
   }
 
 
