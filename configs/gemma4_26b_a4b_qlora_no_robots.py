@@ -45,8 +45,9 @@ def get_config(args: ConfigArgs = ConfigArgs()):
       model=g4.nn.LoRA(
           rank=16,
           alpha=32,
-          # The routed experts too, at a lower rank: 128 in each layer.
-          targets=["text", g4.targets.experts(rank=4)],
+          # The routed experts too: 128 in each layer, whose A and B of rank 16
+          # would take, with Adam's state, more than half of what the base takes.
+          targets=["text", g4.targets.experts(rank=8, alpha=16)],
           # Groups of 32 weights, 4.5 bits each.
           quantize="int4",
           model=gm.nn.Gemma4_26B_A4B(tokens="batch.input"),

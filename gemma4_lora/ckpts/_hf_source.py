@@ -13,6 +13,7 @@ from gemma4_lora.ckpts import _layouts
 from gemma4_lora.ckpts import _rows
 from gemma4_lora.ckpts import _source
 from gemma4_lora.ckpts import _trees
+from gemma4_lora.hf import _mapped
 from gemma4_lora.hf import _weights
 
 
@@ -38,9 +39,13 @@ class HuggingFaceSource(_source.Source):
 
   def open_rows(self, key: _trees.Path) -> _rows.Rows | None:
     """See `Source`."""
-    # Of several tensors the array would be put together for each row.
+    # Of several tensors the array would be put together for each row, and what
+    # is packed unpacked.
     leaf = self.weights[key]
-    return _MappedRows(leaf) if len(leaf.tensors) == 1 else None
+    is_mapped = isinstance(leaf.tensors[0], _mapped.Tensor)
+    if len(leaf.tensors) > 1 or not is_mapped:
+      return None
+    return _MappedRows(leaf)
 
 
 @dataclasses.dataclass(frozen=True)

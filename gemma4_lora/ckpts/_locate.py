@@ -12,6 +12,7 @@ _ITEM = 'default'
 _CHECKPOINTS = 'checkpoints'
 _TMP = '.orbax-checkpoint-tmp'
 _STEP = re.compile(r'(?:ckpt_)?(\d+)')
+_GGUF = '.gguf'
 _HF_FILES = ('.safetensors', '.safetensors.index.json')
 
 
@@ -50,6 +51,13 @@ def locate(path: epath.PathLike, *, step: int = -1, who: str) -> epath.Path:
           f' workdir, and {path} is one of Hugging Face: drop `step=`.'
       )
     return path
+  if path.name.endswith(_GGUF) or (
+      path.is_dir() and any(x.name.endswith(_GGUF) for x in path.iterdir())
+  ):
+    raise ValueError(
+        f'{who}: {path}: unknown packed format: gguf. Give the safetensors that'
+        ' it was made from.'
+    )
   if not path.is_dir():
     raise ValueError(f'{who}: {path} is a file; a checkpoint is a folder.')
 

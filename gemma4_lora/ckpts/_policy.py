@@ -170,7 +170,8 @@ def _wrong_format(loads: Sequence[_plan.Load]) -> Iterable[str]:
           f' {text(x.stored.layout)}'
       ),
   )
-  argument = _quantized_leaves.argument(x.stored.layout for x in loads)
+  layouts = (x.stored.layout for x in loads)
+  argument = _quantized_leaves.argument(filter(None, layouts))
   yield (
       f'Build the model as g4.nn.LoRA({argument}), which is what they were made'
       ' with, or restore from a checkpoint that is not quantised.'

@@ -199,7 +199,8 @@ def _quantize(
 ) -> tuple[Any, jax.Array, jax.Array]:
   """Returns codes and scales; sums of squares; whether all is as before."""
   made = quant.quantize(array, layout)
-  back = quant.dequantize(made, jnp.float32)
+  back = quant.dequantize(made, array.dtype)
   wide = array.astype(jnp.float32)
-  sums = jnp.stack([jnp.sum((back - wide) ** 2), jnp.sum(wide**2)])
-  return made, sums, jnp.all(quant.dequantize(made, array.dtype) == array)
+  difference = back.astype(jnp.float32) - wide
+  sums = jnp.stack([jnp.sum(difference**2), jnp.sum(wide**2)])
+  return made, sums, jnp.all(back == array)

@@ -103,8 +103,9 @@ class Quality:
 
   Attributes:
     layout: How it is quantised.
-    error: Norm of the difference over the norm of the array.
-    is_exact: Whether there is no difference, in the dtype of the file.
+    error: Norm of the difference over the norm of the array, both in the dtype
+      of the file.
+    is_exact: Whether there is no difference.
   """
 
   layout: quant.Layout

@@ -106,7 +106,7 @@ def streamed_leaves(
     # Layers in one array: one after the other.
     rows = source.open_rows(stored.key)
     if rows is not None:
-      for x in sorted(loads, key=lambda x: x.stored.index):
+      for x in sorted(loads, key=lambda x: x.stored.index or 0):
         yield x.model.path, rows.read(x.stored.index, x.stored.index + 1)[0]
     return
   is_table = load.model.path[-1] in _layouts.TABLES

@@ -118,7 +118,9 @@ def restore(state: Any, request: Request) -> Any:
           put(path, value)
           progress.update(value.nbytes)
         else:
-          quantized = _quantize.quantize(value, load.model.layout)
+          layout = load.model.layout
+          assert layout is not None, path
+          quantized = _quantize.quantize(value, layout)
           made[path] = quantized.quality
           if request.on_quantized is not None and load.model.rel[-1] not in (
               _layouts.TABLES

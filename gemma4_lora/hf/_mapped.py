@@ -130,7 +130,8 @@ def _list_file(path: pathlib.Path, *, who: str) -> dict[str, Tensor]:
     if entry['dtype'] not in DTYPES:
       raise ValueError(
           f'{who}: {path}: {name} has dtype {entry["dtype"]}, which is not'
-          f' among {sorted(DTYPES)}: quantised weights cannot be read.'
+          f' among {sorted(DTYPES)}: unknown packed format'
+          f'{_looks_like(entry["dtype"])}. Give weights that are not quantised.'
       )
     start, stop = entry['data_offsets']
     end = max(end, 8 + length + stop)
@@ -143,6 +144,12 @@ def _list_file(path: pathlib.Path, *, who: str) -> dict[str, Tensor]:
   if size < end:
     raise ValueError(_damaged(path, size, end, who=who))
   return tensors
+
+
+def _looks_like(dtype: str) -> str:
+  if dtype == 'U32':
+    return ': it looks like MLX'
+  return ': 8-bit floats' if dtype.startswith('F8') else ''
 
 
 def _json(path: pathlib.Path, text: str, *, who: str) -> dict:

@@ -20,6 +20,7 @@ from gemma4_lora import _leaves
 from gemma4_lora import _linears
 from gemma4_lora.hf import _mapped
 from gemma4_lora.hf import _names
+from gemma4_lora.hf import _packed
 from gemma4_lora.hf import _structure
 from gemma4_lora.nn import _weights as _parts
 
@@ -75,7 +76,7 @@ class Leaf:
   """
 
   path: str
-  tensors: tuple[_mapped.Tensor, ...]
+  tensors: tuple[_mapped.Tensor | _packed.Packed, ...]
   shape: tuple[int, ...]
   make: Callable[[Sequence[np.ndarray]], np.ndarray]
 
@@ -102,7 +103,8 @@ def open_weights(path: pathlib.Path, *, who: str) -> dict[str, Leaf]:
     FileNotFoundError: A file is not there.
     ValueError: A file is damaged, or has no Gemma 4.
   """
-  named = _mapped.list_tensors(path, who=who)
+  listed = _mapped.list_tensors(path, who=who)
+  named = _packed.unpacked(listed, path=path, who=who)
   tensors = {_short(name): tensor for name, tensor in named.items()}
   try:
     config = _structure.config({k: v.shape for k, v in tensors.items()})
@@ -132,7 +134,7 @@ def _short(name: str) -> str:
 
 
 _Made = Iterator[tuple[Sequence[str], Leaf]]
-_Tensors = Mapping[str, _mapped.Tensor]
+_Tensors = Mapping[str, _mapped.Tensor | _packed.Packed]
 
 
 def _linear_leaves(rows: Sequence[_linears.Linear], tensors: _Tensors) -> _Made:

@@ -106,6 +106,26 @@ def _follows(
   )
 
 
+def check_storable(shapes: kd.train.TrainState, checkpointer: Any) -> None:
+  """Raises if a checkpointer would fail at its first save.
+
+  Args:
+    shapes: From `abstract_state`.
+    checkpointer: Of the run.
+  """
+  if type(checkpointer) is not kd.ckpts.Checkpointer:
+    return
+  for path, leaf in _trees.flatten(shapes).items():
+    if leaf.dtype == jnp.uint4:
+      raise ValueError(
+          f'{_trees.join(path)} is uint4, as codes of nf4 are, which Orbax cannot'
+          ' write (tensorstore has no such dtype):'
+          ' checkpointer=kd.ckpts.Checkpointer(…) would save them. Use'
+          ' checkpointer=g4.ckpts.LoRACheckpointer(…), which does not save the'
+          " base, or quantize='int4'."
+      )
+
+
 def check_complete(state: kd.train.TrainState) -> None:
   """Raises if a leaf has no value."""
   for path, leaf in _trees.flatten(state).items():

@@ -113,6 +113,7 @@ class TrainStep(kd.train.TrainStep):
     if _is_traced() or skip_transforms and not self._will_resume():
       return super().init(elem_spec, **kwargs)
     shapes = _lean_init.abstract_state(init_model, self.sharding)
+    _lean_init.check_storable(shapes, self.base_cfg.checkpointer)
     if any(x.sharding is None for x in jax.tree.leaves(shapes.params)):
       logging.info(
           '%s: sharding= leaves it to the compiler where parameters are: they'

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -163,3 +164,56 @@ def test_finds_lora_within_a_model():
   assert (
       _fingerprint.find_lora(g4.nn.RouterFix(model=runs.base_model())) is None
   )
+
+
+def test_another_quantisation_of_the_base():
+  def model(quantize):
+    return _model(quantize=quantize, targets='q')
+
+  int4 = model(g4.quant.Int4('mlp', group_size=2))
+  for other, text in (
+      (None, r"'\(none\)'"),
+      (g4.quant.Int4('mlp', group_size=4), r'.*Int4\(.*group_size=4'),
+      (g4.quant.Int8('mlp'), r'.*Int8\('),
+  ):
+    match = rf'quantize=: checkpoint .*Int4\(.*group_size=2.*, config {text}'
+    with pytest.raises(ValueError, match=match):
+      _check(_describe(int4), _describe(model(other)))
+  _check(_describe(int4), _describe(int4))
+
+
+@pytest.mark.parametrize(
+    ('trained', 'current', 'match'),
+    [
+        ('int8', None, r'trained on int8 codes, parameters bfloat16'),
+        (
+            None,
+            'int8',
+            r'trained on \(none\).*trained on bfloat16, .* int8 codes',
+        ),
+        (
+            'int8',
+            g4.quant.Int4('mlp', group_size=2),
+            r'int8 codes, .* int4 codes',
+        ),
+        (
+            g4.quant.Int4('mlp', group_size=2),
+            g4.quant.Int4('mlp', group_size=4),
+            r'shape or dtype of the base .*scales',
+        ),
+    ],
+)
+def test_lora_belongs_to_a_quantised_base(trained, current, match):
+  def shapes(quantize):
+    if quantize == 'int8':
+      quantize = g4.quant.Int8('mlp')
+    model = _model(quantize=quantize, targets='q')
+    tokens = jax.ShapeDtypeStruct((1, 4), jnp.int32)
+    params = jax.eval_shape(model.init, jax.random.key(0), tokens)['params']
+    return model, params
+
+  model, params = shapes(trained)
+  saved = _fingerprint.describe(model, params, content=False)
+  assert not _fingerprint.base_differences(saved, params)
+  (problem,) = _fingerprint.base_differences(saved, shapes(current)[1])
+  assert re.search(match, problem), problem
