@@ -35,6 +35,8 @@ def test_there_are_configs():
       "gemma4_e4b_lora_no_robots",
       "gemma4_31b_lora_no_robots",
       "gemma4_26b_a4b_lora_no_robots",
+      "gemma4_31b_qlora_no_robots",
+      "gemma4_26b_a4b_qlora_no_robots",
       "gemma4_e2b_lora_images",
       "gemma4_e2b_dpo",
       "gemma4_e2b_lora_hf_weights",

@@ -10,6 +10,8 @@ from gemma4_lora.tpu import _plan
 
 # Of a batch, length, ...: an estimate may be wrong by this much.
 _CAUTION = 0.9
+# Of bfloat16: 4.5 bits, where all linears and tables are.
+_INT4_SHARE = 4.5 / 16
 
 
 def advice_on(plan: _plan.Plan, trainer: kd.train.Trainer) -> tuple[str, ...]:
@@ -36,6 +38,7 @@ def _to_fit(plan: _plan.Plan, trainer: kd.train.Trainer) -> Iterator[str]:
         f'chips: state and batch alone are {_gib(arguments)} on each device.'
         f' Spread over devices, they take {chips} or more of these.'
     )
+  yield from _quantize(plan, trainer.model)
   if plan.num_devices == 1 or trainer.sharding.params is kd.sharding.REPLICATED:
     how = 'with' if plan.num_devices > 1 else 'on more of them,'
     yield (
@@ -44,6 +47,16 @@ def _to_fit(plan: _plan.Plan, trainer: kd.train.Trainer) -> Iterator[str]:
     )
   else:
     yield 'chips: on more of them, each holds less.'
+
+
+def _quantize(plan: _plan.Plan, model: Any) -> Iterator[str]:
+  """Of a `g4.nn.LoRA` whose base is as released."""
+  if getattr(model, 'quantize', ()) is None:
+    weights = plan.argument_bytes['weights']
+    yield (
+        "weights: with quantize='int4' of g4.nn.LoRA they take about"
+        f' {_gib(_INT4_SHARE * weights)} of the {_gib(weights)}.'
+    )
 
 
 def _smaller(plan: _plan.Plan, room: int) -> Iterator[str]:

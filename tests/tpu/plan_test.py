@@ -2,14 +2,19 @@
 
 import dataclasses
 
+from gemma import peft
 import jax
+import jax.numpy as jnp
 from kauldron import kd
 from kauldron import konfig
 import numpy as np
 import pytest
 
 from gemma4_lora import g4
+from gemma4_lora.tpu import _batch
 from gemma4_lora.tpu import _mesh
+from gemma4_lora.tpu import _shapes
+from gemma4_lora.tpu import _topology
 from tests import training
 from tests.tpu import configs
 
@@ -194,6 +199,30 @@ class _replicated:  # pylint: disable=invalid-name
     vars(kd.sharding)['REPLICATED'] = self.before
 
 
+def test_codes_of_4_bits_are_two_in_a_byte():
+  """By hand, and as the compiler counts arguments."""
+  with konfig.imports():
+    from gemma4_lora import g4 as g4_  # pylint: disable=g-import-not-at-top
+
+  cfg = configs.config()
+  cfg.model.quantize = g4_.quant.Int4(group_size=2)
+  with _mesh.on_devices(_topology.topology('cpu:1').devices):
+    trainer = konfig.resolve(cfg)
+    shapes = _shapes.shapes_of(trainer, _batch.batch_of(trainer))
+    base = peft.split_params(shapes.state.params).original
+    compiled = (
+        jax.jit(lambda x: jax.tree.map(jnp.copy, x)).lower(base).compile()
+    )
+  flat = training.flat(base)
+  codes = {k: x for k, x in flat.items() if k.endswith('.codes')}
+  rest = sum(x.size * x.dtype.itemsize for x in flat.values())
+  rest -= sum(x.size for x in codes.values())
+  assert {str(x.dtype) for x in codes.values()} == {'int4'}
+  want = rest + sum(x.size // 2 for x in codes.values())
+  assert shapes.bytes_per_device()['weights'] == want
+  assert compiled.memory_analysis().argument_size_in_bytes == want
+
+
 def test_a_step_that_does_not_fit():
   """By the compiler's own word, with what to change."""
   pytest.importorskip('libtpu')
@@ -207,7 +236,7 @@ def test_a_step_that_does_not_fit():
   assert plan.hbm_bytes == plan.too_large.available
   assert plan.peak_bytes == plan.too_large.wanted
   advice = '\n'.join(plan.advice)
-  for word in ('batch: ', 'length: ', 'remat: ', 'loss: ', 'chips: '):
+  for word in ('batch: ', 'length: ', 'remat: ', 'loss: ', 'chips: ', 'int4'):
     assert word in advice
   assert 'does not fit' in str(plan)
 
