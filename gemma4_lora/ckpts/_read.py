@@ -106,8 +106,8 @@ def _streamed(
     # Layers in one array: one after the other.
     rows = source.open_rows(stored.key)
     if rows is not None:
-      for x in sorted(loads, key=lambda x: x.stored.index):
-        yield x.model.path, rows.read(x.stored.index, x.stored.index + 1)[0]
+      for x in sorted(loads, key=_index):
+        yield x.model.path, rows.read(_index(x), _index(x) + 1)[0]
     return
   is_table = load.model.path[-1] in _layouts.TABLES
   if others or whole and not is_table:
@@ -123,6 +123,11 @@ def _streamed(
         dtype=stored.dtype,
         multiple=chunk if chunk < stored.shape[0] else 1,
     )
+
+
+def _index(load: _plan.Load) -> int:
+  assert load.stored.index is not None
+  return load.stored.index
 
 
 def place(host: Any, like: Any) -> Any:
