@@ -7,8 +7,8 @@ python -m kauldron.main --cfg=configs/gemma4_26b_a4b_qlora_no_robots.py \
 
 The base is held in 4 bits, experts and embedding included, and LoRA is trained on
 top: on the linears of the text tower and on each routed expert. The released
-checkpoint is quantised as it is read. With `--cfg.__args__.tiny=True` it is a tiny model on made-up data,
-anywhere.
+checkpoint is quantised as it is read. With `--cfg.__args__.tiny=True` it is a tiny
+model on made-up data, anywhere.
 
 The weights come from Google's public bucket, the data from Hugging Face (`pip
 install datasets`).

@@ -6,17 +6,18 @@ python -m kauldron.main --cfg=configs/gemma4_31b_qlora_no_robots.py \
 ```
 
 The base is held in 4 bits, embedding included, and LoRA is trained on top. The
-released checkpoint is quantised as it is read. With `--cfg.__args__.tiny=True` it is a tiny model on made-up data,
-anywhere.
+released checkpoint is quantised as it is read. With `--cfg.__args__.tiny=True` it
+is a tiny model on made-up data, anywhere.
 
 The weights come from Google's public bucket, the data from Hugging Face (`pip
 install datasets`).
 
-Memory: not measured
+Memory: 24.93 of 31.24 GiB of a chip at 1 x 2048, by the planner, which compiles it
+in 8 CPU minutes and 6 GB. The base takes 16.08 of them, and 57.18 in bfloat16.
 
 | machine | batch | memory | time | eval loss |
 |---|---|---|---|---|
-| TPU v6e, 1 chip | 1 x 2048 | not measured | not measured | not measured |
+| TPU v6e, 1 chip | 1 x 2048 | 24.93 GiB | not measured | not measured |
 """
 
 from kauldron import konfig
@@ -44,7 +45,7 @@ def get_config(args: ConfigArgs = ConfigArgs()):
       model=g4.nn.LoRA(
           rank=16,
           alpha=32,
-          # Groups of 32 weights, 4.5 bits each: 16.1 GiB, where bf16 is 57.2.
+          # Groups of 32 weights, 4.5 bits each.
           quantize="int4",
           model=gm.nn.Gemma4_31B(tokens="batch.input"),
           # Memory

@@ -16,6 +16,7 @@ uv run --extra dev python -m tests.benchmarks.quantized
 """
 
 import argparse
+from collections.abc import Sequence
 import dataclasses
 import statistics
 import time
@@ -24,12 +25,10 @@ from gemma import peft
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from gemma4_lora import g4
 from gemma4_lora.nn import _quantized
 from tests import hf_reference
-from tests.benchmarks import by_hand
 from tests.benchmarks import sizes
 from tests.benchmarks import steps
 
@@ -128,30 +127,31 @@ def _fitting(model, name: str):
   raise ValueError(f'{name}: no groups divide all inputs.')
 
 
-def seconds(size: sizes.Size, *, rounds: int) -> dict[str, list[float]]:
+def seconds(
+    size: sizes.Size, *, rounds: int, formats: Sequence[str] = FORMATS
+) -> dict[str, list[float]]:
   """Returns times of a step, by format; `bfloat16` is the base as it is."""
   size = dataclasses.replace(size, dtype='bfloat16')
-  optimizer = optax.adam(1e-3)
   batch = steps.batches(size)
-  run, states, bases = {}, {}, {}
-  for name in ('bfloat16', *FORMATS):
+  run, states = {}, {}
+  for name in ('bfloat16', *formats):
     quantize = None if name == 'bfloat16' else name
+    step = steps.make('ours', size, quantize=quantize)
     model = g4.nn.LoRA(rank=size.rank, model=size.model(), quantize=quantize)
     plain = jax.eval_shape(
         model.clone(quantize=None).init, jax.random.key(0), batch['input']
     )['params']
     params = _quantized.quantize(steps.fill(plain), model.quantized)
-    bases[name], lora = peft.split_params(params)
-    states[name] = lora, optimizer.init(lora)
-    run[name] = by_hand.make_step(model, optimizer)
+    (states[name],) = step.split(params)
+    run[name] = step.lowered().compile()
 
   def once(name):
     start = time.perf_counter()
-    states[name], loss = run[name](states[name], bases[name], batch)
-    jax.block_until_ready(loss)
+    states[name], aux = run[name](states[name], batch)
+    jax.block_until_ready(aux)
     return time.perf_counter() - start
 
-  for name in run:  # Compiles.
+  for name in run:
     once(name)
   found = {name: [] for name in run}
   for i in range(rounds):
