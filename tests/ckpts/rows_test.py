@@ -112,14 +112,14 @@ def test_memory_goes_back_to_the_system(tmp_path, monkeypatch):
 )
 def test_what_cannot_be_read_so(tmp_path, monkeypatch, settings):
   """Large chunks of parts of rows, and what is compressed otherwise."""
-  monkeypatch.setattr(_rows, '_SMALL_ARRAY_BYTES', 0)
+  monkeypatch.setattr(_rows, '_SMALL_BYTES', 0)
   path = _save(tmp_path / 'x', _array('float32'), **settings)
   assert _rows.open_rows(path, 'layer.w') is None
   assert _rows.open_rows(path, 'layer.v') is None
 
 
 def test_a_damaged_chunk_is_an_error(tmp_path, monkeypatch):
-  monkeypatch.setattr(_rows, '_SMALL_ARRAY_BYTES', 0)
+  monkeypatch.setattr(_rows, '_SMALL_BYTES', 0)
   path = _save(tmp_path / 'x', _array('float32'), use_ocdbt=False)
   file = path / 'layer.w' / '0.0.0'
   data = file.read_bytes()
