@@ -17,7 +17,7 @@ are small and stand on all chips; Adam's moments, twice as large, do not.
 The weights come from Google's public bucket, the data from Hugging Face (`pip
 install datasets`). The batch must be a multiple of the number of chips.
 
-Memory: 15.93 of 31.24 GiB of a chip at 8 x 2048, by the planner
+Memory: 15.93 of 31.24 GiB of a chip at 8 x 2048, by the planner at 5bd0d93
 Memory with experts: not measured
 
 | machine | LoRA on | batch | memory | time | eval loss |

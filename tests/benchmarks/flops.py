@@ -115,6 +115,7 @@ class _Biases(g4.nn.LoRA):
         is_training=False,
         dtype=self.dtype,
         root=self.path,
+        base_dtype=self.dtype,
     )
     return self._call_intercepted(
         *args, interceptors={injector.key: injector}, **kwargs

@@ -394,6 +394,7 @@ def test_experts_that_run_elsewhere_are_an_error():
       is_training=False,
       dtype=jnp.float32,
       root=(),
+      base_dtype=jnp.float32,
   )
   with nn.intercept_methods(injector):
     with pytest.raises(
