@@ -21,10 +21,12 @@ import pytest
 
 from gemma4_lora import __main__ as main
 from gemma4_lora import g4
+from gemma4_lora.ckpts import _trees
 from gemma4_lora.jobs import _yaml as jobs_yaml
 from tests import sampling
 from tests import training
 from tests.ckpts import export_test
+from tests.ckpts import states
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _CONFIG = f'--cfg={_ROOT}/configs/gemma4_e2b_lora_mtnt.py'
@@ -91,6 +93,7 @@ def get_config():
   model = g4.nn.LoRA(
       rank=2,
       targets="q",
+      quantize=None,
       model=training.shallow(
           g4.testing.Gemma4_31B(tokens="batch.input", dtype=jnp.float32)
       ),
@@ -146,6 +149,28 @@ def test_fuse_a_run(run, tmp_path, run_command):
   assert sampling.chat(run.model.model, got) == said
   base = gm.ckpts.load_params(run.released)
   assert sampling.chat(run.model.model, base) != said
+
+
+def test_quantize_a_base(run, run_command, tmp_path):
+  run, cfg = run
+  done = run_command('quantize', *cfg, f'--out={tmp_path / "out"}')
+  assert done.returncode == 1
+  assert 'gemma4_lora quantize: model= quantises nothing' in done.stderr
+  quantize = '--cfg.model.quantize=int8'
+  done = run_command('quantize', *cfg, quantize, f'--out={tmp_path / "out"}')
+  assert done.returncode == 0, done.stderr
+  assert 'quantize=g4.quant.Int8()' in done.stdout
+  model = run.model.clone(quantize='int8')
+  shapes = jax.eval_shape(
+      model.init, jax.random.key(0), jnp.ones((1, 4), jnp.int32)
+  )['params']
+  shapes, _ = _trees.split_lora(shapes)
+  load = g4.ckpts.PartialLoad(path=tmp_path / 'out')
+  params = load.transform(states.wrap(shapes)).params
+  released = gm.ckpts.load_params(run.released)
+  want = released['layer_1']['mlp']['linear']['w']
+  got = g4.quant.dequantize(params['layer_1']['mlp']['linear'], jnp.float32)
+  assert np.abs(np.asarray(got) - want).max() < np.abs(want).max() / 250
 
 
 def test_what_does_not_fit_is_a_line_and_no_traceback(

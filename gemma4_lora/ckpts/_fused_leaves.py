@@ -9,9 +9,7 @@ from collections.abc import Collection
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
-import ctypes
 import dataclasses
-import gc
 import math
 import operator
 from typing import Any
@@ -135,7 +133,7 @@ class FusedLeaves:
         yield list(self._read(group))
       else:
         yield from self._read_large(group, in_pieces)
-      _give_back()
+      _rows.give_back()
 
   def _read_large(
       self, group: Sequence[_run.BaseLeaf], in_pieces: Collection[str]
@@ -383,18 +381,6 @@ class FusedLeaves:
         f' {old} in the run, {new} in {place.source.path}). Give init_transform='
         ' the checkpoint that the run started from.'
     )
-
-
-def _give_back() -> None:
-  """Gives memory back to the system, of which a leaf has just been freed.
-
-  Orbax keeps what it read in cycles of references, and glibc what was freed: an
-  arena for each of many threads.
-  """
-  gc.collect()
-  trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
-  if trim is not None:
-    trim(0)
 
 
 def _arrays(

@@ -141,10 +141,12 @@ def text(layout: quant.Layout | None) -> str:
   return f'{layout.kind} in groups of {groups}, scales {scales}'
 
 
-def argument(layouts: Iterable[quant.Layout]) -> str:
+def argument(layouts: Iterable[quant.Layout | None]) -> str:
   """Returns what `quantize=` was, as far as the layouts tell."""
   count: dict[str, int] = {}
   for layout in layouts:
+    if layout is None:
+      continue
     name = _constructor(layout)
     count[name] = count.get(name, 0) + 1
   # Where an input is shorter than a group, it is the group.

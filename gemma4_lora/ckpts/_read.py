@@ -70,7 +70,7 @@ def read(
   streamed = set()
   for key in ordered:
     if size(key) > group_bytes:
-      for path, value in streamed_leaves(source, by_key[key], whole):
+      for path, value in _streamed(source, by_key[key], whole):
         streamed.add(key)
         yield {path: value}
   ordered = [key for key in ordered if key not in streamed]
@@ -87,7 +87,7 @@ def read(
     del new
 
 
-def streamed_leaves(
+def _streamed(
     source: _sources.Source, loads: Sequence[_plan.Load], whole: bool
 ) -> Iterator[tuple[_trees.Path, Any]]:
   """Yields the leaves of a large array, to be read as they are quantised.
@@ -106,8 +106,8 @@ def streamed_leaves(
     # Layers in one array: one after the other.
     rows = source.open_rows(stored.key)
     if rows is not None:
-      for x in sorted(loads, key=lambda x: x.stored.index or 0):
-        yield x.model.path, rows.read(x.stored.index, x.stored.index + 1)[0]
+      for x in sorted(loads, key=_index):
+        yield x.model.path, rows.read(_index(x), _index(x) + 1)[0]
     return
   is_table = load.model.path[-1] in _layouts.TABLES
   if others or whole and not is_table:
@@ -123,6 +123,11 @@ def streamed_leaves(
         dtype=stored.dtype,
         multiple=chunk if chunk < stored.shape[0] else 1,
     )
+
+
+def _index(load: _plan.Load) -> int:
+  assert load.stored.index is not None
+  return load.stored.index
 
 
 def place(host: Any, like: Any) -> Any:

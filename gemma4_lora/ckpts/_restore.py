@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
-import gc
 import itertools
 import sys
 import time
@@ -25,10 +24,13 @@ from gemma4_lora.ckpts import _policy
 from gemma4_lora.ckpts import _quantize
 from gemma4_lora.ckpts import _quantized_leaves
 from gemma4_lora.ckpts import _read
+from gemma4_lora.ckpts import _rows
 from gemma4_lora.ckpts import _sources
 from gemma4_lora.ckpts import _trees
 
 _OPTIONAL = 'collections'
+# Giving memory back takes half a second.
+_GIVE_BACK_BYTES = 2**28
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,18 +110,18 @@ def restore(state: Any, request: Request) -> Any:
     _free(old[path], in_use)
     new[path] = _read.place(value, old[path])
 
+  held = 0  # What was quantised since memory was given back, at most.
   with _progress(plan) as progress:
     whole = request.on_quantized is not None
     for group in _read.read(source, plan.loads, old, whole=whole):
       while group:
         path, value = group.popitem()
         load = quantizing.get(path)
-        if load is None:
+        layout = None if load is None else load.model.layout
+        if load is None or layout is None:
           put(path, value)
           progress.update(value.nbytes)
         else:
-          layout = load.model.layout
-          assert layout is not None, path
           quantized = _quantize.quantize(value, layout)
           made[path] = quantized.quality
           if request.on_quantized is not None and load.model.rel[-1] not in (
@@ -130,11 +132,12 @@ def restore(state: Any, request: Request) -> Any:
             put((*path, *part), array)
             del array
           progress.update(_sources.num_bytes(load.stored))
+          held += _sources.num_bytes(load.stored)
           del quantized
-          if isinstance(value, _quantize.Streamed):
-            # What was put on a device may be held until then: a large array.
-            gc.collect()
         del value  # On the host: not held while others are read.
+      if held > _GIVE_BACK_BYTES:
+        _rows.give_back()
+        held = 0
   for leaf in plan.pruned:
     for part in leaf.parts.values():
       _free(old[part.path], in_use)

@@ -7,7 +7,9 @@ its place in the file straight into the array's memory.
 """
 
 from collections.abc import Mapping
+import ctypes
 import dataclasses
+import gc
 import json
 import math
 import mmap
@@ -231,6 +233,19 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     pages.madvise(mmap.MADV_HUGEPAGE)
   data = np.frombuffer(pages, np.uint8, offset=_PAGE_OFFSET)
   return data.view(dtype).reshape(shape)
+
+
+def give_back() -> None:
+  """Gives memory back to the system, of which a leaf has just been freed.
+
+  Orbax keeps what it read in cycles of references, jax what it put on a device
+  until it is asked for, and glibc what was freed: an arena for each of many
+  threads.
+  """
+  gc.collect()
+  trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
+  if trim is not None:
+    trim(0)
 
 
 def _read_into(stream: BinaryIO, out: memoryview) -> int:

@@ -145,7 +145,7 @@ def _in_pieces(monkeypatch):
   monkeypatch.setattr(_write_orbax, '_CHUNK_BYTES', 2**11)
   monkeypatch.setattr(_rows, '_SMALL_BYTES', 0)
   # Half a second, for each leaf.
-  monkeypatch.setattr(_fused_leaves, '_give_back', lambda: None)
+  monkeypatch.setattr(_rows, 'give_back', lambda: None)
   seen = []
   for cls in (_rows.Streamed, _hf_source._MappedRows):
 
