@@ -70,7 +70,7 @@ def read(
   streamed = set()
   for key in ordered:
     if size(key) > group_bytes:
-      for path, value in _streamed(source, by_key[key], whole):
+      for path, value in streamed_leaves(source, by_key[key], whole):
         streamed.add(key)
         yield {path: value}
   ordered = [key for key in ordered if key not in streamed]
@@ -87,7 +87,7 @@ def read(
     del new
 
 
-def _streamed(
+def streamed_leaves(
     source: _sources.Source, loads: Sequence[_plan.Load], whole: bool
 ) -> Iterator[tuple[_trees.Path, Any]]:
   """Yields the leaves of a large array, to be read as they are quantised.
