@@ -13,11 +13,13 @@ model on made-up data, anywhere.
 The weights come from Google's public bucket, the data from Hugging Face (`pip
 install datasets`).
 
-Memory: not measured
+Memory: 28.29 of 31.24 GiB of a chip at 1 x 2048, by the planner, which compiles it
+in 9 CPU minutes and 7 GB. With experts of rank 16, A, B and Adam's state take 7.46
+GiB in place of 3.84, and it does not fit, by 0.05.
 
 | machine | batch | memory | time | eval loss |
 |---|---|---|---|---|
-| TPU v6e, 1 chip | 1 x 2048 | not measured | not measured | not measured |
+| TPU v6e, 1 chip | 1 x 2048 | 28.29 GiB | not measured | not measured |
 """
 
 from kauldron import konfig
