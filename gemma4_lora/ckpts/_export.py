@@ -18,8 +18,10 @@ from gemma4_lora import nn
 from gemma4_lora import quant
 from gemma4_lora.ckpts import _fused_leaves
 from gemma4_lora.ckpts import _lora_item
+from gemma4_lora.ckpts import _pieces
 from gemma4_lora.ckpts import _read
 from gemma4_lora.ckpts import _run
+from gemma4_lora.ckpts import _run_changes
 from gemma4_lora.ckpts import _trees
 from gemma4_lora.ckpts import _write_orbax
 from gemma4_lora.hf import _shards
@@ -119,7 +121,7 @@ def export_peft(
   _atomic.check_free(out, overwrite=overwrite, who=who, how='--overwrite')
   params, fingerprint = _lora_item.read_lora(workdir, step=step, who=who)
   _fuse.check_lora(model, params, who=who)
-  _fused_leaves.check_settings(
+  _run_changes.check_settings(
       model, params, fingerprint, where=str(workdir), who=who
   )
   hf.save_peft(out, model=model, params=params, overwrite=overwrite, **kwargs)
@@ -171,7 +173,7 @@ def params_of(
     ValueError: The base is not what LoRA was trained on.
   """
   params: Any = run.lora
-  shapes = _fused_leaves.abstract_base(run.model)
+  shapes = _run_changes.abstract_base(run.model)
   if sharding is not None:
     shapes = kd.sharding.with_sharding_constraint(shapes, sharding)
   wanted = _trees.flatten_arrays(shapes)
@@ -220,7 +222,7 @@ def _write_safetensors(
     while group:
       leaf, value = group.pop()
       assert not isinstance(value, dict)  # That is of what is `unfused`.
-      if isinstance(value, _fused_leaves.Pieces):
+      if isinstance(value, _pieces.Pieces):
         for first, rows in value.pieces:
           for part in parts[leaf.path]:
             writer.write(part.name, part.take(rows), first=first)

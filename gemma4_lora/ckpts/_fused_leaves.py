@@ -9,8 +9,6 @@ from collections.abc import Collection
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
-import dataclasses
-import math
 import operator
 from typing import Any
 
@@ -20,57 +18,23 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from gemma4_lora import _gemma4
 from gemma4_lora import nn
 from gemma4_lora import quant
 from gemma4_lora.ckpts import _checksums
-from gemma4_lora.ckpts import _fingerprint
 from gemma4_lora.ckpts import _hf_source
 from gemma4_lora.ckpts import _layouts
+from gemma4_lora.ckpts import _pieces
 from gemma4_lora.ckpts import _plan
 from gemma4_lora.ckpts import _quantize
 from gemma4_lora.ckpts import _read
 from gemma4_lora.ckpts import _rows
 from gemma4_lora.ckpts import _run
+from gemma4_lora.ckpts import _run_changes
 from gemma4_lora.ckpts import _sources
 from gemma4_lora.ckpts import _trees
 from gemma4_lora.nn import _fuse
 from gemma4_lora.nn import _init
 from gemma4_lora.nn import _init_from_base
-from gemma4_lora.nn import _views
-
-# What is read at once of small leaves; a larger leaf is read alone.
-_GROUP_BYTES = 2**26
-# Of a large leaf, what is read, fused and written at once, and a part of that
-# which a piece has a whole number of.
-_PIECE_BYTES = 2**26
-_PART_BYTES = 2**24
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Pieces:
-  """A leaf of which some rows are in memory at a time.
-
-  Attributes:
-    shape: Of the leaf.
-    dtype: Of the leaf.
-    part: Each piece but the last has a multiple of so many rows.
-    pieces: The first row of each, and its rows. To be gone through once.
-  """
-
-  shape: tuple[int, ...]
-  dtype: np.dtype
-  part: int
-  pieces: Iterator[tuple[int, np.ndarray]]
-
-  @property
-  def size(self) -> int:
-    """Number of entries."""
-    return math.prod(self.shape)
-
-
-# A dict is a quantised array.
-Group = list[tuple[_run.BaseLeaf, np.ndarray | dict[str, Any] | Pieces]]
 
 
 class FusedLeaves:
@@ -95,7 +59,7 @@ class FusedLeaves:
     if run.lora and isinstance(run.model, nn.LoRA):
       self._layouts = run.model.quantized
     if run.lora:
-      self._changes = _changes(run, who=who)
+      self._changes = _run_changes.changes(run, who=who)
     self._checksums: Mapping[str, str] = {}
     if run.fingerprint is not None:
       self._checksums = run.fingerprint['base'].get('checksums', {})
@@ -118,7 +82,7 @@ class FusedLeaves:
 
   def read(
       self, leaves: Sequence[_run.BaseLeaf], *, in_pieces: Collection[str] = ()
-  ) -> Iterator[Group]:
+  ) -> Iterator[_pieces.Group]:
     """Yields leaves with their values, small ones together.
 
     Args:
@@ -128,8 +92,8 @@ class FusedLeaves:
     Raises:
       ValueError: A leaf is not what LoRA was trained on.
     """
-    for group in _groups(leaves):
-      if sum(map(_size, group)) < _GROUP_BYTES:
+    for group in _pieces.groups(leaves):
+      if sum(map(_pieces.size_of, group)) < _pieces.GROUP_BYTES:
         yield list(self._read(group))
       else:
         yield from self._read_large(group, in_pieces)
@@ -137,7 +101,7 @@ class FusedLeaves:
 
   def _read_large(
       self, group: Sequence[_run.BaseLeaf], in_pieces: Collection[str]
-  ) -> Iterator[Group]:
+  ) -> Iterator[_pieces.Group]:
     """Yields the leaves of one array in one group, or as they are read."""
     place = group[0].place
     if place is not None and self._layout(group[0]) is not None:
@@ -153,8 +117,8 @@ class FusedLeaves:
     if rows is None or place is None:
       yield list(self._read(group))
     elif is_stacked:
-      for leaf in sorted(group, key=_index):
-        array = rows.read(_index(leaf), _index(leaf) + 1)[0]
+      for leaf in sorted(group, key=_pieces.index_of):
+        array = rows.read(_pieces.index_of(leaf), _pieces.index_of(leaf) + 1)[0]
         yield [(leaf, self._value(leaf, place, array))]
         del array
     else:
@@ -165,7 +129,7 @@ class FusedLeaves:
       group: Sequence[_run.BaseLeaf],
       place: _run.Place,
       in_pieces: Collection[str],
-  ) -> Iterator[Group]:
+  ) -> Iterator[_pieces.Group]:
     """Yields the leaves of one array, in pieces where that can be."""
     by_path = {tuple(leaf.path.split('.')): leaf for leaf in group}
     stored = {x.key for x in place.stored.parts} or {place.stored.key}
@@ -196,7 +160,7 @@ class FusedLeaves:
       place: _run.Place,
       array: Any,
       in_pieces: Collection[str] = (),
-  ) -> np.ndarray | dict[str, Any] | Pieces:
+  ) -> np.ndarray | dict[str, Any] | _pieces.Pieces:
     """Returns a leaf that the run had quantised.
 
     Args:
@@ -216,7 +180,7 @@ class FusedLeaves:
       return array
     change = self._changes.get(leaf.path, _fuse.Change())
     by_rows = change.by_rows and layout.block[0] == 1 and layout.axis > 0
-    part, step = _piece_rows(leaf) if by_rows else (1, leaf.shape[0])
+    part, step = _pieces.piece_rows(leaf) if by_rows else (1, leaf.shape[0])
 
     def pieces():
       for start in range(0, leaf.shape[0], step):
@@ -230,7 +194,7 @@ class FusedLeaves:
 
     if by_rows and step < leaf.shape[0]:
       if leaf.path in in_pieces:
-        return Pieces(
+        return _pieces.Pieces(
             shape=leaf.shape, dtype=leaf.dtype, part=part, pieces=pieces()
         )
       out = np.empty(leaf.shape, leaf.dtype)
@@ -253,8 +217,8 @@ class FusedLeaves:
 
   def _in_pieces(
       self, leaf: _run.BaseLeaf, place: _run.Place, rows: _rows.Rows
-  ) -> Pieces:
-    part, step = _piece_rows(leaf)
+  ) -> _pieces.Pieces:
+    part, step = _pieces.piece_rows(leaf)
 
     def pieces():
       change = self._changes.get(leaf.path)
@@ -271,13 +235,13 @@ class FusedLeaves:
         yield start, array
       self._check(leaf, place, checksum.value)
 
-    return Pieces(
+    return _pieces.Pieces(
         shape=leaf.shape, dtype=leaf.dtype, part=part, pieces=pieces()
     )
 
   def _read(
       self, group: Sequence[_run.BaseLeaf], in_pieces: Collection[str] = ()
-  ) -> Group:
+  ) -> _pieces.Group:
     keys: dict[_sources.Source, set[_trees.Path]] = {}
     for leaf in group:
       if leaf.place is not None:
@@ -289,7 +253,7 @@ class FusedLeaves:
         for source, some in keys.items()
         for key, array in _arrays(source, some, who=self._who)
     }
-    out: Group = []
+    out: _pieces.Group = []
     for leaf in group:
       layout = self._layout(leaf)
       if leaf.place is None:
@@ -335,7 +299,7 @@ class FusedLeaves:
     # What fusing needs in float32 is then a piece.
     step = len(array) if array.ndim else 1
     if change.by_rows:
-      step = max(1, step * _PIECE_BYTES // max(array.nbytes, 1))
+      step = max(1, step * _pieces.PIECE_BYTES // max(array.nbytes, 1))
     if not array.ndim or step >= len(array):
       return np.asarray(change.fuse(jnp.asarray(array)))
     array = array if array.flags.writeable else array.copy()
@@ -394,113 +358,6 @@ def _arrays(
     return
   args = {key: ocp.RestoreArgs(restore_type=np.ndarray) for key in keys}
   yield from source.read(args).items()
-
-
-def _changes(run: _run.Run, *, who: str) -> dict[str, _fuse.Change]:
-  """Returns what LoRA does to each leaf."""
-  _fuse.check_lora(run.model, run.lora, who=who)
-  check_settings(run.model, run.lora, run.fingerprint, where=run.where, who=who)
-  base = _gemma4.abstract_params(run.model.model)
-  changes = _fuse.changes_of(run.model, base, run.lora)
-  shapes = {linear.row.lora_path: linear for linear in run.model.adapted}
-  for path, linear in shapes.items():
-    leaves = _trees.get_at(run.lora, tuple(path.split('.')))
-    for name, shape in zip('ab', linear.shapes, strict=True):
-      if leaves[name].shape != shape:
-        raise ValueError(
-            f'{who}: {path}.{name} is {leaves[name].shape} in the run and'
-            f' {shape} in the config. Set rank= and the model back to those of'
-            ' the run.'
-        )
-  there = {leaf.path for leaf in run.leaves if leaf.place is not None}
-  lacking = [path for path in changes if path not in there]
-  if lacking:
-    raise ValueError(
-        f'{who}: LoRA changes {len(lacking)} leaves that the base does not have:'
-        f' {", ".join(lacking[:3])}. It is in {run.where}.'
-    )
-  return changes
-
-
-def abstract_base(model: nn.LoRA) -> dict[str, Any]:
-  """Returns shapes and dtypes of a model's base, as it is quantised."""
-  shapes = _gemma4.abstract_params(model.model)
-  for path, layout in model.quantized.items():
-    _fuse.put(shapes, path, layout.abstract(_views.get(shapes, path).shape))
-  return shapes
-
-
-def check_settings(
-    model: Any,
-    lora: Mapping[str, Any],
-    saved: _fingerprint.Fingerprint | None,
-    *,
-    where: str,
-    who: str,
-) -> None:
-  """Raises where the config has other settings of LoRA than the run had.
-
-  Args:
-    model: Of the config.
-    lora: The run's LoRA leaves.
-    saved: The run's fingerprint, if it has one.
-    where: The run, for messages.
-    who: The command, for messages.
-  """
-  if saved is None:
-    return
-  params = _trees.merge(abstract_base(model), lora)
-  current = _fingerprint.describe(model, params, content=False)
-  # gemma makes leaves of towers only when init is given their input.
-  names = saved['base']['leaves']
-  current['base']['leaves'] = {
-      name: spec
-      for name, spec in current['base']['leaves'].items()
-      if name in names or not _layouts.tower_of(tuple(name.split('.')))
-  }
-  _fingerprint.check(saved, current, who=who, where=where)
-
-
-def _groups(
-    leaves: Sequence[_run.BaseLeaf],
-) -> Iterator[list[_run.BaseLeaf]]:
-  """Yields leaves that are read together, arrays of several never apart.
-
-  What has _GROUP_BYTES or more is one array.
-  """
-  by_array: dict[Any, list[_run.BaseLeaf]] = {}
-  for leaf in leaves:
-    key: Any = leaf.path
-    if leaf.place is not None:
-      key = (leaf.place.source, leaf.place.stored.key)
-    by_array.setdefault(key, []).append(leaf)
-  group, total = [], 0
-  for same in by_array.values():
-    size = sum(map(_size, same))
-    if group and total + size >= _GROUP_BYTES:
-      yield group
-      group, total = [], 0
-    group += same
-    total += size
-  if group:
-    yield group
-
-
-def _size(leaf: _run.BaseLeaf) -> int:
-  return math.prod(leaf.shape) * leaf.dtype.itemsize
-
-
-def _index(leaf: _run.BaseLeaf) -> int:
-  """Row of a leaf in an array of several."""
-  assert leaf.place is not None and leaf.place.stored.index is not None
-  return leaf.place.stored.index
-
-
-def _piece_rows(leaf: _run.BaseLeaf) -> tuple[int, int]:
-  """Returns how many rows a part and a piece of a leaf have."""
-  row_bytes = max(1, _size(leaf) // leaf.shape[0])
-  part = max(1, _PART_BYTES // row_bytes)
-  return part, part * max(1, _PIECE_BYTES // (part * row_bytes))
 
 
 def _nested(

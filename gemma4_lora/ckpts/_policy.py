@@ -162,12 +162,12 @@ def _wrong_format(loads: Sequence[_plan.Load]) -> Iterable[str]:
       f'{len(loads)} leaves of the checkpoint are quantised, and those of the'
       ' model are not, or otherwise:'
   )
-  text = _quantized_leaves.text
+  none = 'not quantised'
   yield from _list(
       loads,
       lambda x: (
-          f'  {x.model.name}: model {text(x.model.layout)}, checkpoint'
-          f' {text(x.stored.layout)}'
+          f'  {x.model.name}: model {x.model.layout or none}, checkpoint'
+          f' {x.stored.layout or none}'
       ),
   )
   layouts = (x.stored.layout for x in loads)

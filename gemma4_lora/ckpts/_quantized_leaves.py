@@ -132,15 +132,6 @@ def report(made: Mapping[_trees.Path, Quality]) -> str:
   )
 
 
-def text(layout: quant.Layout | None) -> str:
-  """Says how an array is quantised."""
-  if layout is None:
-    return 'not quantised'
-  groups = ' x '.join(str(n) for n in layout.block if n > 1) or '1'
-  scales = 'int8' if layout.double else jnp.dtype(layout.scale_dtype).name
-  return f'{layout.kind} in groups of {groups}, scales {scales}'
-
-
 def argument(layouts: Iterable[quant.Layout | None]) -> str:
   """Returns what `quantize=` was, as far as the layouts tell."""
   count: dict[str, int] = {}

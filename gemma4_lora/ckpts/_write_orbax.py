@@ -19,6 +19,7 @@ import tensorstore as ts
 
 from gemma4_lora.ckpts import _fused_leaves
 from gemma4_lora.ckpts import _layouts
+from gemma4_lora.ckpts import _pieces
 from gemma4_lora.ckpts import _run
 
 # Pieces of arrays in the file: compressed, written and read one by one.
@@ -111,13 +112,13 @@ class _LazyHandler(type_handlers.NumpyHandler):
 
   async def _open_and_write(
       self,
-      value: np.ndarray | _fused_leaves.Pieces,
+      value: np.ndarray | _pieces.Pieces,
       tspec: dict[str, Any],
       ts_context: ts.Context,
   ) -> None:
     """Of Orbax, which writes all chunks of an array at once: twice its memory."""
     pieces: Iterable[tuple[int, np.ndarray]]
-    if isinstance(value, _fused_leaves.Pieces):
+    if isinstance(value, _pieces.Pieces):
       pieces = value.pieces
       chunks = _chunks(value)
       tspec = {**tspec, 'metadata': {**tspec['metadata'], 'chunks': chunks}}
@@ -140,7 +141,7 @@ class _LazyHandler(type_handlers.NumpyHandler):
         )
 
 
-def _chunks(value: _fused_leaves.Pieces) -> list[int]:
+def _chunks(value: _pieces.Pieces) -> list[int]:
   """Returns a shape of chunks that lie in one piece: a few rows, or of one row."""
   chunks = [value.part]
   size = math.prod(value.shape[1:]) * value.dtype.itemsize * value.part

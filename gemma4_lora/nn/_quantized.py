@@ -84,12 +84,13 @@ def check(params: Mapping[str, Any], layouts: Mapping[str, Any]) -> None:
     return
   paths = sorted(found.keys() | layouts.keys())
   wrong = [x for x in paths if found.get(x) != layouts.get(x)]
+  none = 'not quantised'
   raise ValueError(
       f'{len(wrong)} leaves of the base are not as'
       ' g4.nn.LoRA(quantize=...) has them:\n'
       + '\n'.join(
-          f'  {x}: model {_text(layouts.get(x))}, parameters'
-          f' {_text(found.get(x))}'
+          f'  {x}: model {layouts.get(x, none)}, parameters'
+          f' {found.get(x, none)}'
           for x in wrong[:4]
       )
       + '\nGive the model the quantize= with which the parameters were made, or'
@@ -106,16 +107,6 @@ def quantized_nodes(
       yield '.'.join((*prefix, key)), value
     elif isinstance(value, Mapping):
       yield from quantized_nodes(value, *prefix, key)
-
-
-def _text(layout: Any) -> str:
-  if layout is None:
-    return 'not quantised'
-  groups = ' x '.join(str(n) for n in layout.block if n > 1) or '1'
-  double = (
-      ', scales int8' if layout.double else f', scales {layout.scale_dtype}'
-  )
-  return f'{layout.kind} in groups of {groups}{double}'
 
 
 def make(

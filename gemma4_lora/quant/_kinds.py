@@ -53,6 +53,11 @@ class Layout:
   scale_dtype: Any
   double: bool = False
 
+  def __str__(self) -> str:
+    groups = ' x '.join(str(n) for n in self.block if n > 1) or '1'
+    scales = 'int8' if self.double else jnp.dtype(self.scale_dtype).name
+    return f'{self.kind} in groups of {groups}, scales {scales}'
+
   @property
   def axis(self) -> int:
     """The axis along which neighbours share a scale; the last of several."""

@@ -16,9 +16,9 @@ from gemma4_lora import _gemma4
 from gemma4_lora import g4
 from gemma4_lora.ckpts import _export
 from gemma4_lora.ckpts import _fingerprint
-from gemma4_lora.ckpts import _fused_leaves
 from gemma4_lora.ckpts import _hf_source
 from gemma4_lora.ckpts import _lora_item
+from gemma4_lora.ckpts import _pieces
 from gemma4_lora.ckpts import _rows
 from gemma4_lora.ckpts import _run as run_lib
 from gemma4_lora.ckpts import _trees
@@ -139,9 +139,9 @@ def _in_pieces(monkeypatch):
 
   Yields the shapes of what was read: of pieces, or of layers of a stack.
   """
-  monkeypatch.setattr(_fused_leaves, '_GROUP_BYTES', 1)
-  monkeypatch.setattr(_fused_leaves, '_PIECE_BYTES', 2**12)
-  monkeypatch.setattr(_fused_leaves, '_PART_BYTES', 2**11)
+  monkeypatch.setattr(_pieces, 'GROUP_BYTES', 1)
+  monkeypatch.setattr(_pieces, 'PIECE_BYTES', 2**12)
+  monkeypatch.setattr(_pieces, 'PART_BYTES', 2**11)
   monkeypatch.setattr(_write_orbax, '_CHUNK_BYTES', 2**11)
   monkeypatch.setattr(_rows, '_SMALL_BYTES', 0)
   # Half a second, for each leaf.
