@@ -42,8 +42,8 @@ def _lora(name='Gemma4_E2B', **kwargs):
 
 
 def _init(model):
-  # A tree of its own for each, which may be changed.
-  return jax.tree.map(lambda x: x, _initial(model))
+  # Arrays of its own for each: a restore frees them.
+  return jax.tree.map(jnp.copy, _initial(model))
 
 
 @functools.cache
