@@ -114,20 +114,11 @@ def _rows_of(params: Any) -> dict[_trees.Path, _linears.Linear]:
 
 
 def _weight(params: Any, path: _trees.Path, row: _linears.Linear) -> Any:
-  """Returns the base weight of a magnitude at `….lora.<projection>.m`."""
-  weight = _trees.get_at(params, (*path[:-3], row.path.rpartition('.')[2]))
-  # What is quantised is dequantised to the dtype of all that is not.
-  return quant.dense(weight, _dtype(params))
+  """Returns the base weight of a magnitude at `….lora.<projection>.m`.
 
-
-def _dtype(params: Any) -> Any:
-  """Returns the dtype of the base."""
-  flat = _trees.flatten_arrays(params)
-  return next(
-      x.dtype
-      for path, x in flat.items()
-      if not _trees.is_lora(path) and not quant.is_quantized(x)
-  )
+  As it is held: all of them dequantised would be the model in full width.
+  """
+  return _trees.get_at(params, (*path[:-3], row.path.rpartition('.')[2]))
 
 
 def _norms_of(

@@ -5,7 +5,7 @@
 | `'int8'`, `Int8()` | 8-bit integer | float32 per output channel | 8.0 |
 | `'int4'`, `Int4(group_size=32)` | 4-bit integer | bfloat16 per group | 4.5 |
 | `'nf4'`, `NF4(group_size=64)` | 4-bit NormalFloat | float32 per group | 4.5 |
-| `NF4(double=True)` | the same | int8 per group | 4.1 |
+| `NF4(double=True)` | the same | int8 per group | 4.2 |
 
 Several formats may stand in a list; the first that selects a part decides:
 

@@ -219,8 +219,3 @@ def _levels(codes: jax.Array, dtype: Any) -> jax.Array:
 def nbytes(value: Any) -> int:
   """Bytes of the arrays of a tree, two codes of 4 bits in a byte."""
   return sum(-(-_kinds.num_bits(x) // 8) for x in jax.tree.leaves(value))
-
-
-def to_host(value: Any) -> Any:
-  """Returns a tree of arrays on the host."""
-  return jax.tree.map(np.asarray, value)

@@ -16,13 +16,11 @@ class Kind:
 
   Attributes:
     name: `'int8'`, `'int4'` or `'nf4'`.
-    bits: Of a code.
     dtype: Of the codes, which tells the kind of an array.
     scale_dtype: Of the scales.
   """
 
   name: str
-  bits: int
   dtype: Any
   scale_dtype: Any
 
@@ -30,9 +28,9 @@ class Kind:
 KINDS = {
     kind.name: kind
     for kind in (
-        Kind(name='int8', bits=8, dtype=jnp.int8, scale_dtype=jnp.float32),
-        Kind(name='int4', bits=4, dtype=jnp.int4, scale_dtype=jnp.bfloat16),
-        Kind(name='nf4', bits=4, dtype=jnp.uint4, scale_dtype=jnp.float32),
+        Kind(name='int8', dtype=jnp.int8, scale_dtype=jnp.float32),
+        Kind(name='int4', dtype=jnp.int4, scale_dtype=jnp.bfloat16),
+        Kind(name='nf4', dtype=jnp.uint4, scale_dtype=jnp.float32),
     )
 }
 
