@@ -19,11 +19,13 @@ jax.config.update('jax_platforms', os.environ['JAX_PLATFORMS'])
 # Most of the time goes into compiling programs that run once: let LLVM, which
 # makes machine code of what XLA has optimised, try less. Level 1 takes half the
 # time of XLA's own, 3. It rounds otherwise, no worse on the whole. (At level 0
-# sums are not vectorised, and less accurate.)
+# sums are not vectorised, and less accurate.) One module of LLVM per program, not
+# several for threads: two workers have no cores to spare.
 os.environ['XLA_FLAGS'] = ' '.join(
     [
         '--xla_backend_optimization_level=1',
         '--xla_llvm_disable_expensive_passes=true',
+        '--xla_cpu_parallel_codegen_split_count=1',
         os.environ.get('XLA_FLAGS', ''),
     ]
 )
@@ -43,6 +45,13 @@ jax.config.update(
     'jax_compilation_cache_dir', os.environ['GEMMA4_LORA_TEST_CACHE']
 )
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+
+
+def pytest_collection_finish() -> None:
+  """Spares the garbage collector what was imported: millions of objects."""
+  gc.collect()
+  gc.freeze()
+  gc.set_threshold(100_000)
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ from kauldron import kd
 from gemma4_lora import nn
 from gemma4_lora.ckpts import _checksums
 from gemma4_lora.ckpts import _trees
+from gemma4_lora.losses import _uncounted
 
 _SUFFIX = '_base'
 
@@ -47,8 +48,22 @@ class _WithBase(kd.evals.EvaluatorBase):
     return new
 
   def evaluate(self, state: kd.train.TrainState, step: int) -> Any:
-    """Evaluates LoRA on, then off; returns what it gives for LoRA on."""
+    """Evaluates LoRA on, then off; returns what it gives for LoRA on.
+
+    Args:
+      state: Of the training.
+      step: Its step.
+
+    Raises:
+      ValueError: A loss had no token to count.
+    """
     aux = super().evaluate(state, step)
+    for name in _uncounted.uncounted(getattr(aux, 'loss_states', None)):
+      raise ValueError(
+          f'{self._who}: the mask of losses.{name} was zero for all rows: it is'
+          ' a mean of nothing. Look at what writes the mask of ds='
+          ' (g4.data.show).'
+      )
     if self.with_base:
       self._base.evaluate(state, step)
     return aux
@@ -82,8 +97,12 @@ class _WithBase(kd.evals.EvaluatorBase):
         for name in names
     )
 
+  @property
+  def _who(self) -> str:
+    return f'g4.evals.{type(self).__name__} {self.name!r}'
+
   def _check(self, root_cfg: kd.train.Trainer) -> None:
-    who = f'g4.evals.{type(self).__name__} {self.name!r}'
+    who = self._who
     if not isinstance(self.model, nn.LoRA):
       raise ValueError(
           f'{who} evaluates its model with LoRA off, too, and model= is a'

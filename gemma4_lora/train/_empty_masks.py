@@ -3,12 +3,7 @@
 import collections
 from typing import Any
 
-import jax
-from kauldron import kd
-from kauldron.losses import base as losses_base
-import numpy as np
-
-_is_state = kd.metrics.State.isinstance
+from gemma4_lora.losses import _uncounted
 
 
 class Watch:
@@ -16,35 +11,41 @@ class Watch:
 
   The counts of a step are looked at when the step after the next begins: by
   then they are there, and one step is still under way. Those of the first step,
-  which has waited for the compiler, are looked at once.
+  which has waited for the compiler, and of the last ones, after which all wait,
+  are looked at once.
   """
 
   def __init__(self):
-    self._is_first = True
-    self._pending: collections.deque[Any] = collections.deque()
+    self._step: int | None = None
+    self._pending: collections.deque[tuple[int, Any]] = collections.deque()
 
-  def add(self, loss_states: Any) -> None:
-    """Takes the states of a step's losses, and looks at those of an earlier one.
+  def add(
+      self, loss_states: Any, *, step: Any, num_steps: int | None = None
+  ) -> None:
+    """Takes the states of a step's losses, and looks at those that are due.
+
+    Args:
+      loss_states: By the loss's name.
+      step: Of the train state that the step returned; an array is read in the
+        first step alone.
+      num_steps: That of the last step; None if it is not known.
 
     Raises:
       ValueError: A loss had no token to count.
     """
-    if self._is_first:
-      self._is_first = False
-      _check(loss_states, when='in the first step')
-      return
-    self._pending.append(loss_states)
-    if len(self._pending) > 2:
-      _check(self._pending.popleft(), when='two steps ago')
+    is_first = self._step is None
+    self._step = int(step) if self._step is None else self._step + 1
+    self._pending.append((self._step, loss_states))
+    lag = 0 if is_first or self._step == num_steps else 2
+    while len(self._pending) > lag:
+      number, states = self._pending.popleft()
+      _check(states, step=number - 1)
 
 
-def _check(states: Any, *, when: str) -> None:
-  for path, x in jax.tree_util.tree_leaves_with_path(states, is_leaf=_is_state):
-    if not isinstance(x, losses_base.AllReduceMean) or np.any(x.count):
-      continue
-    name = jax.tree_util.keystr(path, simple=True, separator='.')
+def _check(states: Any, *, step: int) -> None:
+  for name in _uncounted.uncounted(states):
     raise ValueError(
-        f'g4.train.TrainStep: {when}, the mask of train_losses.{name} was'
+        f'g4.train.TrainStep: in step {step}, the mask of train_losses.{name} was'
         ' zero for the whole batch: nothing of it was trained. Look at what'
         ' writes the mask (g4.data.show; tasks of g4.data refuse rows without'
         ' a token to train), or go on nevertheless: '

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import math
 from typing import Any
 
 from absl import logging
@@ -54,8 +55,8 @@ class TrainStep(kd.train.TrainStep):
       dropped where they are not logged. Set to False where they cost much, as
       those that need logits which the loss does without.
     allow_empty_masks: Whether to go on where a loss has a mask that is zero for
-      a whole batch. If not, it is an error, two steps later: nobody waits for
-      the device to find out.
+      a whole batch. If not, it is an error, two steps later, or at the run's
+      end: nobody waits for the device to find out.
     base_cfg: The trainer (set automatically).
   """
 
@@ -173,7 +174,9 @@ class TrainStep(kd.train.TrainStep):
     )
     with jax.transfer_guard('allow'):
       if not self.allow_empty_masks:
-        self._watch.add(aux.loss_states)
+        self._watch.add(
+            aux.loss_states, step=state.step, num_steps=self._num_steps()
+        )
       return state, aux.replace(
           loss_states=aux.loss_states if return_losses else None,
           metric_states=_microbatches.merge(aux.metric_states)
@@ -183,6 +186,14 @@ class TrainStep(kd.train.TrainStep):
           if return_summaries
           else None,
       )
+
+  def _num_steps(self) -> int | None:
+    """How many steps the state has behind it when the run ends."""
+    cfg = self.base_cfg
+    if cfg.num_train_steps is None:
+      return cfg.stop_after_steps
+    # Kauldron trains at step `num_train_steps` too.
+    return min(cfg.num_train_steps + 1, cfg.stop_after_steps or math.inf)
 
   def _step(
       self, state: kd.train.TrainState, batch: Any

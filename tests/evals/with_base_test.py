@@ -155,6 +155,24 @@ def test_in_training_one_curve_moves_and_the_other_goes_on(tmp_path):
   assert len(source.reads) == 3 * len(source)
 
 
+class _Unmasked(grain.MapTransform):
+
+  def map(self, row):
+    return row | {'loss_mask': np.zeros_like(row['loss_mask'])}
+
+
+def test_a_loss_of_no_token_is_an_error(tmp_path):
+  model = _lora()
+  ds = _dataset(_Pairs(), batch_size=8)
+  ds = dataclasses.replace(ds, transforms=[*ds.transforms, _Unmasked()])
+  trainer = _trainer(model, tmp_path, evals={'eval': _evaluator(ds=ds)})
+  state = _state(training.random_params(model))
+  with pytest.raises(
+      ValueError, match=r"Evaluator 'eval': the mask of losses\.xent was zero"
+  ):
+    trainer.evals['eval'].evaluate(state, step=0)
+
+
 def test_another_base_is_evaluated_anew(tmp_path):
   model = _lora()
   trainer = _trainer(model, tmp_path, evals={'eval': _evaluator()})

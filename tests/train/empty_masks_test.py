@@ -52,6 +52,12 @@ def test_masks_of_a_foreign_task(tmp_path):
     trainer.train()
 
 
+def test_the_last_batch_of_a_run(tmp_path):
+  """After it nothing begins that could look back."""
+  with pytest.raises(ValueError, match='in step 3, the mask of train_losses'):
+    _trainer(tmp_path, first_empty=24).train()
+
+
 def test_may_be_allowed(tmp_path):
   state, _ = _trainer(tmp_path, first_empty=8, allow_empty_masks=True).train()
   assert int(state.step) == 4
@@ -68,28 +74,36 @@ def _states(**masks):
 def test_one_token_is_enough():
   watch = _empty_masks.Watch()
   one = jnp.zeros((2, 3, 1)).at[1, 2].set(1)
-  for _ in range(4):
-    watch.add(_states(a=one, b=None))
+  for step in range(4):
+    watch.add(_states(a=one, b=None), step=step)
   assert jax.tree.leaves(_states(a=one))[1] == 1
 
 
 def test_the_first_step_says_it_at_once():
-  with pytest.raises(
-      ValueError, match=r'in the first step, .* train_losses\.b'
-  ):
-    _empty_masks.Watch().add(_states(a=None, b=jnp.zeros((2, 3, 1))))
+  with pytest.raises(ValueError, match=r'in step 7, .* train_losses\.b'):
+    _empty_masks.Watch().add(_states(a=None, b=jnp.zeros((2, 3, 1))), step=8)
 
 
 def test_says_which_loss_and_when():
   watch = _empty_masks.Watch()
-  watch.add(_states(a=None))
-  watch.add(_states(a=None, b=jnp.zeros((2, 3, 1))))
-  watch.add(_states(a=None))
-  with pytest.raises(ValueError, match=r'two steps ago.* train_losses\.b was'):
-    watch.add(_states(a=None))
+  watch.add(_states(a=None), step=1)
+  watch.add(_states(a=None, b=jnp.zeros((2, 3, 1))), step=2)
+  watch.add(_states(a=None), step=3)
+  with pytest.raises(ValueError, match=r'in step 1, .* train_losses\.b was'):
+    watch.add(_states(a=None), step=4)
+
+
+@pytest.mark.parametrize('empty', [2, 3, 4])
+def test_nothing_is_pending_after_the_last_step(empty):
+  watch = _empty_masks.Watch()
+  with pytest.raises(ValueError, match=f'in step {empty - 1}, '):
+    for step in range(1, 5):
+      mask = jnp.full((2, 3, 1), step != empty)
+      watch.add(_states(a=mask), step=step, num_steps=4)
 
 
 def test_states_without_a_count_are_none_of_it():
   watch = _empty_masks.Watch()
-  for _ in range(4):
-    watch.add({'mine': kd.metrics.AverageState.from_values(jnp.zeros(3))})
+  for step in range(4):
+    mine = kd.metrics.AverageState.from_values(jnp.zeros(3))
+    watch.add({'mine': mine}, step=step)
