@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import functools
-import math
 from typing import Any
 
 from absl import logging
@@ -192,8 +191,8 @@ class TrainStep(kd.train.TrainStep):
     cfg = self.base_cfg
     if cfg.num_train_steps is None:
       return cfg.stop_after_steps
-    # Kauldron trains at step `num_train_steps` too.
-    return min(cfg.num_train_steps + 1, cfg.stop_after_steps or math.inf)
+    num = cfg.num_train_steps + 1  # Kauldron trains at step `num_train_steps`.
+    return min(num, cfg.stop_after_steps or num)
 
   def _step(
       self, state: kd.train.TrainState, batch: Any
