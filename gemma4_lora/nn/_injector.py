@@ -104,7 +104,6 @@ class Injector:
         self.is_training
         and isinstance(module, _gemma4.Einsum)
         and not module.is_initializing()
-        and not _base.is_quantized(module)
         and _gemma4.weight_scale(module) == 1
         and not any(linear.use_dora for linear in adapted)
         and _joint.pays(eqn, adapted[0].row.one_layer, x)
@@ -125,7 +124,8 @@ class Injector:
       low = _low_rank.apply_a(eqn, row, self._drop(module, linear, x), a)
       scale = linear.scale(use_rslora=self.use_rslora)
       branches.append((row, low * scale, b))
-    return _joint.apply(eqn, x, _gemma4.weight(module), branches)
+    weight = _gemma4.weight(module)
+    return _joint.apply(eqn, x, weight, branches, self.base_dtype)
 
   def _branches(
       self,

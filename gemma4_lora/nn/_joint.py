@@ -9,7 +9,8 @@ the input:
   `[x, scale * x @ A] @ [[W], [B]]`
 
 Base weights have a gradient here like any input. It is a product of its own,
-which the compiler drops where nobody asks for it.
+which the compiler drops where nobody asks for it. Quantised ones have none, and are
+dequantised once more in the backward pass.
 """
 
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from gemma4_lora import _linears
+from gemma4_lora import quant
 from gemma4_lora.nn import _low_rank
 
 
@@ -48,25 +50,32 @@ def pays(eqn: str, row: _linears.Linear, x: jax.Array) -> bool:
 def apply(
     eqn: str,
     x: jax.Array,
-    weight: jax.Array,
+    weight: Any,
     branches: Sequence[tuple[_linears.Linear, jax.Array, jax.Array]],
+    dtype: Any,
 ) -> jax.Array:
   """Returns what the base gives, with its branches.
 
   Args:
     eqn: Einsum of the base, of its input and its weight.
     x: The base's input; its last axis is contracted.
-    weight: The base's weight.
+    weight: The base's weight, quantised or not.
     branches: Projection, `scale * x @ A` as `[..., rank]` and B for each.
+    dtype: Of the weight, where it is quantised.
   """
   lows = [low for _, low, _ in branches]
+  like = quant.dense(
+      jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), weight),
+      dtype,
+  )
   parts = [
-      _laid_out(eqn, row, b.astype(weight.dtype), weight)
+      _laid_out(eqn, row, b.astype(like.dtype), like.shape)
       for row, _, b in branches
   ]
   return _product(
       eqn,
       branches[0][0].in_axes[0],
+      like.dtype,
       x,
       weight,
       jnp.concatenate(lows, axis=-1),
@@ -75,7 +84,7 @@ def apply(
 
 
 def _laid_out(
-    eqn: str, row: _linears.Linear, b: jax.Array, weight: jax.Array
+    eqn: str, row: _linears.Linear, b: jax.Array, shape: tuple[int, ...]
 ) -> jax.Array:
   """Returns B in the weight's layout, the rank in the place of the input."""
   (in_axis,) = row.in_axes
@@ -87,29 +96,31 @@ def _laid_out(
   if row.slot_axis is None:
     return b
   assert row.slot is not None
-  after = weight.shape[row.slot_axis] - row.slot - 1
+  after = shape[row.slot_axis] - row.slot - 1
   b = jnp.expand_dims(b, row.slot_axis)
   widths = [(0, 0)] * b.ndim
   widths[row.slot_axis] = (row.slot, after)
   return jnp.pad(b, widths)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _product(eqn, axis, x, weight, low, part):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _product(eqn, axis, dtype, x, weight, low, part):
   """`[x, low] @ [[weight], [part]]`"""
   inputs = jnp.concatenate([x, low], axis=-1)
+  weight = quant.dense(weight, dtype)
   return jnp.einsum(eqn, inputs, jnp.concatenate([weight, part], axis=axis))
 
 
-def _backward(eqn, axis, kept, gradient):
+def _backward(eqn, axis, dtype, kept, gradient):
   x, weight, low, part = kept
-  weights = jnp.concatenate([weight, part], axis=axis)
+  dense = quant.dense(weight, dtype)
+  weights = jnp.concatenate([dense, part], axis=axis)
   width = x.shape[-1]
   inputs = jax.ShapeDtypeStruct((*x.shape[:-1], width + low.shape[-1]), x.dtype)
   to_inputs = _to_input(eqn, inputs, weights, gradient)
   return (
       to_inputs[..., :width],
-      _to_weight(eqn, x, weight, gradient),
+      None if dense is not weight else _to_weight(eqn, x, weight, gradient),
       to_inputs[..., width:],
       _to_weight(eqn, low, part, gradient),
   )
@@ -128,6 +139,6 @@ def _to_weight(eqn: str, x: jax.Array, weight: Any, gradient: jax.Array) -> Any:
 
 
 _product.defvjp(
-    lambda eqn, axis, *args: (_product(eqn, axis, *args), args),
+    lambda eqn, axis, dtype, *args: (_product(eqn, axis, dtype, *args), args),
     _backward,
 )

@@ -11,8 +11,11 @@ import pytest
 
 from gemma4_lora import _linears
 from gemma4_lora import g4
+from gemma4_lora import quant
 from gemma4_lora.nn import _joint
 from gemma4_lora.nn import _low_rank
+from gemma4_lora.quant import _kinds
+from tests import dequantized
 from tests import training
 
 _EQNS = {
@@ -59,10 +62,11 @@ def _assert_close(got, wanted):
     np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize('is_quantized', [False, True])
 @pytest.mark.parametrize(
     'names', [['q'], ['k', 'v'], ['v'], ['gate', 'up'], ['gate'], ['up']]
 )
-def test_one_product(names):
+def test_one_product(names, is_quantized):
   rows = [_rows()[name] for name in names]
   eqn = _EQNS[names[0]]
   weight, x = _weight_and_input(rows[0])
@@ -75,7 +79,7 @@ def test_one_product(names):
         (row, 0.5 * _low_rank.apply_a(eqn, row, x, a), b)
         for row, (a, b) in zip(rows, pairs, strict=True)
     ]
-    return _joint.apply(eqn, x, weight, branches)
+    return _joint.apply(eqn, x, weight, branches, jnp.float32)
 
   def merged(x, weight, pairs):
     for row, (a, b) in zip(rows, pairs, strict=True):
@@ -91,8 +95,21 @@ def test_one_product(names):
         )
     return jnp.einsum(eqn, x, weight)
 
-  args = (x, weight, pairs)
-  _assert_close(_gradients(joint, args), _gradients(merged, args))
+  if not is_quantized:
+    args = (x, weight, pairs)
+    _assert_close(_gradients(joint, args), _gradients(merged, args))
+    return
+  block = [1] * weight.ndim
+  block[rows[0].in_axes[0]] = 16
+  layout = _kinds.Layout(
+      kind='int4', block=tuple(block), scale_dtype=jnp.float32
+  )
+  value = quant.quantize(weight, layout)
+  dense = jnp.asarray(dequantized.array(value))
+  _assert_close(
+      _gradients(lambda x, pairs: joint(x, value, pairs), (x, pairs)),
+      _gradients(lambda x, pairs: merged(x, dense, pairs), (x, pairs)),
+  )
 
 
 @pytest.mark.parametrize(
