@@ -13,10 +13,6 @@ import pytest
 from gemma4_lora import g4
 from tests import training
 
-# The others have no feature that these have not: 26B_A4B has 31B's attention,
-# and its dense MLP beside the experts.
-_VARIANTS = ['Gemma4_E2B', 'Gemma4_26B_A4B']
-
 
 def _tokens():
   """Two rows, one with padding."""
@@ -25,13 +21,32 @@ def _tokens():
   return jnp.asarray(tokens)
 
 
-@functools.cache
-def _made(name, dropout=0.0, targets='text'):
-  """A model in float32 with B far from zero, its parameters and its step."""
-  base = training.shallow(getattr(g4.testing, name)(dtype=jnp.float32))
+def _made(name, **kwargs):
+  """A model in float32 with B far from zero, and its parameters."""
+  base = getattr(g4.testing, name)(dtype=jnp.float32)
+  targets = ['text']
   if name == 'Gemma4_26B_A4B':
-    targets = [targets, 'experts']
-  model = g4.nn.LoRA(rank=2, targets=targets, dropout=dropout, model=base)
+    base, targets = training.one_layer(base), ['text', 'experts']
+  else:
+    base = training.shallow(base)
+  model = g4.nn.LoRA(rank=2, targets=targets, model=base, **kwargs)
+  return model, training.random_params(model)
+
+
+@functools.cache
+def _wanted(name):
+  """A model, its parameters in float64, and its step without any option."""
+  model, params = _made(name)
+  with jax.enable_x64(True):  # In float32 these models round to 6e-5.
+    params = jax.tree.map(lambda x: x.astype(jnp.float64), params)
+    return model, params, _step(model, params)
+
+
+@functools.cache
+def _thin(**kwargs):
+  """As `_made`, of one dense layer, and its step."""
+  base = training.one_layer(g4.testing.Gemma4_31B(dtype=jnp.float32))
+  model = g4.nn.LoRA(rank=2, targets='q', model=base, **kwargs)
   params = training.random_params(model)
   return model, params, _step(model, params)
 
@@ -79,47 +94,29 @@ def _assert_same_step(got, wanted, *, rtol):
     assert error <= rtol * np.linalg.norm(y), jax.tree_util.keystr(path)
 
 
-@pytest.mark.parametrize('name', _VARIANTS)
-def test_all_at_once(name):
+def test_all_at_once():
   """Loss and gradients, with each option on, against none."""
-  model, params, wanted = _made(name)
+  model, params, wanted = _wanted('Gemma4_E2B')
   saving = _with(
       model, logits_in_training=False, remat='attention', attention='blockwise'
   )
-  got = _step(saving, params)
+  with jax.enable_x64(True):
+    got = _step(saving, params)
   assert got[1].logits is None
   assert got[1].hidden_states is None
   _assert_same_step(got, wanted, rtol=2e-5)
 
 
+# The others have no feature that these have not: 26B_A4B has 31B's attention,
+# and its dense MLP beside the experts.
 @pytest.mark.parametrize(
     ('name', 'remat'), [('Gemma4_E2B', 'block'), ('Gemma4_26B_A4B', 'dots')]
 )
-def test_remat(name, remat):
-  model, params, wanted = _made(name)
-  got = _step(_with(model, remat=remat), params)
-  np.testing.assert_allclose(got[1].logits, wanted[1].logits, atol=1e-5)
-  _assert_same_step(got, wanted, rtol=1e-5)
-
-
-def test_remat_draws_the_same_dropout():
-  """In the forward pass, and again in the recomputed one."""
-  model, params, wanted = _made('Gemma4_31B', dropout=0.5, targets='q')
-  _assert_same_step(
-      _step(_with(model, remat='block'), params), wanted, rtol=1e-5
-  )
-  without = _made('Gemma4_31B', targets='q')[2]
-  assert abs(without[0] - wanted[0]) > 1e-3
-
-
-@pytest.mark.parametrize('name', _VARIANTS)
-def test_blockwise_attention(name):
+def test_blockwise_attention_and_remat(name, remat):
   """Logits of the tokens; those of padding look at nothing that counts."""
-  model, params = _made(name)[:2]
-  with jax.enable_x64(True):  # In float32 these models round to 6e-5.
-    params = jax.tree.map(lambda x: x.astype(jnp.float64), params)
-    wanted = _step(model, params)
-    got = _step(_with(model, attention='blockwise'), params)
+  model, params, wanted = _wanted(name)
+  with jax.enable_x64(True):
+    got = _step(_with(model, attention='blockwise', remat=remat), params)
   live = _tokens() > 0
   np.testing.assert_allclose(
       got[1].logits[live], wanted[1].logits[live], atol=1e-6
@@ -128,24 +125,32 @@ def test_blockwise_attention(name):
   _assert_same_step(got, wanted, rtol=1e-6)
 
 
+def test_remat_draws_the_same_dropout():
+  """In the forward pass, and again in the recomputed one."""
+  model, params, wanted = _thin(dropout=0.5)
+  got = _step(_with(model, remat='block'), params)
+  np.testing.assert_allclose(got[1].logits, wanted[1].logits, atol=1e-5)
+  _assert_same_step(got, wanted, rtol=1e-5)
+  without = _thin()[2]
+  assert abs(without[0] - wanted[0]) > 1e-3
+
+
 def test_blockwise_attention_under_a_mask():
   """Of the user's: two rows packed in one, each with positions of its own."""
-  model, params, _ = _made('Gemma4_E2B')
-  model = _with(model, attention='blockwise')
-  segment = np.array([[0] * 8 + [1] * 12])
+  model, params = _made('Gemma4_E2B', attention='blockwise')
+  segment = np.array([[0] * 10 + [1] * 10])
   mask = np.tri(20, dtype=bool) & (segment[:, :, None] == segment[:, None])
-  positions = np.concatenate([np.arange(8), np.arange(12)])[None]
+  positions = np.concatenate([np.arange(10), np.arange(10)])[None]
   tokens = _tokens()[:1]
   packed = model.apply(
       {'params': params}, tokens, attention_mask=mask, positions=positions
   ).logits
-  for part in (slice(0, 8), slice(8, 20)):
-    alone = model.apply({'params': params}, tokens[:, part]).logits
-    np.testing.assert_allclose(packed[:, part], alone, atol=2e-5)
+  alone = model.apply({'params': params}, tokens.reshape(2, 10)).logits
+  np.testing.assert_allclose(packed.reshape(alone.shape), alone, atol=2e-5)
 
 
 def test_samplers_and_evaluators_get_logits():
-  model, params, wanted = _made('Gemma4_31B')
+  model, params, wanted = _thin()
   model = _with(model, logits_in_training=False)
   call = functools.partial(model.apply, {'params': params}, _tokens())
   sampling = call()
@@ -163,12 +168,7 @@ def test_samplers_and_evaluators_get_logits():
 
 def test_a_trained_embedding_is_what_the_head_has():
   """`modules_to_save` puts a copy in the table's place: loss and gradient."""
-  base = training.shallow(g4.testing.Gemma4_31B(dtype=jnp.float32))
-  model = g4.nn.LoRA(
-      rank=2, targets='q', modules_to_save='input_embedding', model=base
-  )
-  params = training.random_params(model)
-  wanted = _step(model, params)
+  model, params, wanted = _thin(modules_to_save='input_embedding')
   got = _step(_with(model, logits_in_training=False), params)
   _assert_same_step(got, wanted, rtol=2e-5)
 
