@@ -29,8 +29,9 @@ _INT4 = (g4.quant.Int4(group_size=2),)
 
 @functools.cache
 def _model(variant, quantize, **kwargs):
-  cls = getattr(g4.testing, variant)
-  base = training.shallow(cls(tokens='batch.input', text_only=True))
+  # 31B is for what does not hang on layers.
+  cut = training.one_layer if '31B' in variant else training.shallow
+  base = cut(getattr(g4.testing, variant)(tokens='batch.input', text_only=True))
   return g4.nn.LoRA(rank=2, model=base, quantize=quantize, **kwargs)
 
 
@@ -52,14 +53,16 @@ def _state(model, *, abstract=True, sharding=None):
   return states.wrap(jax.tree_util.tree_map_with_path(leaf, _shapes(model)))
 
 
+_quantize_one = jax.jit(g4.quant.quantize, static_argnames='layout')
+
+
 def _wanted(model, written, pruned=()):
   """What the core makes of each array, whole."""
-  quantize = jax.jit(g4.quant.quantize, static_argnames='layout')
   flat = training.flat(written)
   if pruned:
     flat |= {path: _filled(path, flat[path]) for path in pruned}
   for path, layout in model.quantized.items():
-    value = quantize(jnp.asarray(flat.pop(path)), layout)
+    value = _quantize_one(jnp.asarray(flat.pop(path)), layout)
     flat |= {f'{path}.{k}': x for k, x in training.flat(value).items()}
   return flat
 
@@ -307,7 +310,7 @@ def test_packed_weights_of_compressed_tensors(write, tmp_path, caplog):
   model = _model('Gemma4_31B', quantize)
   with caplog.at_level(logging.INFO):
     state = g4.ckpts.PartialLoad(path=folder).transform(_state(model))
-  assert '4 of 4 int4 without loss' in caplog.text
+  assert '2 of 2 int4 without loss' in caplog.text
   layer = state.params['layer_0']
   q = g4.quant.dequantize(layer['attn']['q_einsum']['w'], jnp.bfloat16)
   wanted = next(x for k, x in dense.items() if 'layers.0.self_attn.q' in k)

@@ -20,7 +20,7 @@ def checkpoint(tmp_path_factory):
 
 
 def _base():
-  return training.shallow(
+  return training.one_layer(
       g4.testing.Gemma4_31B(
           tokens='batch.input', text_only=True, dtype=jnp.float32
       )
