@@ -17,12 +17,12 @@ are small and stand on all chips; Adam's moments, twice as large, do not.
 The weights come from Google's public bucket, the data from Hugging Face (`pip
 install datasets`). The batch must be a multiple of the number of chips.
 
-Memory: 15.93 of 31.24 GiB of a chip at 8 x 2048, by the planner at 5bd0d93
+Memory: 18.71 of 31.24 GiB of a chip at 8 x 2048, by the planner
 Memory with experts: 20.83 of 31.24 GiB of a chip at 8 x 2048, by the planner
 
 | machine | LoRA on | batch | memory | time | eval loss |
 |---|---|---|---|---|---|
-| TPU v6e, 8 chips (2x4) | attention | 8 x 2048 | 15.93 GiB | not measured | not measured |
+| TPU v6e, 8 chips (2x4) | attention | 8 x 2048 | 18.71 GiB | not measured | not measured |
 | TPU v6e, 8 chips (2x4) | experts too | 8 x 2048 | 20.83 GiB | not measured | not measured |
 """
 
