@@ -19,8 +19,8 @@ jax.config.update('jax_platforms', os.environ['JAX_PLATFORMS'])
 # Most of the time goes into compiling programs that run once: let LLVM, which
 # makes machine code of what XLA has optimised, try less. Level 1 takes half the
 # time of XLA's own, 3. It rounds otherwise, no worse on the whole. (At level 0
-# sums are not vectorised, and less accurate.) One module of LLVM per program, not
-# several for threads: two workers have no cores to spare.
+# sums are not vectorised, and less accurate.) One module of LLVM per program,
+# not several for threads: two workers have no cores to spare.
 os.environ['XLA_FLAGS'] = ' '.join(
     [
         '--xla_backend_optimization_level=1',

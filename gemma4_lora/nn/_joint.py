@@ -9,8 +9,8 @@ the input:
   `[x, scale * x @ A] @ [[W], [B]]`
 
 Base weights have a gradient here like any input. It is a product of its own,
-which the compiler drops where nobody asks for it. Quantised ones have none, and are
-dequantised once more in the backward pass.
+which the compiler drops where nobody asks for it. Quantised ones have none, and
+are dequantised once more in the backward pass.
 """
 
 from collections.abc import Sequence
@@ -64,18 +64,16 @@ def apply(
     dtype: Of the weight, where it is quantised.
   """
   lows = [low for _, low, _ in branches]
-  like = quant.dense(
-      jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), weight),
-      dtype,
-  )
+  shape = quant.shape_of(weight)
+  if not quant.is_quantized(weight):
+    dtype = weight.dtype
   parts = [
-      _laid_out(eqn, row, b.astype(like.dtype), like.shape)
-      for row, _, b in branches
+      _laid_out(eqn, row, b.astype(dtype), shape) for row, _, b in branches
   ]
   return _product(
       eqn,
       branches[0][0].in_axes[0],
-      like.dtype,
+      dtype,
       x,
       weight,
       jnp.concatenate(lows, axis=-1),
@@ -113,14 +111,16 @@ def _product(eqn, axis, dtype, x, weight, low, part):
 
 def _backward(eqn, axis, dtype, kept, gradient):
   x, weight, low, part = kept
-  dense = quant.dense(weight, dtype)
-  weights = jnp.concatenate([dense, part], axis=axis)
+  weights = jnp.concatenate([quant.dense(weight, dtype), part], axis=axis)
   width = x.shape[-1]
   inputs = jax.ShapeDtypeStruct((*x.shape[:-1], width + low.shape[-1]), x.dtype)
   to_inputs = _to_input(eqn, inputs, weights, gradient)
+  to_weight = None
+  if not quant.is_quantized(weight):
+    to_weight = _to_weight(eqn, x, weight, gradient)
   return (
       to_inputs[..., :width],
-      None if dense is not weight else _to_weight(eqn, x, weight, gradient),
+      to_weight,
       to_inputs[..., width:],
       _to_weight(eqn, low, part, gradient),
   )

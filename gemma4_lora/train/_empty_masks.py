@@ -12,12 +12,16 @@ class Watch:
   The counts of a step are looked at when the step after the next begins: by
   then they are there, and one step is still under way. Those of the first step,
   which has waited for the compiler, and of the last ones, after which all wait,
-  are looked at once.
+  at once.
   """
 
   def __init__(self):
     self._step: int | None = None
     self._pending: collections.deque[tuple[int, Any]] = collections.deque()
+
+  def restart(self) -> None:
+    """Begins a run: the next step is its first."""
+    self._step = None
 
   def add(
       self, loss_states: Any, *, step: Any, num_steps: int | None = None

@@ -102,6 +102,7 @@ class TrainStep(kd.train.TrainStep):
         does not read their positions.
     """
     self._assert_root_cfg_resolved()
+    self._watch.restart()
     _packed_rows.check(self.base_cfg)
     if isinstance(elem_spec, dict):
       elem_spec = flax.core.freeze(elem_spec)
