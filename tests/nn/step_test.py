@@ -13,6 +13,10 @@ import pytest
 from gemma4_lora import g4
 from tests import training
 
+# The others have no feature that these have not: 26B_A4B has 31B's attention,
+# and its dense MLP beside the experts.
+_VARIANTS = ['Gemma4_E2B', 'Gemma4_26B_A4B']
+
 
 def _tokens():
   """Two rows, one with padding."""
@@ -94,23 +98,22 @@ def _assert_same_step(got, wanted, *, rtol):
     assert error <= rtol * np.linalg.norm(y), jax.tree_util.keystr(path)
 
 
-def test_all_at_once():
-  """Loss and gradients, with each option on, against none."""
-  model, params, wanted = _wanted('Gemma4_E2B')
+@pytest.mark.parametrize('name', _VARIANTS)
+def test_all_at_once(name):
+  """Loss and gradients, with each option on, against none; in float32."""
+  model, params = _made(name)
+  wanted = _step(model, params)
   saving = _with(
       model, logits_in_training=False, remat='attention', attention='blockwise'
   )
-  with jax.enable_x64(True):
-    got = _step(saving, params)
+  got = _step(saving, params)
   assert got[1].logits is None
   assert got[1].hidden_states is None
   _assert_same_step(got, wanted, rtol=2e-5)
 
 
-# The others have no feature that these have not: 26B_A4B has 31B's attention,
-# and its dense MLP beside the experts.
 @pytest.mark.parametrize(
-    ('name', 'remat'), [('Gemma4_E2B', 'block'), ('Gemma4_26B_A4B', 'dots')]
+    ('name', 'remat'), zip(_VARIANTS, ['block', 'dots'], strict=True)
 )
 def test_blockwise_attention_and_remat(name, remat):
   """Logits of the tokens; those of padding look at nothing that counts."""
