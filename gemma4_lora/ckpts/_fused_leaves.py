@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from gemma4_lora import _pages
 from gemma4_lora import nn
 from gemma4_lora import quant
 from gemma4_lora.ckpts import _checksums
@@ -97,7 +98,7 @@ class FusedLeaves:
         yield list(self._read(group))
       else:
         yield from self._read_large(group, in_pieces)
-      _rows.give_back()
+      _pages.give_back()
 
   def _read_large(
       self, group: Sequence[_run.BaseLeaf], in_pieces: Collection[str]

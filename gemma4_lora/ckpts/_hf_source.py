@@ -1,10 +1,10 @@
 """A checkpoint of transformers as a source: memory-mapped, in gemma's leaves."""
 
+from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
 import os
 import pathlib
-from typing import Any
 
 from etils import epath
 import numpy as np
@@ -30,12 +30,12 @@ class HuggingFaceSource(_source.Source):
   def check(self, keys: set[_trees.Path], *, who: str) -> None:
     """Nothing to do: sizes of files were compared when they were opened."""
 
-  def read(self, args: Mapping[_trees.Path, Any]) -> dict[_trees.Path, Any]:
-    """Reads some leaves to the host; see `_sources.Source`.
+  def reader(self, key: _trees.Path) -> Callable[[], np.ndarray]:
+    """See `Source`.
 
-    They are copies: an array of jax must not depend on a file that may change.
+    Not mapped: an array of jax must not depend on a file that may change.
     """
-    return {key: np.array(self.weights[key].read()) for key in args}
+    return self.weights[key].load
 
   def open_rows(self, key: _trees.Path) -> _rows.Rows | None:
     """See `Source`."""

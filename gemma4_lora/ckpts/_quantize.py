@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gemma4_lora import _pages
 from gemma4_lora import quant
 from gemma4_lora.ckpts import _quantized_leaves
 from gemma4_lora.ckpts import _rows
@@ -72,7 +73,7 @@ def quantize(array: np.ndarray | Streamed, layout: quant.Layout) -> Quantized:
     layout: How, such that `streams` is true of what is streamed.
   """
   abstract = layout.abstract(array.shape)
-  value = jax.tree.map(lambda x: _rows.empty(x.shape, x.dtype), abstract)
+  value = jax.tree.map(lambda x: _pages.empty(x.shape, x.dtype), abstract)
   axis = 0 if isinstance(array, Streamed) else _axis(array.shape, layout)
   squares, is_exact = np.zeros(2), True
   for start, (made, sums, same) in _in_order(

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+from concurrent import futures
+import contextvars
 from typing import Any
 
 import jax
@@ -16,12 +18,12 @@ from gemma4_lora.ckpts import _quantize
 from gemma4_lora.ckpts import _sources
 from gemma4_lora.ckpts import _trees
 
-# Arrays are read and decompressed in parallel within a group, and what a group
-# holds is what a restore needs on top of the model: a fraction of it, or a
-# little if that is little. A larger array is read alone, and first, while there
-# is room.
-_MIN_GROUP_BYTES = 2**28
-_GROUPS_PER_MODEL = 16
+# Arrays are read and decompressed in parallel within a group. What three groups
+# hold, of which one is placed, one waits and one is read, is what a restore needs
+# on top of the model: a fraction of it, or a little if that is little. A larger
+# array is read alone, and first, while there is room.
+_MIN_GROUP_BYTES = 2**27
+_GROUPS_PER_MODEL = 48
 
 
 def read(
@@ -74,17 +76,41 @@ def read(
         streamed.add(key)
         yield {path: value}
   ordered = [key for key in ordered if key not in streamed]
-  for keys in _groups(ordered, size, group_bytes):
-    arrays = source.read({k: _restore_args(by_key[k], old) for k in keys})
+  groups = [
+      {key: _restore_args(by_key[key], old) for key in keys}
+      for keys in _groups(ordered, size, group_bytes)
+  ]
+  for arrays in _one_ahead(source, groups):
     new = {}
-    for key in keys:
-      array = arrays.pop(key)
+    while arrays:
+      key, array = arrays.popitem()
       for load in by_key[key]:
         path, index = load.model.path, load.stored.index
         new[path] = array if index is None else array[index]
       del array  # It may be half of the model: not held while others are read.
     yield new
     del new
+
+
+def _one_ahead(
+    source: _sources.Source,
+    groups: Sequence[Mapping[_trees.Path, ocp.RestoreArgs]],
+) -> Iterator[dict[_trees.Path, Any]]:
+  """Reads groups in order, each while the caller has the one before."""
+  if not groups:
+    return
+  with futures.ThreadPoolExecutor(1) as pool:
+
+    def start(group):
+      # What was read before it was asked for is found by context.
+      return pool.submit(contextvars.copy_context().run, source.read, group)
+
+    reading = start(groups[0])
+    for group in groups[1:]:
+      arrays, reading = reading.result(), start(group)
+      yield arrays
+      del arrays
+    yield reading.result()
 
 
 def streamed_leaves(

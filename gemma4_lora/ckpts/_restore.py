@@ -4,8 +4,10 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+from concurrent import futures
 import dataclasses
 import itertools
+import os
 import sys
 import time
 from typing import Any
@@ -16,6 +18,7 @@ import jax
 import numpy as np
 from tqdm import auto as tqdm
 
+from gemma4_lora import _pages
 from gemma4_lora import quant
 from gemma4_lora.ckpts import _fingerprint
 from gemma4_lora.ckpts import _layouts
@@ -24,7 +27,6 @@ from gemma4_lora.ckpts import _policy
 from gemma4_lora.ckpts import _quantize
 from gemma4_lora.ckpts import _quantized_leaves
 from gemma4_lora.ckpts import _read
-from gemma4_lora.ckpts import _rows
 from gemma4_lora.ckpts import _sources
 from gemma4_lora.ckpts import _trees
 
@@ -108,19 +110,26 @@ def restore(state: Any, request: Request) -> Any:
 
   def put(path, value):
     _free(old[path], in_use)
-    new[path] = _read.place(value, old[path])
+    new[path] = jax.block_until_ready(_read.place(value, old[path]))
+    return value.nbytes
 
   held = 0  # What was quantised since memory was given back, at most.
-  with _progress(plan) as progress:
+  with (
+      _progress(plan) as progress,
+      futures.ThreadPoolExecutor(os.cpu_count()) as pool,
+  ):
     whole = request.on_quantized is not None
+    placing: list[futures.Future[int]] = []
     for group in _read.read(source, plan.loads, old, whole=whole):
+      # One group is placed while the next is read.
+      progress.update(sum(x.result() for x in placing))
+      placing = []
       while group:
         path, value = group.popitem()
         load = quantizing.get(path)
         layout = None if load is None else load.model.layout
         if load is None or layout is None:
-          put(path, value)
-          progress.update(value.nbytes)
+          placing.append(pool.submit(put, path, value))
         else:
           quantized = _quantize.quantize(value, layout)
           made[path] = quantized.quality
@@ -136,8 +145,9 @@ def restore(state: Any, request: Request) -> Any:
           del quantized
         del value  # On the host: not held while others are read.
       if held > _GIVE_BACK_BYTES:
-        _rows.give_back()
+        _pages.give_back()
         held = 0
+    progress.update(sum(x.result() for x in placing))
   for leaf in plan.pruned:
     for part in leaf.parts.values():
       _free(old[part.path], in_use)

@@ -3,14 +3,19 @@
 What it will restore need not be initialised first.
 """
 
+import collections
+import contextlib
 from typing import Any
 
 from kauldron import kd
 
+from gemma4_lora.ckpts import _ahead
+from gemma4_lora.ckpts import _fingerprint
 from gemma4_lora.ckpts import _load_lora
 from gemma4_lora.ckpts import _partial_load
 from gemma4_lora.ckpts import _restore
 from gemma4_lora.ckpts import _skip_lora
+from gemma4_lora.ckpts import _sources
 from gemma4_lora.ckpts import _trees
 from gemma4_lora.nn import _saved
 
@@ -61,6 +66,41 @@ def restored(transform: Any, state: Any) -> frozenset[_trees.Path]:
     leaves = [*(x.model for x in plan.loads), *plan.pruned]
     paths |= {part.path for x in leaves for part in x.parts.values()}
   return frozenset(paths)
+
+
+def ahead(
+    transform: Any, model: Any
+) -> contextlib.AbstractContextManager[None]:
+  """Reads the largest array of a transform's checkpoint meanwhile.
+
+  Args:
+    transform: An `init_transform=`, to be run within.
+    model: Of the run. If it quantises what it restores, nothing is read: that
+      goes row by row.
+
+  Returns:
+    A context. It finds no fault with the transform: that one does.
+  """
+  lora = _fingerprint.find_lora(model)
+  request = next(filter(None, map(_request, _parts(transform))), None)
+  if request is None or lora is not None and lora.quantize:
+    return contextlib.nullcontext()
+  try:
+    source = _sources.open_source(
+        request.path, step=request.step, who=request.who
+    )
+  except (FileNotFoundError, ValueError):
+    return contextlib.nullcontext()
+  roots = [_trees.parts(old) for old in request.new_to_old.values()]
+  sizes: collections.Counter[_trees.Path] = collections.Counter()
+  for path, stored in source.leaves.items():
+    if any(path[: len(root)] == root for root in roots):
+      sizes[stored.key] += _sources.num_bytes(stored)
+  key = max(sizes, key=sizes.__getitem__, default=None)
+  reader = None if key is None else source.reader(key)
+  if key is None or reader is None or request.ignore_restored_keys:
+    return contextlib.nullcontext()
+  return _ahead.reading(source.path, key, reader)
 
 
 def is_from_base(path: _trees.Path) -> bool:

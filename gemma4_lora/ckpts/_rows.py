@@ -7,12 +7,9 @@ its place in the file straight into the array's memory.
 """
 
 from collections.abc import Mapping
-import ctypes
 import dataclasses
-import gc
 import json
 import math
-import mmap
 from typing import Any
 from typing import BinaryIO
 from typing import Protocol
@@ -23,6 +20,7 @@ import numpy as np
 import tensorstore as ts
 import zstandard
 
+from gemma4_lora import _pages
 from gemma4_lora.ckpts import _integrity
 
 # Of chunks up to this size tensorstore reads parts well enough.
@@ -32,9 +30,6 @@ _SMALL_BYTES = 2**26
 _SKIP_BYTES = 2**20
 _DECODE_BYTES = 2**24
 _READ_BYTES = 2**22
-# Smaller arrays are no pages of their own.
-_SMALL_ARRAY_BYTES = 2**16
-_PAGE_OFFSET = 16
 
 _SPEC = '.zarray'
 
@@ -152,7 +147,7 @@ class Streamed:
 
   def read(self, start: int, stop: int) -> np.ndarray:
     """See `Rows`."""
-    out = empty((stop - start, *self.shape[1:]), self.dtype)
+    out = _pages.empty((stop - start, *self.shape[1:]), self.dtype)
     row = start
     while row < stop:
       chunk, first = divmod(row, self.chunk_rows)
@@ -211,41 +206,6 @@ class Streamed:
     if self._file is not None:
       self._file.close()
     self._file, self._stream, self._chunk, self._row = None, None, -1, 0
-
-
-def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-  """`np.empty`, of pages that go back to the system with the array.
-
-  The C library keeps freed memory of up to 32 MB, in pieces between those that
-  are in use: it came to a tenth of a restored model. What is aligned to 64 bytes
-  XLA would use in place on a CPU, and copy all at once in the first step that
-  may overwrite its state: hence the place within the page.
-  """
-  num_bytes = _num_bytes(shape, dtype)
-  if num_bytes < _SMALL_ARRAY_BYTES:
-    return np.empty(shape, dtype)
-  # Private: `mmap`'s default is memory shared with other processes, which takes
-  # the system several times as long.
-  pages = mmap.mmap(
-      -1, num_bytes + _PAGE_OFFSET, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-  )
-  if hasattr(mmap, 'MADV_HUGEPAGE'):  # On Linux, as NumPy does.
-    pages.madvise(mmap.MADV_HUGEPAGE)
-  data = np.frombuffer(pages, np.uint8, offset=_PAGE_OFFSET)
-  return data.view(dtype).reshape(shape)
-
-
-def give_back() -> None:
-  """Gives memory back to the system, of which a leaf has just been freed.
-
-  Orbax keeps what it read in cycles of references, jax what it put on a device
-  until it is asked for, and glibc what was freed: an arena for each of many
-  threads.
-  """
-  gc.collect()
-  trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
-  if trim is not None:
-    trim(0)
 
 
 def _read_into(stream: BinaryIO, out: memoryview) -> int:

@@ -1,13 +1,19 @@
 """What a restore needs of a checkpoint, whatever its format."""
 
 import abc
+from collections.abc import Callable
 from collections.abc import Mapping
+from concurrent import futures
 import dataclasses
 import math
+import os
 from typing import Any
 
 from etils import epath
+import numpy as np
+import orbax.checkpoint as ocp
 
+from gemma4_lora.ckpts import _ahead
 from gemma4_lora.ckpts import _layouts
 from gemma4_lora.ckpts import _rows
 from gemma4_lora.ckpts import _trees
@@ -39,17 +45,43 @@ class Source(abc.ABC):
       ValueError: Data is missing.
     """
 
-  @abc.abstractmethod
-  def read(self, args: Mapping[_trees.Path, Any]) -> dict[_trees.Path, Any]:
+  def read(
+      self, args: Mapping[_trees.Path, ocp.RestoreArgs]
+  ) -> dict[_trees.Path, Any]:
     """Reads some arrays, all at once, and nothing else.
 
     Args:
-      args: By the array's path in the file, how to read it:
-        `ocp.RestoreArgs`.
+      args: By the array's path in the file, how Orbax is to read it.
 
     Returns:
-      The arrays, by path in the file.
+      The arrays, by path in the file. Those that have a `reader` are on the
+      host, whatever `args` says.
     """
+    with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+      started = {}
+      for key in args:
+        future = _ahead.take(self.path, key)
+        if future is None and (reader := self.reader(key)) is not None:
+          future = pool.submit(reader)
+        if future is not None:
+          started[key] = future
+      rest = {key: arg for key, arg in args.items() if key not in started}
+      arrays = self._read_by_orbax(rest) if rest else {}
+      return arrays | {key: future.result() for key, future in started.items()}
+
+  @abc.abstractmethod
+  def reader(self, key: _trees.Path) -> Callable[[], np.ndarray] | None:
+    """Returns what reads one array to the host; None if Orbax does it better.
+
+    Args:
+      key: Path of the array in the file.
+    """
+
+  def _read_by_orbax(
+      self, args: Mapping[_trees.Path, ocp.RestoreArgs]
+  ) -> dict[_trees.Path, Any]:
+    """Reads what has no `reader`."""
+    raise NotImplementedError(f'{type(self).__name__}: {list(args)}')
 
   @abc.abstractmethod
   def open_rows(self, key: _trees.Path) -> _rows.Rows | None:

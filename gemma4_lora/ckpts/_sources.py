@@ -1,11 +1,10 @@
 """Opens a checkpoint: lists leaves without their data, reads some."""
 
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
-from concurrent import futures
 import dataclasses
 import functools
-import os
 from typing import Any
 
 from etils import epath
@@ -40,25 +39,19 @@ class OrbaxSource(Source):
     names = [m.name for k, m in _trees.flatten(self.tree).items() if k in keys]
     _integrity.check(self.path, names, who=who)
 
-  def read(
-      self, args: Mapping[_trees.Path, ocp.RestoreArgs]
-  ) -> dict[_trees.Path, Any]:
+  def reader(self, key: _trees.Path) -> Callable[[], np.ndarray] | None:
     """See `Source`."""
-    names = {k: m.name for k, m in _trees.flatten(self.tree).items()}
-    direct = {k: self._direct.get(names[k]) for k in args}
-    with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-      started = {k: pool.submit(x.read_all) for k, x in direct.items() if x}
-      rest = {k: arg for k, arg in args.items() if k not in started}
-      arrays = self._read_by_orbax(rest) if rest else {}
-      return arrays | {k: future.result() for k, future in started.items()}
+    whole = self._whole.get(_trees.get_at(self.tree, key).name)
+    return None if whole is None else whole.read_all
 
   @functools.cached_property
-  def _direct(self) -> Mapping[str, _rows.Streamed]:
+  def _whole(self) -> Mapping[str, _rows.Streamed]:
     return _rows.list_whole(self.path)
 
   def _read_by_orbax(
       self, args: Mapping[_trees.Path, ocp.RestoreArgs]
   ) -> dict[_trees.Path, Any]:
+    """See `Source`."""
 
     def pick(value):
       return lambda keys, meta: value(_trees.key_path(keys), meta)

@@ -14,6 +14,8 @@ import pathlib
 import ml_dtypes
 import numpy as np
 
+from gemma4_lora import _pages
+
 DTYPES = {
     'F64': np.float64,
     'F32': np.float32,
@@ -56,6 +58,22 @@ class Tensor:
     return np.memmap(
         self.file, self.dtype, mode='r', offset=self.offset, shape=self.shape
     )
+
+  def load(self) -> np.ndarray:
+    """Reads the data into memory of its own."""
+    array = _pages.empty(self.shape, self.dtype)
+    todo = memoryview(array.reshape(-1).view(np.uint8))
+    with self.file.open('rb', buffering=0) as file:
+      file.seek(self.offset)
+      while todo:
+        count = file.readinto(todo)
+        if not count:
+          raise ValueError(
+              f'The checkpoint is truncated: {self.file} ends at byte'
+              f' {file.tell()}. Copy or download it again.'
+          )
+        todo = todo[count:]
+    return array
 
 
 def list_tensors(path: pathlib.Path, *, who: str) -> dict[str, Tensor]:

@@ -71,6 +71,8 @@ class Packed:
       weight[rows] = (levels * wide).astype(self.dtype)
     return weight
 
+  load = read
+
 
 Tensors = Mapping[str, _mapped.Tensor]
 

@@ -85,7 +85,12 @@ class Leaf:
     return self.tensors[0].dtype
 
   def read(self) -> np.ndarray:
+    """Makes the leaf; of one tensor, it may be mapped."""
     return self.make([tensor.read() for tensor in self.tensors])
+
+  def load(self) -> np.ndarray:
+    """Makes the leaf in memory of its own."""
+    return self.make([tensor.load() for tensor in self.tensors])
 
 
 def open_weights(path: pathlib.Path, *, who: str) -> dict[str, Leaf]:

@@ -5,7 +5,7 @@ minutes to compile them as one program of 35 layers, and nothing to compile one
 draw of each shape.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,16 +18,14 @@ _MAX_OPS = 100
 _CALLS = ('jit', 'pjit', 'closed_call')
 
 
-def run(fn: Callable[[], list[jax.Array]]) -> list[jax.Array]:
-  """Returns `fn()`, of which only what the results need is computed.
+def run(closed: core.Jaxpr, wanted: Sequence[bool]) -> list[jax.Array]:
+  """Returns some results of a program, computing what they need.
 
   Args:
-    fn: Traced, not run.
+    closed: The program, without arguments.
+    wanted: Which of its results.
   """
-  closed = jax.make_jaxpr(fn)()
-  jaxpr, _, *_ = partial_eval.dce_jaxpr(
-      closed.jaxpr, [True] * len(closed.jaxpr.outvars)
-  )
+  jaxpr, _, *_ = partial_eval.dce_jaxpr(closed.jaxpr, list(wanted))
   return _evaluate(jaxpr, closed.consts, [])
 
 

@@ -7,9 +7,12 @@ time and the memory.
 
 from collections.abc import Callable
 from collections.abc import Mapping
+import dataclasses
+import itertools
 from typing import Any
 
 import jax
+from jax.extend import core
 import jax.numpy as jnp
 from kauldron import kd
 import numpy as np
@@ -22,49 +25,56 @@ from gemma4_lora.train import _eager
 _PARAMS = 'params'
 
 
-def abstract_state(
+@dataclasses.dataclass(frozen=True)
+class Traced:
+  """What makes a state, traced once: Python takes seconds for a real model.
+
+  Attributes:
+    jaxpr: Its results are the leaves of the state.
+    shapes: The state, with the shardings of the run where it has one.
+  """
+
+  jaxpr: core.Jaxpr
+  shapes: kd.train.TrainState
+
+
+def trace(
     init_model: Callable[[], kd.train.TrainState],
     sharding: kd.sharding.ShardingStrategy,
-) -> kd.train.TrainState:
-  """Returns the state that `init_model` would return, as shapes.
+) -> Traced:
+  """Traces what makes a state.
 
   Args:
     init_model: Makes a state without an optimizer.
-    sharding: Of the run; gives the shapes their shardings, where it has one.
+    sharding: Of the run.
   """
-  shapes = jax.eval_shape(init_model)
-  return kd.sharding.with_sharding_constraint(shapes, sharding.state)
+  jaxpr, shapes = jax.make_jaxpr(init_model, return_shape=True)()
+  shapes = kd.sharding.with_sharding_constraint(shapes, sharding.state)
+  return Traced(jaxpr=jaxpr, shapes=shapes)
 
 
 def without(
-    init_model: Callable[[], kd.train.TrainState],
-    shapes: kd.train.TrainState,
-    restored: frozenset[_trees.Path],
+    traced: Traced, restored: frozenset[_trees.Path]
 ) -> kd.train.TrainState:
-  """Returns the state that `init_model` returns, without computing some of it.
+  """Returns the state, without computing some of it.
 
   Args:
-    init_model: Makes a state without an optimizer.
-    shapes: From `abstract_state`.
+    traced: What makes it.
     restored: Leaves that will be restored.
 
   Returns:
     The state, with `jax.ShapeDtypeStruct`s for those leaves. LoRA leaves that
     start as the base does are NaN until it is there.
   """
-  flat = _trees.flatten(shapes)
+  flat = _trees.flatten(traced.shapes)
   follow = {
       path
       for path in flat
       if path[0] == _PARAMS and _follows(path, flat, restored)
   }
-  drawn = [path for path in flat if path not in restored | follow]
-
-  def draw():
-    made = _trees.flatten(init_model())
-    return [made[path] for path in drawn]
-
-  values = dict(zip(drawn, _eager.run(draw), strict=True))
+  wanted = [path not in restored | follow for path in flat]
+  drawn = itertools.compress(flat, wanted)
+  values = dict(zip(drawn, _eager.run(traced.jaxpr, wanted), strict=True))
 
   def pick(keys, shape):
     path = _trees.key_path(keys)
@@ -72,7 +82,7 @@ def without(
       return _put(jnp.full(shape.shape, jnp.nan, shape.dtype), shape)
     return _put(values[path], shape) if path in values else shape
 
-  return jax.tree_util.tree_map_with_path(pick, shapes)
+  return jax.tree_util.tree_map_with_path(pick, traced.shapes)
 
 
 def _put(value: jax.Array, like: Any) -> jax.Array:
@@ -110,7 +120,7 @@ def check_storable(shapes: kd.train.TrainState, checkpointer: Any) -> None:
   """Raises if a checkpointer would fail at its first save.
 
   Args:
-    shapes: From `abstract_state`.
+    shapes: Of the state.
     checkpointer: Of the run.
   """
   if type(checkpointer) is not kd.ckpts.Checkpointer:

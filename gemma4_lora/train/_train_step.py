@@ -1,5 +1,7 @@
 """Kauldron's train step, without what a mostly frozen model does not need."""
 
+from collections.abc import Callable
+from collections.abc import Mapping
 import copy
 import dataclasses
 import functools
@@ -113,7 +115,27 @@ class TrainStep(kd.train.TrainStep):
     )
     if _is_traced() or skip_transforms and not self._will_resume():
       return super().init(elem_spec, **kwargs)
-    shapes = _lean_init.abstract_state(init_model, self.sharding)
+    if skip_transforms:
+      return self._init_by_shapes(init_model, elem_spec, kwargs)
+    with _restored.ahead(self.init_transform, self.base_cfg.model):
+      return self._init_by_shapes(init_model, elem_spec, kwargs)
+
+  def _init_by_shapes(
+      self,
+      init_model: Callable[[], kd.train.TrainState],
+      elem_spec: Any,
+      kwargs: Mapping[str, Any],
+  ) -> kd.train.TrainState:
+    """Returns what `init` does, if it can without drawing all at random.
+
+    Args:
+      init_model: Makes a state without an optimizer.
+      elem_spec: As `init` takes it.
+      kwargs: The rest of what `init` takes.
+    """
+    skip_optimizer = kwargs['skip_optimizer']
+    traced = _lean_init.trace(init_model, self.sharding)
+    shapes = traced.shapes
     _lean_init.check_storable(shapes, self.base_cfg.checkpointer)
     if any(x.sharding is None for x in jax.tree.leaves(shapes.params)):
       logging.info(
@@ -122,7 +144,7 @@ class TrainStep(kd.train.TrainStep):
           _WHO,
       )
       return super().init(elem_spec, **kwargs)
-    if skip_transforms:
+    if kwargs['skip_transforms']:
       return self._abstract(shapes, skip_optimizer=skip_optimizer)
     try:
       restored = _restored.restored(self.init_transform, shapes)
@@ -130,7 +152,7 @@ class TrainStep(kd.train.TrainStep):
       logging.info('%s: the base is drawn at random first: %s.', _WHO, e)
       return super().init(elem_spec, **kwargs)
     self._warn(shapes.params)
-    state = _lean_init.without(init_model, shapes, restored)
+    state = _lean_init.without(traced, restored)
     # Kauldron would set the shardings again, which for a moment takes the model
     # twice. Our transforms keep those that the shapes have.
     state = self.init_transform.transform(state)

@@ -14,6 +14,7 @@ import pytest
 import safetensors.numpy
 
 from gemma4_lora import _gemma4
+from gemma4_lora import _pages
 from gemma4_lora import g4
 from gemma4_lora.ckpts import _export
 from gemma4_lora.ckpts import _fingerprint
@@ -146,7 +147,7 @@ def _in_pieces(monkeypatch):
   monkeypatch.setattr(_write_orbax, '_CHUNK_BYTES', 2**11)
   monkeypatch.setattr(_rows, '_SMALL_BYTES', 0)
   # Half a second, for each leaf.
-  monkeypatch.setattr(_rows, 'give_back', lambda: None)
+  monkeypatch.setattr(_pages, 'give_back', lambda: None)
   seen = []
   for cls in (_rows.Streamed, _hf_source._MappedRows):
 

@@ -1,0 +1,122 @@
+"""The largest array of a checkpoint is read while the model is traced."""
+
+import math
+import shutil
+import threading
+
+from etils import epath
+import numpy as np
+import pytest
+
+from gemma4_lora import g4
+from gemma4_lora.ckpts import _ahead
+from gemma4_lora.ckpts import _restored
+from gemma4_lora.ckpts import _rows
+from gemma4_lora.hf import _mapped
+from tests import hf_reference
+from tests import training
+from tests.ckpts import states
+
+
+@pytest.fixture
+def reads(monkeypatch):
+  """Sizes of the arrays that are read: `(ahead, by the restore)`."""
+  sizes = ([], [])
+  for cls, name in ((_rows.Streamed, 'read_all'), (_mapped.Tensor, 'load')):
+    original = getattr(cls, name)
+
+    def read(self, original=original):
+      is_ahead = threading.current_thread().name.startswith(_ahead.THREAD)
+      sizes[0 if is_ahead else 1].append(math.prod(self.shape))
+      return original(self)
+
+    monkeypatch.setattr(cls, name, read)
+  return sizes
+
+
+def _trainer(path, model, workdir, **kwargs):
+  return training.make_trainer(
+      model,
+      workdir,
+      num_train_steps=1,
+      init_transform=g4.ckpts.SkipLoRA4(
+          wrapped=g4.ckpts.PartialLoad(path=path, **kwargs)
+      ),
+  )
+
+
+def _orbax(checkpoint):
+  return (*checkpoint('Gemma4_31B'), states.model('Gemma4_31B'))
+
+
+def _safetensors(checkpoint):
+  del checkpoint
+  ref = hf_reference.load('dense')
+  return hf_reference.TESTDATA / 'dense', ref.params, ref.model
+
+
+@pytest.mark.parametrize('written', [_orbax, _safetensors])
+def test_init_reads_the_largest_ahead_and_nothing_twice(
+    written, checkpoint, tmp_path, reads
+):
+  path, params, base = written(checkpoint)
+  model = g4.nn.LoRA(rank=2, model=base)
+  got = training.flat(_trainer(path, model, tmp_path).init_state().params)
+  want = training.flat(params)
+  for name, value in want.items():
+    np.testing.assert_array_equal(got[name], value, name)
+  (ahead,), rest = reads
+  assert ahead == max(x.size for x in want.values()) >= max(rest)
+  assert ahead + sum(rest) <= sum(x.size for x in want.values())
+
+
+def test_nothing_is_read_ahead_of_what_goes_by_rows(
+    checkpoint, tmp_path, reads
+):
+  path, _, base = _orbax(checkpoint)
+  model = g4.nn.LoRA(rank=2, model=base, quantize='int8')
+  _trainer(path, model, tmp_path).init_state()
+  assert not reads[0]
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'match'),
+    [
+        ({'path': '/nowhere/at/all'}, '/nowhere/at/all'),
+        ({'ignore_restored_keys': ('embedder.**',)}, 'input_embedding'),
+    ],
+    ids=str,
+)
+def test_errors_are_those_of_the_restore(
+    kwargs, match, checkpoint, tmp_path, reads
+):
+  path, _, base = _orbax(checkpoint)
+  model = g4.nn.LoRA(rank=2, model=base)
+  with pytest.raises((FileNotFoundError, ValueError), match=match):
+    _trainer(
+        **{'path': path} | kwargs, model=model, workdir=tmp_path
+    ).init_state()
+  assert not reads[0]
+
+
+def test_damage_is_an_error_of_the_restore(checkpoint, tmp_path):
+  path, _, base = _orbax(checkpoint)
+  copy = epath.Path(shutil.copytree(path, tmp_path / 'copy'))
+  arrays = _rows.list_whole(copy).values()
+  largest = max(arrays, key=lambda x: math.prod(x.shape))
+  ((file, offset),) = largest.chunks
+  data = file.read_bytes()
+  file.write_bytes(data[:offset] + b'no zstd' + data[offset + 7 :])
+  with pytest.raises(ValueError, match='The checkpoint is damaged: .*zstd'):
+    _trainer(copy, g4.nn.LoRA(rank=2, model=base), tmp_path).init_state()
+
+
+def test_an_array_is_taken_once(tmp_path):
+  with _ahead.reading(tmp_path, ('a',), lambda: np.ones(3)):
+    assert _ahead.take(tmp_path, ('b',)) is None
+    assert _ahead.take(tmp_path / 'other', ('a',)) is None
+    taken = _ahead.take(tmp_path, ('a',))
+    assert taken is not None and taken.result().sum() == 3
+    assert _ahead.take(tmp_path, ('a',)) is None
+  assert _ahead.take(tmp_path, ('a',)) is None
+  assert _restored.ahead(None, None).__enter__() is None
