@@ -1,5 +1,6 @@
 """Memory for large arrays on the host that goes back to the system."""
 
+from collections.abc import Callable
 import ctypes
 import gc
 import math
@@ -10,6 +11,16 @@ import numpy as np
 # Smaller arrays are no pages of their own.
 _SMALL_BYTES = 2**16
 _PAGE_OFFSET = 16
+
+
+Fill = Callable[[np.ndarray], None]
+
+
+def filled(shape: tuple[int, ...], dtype: np.dtype, fill: Fill) -> np.ndarray:
+  """Returns an array of NumPy that a function fills; see `empty`."""
+  array = empty(shape, dtype)
+  fill(array)
+  return array
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -28,10 +39,25 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
   pages = mmap.mmap(
       -1, num_bytes + _PAGE_OFFSET, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
   )
-  if hasattr(mmap, 'MADV_HUGEPAGE'):  # On Linux, as NumPy does.
-    pages.madvise(mmap.MADV_HUGEPAGE)
   data = np.frombuffer(pages, np.uint8, offset=_PAGE_OFFSET)
+  advise_huge(data)
   return data.view(dtype).reshape(shape)
+
+
+def advise_huge(array: np.ndarray) -> None:
+  """Asks for huge pages for memory that was not written yet, as NumPy does.
+
+  Args:
+    array: Contiguous.
+  """
+  if not hasattr(mmap, 'MADV_HUGEPAGE'):  # Only Linux has it.
+    return
+  start = -(-array.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE
+  size = array.ctypes.data + array.nbytes - start
+  if size > 0:
+    ctypes.CDLL(None).madvise(
+        ctypes.c_void_p(start), ctypes.c_size_t(size), mmap.MADV_HUGEPAGE
+    )
 
 
 def give_back() -> None:

@@ -10,15 +10,15 @@ from collections.abc import Iterator
 from concurrent import futures
 import contextlib
 import contextvars
+from typing import Any
 
 from etils import epath
-import numpy as np
 
 from gemma4_lora.ckpts import _trees
 
 THREAD = 'g4-read-ahead'
 
-_Started = dict[tuple[str, _trees.Path], futures.Future[np.ndarray]]
+_Started = dict[tuple[str, _trees.Path], futures.Future[Any]]
 
 _started: contextvars.ContextVar[_Started | None] = contextvars.ContextVar(
     'started', default=None
@@ -27,7 +27,7 @@ _started: contextvars.ContextVar[_Started | None] = contextvars.ContextVar(
 
 @contextlib.contextmanager
 def reading(
-    path: epath.Path, key: _trees.Path, reader: Callable[[], np.ndarray]
+    path: epath.Path, key: _trees.Path, reader: Callable[[], Any]
 ) -> Iterator[None]:
   """Reads an array meanwhile, for the first who takes it within.
 
@@ -44,9 +44,7 @@ def reading(
       _started.reset(token)
 
 
-def take(
-    path: epath.Path, key: _trees.Path
-) -> futures.Future[np.ndarray] | None:
+def take(path: epath.Path, key: _trees.Path) -> futures.Future[Any] | None:
   """Returns the array that is being read, if it is this one."""
   started = _started.get()
   return started.pop((str(path), key), None) if started else None

@@ -3,12 +3,15 @@
 from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
+import functools
 import os
 import pathlib
+from typing import Any
 
 from etils import epath
 import numpy as np
 
+from gemma4_lora import _pages
 from gemma4_lora.ckpts import _layouts
 from gemma4_lora.ckpts import _rows
 from gemma4_lora.ckpts import _source
@@ -30,12 +33,14 @@ class HuggingFaceSource(_source.Source):
   def check(self, keys: set[_trees.Path], *, who: str) -> None:
     """Nothing to do: sizes of files were compared when they were opened."""
 
-  def reader(self, key: _trees.Path) -> Callable[[], np.ndarray]:
+  def reader(
+      self, key: _trees.Path, filled: _rows.Filled = _pages.filled
+  ) -> Callable[[], Any]:
     """See `Source`.
 
     Not mapped: an array of jax must not depend on a file that may change.
     """
-    return self.weights[key].load
+    return functools.partial(self.weights[key].load, filled)
 
   def open_rows(self, key: _trees.Path) -> _rows.Rows | None:
     """See `Source`."""

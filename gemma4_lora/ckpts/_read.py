@@ -1,10 +1,12 @@
 """Carries a plan out: reads arrays into the state's own dtype and sharding."""
 
+import collections
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from concurrent import futures
 import contextvars
+import functools
 from typing import Any
 
 import jax
@@ -12,18 +14,21 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from gemma4_lora.ckpts import _in_place
 from gemma4_lora.ckpts import _layouts
 from gemma4_lora.ckpts import _plan
 from gemma4_lora.ckpts import _quantize
 from gemma4_lora.ckpts import _sources
 from gemma4_lora.ckpts import _trees
 
-# Arrays are read and decompressed in parallel within a group. What three groups
-# hold, of which one is placed, one waits and one is read, is what a restore needs
-# on top of the model: a fraction of it, or a little if that is little. A larger
-# array is read alone, and first, while there is room.
-_MIN_GROUP_BYTES = 2**27
-_GROUPS_PER_MODEL = 48
+# Arrays are read and decompressed in parallel within a group, two groups at a time:
+# an array that is most of a group keeps one core busy. What they hold, with one
+# group that waits and one that is placed, is what a restore needs on top of the
+# model: a fraction of it, or a little if that is little. A larger array is read
+# alone, and first, while there is room.
+_NUM_READING = 2
+_MIN_GROUP_BYTES = 2**26
+_GROUPS_PER_MODEL = 128
 
 
 def read(
@@ -80,37 +85,37 @@ def read(
       {key: _restore_args(by_key[key], old) for key in keys}
       for keys in _groups(ordered, size, group_bytes)
   ]
-  for arrays in _one_ahead(source, groups):
+  for arrays in _in_order(source, groups):
     new = {}
     while arrays:
       key, array = arrays.popitem()
       for load in by_key[key]:
-        path, index = load.model.path, load.stored.index
-        new[path] = array if index is None else array[index]
+        index = load.stored.index
+        if index is not None or load.quantizes:
+          array = np.asarray(array)
+        new[load.model.path] = array if index is None else array[index]
       del array  # It may be half of the model: not held while others are read.
     yield new
     del new
 
 
-def _one_ahead(
+def _in_order(
     source: _sources.Source,
     groups: Sequence[Mapping[_trees.Path, ocp.RestoreArgs]],
 ) -> Iterator[dict[_trees.Path, Any]]:
-  """Reads groups in order, each while the caller has the one before."""
-  if not groups:
-    return
-  with futures.ThreadPoolExecutor(1) as pool:
-
-    def start(group):
+  """Reads groups, the next ones while the caller has one."""
+  read = functools.partial(source.read, filled=_in_place.filled)
+  reading: collections.deque[futures.Future[dict[_trees.Path, Any]]]
+  reading = collections.deque()
+  with futures.ThreadPoolExecutor(_NUM_READING) as pool:
+    for group in groups:
+      if len(reading) == _NUM_READING:
+        yield reading.popleft().result()
       # What was read before it was asked for is found by context.
-      return pool.submit(contextvars.copy_context().run, source.read, group)
-
-    reading = start(groups[0])
-    for group in groups[1:]:
-      arrays, reading = reading.result(), start(group)
-      yield arrays
-      del arrays
-    yield reading.result()
+      context = contextvars.copy_context()
+      reading.append(pool.submit(context.run, read, group))
+    while reading:
+      yield reading.popleft().result()
 
 
 def streamed_leaves(
@@ -160,16 +165,26 @@ def place(host: Any, like: Any) -> Any:
   """Returns a value as an array on the devices of another.
 
   Args:
-    host: The whole value, of which each device is given its own part; or an
-      array that is in its place already.
+    host: The whole value, of which each device is given its own part; an array
+      that Orbax put in its place; or one of `_in_place.filled`.
     like: The array, or abstract array, that it replaces. May have been freed.
   """
-  if isinstance(host, jax.Array):
-    return host
   if isinstance(like, np.ndarray):
     return np.array(host, like.dtype)
+  is_uncommitted = isinstance(like, jax.Array) and not like.committed
+  if isinstance(host, jax.Array):
+    if host.committed:
+      return host
+    sharding = _sharding(like)
+    is_there = sharding.device_set == host.sharding.device_set
+    if is_there and host.dtype == like.dtype:
+      if is_uncommitted:
+        return host
+      return jax.make_array_from_single_device_arrays(
+          host.shape, sharding, [host]
+      )
   host = np.asarray(host, like.dtype)
-  if isinstance(like, jax.Array) and not like.committed:
+  if is_uncommitted:
     # Uncommitted, the array may still move to where another one is.
     array = jax.device_put(host)
     if array.sharding == like.sharding:

@@ -11,6 +11,7 @@ from kauldron import kd
 
 from gemma4_lora.ckpts import _ahead
 from gemma4_lora.ckpts import _fingerprint
+from gemma4_lora.ckpts import _in_place
 from gemma4_lora.ckpts import _load_lora
 from gemma4_lora.ckpts import _partial_load
 from gemma4_lora.ckpts import _restore
@@ -97,7 +98,7 @@ def ahead(
     if any(path[: len(root)] == root for root in roots):
       sizes[stored.key] += _sources.num_bytes(stored)
   key = max(sizes, key=sizes.__getitem__, default=None)
-  reader = None if key is None else source.reader(key)
+  reader = None if key is None else source.reader(key, _in_place.filled)
   if key is None or reader is None or request.ignore_restored_keys:
     return contextlib.nullcontext()
   return _ahead.reading(source.path, key, reader)

@@ -6,8 +6,10 @@ decompressed and as it is in the file. Here it is decompressed as a stream, from
 its place in the file straight into the array's memory.
 """
 
+from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
+import functools
 import json
 import math
 from typing import Any
@@ -32,6 +34,10 @@ _DECODE_BYTES = 2**24
 _READ_BYTES = 2**22
 
 _SPEC = '.zarray'
+
+
+# Makes an array of a shape and a dtype, which a function fills.
+Filled = Callable[[tuple[int, ...], np.dtype, _pages.Fill], Any]
 
 
 class Rows(Protocol):
@@ -147,8 +153,21 @@ class Streamed:
 
   def read(self, start: int, stop: int) -> np.ndarray:
     """See `Rows`."""
-    out = _pages.empty((stop - start, *self.shape[1:]), self.dtype)
-    row = start
+    shape = (stop - start, *self.shape[1:])
+    fill = functools.partial(self._read_into, start)
+    return _pages.filled(shape, self.dtype, fill)
+
+  def read_all(self, filled: Filled = _pages.filled) -> Any:
+    """Reads all rows.
+
+    Args:
+      filled: Makes the array.
+    """
+    return filled(self.shape, self.dtype, functools.partial(self._read_into, 0))
+
+  def _read_into(self, start: int, out: np.ndarray) -> None:
+    """Reads as many rows as an array has."""
+    row, stop = start, start + len(out)
     while row < stop:
       chunk, first = divmod(row, self.chunk_rows)
       count = min(stop - row, self.chunk_rows - first)
@@ -158,11 +177,6 @@ class Streamed:
       row += count
     if stop == self.shape[0]:
       self._close()
-    return out
-
-  def read_all(self) -> np.ndarray:
-    """Reads all rows."""
-    return self.read(0, self.shape[0])
 
   def _seek(self, chunk: int, row: int) -> None:
     """Opens a chunk, and skips its rows before one."""
@@ -187,7 +201,7 @@ class Streamed:
     todo = memoryview(out.reshape(-1).view(np.uint8))
     while todo:
       try:
-        count = _read_into(self._stream, todo[:_DECODE_BYTES])
+        count = _read_bytes(self._stream, todo[:_DECODE_BYTES])
       except zstandard.ZstdError as e:
         raise ValueError(self._damaged(str(e))) from e
       if not count:
@@ -208,7 +222,7 @@ class Streamed:
     self._file, self._stream, self._chunk, self._row = None, None, -1, 0
 
 
-def _read_into(stream: BinaryIO, out: memoryview) -> int:
+def _read_bytes(stream: BinaryIO, out: memoryview) -> int:
   """`readinto`, which files in a cloud may not have."""
   if hasattr(stream, 'readinto'):
     return stream.readinto(out)

@@ -10,9 +10,9 @@ import os
 from typing import Any
 
 from etils import epath
-import numpy as np
 import orbax.checkpoint as ocp
 
+from gemma4_lora import _pages
 from gemma4_lora.ckpts import _ahead
 from gemma4_lora.ckpts import _layouts
 from gemma4_lora.ckpts import _rows
@@ -46,22 +46,25 @@ class Source(abc.ABC):
     """
 
   def read(
-      self, args: Mapping[_trees.Path, ocp.RestoreArgs]
+      self,
+      args: Mapping[_trees.Path, ocp.RestoreArgs],
+      filled: _rows.Filled = _pages.filled,
   ) -> dict[_trees.Path, Any]:
     """Reads some arrays, all at once, and nothing else.
 
     Args:
       args: By the array's path in the file, how Orbax is to read it.
+      filled: Makes those that Orbax does not read.
 
     Returns:
-      The arrays, by path in the file. Those that have a `reader` are on the
-      host, whatever `args` says.
+      The arrays, by path in the file. Those that have a `reader` are as
+      `filled` makes them, whatever `args` says.
     """
     with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
       started = {}
       for key in args:
         future = _ahead.take(self.path, key)
-        if future is None and (reader := self.reader(key)) is not None:
+        if future is None and (reader := self.reader(key, filled)) is not None:
           future = pool.submit(reader)
         if future is not None:
           started[key] = future
@@ -70,11 +73,14 @@ class Source(abc.ABC):
       return arrays | {key: future.result() for key, future in started.items()}
 
   @abc.abstractmethod
-  def reader(self, key: _trees.Path) -> Callable[[], np.ndarray] | None:
-    """Returns what reads one array to the host; None if Orbax does it better.
+  def reader(
+      self, key: _trees.Path, filled: _rows.Filled = _pages.filled
+  ) -> Callable[[], Any] | None:
+    """Returns what reads one array; None if Orbax does it better.
 
     Args:
       key: Path of the array in the file.
+      filled: Makes the array.
     """
 
   def _read_by_orbax(

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from gemma4_lora import _pages
 from gemma4_lora.ckpts import _hf_source
 from gemma4_lora.ckpts import _integrity
 from gemma4_lora.ckpts import _layouts
@@ -39,10 +40,12 @@ class OrbaxSource(Source):
     names = [m.name for k, m in _trees.flatten(self.tree).items() if k in keys]
     _integrity.check(self.path, names, who=who)
 
-  def reader(self, key: _trees.Path) -> Callable[[], np.ndarray] | None:
+  def reader(
+      self, key: _trees.Path, filled: _rows.Filled = _pages.filled
+  ) -> Callable[[], Any] | None:
     """See `Source`."""
     whole = self._whole.get(_trees.get_at(self.tree, key).name)
-    return None if whole is None else whole.read_all
+    return None if whole is None else functools.partial(whole.read_all, filled)
 
   @functools.cached_property
   def _whole(self) -> Mapping[str, _rows.Streamed]:

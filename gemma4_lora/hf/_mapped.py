@@ -61,8 +61,15 @@ class Tensor:
 
   def load(self) -> np.ndarray:
     """Reads the data into memory of its own."""
-    array = _pages.empty(self.shape, self.dtype)
-    todo = memoryview(array.reshape(-1).view(np.uint8))
+    return _pages.filled(self.shape, self.dtype, self.read_into)
+
+  def read_into(self, out: np.ndarray) -> None:
+    """Reads the data.
+
+    Args:
+      out: An array of as many bytes.
+    """
+    todo = memoryview(out.reshape(-1).view(np.uint8))
     with self.file.open('rb', buffering=0) as file:
       file.seek(self.offset)
       while todo:
@@ -73,7 +80,6 @@ class Tensor:
               f' {file.tell()}. Copy or download it again.'
           )
         todo = todo[count:]
-    return array
 
 
 def list_tensors(path: pathlib.Path, *, who: str) -> dict[str, Tensor]:

@@ -12,12 +12,14 @@ import dataclasses
 import itertools
 import math
 import pathlib
+from typing import Any
 
 import numpy as np
 
 from gemma4_lora import _gemma4
 from gemma4_lora import _leaves
 from gemma4_lora import _linears
+from gemma4_lora import _pages
 from gemma4_lora.hf import _mapped
 from gemma4_lora.hf import _names
 from gemma4_lora.hf import _packed
@@ -88,8 +90,17 @@ class Leaf:
     """Makes the leaf; of one tensor, it may be mapped."""
     return self.make([tensor.read() for tensor in self.tensors])
 
-  def load(self) -> np.ndarray:
-    """Makes the leaf in memory of its own."""
+  def load(self, filled: Callable[..., Any] = _pages.filled) -> Any:
+    """Makes the leaf in memory of its own.
+
+    Args:
+      filled: Makes the array, if the leaf is the bytes of one tensor.
+    """
+    tensor = self.tensors[0]
+    if isinstance(tensor, _mapped.Tensor) and len(self.tensors) == 1:
+      mapped = self.read()  # No byte of it.
+      if isinstance(mapped, np.memmap) and mapped.flags.c_contiguous:
+        return filled(self.shape, self.dtype, tensor.read_into)
     return self.make([tensor.load() for tensor in self.tensors])
 
 
@@ -196,10 +207,10 @@ def _maker(
       layers = slots[0]
     else:
       layers = [
-          np.stack(parts, axis=one.slot_axis)
+          _stack(parts, axis=one.slot_axis)
           for parts in zip(*slots, strict=True)
       ]
-    return np.stack(layers) if row.stacked else layers[0]
+    return _stack(layers) if row.stacked else layers[0]
 
   return make
 
@@ -305,7 +316,7 @@ def _shape_and_maker(
 ) -> tuple[tuple[int, ...], Callable[[Sequence[np.ndarray]], np.ndarray]]:
   """Returns the shape of a leaf, and what makes it of tensors of a shape."""
   if is_stacked(path):
-    return (count, *shape), np.stack
+    return (count, *shape), _stack
   if is_convolution(path):
     out, into, *window = shape
     return (*window, into, out), _kernel
@@ -317,6 +328,13 @@ def _shape_and_maker(
     axes, length, width = shape
     return (length, axes, width), lambda arrays: arrays[0].swapaxes(0, 1)
   return shape, _first
+
+
+def _stack(arrays: Sequence[np.ndarray], axis: int = 0) -> np.ndarray:
+  """`np.stack`, of integers: NumPy copies bfloat16 one number at a time."""
+  dtype = arrays[0].dtype
+  integers = [x.view(f'u{dtype.itemsize}') for x in arrays]
+  return np.stack(integers, axis).view(dtype)
 
 
 def _first(arrays: Sequence[np.ndarray]) -> np.ndarray:

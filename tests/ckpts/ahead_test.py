@@ -12,7 +12,7 @@ from gemma4_lora import g4
 from gemma4_lora.ckpts import _ahead
 from gemma4_lora.ckpts import _restored
 from gemma4_lora.ckpts import _rows
-from gemma4_lora.hf import _mapped
+from gemma4_lora.hf import _weights
 from tests import hf_reference
 from tests import training
 from tests.ckpts import states
@@ -22,13 +22,13 @@ from tests.ckpts import states
 def reads(monkeypatch):
   """Sizes of the arrays that are read: `(ahead, by the restore)`."""
   sizes = ([], [])
-  for cls, name in ((_rows.Streamed, 'read_all'), (_mapped.Tensor, 'load')):
+  for cls, name in ((_rows.Streamed, 'read_all'), (_weights.Leaf, 'load')):
     original = getattr(cls, name)
 
-    def read(self, original=original):
+    def read(self, filled, original=original):
       is_ahead = threading.current_thread().name.startswith(_ahead.THREAD)
       sizes[0 if is_ahead else 1].append(math.prod(self.shape))
-      return original(self)
+      return original(self, filled)
 
     monkeypatch.setattr(cls, name, read)
   return sizes
@@ -70,32 +70,24 @@ def test_init_reads_the_largest_ahead_and_nothing_twice(
   assert ahead + sum(rest) <= sum(x.size for x in want.values())
 
 
-def test_nothing_is_read_ahead_of_what_goes_by_rows(
-    checkpoint, tmp_path, reads
+@pytest.mark.parametrize(
+    ('quantize', 'ignored'), [('int8', ()), (None, ('embedder.**',))]
+)
+def test_nothing_is_read_ahead_of_what_may_not_be_needed(
+    quantize, ignored, checkpoint, tmp_path, reads
 ):
+  """What is quantised goes row by row."""
   path, _, base = _orbax(checkpoint)
-  model = g4.nn.LoRA(rank=2, model=base, quantize='int8')
-  _trainer(path, model, tmp_path).init_state()
+  model = g4.nn.LoRA(rank=2, model=base, quantize=quantize)
+  trainer = _trainer(path, model, tmp_path, ignore_restored_keys=ignored)
+  trainer.init_state()
   assert not reads[0]
 
 
-@pytest.mark.parametrize(
-    ('kwargs', 'match'),
-    [
-        ({'path': '/nowhere/at/all'}, '/nowhere/at/all'),
-        ({'ignore_restored_keys': ('embedder.**',)}, 'input_embedding'),
-    ],
-    ids=str,
-)
-def test_errors_are_those_of_the_restore(
-    kwargs, match, checkpoint, tmp_path, reads
-):
-  path, _, base = _orbax(checkpoint)
-  model = g4.nn.LoRA(rank=2, model=base)
-  with pytest.raises((FileNotFoundError, ValueError), match=match):
-    _trainer(
-        **{'path': path} | kwargs, model=model, workdir=tmp_path
-    ).init_state()
+def test_a_path_that_is_not_there_is_an_error_of_the_restore(tmp_path, reads):
+  model = g4.nn.LoRA(rank=2, model=states.model('Gemma4_31B'))
+  with pytest.raises(FileNotFoundError, match='SkipLoRA4.*/nowhere/at/all'):
+    _trainer('/nowhere/at/all', model, tmp_path).init_state()
   assert not reads[0]
 
 
