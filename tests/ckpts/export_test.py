@@ -149,13 +149,19 @@ def _in_pieces(monkeypatch):
   # Half a second, for each leaf.
   monkeypatch.setattr(_pages, 'give_back', lambda: None)
   seen = []
-  for cls in (_rows.Streamed, _hf_source._MappedRows):
 
-    def spy(self, start, stop, read=cls.read):
-      seen.append(read(self, start, stop).shape)
-      return read(self, start, stop)
+  def spy(cls, name, shape_of):
+    original = getattr(cls, name)
 
-    monkeypatch.setattr(cls, 'read', spy)
+    def read(self, start, rows):
+      result = original(self, start, rows)
+      seen.append(shape_of(rows, result))
+      return result
+
+    monkeypatch.setattr(cls, name, read)
+
+  spy(_rows.Streamed, '_read_into', lambda out, _: out.shape)
+  spy(_hf_source._MappedRows, 'read', lambda _, array: array.shape)
   return seen
 
 
