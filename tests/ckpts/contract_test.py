@@ -26,10 +26,17 @@ _TRANSFORMS = {
     ),
 }
 
+# Every variant, and every layout of those whose leaves differ: E4B's are E2B's.
+_CHECKPOINTS = [
+    (variant, layout)
+    for variant in states.VARIANTS
+    for layout in states.LAYOUTS
+    if variant != 'Gemma4_E4B' or layout == 'nested'
+]
+
 
 @pytest.mark.parametrize('lora', [None, 'ours', 'head'])
-@pytest.mark.parametrize('layout', states.LAYOUTS)
-@pytest.mark.parametrize('variant', states.VARIANTS)
+@pytest.mark.parametrize(('variant', 'layout'), _CHECKPOINTS)
 def test_restores_base_and_nothing_else(checkpoint, variant, layout, lora):
   """Structure, shapes, dtypes, shardings and LoRA stay; base is the file's."""
   path, params = checkpoint(variant, layout)
@@ -51,8 +58,7 @@ def test_restores_base_and_nothing_else(checkpoint, variant, layout, lora):
     assert out.step is state.step
 
 
-@pytest.mark.parametrize('layout', states.LAYOUTS)
-@pytest.mark.parametrize('variant', states.VARIANTS)
+@pytest.mark.parametrize(('variant', 'layout'), _CHECKPOINTS)
 def test_leaves_no_abstract_leaf(checkpoint, variant, layout):
   """Of a state of shapes, as `jax.eval_shape` makes it, all leaves get values."""
   path, params = checkpoint(variant, layout)
@@ -65,8 +71,10 @@ def test_leaves_no_abstract_leaf(checkpoint, variant, layout):
   assert not states.differing(out.params, params)
 
 
-@pytest.mark.parametrize('layout', ['nested', 'stacked', 'kauldron'])
-@pytest.mark.parametrize('variant', states.VARIANTS)
+@pytest.mark.parametrize(
+    ('variant', 'layout'),
+    [x for x in _CHECKPOINTS if x[1] in ('nested', 'stacked', 'kauldron')],
+)
 def test_fills_every_shard(checkpoint, variant, layout):
   """Under FSDP on eight devices each device has its own part of the file's."""
   path, params = checkpoint(variant, layout)
