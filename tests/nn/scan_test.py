@@ -89,17 +89,17 @@ def _lowered(model):
 @pytest.mark.parametrize('remat', ['none', 'block'])
 def test_depth_is_free(remat):
   """The program of twice the layers has no more products."""
-  dots = [
+  patterns = ['LLGLLG', 'LLG' * 4]
+  once, twice = (
       _lowered(
-          _model('Gemma4_31B', pattern, scan_layers=scan, remat=remat)
+          _model('Gemma4_31B', pattern, scan_layers=True, remat=remat)
       ).count('dot_general')
-      for pattern, scan in (
-          ('LLGLLG', True),
-          ('LLG' * 4, True),
-          ('LLGLLG', False),
-      )
-  ]
-  assert dots[0] == dots[1] < dots[2]
+      for pattern in patterns
+  )
+  assert once == twice
+  if remat == 'none':  # In a row they do have more: the count means something.
+    row = _lowered(_model('Gemma4_31B', patterns[0]))
+    assert once < row.count('dot_general')
 
 
 @pytest.mark.parametrize('remat', ['none', 'block'])
