@@ -216,16 +216,38 @@ def _loss(model, params, *, audio, **kwargs):
 
 
 def test_gradients_reach_every_leaf():
-  """Text, towers and what joins them; in each layer of a stacked weight."""
-  model = _model('Gemma4_E2B', targets=['text'], use_dora=True)
+  """Text, towers and what joins them; in each layer of a stacked weight.
+
+  With dropout in the audio tower alone: off in eval; reproducible from its rng,
+  and another with another.
+  """
+  model = _model('Gemma4_E2B', use_dora=True)
+  audio = g4.targets.audio(dropout=0.5)
+  towers = (audio if x == 'audio' else x for x in _TOWERS['Gemma4_E2B'])
+  model = model.clone(targets=['text', *towers])
+  assert {x.row.tower for x in model.adapted if x.dropout} == {'audio'}
   original, lora = peft.split_params(multimodal.random_params(model))
 
-  def loss(lora):
-    params = peft.merge_params(original, lora)
-    return _loss(model, params, audio=True)
+  def loss(lora, seed, is_training=True):
+    return _loss(
+        model,
+        peft.merge_params(original, lora),
+        audio=True,
+        rngs={'dropout': jax.random.key(seed)},
+        is_training_property=is_training,
+    )
 
   assert np.any(multimodal.images().positions_xy == -1)
-  _check_reached(model, jax.jit(jax.grad(loss))(lora))
+  step = jax.jit(jax.value_and_grad(loss))
+  value, grads = step(lora, 0)
+  _check_reached(model, grads)
+  again = step(lora, 0)
+  jax.tree.map(np.testing.assert_array_equal, again, (value, grads))
+  assert step(lora, 1)[0] != value
+  for is_training in (True, False):
+    program = functools.partial(loss, is_training=is_training)
+    program = str(jax.make_jaxpr(program)(lora, 0))
+    assert ('random_bits' in program) == is_training
 
 
 def _check_reached(model, grads):
@@ -239,31 +261,6 @@ def _check_reached(model, grads):
       layers = grad if linear.row.stacked else grad[None]
       for layer in layers:
         assert np.abs(layer).max() > 0, (linear.row.name, leaf)
-
-
-def test_dropout_in_the_audio_tower():
-  """Off in eval; reproducible from its rng, and another with another."""
-  base = multimodal.base_of_one_layer('Gemma4_E2B', dtype=jnp.float32)
-  model = g4.nn.LoRA(rank=3, targets='audio', dropout=0.5, model=base)
-  params = multimodal.random_params(model)
-
-  def run(params, seed, *, is_training):
-    return _logits(
-        model,
-        params,
-        audio=True,
-        rngs={'dropout': jax.random.key(seed)},
-        is_training_property=is_training,
-    )
-
-  train = jax.jit(functools.partial(run, is_training=True))
-  trained = train(params, 0)
-  np.testing.assert_array_equal(train(params, 0), trained)
-  assert np.any(train(params, 1) != trained)
-  for is_training in (True, False):
-    program = functools.partial(run, is_training=is_training)
-    program = str(jax.make_jaxpr(program)(params, 0))
-    assert ('random_bits' in program) == is_training
 
 
 def test_dropout_under_scan():
@@ -311,19 +308,16 @@ def test_dropout_under_scan():
   other = reached(grads(params, 1))
   assert all(np.any(other[name] != masks[name]) for name in masks)
   # In eval, the program has no random numbers in it.
-  for is_training in (True, False):
-    program = str(
-        jax.make_jaxpr(
-            lambda p, seed, is_training=is_training: _loss(
-                model,
-                p,
-                audio=False,
-                rngs={'dropout': jax.random.key(seed)},
-                is_training_property=is_training,
-            )
-        )(params, 0)
-    )
-    assert ('random_bits' in program) == is_training
+  evaluating = jax.make_jaxpr(
+      lambda p, seed: _loss(
+          model,
+          p,
+          audio=False,
+          rngs={'dropout': jax.random.key(seed)},
+          is_training_property=False,
+      )
+  )
+  assert 'random_bits' not in str(evaluating(params, 0))
 
   sharded = grads(_sharded(params), 0)
   for name, mask in reached(sharded).items():
