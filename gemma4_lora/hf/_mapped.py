@@ -30,6 +30,8 @@ DTYPES = {
 }
 INDEX = '.safetensors.index.json'
 _SUFFIX = '.safetensors'
+# Linux reads no more than 2 GiB at once.
+_READ_BYTES = 2**30
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,7 +75,7 @@ class Tensor:
     with self.file.open('rb', buffering=0) as file:
       file.seek(self.offset)
       while todo:
-        count = file.readinto(todo)
+        count = file.readinto(todo[:_READ_BYTES])
         if not count:
           raise ValueError(
               f'The checkpoint is truncated: {self.file} ends at byte'

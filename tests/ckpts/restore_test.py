@@ -1,5 +1,6 @@
 """The one restore: what it frees, what it says, and how it reads."""
 
+import math
 import re
 
 import jax
@@ -26,6 +27,25 @@ def test_frees_what_it_replaces(checkpoint):
   for key, leaf in _trees.flatten(state.params).items():
     assert leaf.is_deleted() != _trees.is_lora(key)
   assert not any(x.is_deleted() for x in jax.tree.leaves(out))
+
+
+@pytest.mark.parametrize('which', [min, max])
+def test_a_device_that_takes_no_array_is_an_error(
+    which, checkpoint, monkeypatch
+):
+  """Arrays are placed in other threads: the first one, and the last."""
+  path, params = checkpoint(_E2B)
+  shape = which((x.shape for x in jax.tree.leaves(params)), key=math.prod)
+  place = _read.place
+
+  def full(value, like):
+    if value.shape == shape:
+      raise MemoryError('the device is full')
+    return place(value, like)
+
+  monkeypatch.setattr(_read, 'place', full)
+  with pytest.raises(MemoryError, match='the device is full'):
+    g4.ckpts.PartialLoad(path=path).transform(states.make_state(_E2B))
 
 
 def test_frees_no_array_that_stays_in_the_state(checkpoint):

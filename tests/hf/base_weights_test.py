@@ -12,6 +12,7 @@ import safetensors.numpy
 
 from gemma4_lora import _gemma4
 from gemma4_lora import g4
+from gemma4_lora.hf import _mapped
 from tests import hf_reference
 from tests import training
 from tests.ckpts import states
@@ -190,6 +191,22 @@ def test_clips_that_gemma_cannot_keep_apart_are_an_error(tmp_path):
   path = _edited(tmp_path, 'e_mm', lambda w: w.update({key: other}))
   with pytest.raises(ValueError, match='kv_einsum.clip_input_min packs at'):
     _load(path, ref.model)
+
+
+def test_large_data_is_read_in_parts(monkeypatch):
+  monkeypatch.setattr(_mapped, '_READ_BYTES', 999)
+  ref = hf_reference.load('dense')
+  _assert_is(_load(_folder('dense'), ref.model), training.flat(ref.params))
+
+
+def test_a_file_that_is_cut_after_it_was_listed_is_an_error(tmp_path):
+  file = shutil.copy(_folder('dense') / _FILE, tmp_path)
+  tensors = _mapped.list_tensors(tmp_path, who='T').values()
+  last = max(tensors, key=lambda x: x.offset)
+  with open(file, 'r+b') as f:
+    f.truncate(last.offset + 1)
+  with pytest.raises(ValueError, match=f'truncated: {file} ends at byte \\d+'):
+    last.load()
 
 
 def test_damaged_files_are_an_error(tmp_path):
