@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from concurrent import futures
 import contextvars
 import functools
+import os
 from typing import Any
 
 import jax
@@ -27,6 +28,8 @@ from gemma4_lora.ckpts import _trees
 # model: a fraction of it, or a little if that is little. A larger array is read
 # alone, and first, while there is room.
 _NUM_READING = 2
+# Smaller ones are placed at the same time as others.
+_LARGE_BYTES = 2**27
 _MIN_GROUP_BYTES = 2**26
 _GROUPS_PER_MODEL = 128
 
@@ -189,9 +192,27 @@ def place(host: Any, like: Any) -> Any:
     array = jax.device_put(host)
     if array.sharding == like.sharding:
       return array
+  sharding = _sharding(like)
+  if host.nbytes >= _LARGE_BYTES:
+    return _cut(host, sharding)
   return jax.make_array_from_callback(
-      host.shape, _sharding(like), lambda index: host[index]
+      host.shape, sharding, lambda index: host[index]
   )
+
+
+def _cut(host: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+  """Gives each device of this process its part, several at a time."""
+  parts = sharding.addressable_devices_indices_map(host.shape)
+
+  def put(device):
+    # NumPy's memory is none that a training step may overwrite.
+    part = jax.device_put(host[parts[device]], device, may_alias=False)
+    return jax.block_until_ready(part)
+
+  with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    return jax.make_array_from_single_device_arrays(
+        host.shape, sharding, list(pool.map(put, parts))
+    )
 
 
 def _sharding(like: Any) -> jax.sharding.Sharding:

@@ -189,6 +189,23 @@ def test_sharded_file_is_read_shard_by_shard(tmp_path):
   assert not states.differing(out.params, run.params)
 
 
+def test_each_device_gets_its_part_of_a_large_array(checkpoint, monkeypatch):
+  monkeypatch.setattr(_read, '_LARGE_BYTES', 0)
+  path, params = checkpoint(_E2B)
+  sharding = kd.sharding.FSDPSharding(min_size_to_shard_mb=0)
+  state = states.make_state(_E2B, sharding=sharding)
+  before = states.specs(state)
+  out = g4.ckpts.PartialLoad(path=path).transform(state)
+  assert states.specs(out) == before
+  sharded = [
+      x for x in jax.tree.leaves(out.params) if not x.is_fully_replicated
+  ]
+  assert len(sharded) > 20
+  want = states.base_leaves(params)
+  for key, leaf in states.base_leaves(out.params).items():
+    np.testing.assert_array_equal(leaf, want[key], err_msg=str(key))
+
+
 def test_reads_nothing_but_what_it_needs(checkpoint):
   """Leaves that nothing takes are not read: their data may even be gone."""
   path, params = checkpoint(_E2B)
