@@ -86,8 +86,8 @@ class Source(abc.ABC):
   def _read_by_orbax(
       self, args: Mapping[_trees.Path, ocp.RestoreArgs]
   ) -> dict[_trees.Path, Any]:
-    """Reads what has no `reader`."""
-    raise NotImplementedError(f'{type(self).__name__}: {list(args)}')
+    """Reads what has no `reader`, which only an `OrbaxSource` has."""
+    raise AssertionError(f'{type(self).__name__} reads all: {list(args)}')
 
   @abc.abstractmethod
   def open_rows(self, key: _trees.Path) -> _rows.Rows | None:
