@@ -99,7 +99,8 @@ class Leaf:
     tensor = self.tensors[0]
     if isinstance(tensor, _mapped.Tensor) and len(self.tensors) == 1:
       mapped = self.read()  # No byte of it.
-      if isinstance(mapped, np.memmap) and mapped.flags.c_contiguous:
+      is_all = mapped.size == math.prod(tensor.shape)
+      if isinstance(mapped, np.memmap) and is_all and mapped.flags.c_contiguous:
         return filled(self.shape, self.dtype, tensor.read_into)
     return self.make([tensor.load() for tensor in self.tensors])
 
