@@ -86,7 +86,7 @@ def test_first_loss_is_the_released_models(tmp_path, caplog):
       init_transform=_init_transform(tmp_path / 'released'),
   )
   batch = next(iter(trainer.train_ds))
-  with caplog.at_level('INFO'):
+  with caplog.at_level('INFO', logger='absl'):
     _, aux = trainer.train()
   trainable = g4.nn.summary(lora).trainable
   assert f'{trainable:,} trainable parameters' in caplog.text

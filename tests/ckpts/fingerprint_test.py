@@ -128,7 +128,7 @@ def test_pissa_says_what_else_may_change_the_base():
 def test_dropout_and_versions_are_lines_in_the_log(caplog):
   saved = copy.deepcopy(_describe(_model(dropout=0.1)))
   saved['versions']['gemma'] = '3.0'
-  with caplog.at_level('INFO'):
+  with caplog.at_level('INFO', logger='absl'):
     _check(saved, _describe(_model()))
   assert 'dropout=' in caplog.text and 'was 0.1 and is 0 now' in caplog.text
   assert 'saved with gemma 3.0' in caplog.text
