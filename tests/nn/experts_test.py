@@ -158,9 +158,8 @@ def test_one_projection_alone(projection):
   np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
 
 
-@pytest.mark.parametrize(
-    ('dtype', 'jit'), [(jnp.float32, True), (jnp.bfloat16, False)]
-)
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize('jit', [False, True])
 def test_zero_b_equals_the_base_model_bitwise(dtype, jit):
   base = _base(dtype=dtype)
   model = g4.nn.LoRA(rank=3, targets=['text', 'experts'], model=base)
