@@ -119,16 +119,16 @@ def _per_token(
 def _forward(settings, hidden, table, labels):
   body = functools.partial(_losses, settings, table, with_grad=True)
   out = _tiles.over_tokens(body, [hidden, labels], chunk=settings.chunk)
-  kept = (out['grad'], out['log_z'], hidden, table, labels)
-  return out['loss'], kept
+  return out.pop('loss'), (out, hidden, table, labels)
 
 
 def _backward(settings, kept, cotangent):
-  grad, log_z, hidden, table, labels = kept
-  scaled = cotangent[..., None] * grad.astype(jnp.float32)
+  made, hidden, table, labels = kept
+  scaled = cotangent[..., None] * made['grad'].astype(jnp.float32)
   to_table = None
   if not quant.is_quantized(table):
-    to_table = _table_grad(settings, hidden, table, labels, log_z, cotangent)
+    z = made['shift'], made['total']
+    to_table = _table_grad(settings, hidden, table, labels, z, cotangent)
   return scaled.astype(hidden.dtype), to_table, None
 
 
@@ -156,7 +156,8 @@ def _losses(
     with_grad: Whether to form the gradient too.
 
   Returns:
-    `loss` and `log_z`, f32 `[B, C]`, and `grad`, `[B, C, D]`.
+    `loss`, f32 `[B, C]`; `shift` and `total`, the same, with `Z = total *
+    exp(shift)`; and `grad`, `[B, C, D]`.
   """
   num_tokens, _ = quant.shape_of(table)
   smoothing = settings.label_smoothing
@@ -215,11 +216,15 @@ def _losses(
       soft_cap=settings.soft_cap,
       vocab_tile=settings.vocab_tile,
   )
-  log_others = sums['bound'] + jnp.log(sums['others'])
-  # log(Z) - label, without their difference.
-  loss = jax.nn.softplus(log_others - sums['label'])
-  log_z = loss + sums['label']
-  outputs = {'loss': loss, 'log_z': log_z}
+  # log(Z) - label, without their difference: of large logits, that has lost
+  # digits; and so has exp(logit - log(Z)), which is why Z is kept in two parts.
+  log_others = (sums['bound'] - sums['label']) + jnp.log(sums['others'])
+  outputs = {'loss': jax.nn.softplus(log_others)}
+  outputs['shift'] = shift = jnp.maximum(sums['bound'], sums['label'])
+  shrink = jnp.exp(sums['bound'] - shift)
+  of_label = jnp.exp(sums['label'] - shift)
+  outputs['total'] = total = sums['others'] * shrink + of_label
+  log_z = shift + jnp.log(total)
   if smoothing:
     outputs['loss'] += smoothing * (sums['label'] - sums['all'] / num_tokens)
   if settings.z_loss:
@@ -228,9 +233,9 @@ def _losses(
     return outputs
 
   z_term = 2 * settings.z_loss * log_z
-  p_label = jnp.exp(-loss)
-  p_others = -jnp.expm1(-loss)
-  grad = jnp.exp(sums['bound'] - log_z)[..., None] * sums['push']
+  p_label = of_label / total
+  p_others = sums['others'] * shrink / total
+  grad = (shrink / total)[..., None] * sums['push']
   grad *= (1 + z_term)[..., None]
   if smoothing:
     grad -= smoothing / num_tokens * sums['spread']
@@ -247,17 +252,20 @@ def _table_grad(
     hidden: jax.Array,
     table: jax.Array,
     labels: jax.Array,
-    log_z: jax.Array,
+    z: tuple[jax.Array, jax.Array],
     cotangent: jax.Array,
 ) -> jax.Array:
   """Returns the gradient to the table, `[V, D]`, a tile of rows at a time."""
   num_tokens = table.shape[0]
   smoothing = settings.label_smoothing
 
-  def of_chunk(total, hidden, labels, log_z, cotangent):
-    def body(total, tile):
-      p = jnp.exp(tile.logits - log_z[..., None])
-      push = p * (1 + 2 * settings.z_loss * log_z)[..., None]
+  shift, total = z
+  log_z = shift + jnp.log(total)
+  gain = (1 + 2 * settings.z_loss * log_z) / total
+
+  def of_chunk(to_table, hidden, labels, shift, gain, cotangent):
+    def body(to_table, tile):
+      push = jnp.exp(tile.logits - shift[..., None]) * gain[..., None]
       push -= (
           jnp.where(tile.is_label, 1 - smoothing, 0) + smoothing / num_tokens
       )
@@ -267,12 +275,12 @@ def _table_grad(
           'bcv,bcd->vd', push, hidden, preferred_element_type=jnp.float32
       )
       start = tile.column[0]
-      old = jax.lax.dynamic_slice_in_dim(total, start, rows.shape[0])
-      return jax.lax.dynamic_update_slice_in_dim(total, old + rows, start, 0)
+      rows += jax.lax.dynamic_slice_in_dim(to_table, start, rows.shape[0])
+      return jax.lax.dynamic_update_slice_in_dim(to_table, rows, start, 0)
 
     return _tiles.over_vocab(
         body,
-        total,
+        to_table,
         hidden=hidden,
         table=table,
         labels=labels,
@@ -280,14 +288,14 @@ def _table_grad(
         vocab_tile=settings.vocab_tile,
     )
 
-  total = _tiles.carried_over_tokens(
+  to_table = _tiles.carried_over_tokens(
       of_chunk,
       jnp.zeros(table.shape, jnp.float32),
       # Tokens that fill the last chunk have a cotangent of zero.
-      [hidden, labels, log_z, cotangent],
+      [hidden, labels, shift, gain, cotangent],
       chunk=settings.chunk,
   )
-  return total.astype(table.dtype)
+  return to_table.astype(table.dtype)
 
 
 def _check(hidden: jax.Array, embedding: Any, labels: jax.Array) -> None:

@@ -37,7 +37,7 @@ class Tile:
 
   table: jax.Array
   logits: jax.Array
-  slope: jax.Array | float
+  slope: jax.Array
   is_label: jax.Array
   column: jax.Array
   is_new: jax.Array
@@ -74,7 +74,7 @@ def over_vocab(
     start = jnp.minimum(i * size, num_tokens - size)
     rows = quant.slice_rows(table, start, size, hidden.dtype)
     logits = dot(hidden, rows, contract=(-1, -1))
-    slope = 1.0
+    slope = jnp.ones((), jnp.float32)
     if soft_cap is not None:
       bounded = jnp.tanh(logits / soft_cap)
       logits, slope = soft_cap * bounded, 1 - bounded**2

@@ -13,10 +13,12 @@ from gemma4_lora import g4
 _SIZES = dict(chunk_size=6, vocab_tile=16)
 
 
-def _inputs(*, batch=(2,), length=13, width=8, vocab=50, dtype=jnp.float32):
+def _inputs(
+    *, batch=(2,), length=13, width=8, vocab=50, dtype=jnp.float32, scale=4
+):
   """Hidden states and a table whose logits reach into the soft-cap."""
   keys = jax.random.split(jax.random.key(0), 3)
-  hidden = 4 * jax.random.normal(keys[0], (*batch, length, width), dtype)
+  hidden = scale * jax.random.normal(keys[0], (*batch, length, width), dtype)
   table = 2 * jax.random.normal(keys[1], (vocab, width), dtype)
   return hidden, table, jax.random.randint(keys[2], (*batch, length), 0, vocab)
 
@@ -69,7 +71,8 @@ def _assert_close(got, wanted):
 )
 def test_equals_optax_on_whole_logits(settings):
   """Neither length nor vocabulary is a multiple of its tile."""
-  inputs = _inputs()
+  # Of logits of 100, float32 has lost more digits than the bound has.
+  inputs = _inputs(scale=4 if settings['soft_cap'] else 1)
   weights = jax.random.bernoulli(jax.random.key(1), 0.6, (2, 13))
   _assert_close(*_both(inputs, weights, settings, **_SIZES))
 
@@ -119,6 +122,27 @@ def test_a_sure_token_keeps_its_digits(soft_cap):
   assert 0 < want < 1e-3
   np.testing.assert_allclose(value, want, rtol=1e-5)
   np.testing.assert_allclose(grad[..., 0], want_grad, rtol=1e-5)
+
+
+def test_probabilities_of_large_logits_keep_their_digits():
+  """All logits are near 1000, where float32 has steps of 6e-5."""
+  _, table, labels = _inputs()
+  table = table.at[:, 0].add(1000)
+  # Logits are entries of the table as they are.
+  hidden = jax.nn.one_hot(jnp.zeros_like(labels), table.shape[-1])
+
+  def loss(hidden, table):
+    return g4.losses.softmax_cross_entropy(
+        hidden, table, labels, **_SIZES
+    ).sum()
+
+  to_hidden, to_table = jax.grad(loss, (0, 1))(hidden, table)
+  wide = np.asarray(table, np.float64)
+  p = np.exp(wide[:, 0] - wide[:, 0].max())
+  p = p / p.sum() - np.eye(len(wide))[np.asarray(labels)]
+  # Feature 0 is near 1000 times a sum that is 0.
+  _assert_close(to_hidden[..., 1:], p @ wide[:, 1:])
+  _assert_close(to_table[:, 0], p.sum((0, 1)))
 
 
 def _in_float64(hidden, table, *, soft_cap):
