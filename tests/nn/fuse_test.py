@@ -56,7 +56,9 @@ def _check_fused(model, plain, params, inputs):
   expected = logits(model)(params)
   of_plain = logits(plain)
   actual = of_plain(fused)
-  np.testing.assert_allclose(actual, expected, atol=1e-5, rtol=0)
+  # Of all logits: the largest of 18,000 errors is another on another CPU.
+  error = np.linalg.norm(actual - expected)
+  assert error <= 5e-6 * np.linalg.norm(expected)
   # LoRA does change the model, and fusing is what changed the base.
   original, _ = peft.split_params(params)
   without = of_plain(original)
