@@ -5,10 +5,7 @@ where no group is. Of tables that are half of a model, a piece is all that is
 ever read.
 """
 
-import collections
-from collections.abc import Callable
 from collections.abc import Iterator
-from concurrent import futures
 import dataclasses
 import functools
 import math
@@ -21,6 +18,7 @@ import numpy as np
 
 from gemma4_lora import _pages
 from gemma4_lora import quant
+from gemma4_lora.ckpts import _in_order
 from gemma4_lora.ckpts import _quantized_leaves
 from gemma4_lora.ckpts import _rows
 
@@ -76,8 +74,11 @@ def quantize(array: np.ndarray | Streamed, layout: quant.Layout) -> Quantized:
   value = jax.tree.map(lambda x: _pages.empty(x.shape, x.dtype), abstract)
   axis = 0 if isinstance(array, Streamed) else _axis(array.shape, layout)
   squares, is_exact = np.zeros(2), True
-  for start, (made, sums, same) in _in_order(
-      _pieces(array, axis, layout), functools.partial(_on_cpu, layout=layout)
+  # The one more is read while all workers are at work.
+  for start, made, sums, same in _in_order.in_order(
+      functools.partial(_on_cpu, layout=layout),
+      _pieces(array, axis, layout),
+      limit=_NUM_WORKERS + 1,
   ):
     for part, x in zip(
         jax.tree.leaves(value), jax.tree.leaves(made), strict=True
@@ -135,25 +136,6 @@ def _divisor(count: int, limit: int) -> int:
   return next((n for n in near if count % n == 0), limit)
 
 
-def _in_order(
-    pieces: Iterator[tuple[int, np.ndarray]],
-    function: Callable[[np.ndarray], Any],
-) -> Iterator[tuple[int, Any]]:
-  """Yields a function of each piece; a few are in work while others are read."""
-  todo = collections.deque()
-  with futures.ThreadPoolExecutor(_NUM_WORKERS) as pool:
-    for start, piece in pieces:
-      todo.append((start, pool.submit(function, piece)))
-      del piece
-      if len(todo) > _NUM_WORKERS:
-        start, future = todo.popleft()
-        yield start, future.result()
-        del future
-    while todo:
-      start, future = todo.popleft()
-      yield start, future.result()
-
-
 def _axis(shape: tuple[int, ...], layout: quant.Layout) -> int:
   """Returns along which axis to cut: the first that can be cut most."""
   free = _free_axes(shape, layout) or [0]
@@ -170,20 +152,21 @@ def _free_axes(shape: tuple[int, ...], layout: quant.Layout) -> list[int]:
 
 
 def _on_cpu(
-    piece: np.ndarray, layout: quant.Layout
-) -> tuple[Any, np.ndarray, np.ndarray]:
+    piece: tuple[int, np.ndarray], layout: quant.Layout
+) -> tuple[int, Any, np.ndarray, np.ndarray]:
   """Returns codes and scales of a piece, and how far they are from it.
 
   Computed on the CPU: the same on any kind of machine, and an accelerator's
   memory is the model's.
 
   Args:
-    piece: On the host.
+    piece: Where it begins, which is returned first; and itself, on the host.
     layout: How.
   """
+  start, host = piece
   with jax.default_device(_cpu()):
-    array = jax.device_put(np.ascontiguousarray(piece), _cpu())
-    return jax.device_get(_quantize(array, layout))
+    array = jax.device_put(np.ascontiguousarray(host), _cpu())
+    return start, *jax.device_get(_quantize(array, layout))
 
 
 @functools.cache

@@ -1,11 +1,9 @@
 """Carries a plan out: reads arrays into the state's own dtype and sharding."""
 
-import collections
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from concurrent import futures
-import contextvars
 import functools
 import os
 from typing import Any
@@ -15,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from gemma4_lora.ckpts import _in_order
 from gemma4_lora.ckpts import _in_place
 from gemma4_lora.ckpts import _layouts
 from gemma4_lora.ckpts import _plan
@@ -25,8 +24,8 @@ from gemma4_lora.ckpts import _trees
 # Arrays are read and decompressed in parallel within a group, two groups at a time:
 # an array that is most of a group keeps one core busy. What they hold, with one
 # group that waits and one that is placed, is what a restore needs on top of the
-# model: a fraction of it, or a little if that is little. A larger array is read
-# alone, and first, while there is room.
+# model: a fraction of it, or a little if that is little. A larger array is a group
+# of its own, and first, while there is room.
 _NUM_READING = 2
 # Smaller ones are placed at the same time as others.
 _LARGE_BYTES = 2**27
@@ -52,8 +51,8 @@ def read(
     loads: What to read.
     old: The leaves of the state that are replaced, by path. They give dtype and
       sharding.
-    group_bytes: How much to read at once. A larger array is read alone. `None`
-      for a choice by the size of the model.
+    group_bytes: How much a group has, of which two are read at a time. A larger
+      array is a group. `None` for a choice by the size of the model.
     whole: Whether weights that are to be quantised must come whole.
 
   Yields:
@@ -88,7 +87,8 @@ def read(
       {key: _restore_args(by_key[key], old) for key in keys}
       for keys in _groups(ordered, size, group_bytes)
   ]
-  for arrays in _in_order(source, groups):
+  read_group = functools.partial(source.read, filled=_in_place.filled)
+  for arrays in _in_order.in_order(read_group, groups, limit=_NUM_READING):
     new = {}
     while arrays:
       key, array = arrays.popitem()
@@ -100,25 +100,6 @@ def read(
       del array  # It may be half of the model: not held while others are read.
     yield new
     del new
-
-
-def _in_order(
-    source: _sources.Source,
-    groups: Sequence[Mapping[_trees.Path, ocp.RestoreArgs]],
-) -> Iterator[dict[_trees.Path, Any]]:
-  """Reads groups, the next ones while the caller has one."""
-  read = functools.partial(source.read, filled=_in_place.filled)
-  reading: collections.deque[futures.Future[dict[_trees.Path, Any]]]
-  reading = collections.deque()
-  with futures.ThreadPoolExecutor(_NUM_READING) as pool:
-    for group in groups:
-      if len(reading) == _NUM_READING:
-        yield reading.popleft().result()
-      # What was read before it was asked for is found by context.
-      context = contextvars.copy_context()
-      reading.append(pool.submit(context.run, read, group))
-    while reading:
-      yield reading.popleft().result()
 
 
 def streamed_leaves(

@@ -1,0 +1,31 @@
+"""Work on several things at once, of which the first is given out first."""
+
+import collections
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+from concurrent import futures
+import contextvars
+from typing import Any
+
+
+def in_order(
+    function: Callable[[Any], Any], items: Iterable[Any], *, limit: int
+) -> Iterator[Any]:
+  """Yields what a function makes of each item, in their order.
+
+  Args:
+    function: Runs in threads, in the caller's context.
+    items: The next is taken when there is a thread for it.
+    limit: How many items are in work, or done and not yielded yet, at most.
+  """
+  todo: collections.deque[futures.Future[Any]] = collections.deque()
+  with futures.ThreadPoolExecutor(limit) as pool:
+    for item in items:
+      if len(todo) == limit:
+        yield todo.popleft().result()
+      context = contextvars.copy_context()
+      todo.append(pool.submit(context.run, function, item))
+      del item  # It may be large, and is the thread's now.
+    while todo:
+      yield todo.popleft().result()
