@@ -3,20 +3,16 @@
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
-from collections.abc import Sequence
 from concurrent import futures
 import dataclasses
 import itertools
 import os
-import sys
 import time
 from typing import Any
 
-from absl import logging
 from etils import epath
 import jax
 import numpy as np
-from tqdm import auto as tqdm
 
 from gemma4_lora import _pages
 from gemma4_lora import quant
@@ -27,6 +23,7 @@ from gemma4_lora.ckpts import _policy
 from gemma4_lora.ckpts import _quantize
 from gemma4_lora.ckpts import _quantized_leaves
 from gemma4_lora.ckpts import _read
+from gemma4_lora.ckpts import _report
 from gemma4_lora.ckpts import _sources
 from gemma4_lora.ckpts import _trees
 
@@ -93,11 +90,10 @@ def restore(state: Any, request: Request) -> Any:
       for path, leaf in _trees.flatten(_trees.get_at(state, tree.new)).items()
   }
   _check_lora(old, who=request.who)
-  _warn(plan, request, old)
-  absent = [
-      *plan.pruned,
-      *(x for x in (*plan.missing, *plan.kept) if _is_abstract(x, old)),
-  ]
+  kept = [x for x in plan.kept if _is_abstract(x, old)]
+  _report.warn(plan, kept=kept, who=request.who)
+  missing = [x for x in plan.missing if _is_abstract(x, old)]
+  absent = [*plan.pruned, *missing, *kept]
   new = {path: value for x in absent for path, value in _filled(x, old).items()}
   replaced = new.keys() | {
       y.path for x in plan.loads for y in x.model.parts.values()
@@ -115,7 +111,7 @@ def restore(state: Any, request: Request) -> Any:
 
   held = 0  # What was quantised since memory was given back, at most.
   with (
-      _progress(plan) as progress,
+      _report.progress(plan) as progress,
       futures.ThreadPoolExecutor(os.cpu_count()) as pool,
   ):
     whole = request.on_quantized is not None
@@ -154,7 +150,8 @@ def restore(state: Any, request: Request) -> Any:
 
   for tree in trees:
     state = _replace_leaves(state, tree.new, new)
-  _log(plan, source, request, made, seconds=time.monotonic() - start)
+  seconds = time.monotonic() - start
+  _report.log(plan, source, made, who=request.who, seconds=seconds)
   return state
 
 
@@ -204,17 +201,6 @@ def prepare(
   arrays = [y.stored for x in plan.loads for y in x.arrays]
   source.check({x.key for x in arrays}, who=who)
   return source, trees, plan
-
-
-def _progress(plan: _plan.Plan) -> tqdm.tqdm:
-  """Returns a progress bar, for whom there is someone to see it."""
-  return tqdm.tqdm(
-      desc='Restoring',
-      total=sum(_sources.num_bytes(x.stored) for x in plan.loads),
-      unit='B',
-      unit_scale=True,
-      disable=not (sys.stderr.isatty() or 'ipykernel' in sys.modules),
-  )
 
 
 def _sub_trees(
@@ -307,26 +293,6 @@ def _check_lora(old: Mapping[_trees.Path, Any], *, who: str) -> None:
       )
 
 
-def _warn(
-    plan: _plan.Plan, request: Request, old: Mapping[_trees.Path, Any]
-) -> None:
-  """Lists what the user chose to let pass."""
-  kept = [x for x in plan.kept if _is_abstract(x, old)]
-  for leaves, text in (
-      (plan.missing, "are not in the checkpoint: the model's own values stay"),
-      (kept, 'are ignored and have no value: filled with 0, scales with 1'),
-      (plan.unexpected, 'of the checkpoint are not in the model: left out'),
-  ):
-    if leaves:
-      logging.warning(
-          '%s: %d leaves %s:\n%s',
-          request.who,
-          len(leaves),
-          text,
-          '\n'.join(map(_policy.model_leaf, leaves)),
-      )
-
-
 def _is_abstract(leaf: _plan.ModelLeaf, old: Mapping[_trees.Path, Any]) -> bool:
   """Whether a leaf of the state has no value."""
   return any(
@@ -361,47 +327,3 @@ def _replace_leaves(
       _trees.get_at(state, root),
   )
   return _trees.replace_at(state, root, sub_state)
-
-
-def _log(
-    plan: _plan.Plan,
-    source: _sources.Source,
-    request: Request,
-    made: Mapping[_trees.Path, _quantized_leaves.Quality],
-    *,
-    seconds: float,
-) -> None:
-  gb = sum(_sources.num_bytes(x.stored) for x in plan.loads) / 1e9
-  notes = [f'left out {len(v)} {k}' for k, v in plan.left_out.items()]
-  if plan.pruned:
-    notes.append(f'filled {len(plan.pruned)} {_plan.SHARED_KV}')
-  if plan.missing:
-    notes.append(f'{len(plan.missing)} missing leaves')
-  if plan.unexpected:
-    notes.append(f'left out {len(plan.unexpected)} unexpected leaves')
-  if plan.kept:
-    notes.append(f'kept {len(plan.kept)} ignored leaves')
-  notes += _conversions(plan.converted)
-  if made:
-    notes.append(_quantized_leaves.report(made))
-  logging.info(
-      '%s: restored %d leaves (%.3f GB, layout %s) from %s in %.1f s'
-      ' (%.2f GB/s)%s',
-      request.who,
-      len(plan.loads),
-      gb,
-      source.layout,
-      source.path,
-      seconds,
-      gb / max(seconds, 1e-9),
-      ''.join(f'; {x}' for x in notes),
-  )
-
-
-def _conversions(loads: Sequence[_plan.Load]) -> Iterator[str]:
-  count: dict[tuple[str, str], int] = {}
-  for x in loads:
-    pair = (str(x.stored.dtype), str(x.model.dtype))
-    count[pair] = count.get(pair, 0) + 1
-  for (stored, model), n in count.items():
-    yield f'converted {n} leaves from {stored} to {model}'
