@@ -36,12 +36,13 @@ def reading(
     key: Path of the array in there.
     reader: Reads it. What it raises is for who takes it.
   """
-  with futures.ThreadPoolExecutor(1, thread_name_prefix=THREAD) as pool:
-    token = _started.set({(str(path), key): pool.submit(reader)})
-    try:
-      yield
-    finally:
-      _started.reset(token)
+  pool = futures.ThreadPoolExecutor(1, thread_name_prefix=THREAD)
+  token = _started.set({(str(path), key): pool.submit(reader)})
+  try:
+    yield
+  finally:
+    _started.reset(token)
+    pool.shutdown(wait=False)  # Who sees an error need not wait for the file.
 
 
 def take(path: epath.Path, key: _trees.Path) -> futures.Future[Any] | None:

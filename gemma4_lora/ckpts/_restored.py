@@ -45,24 +45,16 @@ def restored(transform: Any, state: Any) -> frozenset[_trees.Path]:
     FileNotFoundError: There is no checkpoint.
     ValueError: The checkpoint cannot be read or does not fit the model.
   """
-  parts = _parts(transform)
-  for part in parts:
-    if type(part) is not _load_lora.LoadLoRA and _request(part) is None:
-      raise UnknownError(f'init_transform= has a {type(part).__name__}')
-  bases = [i for i, x in enumerate(parts) if _request(x) is not None]
-  if not bases:
-    raise UnknownError('init_transform= restores no base model')
+  requests = _requests(transform)
   if any(is_from_base(path) for path in _trees.flatten(state.params)):
     # They follow the base when it is restored, unless they were loaded before.
-    if len(bases) > 1 or bases[0] > 0:
+    if requests.keys() != {0}:
       raise UnknownError(
           'init_transform= does not restore the base first and at once, which'
           ' DoRA and modules_to_save start from'
       )
   paths: set[_trees.Path] = set()
-  for i in bases:
-    request = _request(parts[i])
-    assert request is not None
+  for request in requests.values():
     _, _, plan = _restore.prepare(state, request)
     leaves = [*(x.model for x in plan.loads), *plan.pruned]
     paths |= {part.path for x in leaves for part in x.parts.values()}
@@ -83,14 +75,14 @@ def ahead(
     A context. It finds no fault with the transform: that one does.
   """
   lora = _fingerprint.find_lora(model)
-  request = next(filter(None, map(_request, _parts(transform))), None)
-  if request is None or lora is not None and lora.quantize:
-    return contextlib.nullcontext()
   try:
+    request = next(iter(_requests(transform).values()))
     source = _sources.open_source(
         request.path, step=request.step, who=request.who
     )
-  except (FileNotFoundError, ValueError):
+  except (UnknownError, FileNotFoundError, ValueError):
+    return contextlib.nullcontext()
+  if lora is not None and lora.quantize or request.ignore_restored_keys:
     return contextlib.nullcontext()
   roots = [_trees.parts(old) for old in request.new_to_old.values()]
   sizes: collections.Counter[_trees.Path] = collections.Counter()
@@ -99,7 +91,7 @@ def ahead(
       sizes[stored.key] += _sources.num_bytes(stored)
   key = max(sizes, key=sizes.__getitem__, default=None)
   reader = None if key is None else source.reader(key, _in_place.filled)
-  if key is None or reader is None or request.ignore_restored_keys:
+  if key is None or reader is None:
     return contextlib.nullcontext()
   return _ahead.reading(source.path, key, reader)
 
@@ -113,6 +105,24 @@ def is_from_base(path: _trees.Path) -> bool:
 def base_of(path: _trees.Path) -> _trees.Path:
   """Returns the scope of the base leaves that such a leaf starts as."""
   return path[: path.index(_trees.LORA_KEY)]
+
+
+def _requests(transform: Any) -> dict[int, _restore.Request]:
+  """Returns what a transform restores of the base, by the parts' places.
+
+  Raises:
+    UnknownError: Nothing, or a part is none that we know.
+  """
+  requests = {}
+  for i, part in enumerate(_parts(transform)):
+    request = _request(part)
+    if request is not None:
+      requests[i] = request
+    elif type(part) is not _load_lora.LoadLoRA:
+      raise UnknownError(f'init_transform= has a {type(part).__name__}')
+  if not requests:
+    raise UnknownError('init_transform= restores no base model')
+  return requests
 
 
 def _parts(transform: Any) -> list[Any]:
