@@ -5,6 +5,7 @@ import ctypes
 import gc
 import math
 import mmap
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,9 @@ _SMALL_BYTES = 2**16
 _PAGE_OFFSET = 16
 
 
+# Fills the memory of an array; makes an array that one fills.
 Fill = Callable[[np.ndarray], None]
+Filled = Callable[[tuple[int, ...], np.dtype, Fill], Any]
 
 
 def filled(shape: tuple[int, ...], dtype: np.dtype, fill: Fill) -> np.ndarray:

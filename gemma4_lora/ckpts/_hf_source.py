@@ -1,4 +1,4 @@
-"""A checkpoint of transformers as a source: memory-mapped, in gemma's leaves."""
+"""A checkpoint of transformers as a source, in gemma's leaves."""
 
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ class HuggingFaceSource(_source.Source):
     """Nothing to do: sizes of files were compared when they were opened."""
 
   def reader(
-      self, key: _trees.Path, filled: _rows.Filled = _pages.filled
+      self, key: _trees.Path, filled: _pages.Filled = _pages.filled
   ) -> Callable[[], Any]:
     """See `Source`.
 

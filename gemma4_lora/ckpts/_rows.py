@@ -6,7 +6,6 @@ decompressed and as it is in the file. Here it is decompressed as a stream, from
 its place in the file straight into the array's memory.
 """
 
-from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
 import functools
@@ -34,10 +33,6 @@ _DECODE_BYTES = 2**24
 _READ_BYTES = 2**22
 
 _SPEC = '.zarray'
-
-
-# Makes an array of a shape and a dtype, which a function fills.
-Filled = Callable[[tuple[int, ...], np.dtype, _pages.Fill], Any]
 
 
 class Rows(Protocol):
@@ -157,7 +152,7 @@ class Streamed:
     fill = functools.partial(self._read_into, start)
     return _pages.filled(shape, self.dtype, fill)
 
-  def read_all(self, filled: Filled = _pages.filled) -> Any:
+  def read_all(self, filled: _pages.Filled = _pages.filled) -> Any:
     """Reads all rows.
 
     Args:

@@ -48,7 +48,7 @@ class Source(abc.ABC):
   def read(
       self,
       args: Mapping[_trees.Path, ocp.RestoreArgs],
-      filled: _rows.Filled = _pages.filled,
+      filled: _pages.Filled = _pages.filled,
   ) -> dict[_trees.Path, Any]:
     """Reads some arrays, all at once, and nothing else.
 
@@ -74,7 +74,7 @@ class Source(abc.ABC):
 
   @abc.abstractmethod
   def reader(
-      self, key: _trees.Path, filled: _rows.Filled = _pages.filled
+      self, key: _trees.Path, filled: _pages.Filled = _pages.filled
   ) -> Callable[[], Any] | None:
     """Returns what reads one array; None if Orbax does it better.
 

@@ -41,7 +41,7 @@ class OrbaxSource(Source):
     _integrity.check(self.path, names, who=who)
 
   def reader(
-      self, key: _trees.Path, filled: _rows.Filled = _pages.filled
+      self, key: _trees.Path, filled: _pages.Filled = _pages.filled
   ) -> Callable[[], Any] | None:
     """See `Source`."""
     whole = self._whole.get(_trees.get_at(self.tree, key).name)

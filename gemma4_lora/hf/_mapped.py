@@ -1,4 +1,4 @@
-"""Safetensors files, memory-mapped: listed at once, read when touched.
+"""Safetensors files: listed at once, then mapped or loaded.
 
 The format: 8 bytes of length, a JSON header of that length with dtype, shape and
 offsets of each tensor, then the data.

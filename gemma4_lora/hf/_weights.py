@@ -90,7 +90,7 @@ class Leaf:
     """Makes the leaf; of one tensor, it may be mapped."""
     return self.make([tensor.read() for tensor in self.tensors])
 
-  def load(self, filled: Callable[..., Any] = _pages.filled) -> Any:
+  def load(self, filled: _pages.Filled = _pages.filled) -> Any:
     """Makes the leaf in memory of its own.
 
     Args:
