@@ -1,5 +1,7 @@
 """Carries a plan out: reads arrays into the state's own dtype and sharding."""
 
+import collections
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -41,7 +43,7 @@ def read(
     group_bytes: int | None = None,
     whole: bool = False,
 ) -> Iterator[dict[_trees.Path, Any]]:
-  """Reads the leaves of a plan, the largest first.
+  """Reads the leaves of a plan, the largest first, and other large ones soon.
 
   Each array of the file is read and decompressed once, whatever the number of
   devices and of leaves that it holds.
@@ -85,7 +87,7 @@ def read(
   ordered = [key for key in ordered if key not in streamed]
   groups = [
       {key: _restore_args(by_key[key], old) for key in keys}
-      for keys in _groups(ordered, size, group_bytes)
+      for keys in _apart(_groups(ordered, size, group_bytes), size, group_bytes)
   ]
   read_group = functools.partial(source.read, filled=_in_place.filled)
   for arrays in _in_order.in_order(read_group, groups, limit=_NUM_READING):
@@ -212,6 +214,19 @@ def _groups(keys: Sequence, size, limit: int) -> Iterator[list]:
     total += size(key)
   if group:
     yield group
+
+
+def _apart(groups: Iterable[list], size, limit: int) -> Iterator[list]:
+  """Puts groups of a large array so far apart that no two are held at a time."""
+  large, small = collections.deque(), collections.deque()
+  for keys in groups:
+    (large if sum(map(size, keys)) > limit else small).append(keys)
+  while large or small:
+    if large:
+      yield large.popleft()
+    # While one is placed, others are read already.
+    for _ in range(min(len(small), _NUM_READING + 1)):
+      yield small.popleft()
 
 
 def _restore_args(

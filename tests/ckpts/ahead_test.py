@@ -112,3 +112,12 @@ def test_an_array_is_taken_once(tmp_path):
     assert _ahead.take(tmp_path, ('a',)) is None
   assert _ahead.take(tmp_path, ('a',)) is None
   assert _restored.ahead(None, None).__enter__() is None
+
+
+def test_an_error_does_not_wait_for_the_file(tmp_path):
+  release, done = threading.Event(), []
+  with pytest.raises(KeyError, match='an error'):
+    with _ahead.reading(tmp_path, ('a',), lambda: done.append(release.wait(9))):
+      raise KeyError('an error')
+  assert not done
+  release.set()
