@@ -16,7 +16,7 @@ def in_order(
 
   Args:
     function: Runs in threads, in the caller's context.
-    items: The next is taken when there is a thread for it.
+    items: Taken one by one; one waits in hand while others are in work.
     limit: How many items are in work, or done and not yielded yet, at most.
   """
   todo: collections.deque[futures.Future[Any]] = collections.deque()

@@ -255,10 +255,18 @@ def _table_grad(
     z: tuple[jax.Array, jax.Array],
     cotangent: jax.Array,
 ) -> jax.Array:
-  """Returns the gradient to the table, `[V, D]`, a tile of rows at a time."""
+  """Returns the gradient to the table, `[V, D]`, a tile of rows at a time.
+
+  Args:
+    settings: Of the loss.
+    hidden: `[B, L, D]`
+    table: `[V, D]`
+    labels: i32 `[B, L]`
+    z: `shift` and `total` of `_losses`.
+    cotangent: f32 `[B, L]`, of the losses.
+  """
   num_tokens = table.shape[0]
   smoothing = settings.label_smoothing
-
   shift, total = z
   log_z = shift + jnp.log(total)
   gain = (1 + 2 * settings.z_loss * log_z) / total
