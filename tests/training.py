@@ -115,6 +115,15 @@ def one_layer(model: nn.Module) -> nn.Module:
   )
 
 
+def wide_heads(model: nn.Module) -> nn.Module:
+  """Returns the model with heads as wide as TPU kernels need: 128."""
+  return model.clone(
+      config=dataclasses.replace(
+          model.config, head_dim=128, global_key_size=128
+      )
+  )
+
+
 def random_params(model: nn.Module, *, seed: int = 0) -> dict[str, Any]:
   """Returns parameters without compiling `model.init`; no leaf is trivial."""
   rng = np.random.default_rng(seed)

@@ -10,14 +10,26 @@ import jax
 from gemma4_lora import _gemma4
 from gemma4_lora.nn import _blockwise
 from gemma4_lora.nn import _packed
+from gemma4_lora.nn import _placement
+from gemma4_lora.nn import _splash
+
+# Those that hold no array of queries by keys.
+_IN_BLOCKS = {'blockwise': _blockwise, 'splash': _splash}
 
 
 def check(attention: str) -> None:
   """Raises a ValueError for an attention that there is not."""
-  if attention not in ('gemma', 'blockwise'):
+  names = ['gemma', *_IN_BLOCKS]
+  if attention not in names:
     raise ValueError(
-        f"g4.nn.LoRA(attention={attention!r}): there is 'gemma' and 'blockwise'."
+        f'g4.nn.LoRA(attention={attention!r}): there is'
+        f' {", ".join(map(repr, names))}.'
     )
+
+
+def is_in_blocks(attention: str) -> bool:
+  """Whether `BlockwiseAttention` computes it, not gemma."""
+  return attention in _IN_BLOCKS
 
 
 class BlockwiseAttention:
@@ -30,15 +42,23 @@ class BlockwiseAttention:
     key: Says all that the result depends on.
   """
 
-  def __init__(self, *, is_causal: bool, is_packed: bool = False):
+  def __init__(
+      self, attention: str, *, is_causal: bool, is_packed: bool = False
+  ):
     """Initialises.
 
     Args:
+      attention: One that is in blocks.
       is_causal: Whether the mask is the one that gemma makes of the tokens. One
         that the user passed, or that of images, is read block by block.
       is_packed: Whether positions that restart keep conversations apart.
     """
-    self.key = f'blockwise attention causal={is_causal} packed={is_packed}'
+    placement = _placement.current()
+    self.key = (
+        f'{attention} attention causal={is_causal} packed={is_packed}'
+        f' {placement.key if placement else None}'
+    )
+    self._module = _IN_BLOCKS[attention]
     self._is_causal = is_causal
     self._is_packed = is_packed
     self._inputs_mask = None
@@ -85,6 +105,6 @@ class BlockwiseAttention:
         window=None if skips_window else _gemma4.window(module),
         soft_cap=module.attn_logits_soft_cap,
     )
-    encoded = _blockwise.attend(settings, q, k, v, allowed)
+    encoded = self._module.attend(settings, q, k, v, allowed)
     output = module.attn_vec_einsum('BTNH,NHD->BTD', encoded)
     return {'k': k, 'v': v}, output

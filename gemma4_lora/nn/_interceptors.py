@@ -50,14 +50,16 @@ def savers(lora: Any, **kwargs: Any) -> list[Any]:
     chosen.append(_remat.Names())
     if not lora.scan_layers:
       chosen.append(_remat.Remat(lora.remat))
-  if lora.attention == 'blockwise':
+  if _attention.is_in_blocks(lora.attention):
     is_causal = kwargs.get('attention_mask') is None and (
         kwargs.get('images') is None
         or lora.model.config.use_bidirectional_attention is None
     )
     chosen.append(
         _attention.BlockwiseAttention(
-            is_causal=is_causal, is_packed=_packed.is_packed(**kwargs)
+            lora.attention,
+            is_causal=is_causal,
+            is_packed=_packed.is_packed(**kwargs),
         )
     )
   if lora.scan_layers:

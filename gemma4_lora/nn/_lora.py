@@ -119,13 +119,16 @@ class LoRA(_wrapper.ModelWrapper):
       evaluators `preds.head` too.
     remat: What the backward pass recomputes. `'none'`: nothing. `'block'`: all
       of a block, from its input. `'attention'`: the same, but attention's
-      output is kept, so that attention itself is not computed again; with
-      `attention='blockwise'`. `'dots'`: norms and activation functions alone,
-      the outputs of linears being kept. Numbers stay the same.
+      output is kept, so that attention itself is not computed again; not with
+      `attention='gemma'`. `'dots'`: norms and activation functions alone, the
+      outputs of linears being kept. Numbers stay the same.
     attention: `'gemma'`: as gemma computes it, with an array of queries by keys
       for each head. `'blockwise'`: in blocks of 512 by 512, and not those that
-      are out of the window or behind the query; scores in float32. Only without
-      a cache; samplers use gemma's.
+      are out of the window or behind the query; scores in float32. `'splash'`:
+      the same by JAX's TPU kernel, which keeps scores on the chip. Elsewhere
+      than on TPU, in float64, for masks that are not causal and for padding
+      between tokens it is `'blockwise'`; what padding itself attends to is
+      another. Only without a cache; samplers use gemma's.
     scan_layers: Whether layers that are alike are traced and compiled once, and
       run in a loop: the same numbers after a fraction of the compile time. Each
       pass of a loop copies its layer's weights. What modules within the blocks
@@ -383,7 +386,9 @@ class LoRA(_wrapper.ModelWrapper):
         images=kwargs.get('images'),
         audio=kwargs.get('audio'),
     )
-    if self.attention == 'blockwise':  # It reads the positions itself.
+    if _attention.is_in_blocks(
+        self.attention
+    ):  # It reads the positions itself.
       return kwargs
     tokens = args[0] if args else kwargs['tokens']
     mask = _packed.attention_mask(tokens, kwargs['positions'])

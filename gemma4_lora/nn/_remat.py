@@ -50,12 +50,12 @@ def check(policy: str, *, attention: str) -> None:
         f'g4.nn.LoRA(remat={policy!r}): there is'
         f' {", ".join(map(repr, POLICIES))}.'
     )
-  if policy == 'attention' and attention != 'blockwise':
+  if policy == 'attention' and attention == 'gemma':
     raise ValueError(
         "g4.nn.LoRA(remat='attention') keeps the output of attention, with which"
         " the backward pass of attention='blockwise' is spared the forward one."
         f' With attention={attention!r} there is nothing to spare: write'
-        " attention='blockwise', or remat='block'."
+        " attention='blockwise' (or 'splash'), or remat='block'."
     )
 
 

@@ -11,6 +11,7 @@ from gemma4_lora.tpu import _hlo
 
 # XLA's names.
 _FLOPS, _BYTES = 'flops', 'bytes accessed'
+_KERNEL = 'custom_call_target="tpu_custom_call"'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,8 @@ class Cost:
     bytes_once: As `compiled.cost_analysis()['bytes accessed']` has it.
     unknown_loops: How many loops are counted once, as the program does not say
       how often they run.
+    kernels: How often a step calls kernels for TPUs. XLA knows of one what it
+      reads and writes, and none of its float operations.
   """
 
   flops: float
@@ -34,6 +37,7 @@ class Cost:
   flops_once: float
   bytes_once: float
   unknown_loops: int
+  kernels: int
 
 
 def cost_of(compiled: Any, program: _hlo.Program) -> Cost:
@@ -52,6 +56,16 @@ def cost_of(compiled: Any, program: _hlo.Program) -> Cost:
       flops_once=flops,
       bytes_once=num_bytes,
       unknown_loops=unknown,
+      kernels=_num_kernels(program),
+  )
+
+
+def _num_kernels(program: _hlo.Program) -> int:
+  return sum(
+      program.times.get(name, 0)
+      for name, instructions in program.computations.items()
+      for x in instructions
+      if x.opcode == 'custom-call' and _KERNEL in x.rest
   )
 
 

@@ -14,6 +14,8 @@ import re
 _BITS = {'pred': 8, 'token': 0, 'bf16': 16, 'opaque': 0}
 
 _HEADER = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$')
+# A line of an attribute, which may have several, can begin with brackets too.
+_END = re.compile(r'^\}(,|$)')
 _NAME = re.compile(r'^\s+(?:ROOT )?%?([\w.\-]+) = ')
 _OPCODE = re.compile(r'\s*([\w\-]+)\(')
 _CALLED = re.compile(
@@ -98,7 +100,7 @@ class Program:
       header = _HEADER.match(line)
       if header is not None:
         lines = found.setdefault(header[2], [])
-      elif line.startswith('}'):
+      elif _END.match(line) is not None:
         lines = None
       elif lines is not None:
         instruction = _instruction(line)
@@ -142,7 +144,8 @@ class Program:
       if _HEADER.match(line) is not None:
         lines = []
       lines.append(line)
-      if line.startswith('}') and (header := _HEADER.match(lines[0])):
+      is_end = _END.match(line) is not None
+      if is_end and (header := _HEADER.match(lines[0])):
         found[header[2]] = '\n'.join(lines)
     return found
 

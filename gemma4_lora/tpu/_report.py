@@ -212,6 +212,11 @@ def _notes(plan: _plan.Plan) -> Iterator[str]:
         f'{plan.cost.unknown_loops} loops run an unknown number of times: they'
         ' are counted once'
     )
+  if plan.cost is not None and plan.cost.kernels:
+    yield (
+        f'{plan.cost.kernels:,} calls of TPU kernels: what they read and write is'
+        ' counted, their float operations are not'
+    )
   if plan.chip.source:
     yield f'peak rates of {plan.chip.name}: {plan.chip.source}'
   elif plan.cost is not None:

@@ -231,7 +231,7 @@ def test_the_trainer_with_every_option(tmp_path):
     'kwargs, message',
     [
         (dict(remat='blocks'), "remat='blocks'.*'none', 'block', 'attention'"),
-        (dict(attention='flash'), "attention='flash'.*'gemma' and 'blockwise'"),
+        (dict(attention='flash'), "'flash'.*'gemma', 'blockwise', 'splash'"),
         (
             dict(remat='attention'),
             "attention='gemma' there is nothing to spare",

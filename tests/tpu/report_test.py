@@ -39,6 +39,7 @@ _PLAN = g4.tpu.Plan(
         flops_once=9.18e12,
         bytes_once=1.6e11,
         unknown_loops=1,
+        kernels=105,
     ),
     collectives=(
         _exchanges.Collective(
@@ -106,6 +107,7 @@ def test_the_table():
       r'sent by a device +1\.75 GB',
       r'fits: 13\.00 GiB of 31\.24 GiB \(42%\)',
       r'note: 1 loops run an unknown number of times',
+      r'note: 105 calls of TPU kernels: what they read and write is counted',
       r'note: peak rates of v6e: https://docs\.cloud\.google\.com/tpu/docs/v6e',
       r'note: compiled now: 12 s to trace, 345 s to compile',
   ):
