@@ -14,6 +14,7 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -39,6 +40,12 @@ class Placement:
   def key(self) -> str:
     """Says, within this process, all that differs from other placements."""
     return str(hash((self.batch, tuple(self.gathered.items()))))
+
+  @property
+  def num_parts(self) -> int:
+    """How many parts the batch is in."""
+    axes = _axes(self.batch.spec[0])
+    return math.prod(self.batch.mesh.shape[axis] for axis in axes)
 
   def of_batch(self, x: jax.Array) -> jax.Array:
     """Returns `x`, `[B, ...]`, with its examples where the batch's are."""

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 from typing import Any
 
+from absl import logging
 import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
@@ -23,6 +24,12 @@ from gemma4_lora.nn import _placement
 # Blocks are multiples of the lanes of a TPU's registers.
 _LANES = 128
 _DTYPES = (jnp.bfloat16, jnp.float32)
+_NOT_DIVIDED = (
+    "g4.nn.LoRA(attention='splash'): the compiler cannot divide a kernel among"
+    " devices, and %d rows are not divided here. It is attention='blockwise', with"
+    ' the same numbers. The step of trainstep=g4.train.TrainStep() divides them,'
+    ' if they are a multiple of the devices; evaluators do not.'
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,30 +64,26 @@ def attend(
   Returns:
     `[B, T, N, H]`
   """
+  is_right = allowed.mask is None and q.dtype in _DTYPES
+  if not is_right or q.shape[-1] % _LANES:
+    return _blockwise.attend(settings, q, k, v, allowed)
+  call = functools.partial(_attend, Settings(blockwise=settings))
   placement = _placement.current()
-  of_devices = _attend_by(Settings(blockwise=settings))
+  num_parts = 1 if placement is None else placement.num_parts
+  is_on_many = placement is None and kd.sharding.DEVICES_MESH.size > 1
+  if is_on_many or q.shape[0] % num_parts:
+    logging.log_first_n(logging.WARNING, _NOT_DIVIDED, 1, q.shape[0])
+    return _blockwise.attend(settings, q, k, v, allowed)
   if placement is not None:
-    # The compiler cannot divide a kernel among devices.
     spec = jax.sharding.PartitionSpec(placement.batch.spec[0])
-    sharding = jax.sharding.NamedSharding(placement.batch.mesh, spec)
-    can_run = q.shape[0] % sharding.num_devices == 0
-    of_devices = jax.shard_map(
-        of_devices,
+    call = jax.shard_map(
+        call,
         mesh=placement.batch.mesh,
         in_specs=spec,
         out_specs=spec,
         check_vma=False,
     )
-  else:
-    can_run = kd.sharding.DEVICES_MESH.size == 1
-  can_run &= allowed.mask is None and q.dtype in _DTYPES
-  if not can_run or q.shape[-1] % _LANES:
-    return _blockwise.attend(settings, q, k, v, allowed)
-  return checkpoint_name(of_devices(q, k, v, allowed), _blockwise.NAME)
-
-
-def _attend_by(settings: Settings) -> Callable[..., jax.Array]:
-  return functools.partial(_attend, settings)
+  return checkpoint_name(call(q, k, v, allowed), _blockwise.NAME)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -161,6 +161,21 @@ def test_each_device_has_its_examples():
   )
 
 
+def test_rows_that_are_not_divided(caplog):
+  """Fewer than devices, or outside of a step: the same numbers, and a line."""
+  batch = jax.sharding.NamedSharding(kd.sharding.DEVICES_MESH, _P('devices'))
+  placement = _placement.Placement(batch=batch, gathered={})
+  settings = _blockwise.Settings(window=100, soft_cap=None)
+  for num_rows, where in ((2, placement), (16, None)):
+    q, k, v, _ = _arrays(batch=num_rows)
+    allowed = _allowed(np.ones((num_rows, _LENGTH), bool))
+    with _placement.within(where):
+      got = _splash.attend(settings, q, k, v, allowed)
+    wanted = _blockwise.attend(settings, q, k, v, allowed)
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
+  assert caplog.text.count('and 2 rows are not divided here') == 1  # Once.
+
+
 def test_elsewhere_than_on_a_tpu():
   """Through the model, in a loop and not: as in blocks."""
   saving = dict(remat='attention', attention='blockwise')
