@@ -11,7 +11,6 @@ from gemma4_lora.tpu import _hlo
 
 # XLA's names.
 _FLOPS, _BYTES = 'flops', 'bytes accessed'
-_KERNEL = 'custom_call_target="tpu_custom_call"'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +28,8 @@ class Cost:
     unknown_loops: How many loops are counted once, as the program does not say
       how often they run.
     kernels: How often a step calls kernels for TPUs. XLA knows of one what it
-      reads and writes, and none of its float operations.
+      reads and writes, and none of its float operations. What stands in for it
+      where it cannot run is not counted.
   """
 
   flops: float
@@ -50,9 +50,10 @@ def cost_of(compiled: Any, program: _hlo.Program) -> Cost:
   once: Any = compiled.cost_analysis() or {}
   flops, num_bytes = once.get(_FLOPS, 0.0), once.get(_BYTES, 0.0)
   more, unknown = _repeated(program)
+  less = _stand_ins(program)
   return Cost(
-      flops=flops + more[_FLOPS],
-      bytes=num_bytes + more[_BYTES],
+      flops=flops + more[_FLOPS] - less[_FLOPS],
+      bytes=num_bytes + more[_BYTES] - less[_BYTES],
       flops_once=flops,
       bytes_once=num_bytes,
       unknown_loops=unknown,
@@ -65,8 +66,19 @@ def _num_kernels(program: _hlo.Program) -> int:
       program.times.get(name, 0)
       for name, instructions in program.computations.items()
       for x in instructions
-      if x.opcode == 'custom-call' and _KERNEL in x.rest
+      if x.is_kernel
   )
+
+
+def _stand_ins(program: _hlo.Program) -> Mapping[str, float]:
+  """Returns what XLA counts of stand-ins: the larger one of two branches."""
+  less = {_FLOPS: 0.0, _BYTES: 0.0}
+  for name, choice, kernel in program.choices:
+    costs = {x: _as_entry(program, x) for x in choice.called}
+    for key in less:
+      largest = max(cost[key] for cost in costs.values())
+      less[key] += program.times.get(name, 0) * (largest - costs[kernel][key])
+  return less
 
 
 def _repeated(program: _hlo.Program) -> tuple[Mapping[str, float], int]:
@@ -81,7 +93,8 @@ def _repeated(program: _hlo.Program) -> tuple[Mapping[str, float], int]:
     own = _own_cost(program, body)
     for key in more:
       more[key] += rounds * own[key]
-  return more, sum(loop.trips is None for loop in program.loops)
+  unknown = [loop for loop in program.loops if loop.trips is None]
+  return more, sum(loop.parent in program.times for loop in unknown)
 
 
 def _own_cost(program: _hlo.Program, name: str) -> Mapping[str, float]:
@@ -101,7 +114,8 @@ def _loops_in(program: _hlo.Program, name: str) -> Iterator[str]:
       yield instruction.attribute('body') or ''
     else:
       for called in instruction.called:
-        yield from _loops_in(program, called)
+        if called not in program.stand_ins:
+          yield from _loops_in(program, called)
 
 
 def _as_entry(program: _hlo.Program, name: str) -> Mapping[str, float]:

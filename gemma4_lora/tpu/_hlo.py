@@ -25,6 +25,7 @@ _CALLED = re.compile(
 _CALLED_LIST = re.compile(
     r'(?:branch_computations|called_computations)=\{([^}]*)\}'
 )
+_KERNEL = 'custom_call_target="tpu_custom_call"'
 _ARRAY = re.compile(r'\b([a-z]\w*)\[([\d,]*)\]')
 
 
@@ -60,6 +61,11 @@ class Instruction:
         *_CALLED.findall(self.rest),
         *(x.strip().lstrip('%') for names in lists for x in names.split(',')),
     ]
+
+  @property
+  def is_kernel(self) -> bool:
+    """Whether it calls a kernel for TPUs."""
+    return self.opcode == 'custom-call' and _KERNEL in self.rest
 
   def attribute(self, name: str) -> str | None:
     """`body=%name` as `'name'`."""
@@ -178,9 +184,42 @@ class Program:
     vars(program).update(
         computations=self.computations,
         entry=self.entry,
+        stand_ins=self.stand_ins,
         loops=[dataclasses.replace(x, trips=trips) for x in self.loops],
     )
     return program
+
+  @functools.cached_property
+  def choices(self) -> Sequence[tuple[str, Instruction, str]]:
+    """Where a kernel for TPUs is run, or else what stands in for it.
+
+    Each with the computation that it stands in, and the branch of the kernel.
+    """
+    found = []
+    for name, instructions in self.computations.items():
+      for x in instructions:
+        if x.opcode == 'conditional':
+          kernels = [branch for branch in x.called if self._has_kernel(branch)]
+          if len(kernels) == 1:
+            found.append((name, x, kernels[0]))
+    return found
+
+  def _has_kernel(self, name: str) -> bool:
+    return any(
+        x.is_kernel
+        for reached in self._reached(name)
+        for x in self.computations[reached]
+    )
+
+  @functools.cached_property
+  def stand_ins(self) -> frozenset[str]:
+    """Branches of choices that are not the kernel's: as if they never ran."""
+    return frozenset(
+        branch
+        for _, x, kernel in self.choices
+        for branch in x.called
+        if branch != kernel
+    )
 
   @functools.cached_property
   def times(self) -> Mapping[str, int]:
@@ -192,6 +231,8 @@ class Program:
       times[name] = times.get(name, 0) + count
       for instruction in self.computations.get(name, ()):
         for called in instruction.called:
+          if called in self.stand_ins:
+            continue
           repeats = 1
           if instruction.opcode == 'while':
             repeats = trips[name, _checked(instruction.attribute('body'))]

@@ -215,7 +215,7 @@ def _notes(plan: _plan.Plan) -> Iterator[str]:
   if plan.cost is not None and plan.cost.kernels:
     yield (
         f'{plan.cost.kernels:,} calls of TPU kernels: what they read and write is'
-        ' counted, their float operations are not'
+        ' counted, their float operations and what stands in for them are not'
     )
   if plan.chip.source:
     yield f'peak rates of {plan.chip.name}: {plan.chip.source}'

@@ -215,3 +215,5 @@ def test_the_compiler_for_tpus_takes_it(topology):
   plan = _plan(topology)
   assert plan.cost.kernels == 2 * 4
   assert '8 calls of TPU kernels' in str(plan)
+  assert plan.cost.unknown_loops == 0  # Those of attention in blocks.
+  assert plan.cost.flops < plan.cost.flops_once

@@ -1,6 +1,7 @@
 """Loops are read as XLA compiled them."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -133,6 +134,51 @@ def test_a_loop_of_unknown_length_counts_once_and_is_said():
   found = _flops(fn, _X, _W)
   assert found.unknown_loops == 1
   assert found.flops == found.flops_once
+
+
+def test_what_stands_in_for_a_kernel_is_not_counted():
+  """A call of LAPACK's in the place of the kernel, which needs a TPU."""
+
+  def fn(is_right, x, w):
+    return jax.lax.cond(
+        is_right,
+        lambda x, w: jnp.linalg.cholesky(w),
+        lambda x, w: _matmuls(5, w, w),
+        x,
+        w,
+    )
+
+  is_right = jax.ShapeDtypeStruct((), jnp.bool_)
+  compiled, program = _program(fn, is_right, _X, _W)
+  with_stand_in = _cost.cost_of(compiled, program)
+  assert with_stand_in.kernels == 0
+  assert with_stand_in.flops > 5 * 2 * 64**3
+  kernel = re.sub(
+      'custom_call_target="lapack[^"]*"', _hlo._KERNEL, program.text
+  )
+  found = _cost.cost_of(compiled, _hlo.Program(kernel))
+  assert found.kernels == 1
+  assert found.flops < 64**3
+  assert found.bytes < with_stand_in.bytes
+
+
+def test_attributes_of_several_lines():
+  """As those of kernels are."""
+  text = """HloModule m
+
+ENTRY %main (x: f32[4]) -> f32[4] {
+  %x = f32[4]{0} parameter(0)
+  %y = f32[4]{0} custom-call(%x), custom_call_target="tpu_custom_call",
+frontend_attributes={kernel_metadata={
+"xprof_metadata":"{}"
+}}, metadata={op_name="a"}
+  ROOT %z = f32[4]{0} negate(%y)
+}
+"""
+  program = _hlo.Program(text)
+  names = [x.name for x in program.computations['main']]
+  assert names == ['x', 'y', 'z']
+  assert program.text_of('main').endswith('negate(%y)\n}\n\n')
 
 
 def test_the_operations_of_a_matmul_are_xlas():
