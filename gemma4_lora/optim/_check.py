@@ -46,7 +46,7 @@ def frozen_gradients(
       for path in (_keys(keys) for keys, _ in _with_path(state))
   ]
   changed = _dataflow.flow(program, [*is_base, *of_state, *is_base])
-  read = used_gradients(optimizer, params)
+  read = _used(program, len(paths))
   return [
       '.'.join(path)
       for path, mark, is_read, is_changed in zip(
@@ -84,8 +84,11 @@ def used_gradients(
     params: Arrays or shapes.
   """
   program, _ = _program(optimizer, params)
-  live = _dataflow.live(program, [True] * len(program.outvars))
-  return live[: len(jax.tree.leaves(params))]
+  return _used(program, len(jax.tree.leaves(params)))
+
+
+def _used(program: core.Jaxpr, num_leaves: int) -> list[bool]:
+  return _dataflow.live(program, [True] * len(program.outvars))[:num_leaves]
 
 
 def _program(
