@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 import dataclasses
 import difflib
+import functools
 import json
 from typing import Any
 
@@ -27,7 +28,7 @@ def get(element: Any, key: kd.kontext.Key) -> Any:
   if isinstance(element, Broken):
     raise ValueError(element.reason)
   try:
-    value = kd.kontext.get_by_path(element, key)
+    value = _path(key).get_from(element)
   except (KeyError, AttributeError, IndexError, TypeError):
     raise KeyError(_missing(element, key)) from None
   return plain(value)
@@ -129,11 +130,22 @@ def from_json(value: str, *, field: str) -> Any:
 
 def delete(element: Any, key: kd.kontext.Key) -> None:
   """Deletes the field at `key`, if it is still there."""
-  path = kd.kontext.Path.from_str(key)
+  *parts, last = _path(key).parts
   parent = element
-  for part in path[:-1]:
+  for part in parts:
     parent = parent[part]
-  parent.pop(path[-1], None)
+  parent.pop(last, None)
+
+
+def put(element: Any, key: kd.kontext.Key, value: Any) -> None:
+  """Sets the field at `key`."""
+  _path(key).set_in(element, value)
+
+
+# To parse a key takes longer than to read what is there.
+@functools.cache
+def _path(key: kd.kontext.Key) -> kd.kontext.Path:
+  return kd.kontext.Path.from_str(key)
 
 
 def close_match(name: str, names: Any) -> str:

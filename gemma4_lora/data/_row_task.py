@@ -6,7 +6,6 @@ import functools
 from typing import Any
 
 from etils.etree import jax as etree  # pylint: disable=g-importing-member
-from kauldron import kd
 
 from gemma4_lora.data import _fields
 from gemma4_lora.data import _malformed
@@ -41,7 +40,7 @@ class RowTask(abc.ABC):
       for key in self._in_keys:
         _fields.delete(element, key)
     for key, value in fields.items():
-      kd.kontext.set_by_path(element, key, value)
+      _fields.put(element, key, value)
     return element
 
   @abc.abstractmethod

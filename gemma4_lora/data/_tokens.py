@@ -60,8 +60,10 @@ def tokenize(
 
 def pad(values: np.ndarray, length: int) -> np.ndarray:
   """Returns the first `length` values, or as many with zeros behind."""
+  padded = np.zeros(length, values.dtype)
   values = values[:length]
-  return np.pad(values, (0, length - len(values)))
+  padded[: len(values)] = values
+  return padded
 
 
 def spec(*shape: int, dtype: Any) -> enp.ArraySpec:

@@ -152,6 +152,15 @@ def test_keys_may_be_paths_and_the_outputs_other_names():
   assert out["pair"] == {"id": 7}
 
 
+def test_a_field_may_be_called_as_a_method_of_dict():
+  """`kontext.get_by_path` gives the method."""
+  task = dataclasses.replace(_TASK, in_prompt="items", in_response="values")
+  out = _map(task, items="Good morning.", values="Bonjour.")
+  wanted = _map(en="Good morning.", fr="Bonjour.")
+  np.testing.assert_array_equal(out["target"], wanted["target"])
+  assert out.keys() == wanted.keys()
+
+
 def test_a_pickled_task_works_as_in_a_data_worker():
   _map(en="Yes.", fr="Oui.")  # What it has cached must not stop it.
   task = pickle.loads(pickle.dumps(_TASK))
