@@ -157,6 +157,7 @@ def _by_kernel(
     of_queries = jnp.ones(valid.shape, jnp.int32)
   else:
     of_queries = jnp.pad(segments + 1, ((0, 0), (0, missing)), mode='edge')
+  of_queries = of_queries.astype(jnp.int32)  # Not where x64 is enabled.
   of_keys = jnp.where(valid, of_queries, 0)
   q, k, v = (
       jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))).swapaxes(1, 2)
