@@ -139,13 +139,14 @@ def delete(element: Any, key: kd.kontext.Key) -> None:
 
 def put(element: Any, key: kd.kontext.Key, value: Any) -> None:
   """Sets the field at `key`."""
-  _path(key).set_in(element, value)
+  # As kontext itself, which says what there is where the parent is not.
+  kd.kontext.set_by_path(element, _path(key, kd.kontext.GlobPath), value)
 
 
 # To parse a key takes longer than to read what is there.
 @functools.cache
-def _path(key: kd.kontext.Key) -> kd.kontext.Path:
-  return kd.kontext.Path.from_str(key)
+def _path(key: kd.kontext.Key, cls: Any = kd.kontext.Path) -> Any:
+  return cls.from_str(key)
 
 
 def close_match(name: str, names: Any) -> str:

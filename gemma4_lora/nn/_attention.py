@@ -10,7 +10,6 @@ import jax
 from gemma4_lora import _gemma4
 from gemma4_lora.nn import _blockwise
 from gemma4_lora.nn import _packed
-from gemma4_lora.nn import _placement
 from gemma4_lora.nn import _splash
 
 # Those that hold no array of queries by keys.
@@ -53,11 +52,9 @@ class BlockwiseAttention:
         that the user passed, or that of images, is read block by block.
       is_packed: Whether positions that restart keep conversations apart.
     """
-    placement = _placement.current()
-    self.key = (
-        f'{attention} attention causal={is_causal} packed={is_packed}'
-        f' {placement.key if placement else None}'
-    )
+    self.key = f'{attention} attention causal={is_causal} packed={is_packed}'
+    if attention == 'splash':
+      self.key += f' {_splash.key()}'
     self._module = _IN_BLOCKS[attention]
     self._is_causal = is_causal
     self._is_packed = is_packed

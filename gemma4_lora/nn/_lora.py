@@ -125,10 +125,11 @@ class LoRA(_wrapper.ModelWrapper):
     attention: `'gemma'`: as gemma computes it, with an array of queries by keys
       for each head. `'blockwise'`: in blocks of 512 by 512, and not those that
       are out of the window or behind the query; scores in float32. `'splash'`:
-      the same by JAX's TPU kernel, which keeps scores on the chip. Elsewhere
-      than on TPU, in float64, for masks that are not causal and for padding
-      between tokens it is `'blockwise'`; what padding itself attends to is
-      another. Only without a cache; samplers use gemma's.
+      the same by JAX's TPU kernel, which keeps scores on the chip; its backward
+      pass computes the forward one once more. Elsewhere than on TPU, in
+      float64, for heads whose width is no multiple of 128, masks that are not
+      causal and padding between tokens it is `'blockwise'`; what padding itself
+      attends to is another. Only without a cache; samplers use gemma's.
     scan_layers: Whether layers that are alike are traced and compiled once, and
       run in a loop: the same numbers after a fraction of the compile time. Each
       pass of a loop copies its layer's weights. What modules within the blocks
@@ -386,9 +387,8 @@ class LoRA(_wrapper.ModelWrapper):
         images=kwargs.get('images'),
         audio=kwargs.get('audio'),
     )
-    if _attention.is_in_blocks(
-        self.attention
-    ):  # It reads the positions itself.
+    # It reads the positions itself.
+    if _attention.is_in_blocks(self.attention):
       return kwargs
     tokens = args[0] if args else kwargs['tokens']
     mask = _packed.attention_mask(tokens, kwargs['positions'])

@@ -45,6 +45,14 @@ class Settings:
   interpret: bool = False
 
 
+def key() -> str:
+  """Says what `attend` depends on beside its arguments: devices."""
+  placement = _placement.current()
+  if placement is None:
+    return str(kd.sharding.DEVICES_MESH.size)
+  return placement.key
+
+
 def attend(
     settings: _blockwise.Settings,
     q: jax.Array,

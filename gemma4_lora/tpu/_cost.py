@@ -71,7 +71,7 @@ def _num_kernels(program: _hlo.Program) -> int:
 
 
 def _stand_ins(program: _hlo.Program) -> Mapping[str, float]:
-  """Returns what XLA counts of stand-ins: the larger one of two branches."""
+  """Returns what XLA counts beyond the kernels' branches: it takes the largest."""
   less = {_FLOPS: 0.0, _BYTES: 0.0}
   for name, choice, kernel in program.choices:
     costs = {x: _as_entry(program, x) for x in choice.called}

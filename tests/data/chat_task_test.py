@@ -161,6 +161,12 @@ def test_a_field_may_be_called_as_a_method_of_dict():
   assert out.keys() == wanted.keys()
 
 
+def test_an_output_below_what_is_not_there_is_an_error():
+  task = dataclasses.replace(_TASK, out_input="new.tokens")
+  with pytest.raises(KeyError, match="'new'.*Available keys"):
+    _map(task, en="Good morning.", fr="Bonjour.")
+
+
 def test_a_pickled_task_works_as_in_a_data_worker():
   _map(en="Yes.", fr="Oui.")  # What it has cached must not stop it.
   task = pickle.loads(pickle.dumps(_TASK))

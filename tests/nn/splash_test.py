@@ -13,6 +13,7 @@ from gemma4_lora import g4
 from gemma4_lora.nn import _blockwise
 from gemma4_lora.nn import _placement
 from gemma4_lora.nn import _splash
+from gemma4_lora.tpu import _mesh
 from tests.nn import step_test
 from tests.tpu import configs
 
@@ -174,6 +175,18 @@ def test_rows_that_are_not_divided(caplog):
     wanted = _blockwise.attend(settings, q, k, v, allowed)
     np.testing.assert_allclose(got, wanted, atol=1e-5)
   assert caplog.text.count('and 2 rows are not divided here') == 1  # Once.
+
+
+def test_the_key_tells_devices_apart():
+  """What was traced for some devices is not taken for others."""
+  batch = jax.sharding.NamedSharding(kd.sharding.DEVICES_MESH, _P('devices'))
+  placement = _placement.Placement(batch=batch, gathered={})
+  keys = {_splash.key()}
+  with _placement.within(placement):
+    keys.add(_splash.key())
+  with _mesh.on_devices(jax.devices()[:1]):
+    keys.add(_splash.key())
+  assert len(keys) == 3
 
 
 def test_elsewhere_than_on_a_tpu():
