@@ -206,7 +206,7 @@ def _export() -> None:
   if name != 'peft':
     _write(name, who=who)
     return
-  from gemma4_lora.ckpts import _export as export_lib  # pylint: disable=g-import-not-at-top
+  from gemma4_lora.runs import _export as export_lib  # pylint: disable=g-import-not-at-top
 
   export_lib.export_peft(
       _out(),
@@ -237,7 +237,7 @@ def _quantize() -> None:
 
 def _check() -> None:
   """Exits with 1 if something is wrong."""
-  from gemma4_lora.ckpts import _export as export_lib  # pylint: disable=g-import-not-at-top
+  from gemma4_lora.runs import _export as export_lib  # pylint: disable=g-import-not-at-top
 
   model, lora, workdir = _resolved('model'), None, None
   cfg: Any = _CONFIG.value
@@ -265,7 +265,7 @@ def _check() -> None:
 
 def _chat() -> None:
   """Exits with 1 if a line had no answer."""
-  from gemma4_lora.evals import _chat as chat_lib  # pylint: disable=g-import-not-at-top
+  from gemma4_lora.runs import _chat as chat_lib  # pylint: disable=g-import-not-at-top
 
   sys.exit(
       chat_lib.run(
@@ -284,10 +284,10 @@ def _chat() -> None:
 
 def _plan() -> None:
   """Exits with 1 if the step does not fit, with 2 if that is not known."""
-  from gemma4_lora.tpu import _command  # pylint: disable=g-import-not-at-top
+  from gemma4_lora.tpu import _plan_command  # pylint: disable=g-import-not-at-top
 
   sys.exit(
-      _command.run(
+      _plan_command.run(
           _CONFIG.value,
           topology=_TOPOLOGY.value,
           with_sweep=_SWEEP.value,
@@ -319,13 +319,13 @@ def _run_train(argv: Sequence[str]) -> None:
 
 def _vertex() -> None:
   """Exits as `plan` does, if that is why nothing is submitted."""
-  from gemma4_lora.jobs import _command  # pylint: disable=g-import-not-at-top
+  from gemma4_lora.jobs import _vertex_command  # pylint: disable=g-import-not-at-top
 
   if _job_flags.DOCKERFILE.value:
-    _command.print_dockerfile(_job_flags.config(_CONFIG))
+    _vertex_command.print_dockerfile(_job_flags.config(_CONFIG))
     return
   sys.exit(
-      _command.run(
+      _vertex_command.run(
           _CONFIG.value,
           _job_flags.request(_CONFIG, _TOPOLOGY.value),
           plan=_job_flags.PLAN.value,
@@ -338,7 +338,7 @@ def _vertex() -> None:
 def _write(name: str, *, who: str) -> None:
   """Writes a whole model."""
   # Not at the top: `summary` needs no checkpoints.
-  from gemma4_lora.ckpts import _export as export_lib  # pylint: disable=g-import-not-at-top
+  from gemma4_lora.runs import _export as export_lib  # pylint: disable=g-import-not-at-top
 
   print(
       export_lib.export(

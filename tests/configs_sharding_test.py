@@ -10,9 +10,9 @@ import numpy as np
 import optax
 import pytest
 
-from gemma4_lora import _gemma4
-from tests import shipped
-from tests import training
+from gemma4_lora.gemma4 import _upstream
+from tests.lib import shipped
+from tests.lib import training
 
 _MB = 2**20
 _FSDP = [
@@ -31,7 +31,7 @@ def _trainer(run, tmp_path, *overrides):
 
 def _real_params(model):
   """Shapes of all parameters of the real model."""
-  params = training.flat(_gemma4.abstract_params(model.model))
+  params = training.flat(_upstream.abstract_params(model.model))
   for path, shape in model.lora_shapes.items():
     params[path] = jax.ShapeDtypeStruct(shape, model.dtype)
   return params

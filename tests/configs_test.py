@@ -13,12 +13,12 @@ import pytest
 import tensorflow as tf
 
 from gemma4_lora import g4
-from tests import shipped
-from tests import training
+from tests.lib import shipped
+from tests.lib import training
 
 with konfig.imports():
   from gemma4_lora import g4 as lazy
-  from tests import training as lazy_training
+  from tests.lib import training as lazy_training
 
 _ROOT = shipped.ROOT
 _CONFIGS = shipped.CONFIGS

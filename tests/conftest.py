@@ -47,6 +47,10 @@ jax.config.update(
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 
 
+# Fixtures of several folders.
+pytest_plugins = ['tests.lib.checkpoints']
+
+
 def pytest_collection_finish() -> None:
   """Spares the garbage collector what was imported: millions of objects."""
   gc.collect()

@@ -20,13 +20,13 @@ import numpy as np
 import pytest
 
 from gemma4_lora import __main__ as main
+from gemma4_lora import _trees
 from gemma4_lora import g4
-from gemma4_lora.ckpts import _trees
 from gemma4_lora.jobs import _yaml as jobs_yaml
-from tests import sampling
-from tests import training
-from tests.ckpts import export_test
-from tests.ckpts import states
+from tests.lib import sampling
+from tests.lib import states
+from tests.lib import training
+from tests.runs import export_test
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _CONFIG = f'--cfg={_ROOT}/configs/gemma4_e2b_lora_mtnt.py'

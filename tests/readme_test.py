@@ -10,8 +10,8 @@ from gemma import gm
 import pytest
 
 from gemma4_lora import __main__ as main
-from gemma4_lora import _linears
 from gemma4_lora import g4
+from gemma4_lora.gemma4 import _linears
 from tests import main_test
 
 _ROOT = pathlib.Path(__file__).parent.parent
@@ -24,7 +24,7 @@ _RUN_BY = {
     'kauldron.main --cfg=configs/quickstart.py': '.ci/run',
     'uv run --extra dev pytest': '.ci/run',
     'python -m tests.benchmarks': 'tests/benchmarks/table_test.py',
-    'python -m gemma4_lora plan': 'tests/tpu/command_test.py',
+    'python -m gemma4_lora plan': 'tests/tpu/plan_command_test.py',
     'python -m gemma4_lora vertex': 'tests/readme_test.py',
     'python -m gemma4_lora train': 'tests/jobs/train_test.py',
     'python -m gemma4_lora fuse': 'tests/main_test.py',

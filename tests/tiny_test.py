@@ -6,7 +6,7 @@ from kauldron import konfig
 import pytest
 
 from gemma4_lora import tiny
-from tests import shipped
+from tests.lib import shipped
 
 # pylint: disable=g-import-not-at-top
 with konfig.imports():

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
-from tests import multimodal
-from tests import training
+from tests.lib import multimodal
+from tests.lib import training
 
 
 def _model(name):

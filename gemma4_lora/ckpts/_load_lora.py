@@ -14,12 +14,12 @@ import jax.numpy as jnp
 from kauldron import kd
 import numpy as np
 
+from gemma4_lora import _trees
 from gemma4_lora import nn
-from gemma4_lora.ckpts import _fingerprint
-from gemma4_lora.ckpts import _lora_sources
-from gemma4_lora.ckpts import _policy
-from gemma4_lora.ckpts import _read
-from gemma4_lora.ckpts import _trees
+from gemma4_lora.ckpts.lora import _fingerprint
+from gemma4_lora.ckpts.lora import _lora_sources
+from gemma4_lora.ckpts.restore import _policy
+from gemma4_lora.ckpts.restore import _read
 
 _WHO = 'LoadLoRA'
 _SHOWN = 8

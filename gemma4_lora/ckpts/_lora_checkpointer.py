@@ -13,9 +13,9 @@ import jax
 from kauldron import kd
 from kauldron.utils import config_util
 
-from gemma4_lora.ckpts import _fingerprint
-from gemma4_lora.ckpts import _frozen_base
-from gemma4_lora.ckpts import _lora_item
+from gemma4_lora.ckpts.lora import _fingerprint
+from gemma4_lora.ckpts.lora import _frozen_base
+from gemma4_lora.ckpts.lora import _lora_item
 
 _WHO = 'LoRACheckpointer'
 

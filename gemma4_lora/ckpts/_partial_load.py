@@ -9,11 +9,11 @@ from etils import epath
 import flax
 from kauldron import kd
 
-from gemma4_lora.ckpts import _copies
-from gemma4_lora.ckpts import _magnitudes
-from gemma4_lora.ckpts import _policy
-from gemma4_lora.ckpts import _restore
-from gemma4_lora.ckpts import _trees
+from gemma4_lora import _trees
+from gemma4_lora.ckpts.restore import _base_copies
+from gemma4_lora.ckpts.restore import _magnitudes
+from gemma4_lora.ckpts.restore import _policy
+from gemma4_lora.ckpts.restore import _restore
 
 _OPT_STATE = 'opt_state'
 
@@ -100,7 +100,7 @@ class PartialLoad(kd.ckpts.InitTransform):
   def transform(self, state: Any) -> Any:
     request = self.request(type(self).__name__)
     restore = functools.partial(_restore.restore, request=request)
-    restore = functools.partial(_copies.following, restore)
+    restore = functools.partial(_base_copies.following, restore)
     return _magnitudes.following(restore, state)
 
   def transform_after_optimizer(self, state: Any) -> Any:

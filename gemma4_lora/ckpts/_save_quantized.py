@@ -8,14 +8,14 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from gemma4_lora import _atomic
-from gemma4_lora import _gemma4
+from gemma4_lora import _trees
 from gemma4_lora import nn
-from gemma4_lora.ckpts import _quantized_leaves
-from gemma4_lora.ckpts import _restore
-from gemma4_lora.ckpts import _run
-from gemma4_lora.ckpts import _trees
-from gemma4_lora.nn import _quantized
+from gemma4_lora.ckpts.restore import _restore
+from gemma4_lora.ckpts.sources import _quantized_leaves
+from gemma4_lora.gemma4 import _upstream
+from gemma4_lora.host import _new_folder
+from gemma4_lora.nn.branches import _quantized_base
+from gemma4_lora.runs import _run
 
 _WHO = 'g4.ckpts.save_quantized'
 # Of a file of Orbax.
@@ -49,8 +49,8 @@ def save_quantized(
     ValueError: `model` quantises nothing, or `params` are not as it has them.
   """
   _check_model(model, who=_WHO)
-  target = _atomic.check_free(path, overwrite=overwrite, who=_WHO)
-  _quantized.check(params, model.quantized)
+  target = _new_folder.check_free(path, overwrite=overwrite, who=_WHO)
+  _quantized_base.check(params, model.quantized)
   base, _ = _trees.split_lora(params)
   for name, leaf in _trees.flatten(base).items():
     if not isinstance(leaf, (jax.Array, np.ndarray)):
@@ -58,7 +58,7 @@ def save_quantized(
           f'{_WHO}: {_trees.join(name)} has no value'
           f' ({type(leaf).__name__}): restore the base first.'
       )
-  with _atomic.new_folder(target, overwrite=overwrite) as folder:
+  with _new_folder.new_folder(target, overwrite=overwrite) as folder:
     # Orbax makes its folder itself.
     made = folder / 'checkpoint'
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
@@ -100,7 +100,7 @@ def quantize_checkpoint(
     ValueError: `model` quantises nothing; or the checkpoint does not fit it.
   """
   _check_model(model, who=who)
-  _atomic.check_free(path, overwrite=overwrite, who=who, how='--overwrite')
+  _new_folder.check_free(path, overwrite=overwrite, who=who, how='--overwrite')
   request = _run.base_request(init_transform)
   if request is None:
     raise ValueError(
@@ -108,7 +108,7 @@ def quantize_checkpoint(
         f' leaf by leaf: {type(init_transform).__name__}. Give it as'
         ' g4.ckpts.SkipLoRA4(wrapped=g4.ckpts.PartialLoad(path=…)).'
     )
-  params = dict(_gemma4.abstract_params(model.model))
+  params = dict(_upstream.abstract_params(model.model))
   for name, layout in model.quantized.items():
     key = tuple(name.split('.'))
     shape = _trees.get_at(params, key).shape

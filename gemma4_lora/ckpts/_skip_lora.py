@@ -8,15 +8,15 @@ from gemma import gm
 import jax
 from kauldron import kd
 
+from gemma4_lora import _trees
 from gemma4_lora import nn
-from gemma4_lora.ckpts import _copies
-from gemma4_lora.ckpts import _magnitudes
 from gemma4_lora.ckpts import _partial_load
-from gemma4_lora.ckpts import _restore
-from gemma4_lora.ckpts import _trees
-from gemma4_lora.nn import _init
-from gemma4_lora.nn import _init_from_base
-from gemma4_lora.nn import _loftq
+from gemma4_lora.ckpts.restore import _base_copies
+from gemma4_lora.ckpts.restore import _magnitudes
+from gemma4_lora.ckpts.restore import _restore
+from gemma4_lora.nn.branches import _init
+from gemma4_lora.nn.from_base import _init_from_base
+from gemma4_lora.nn.from_base import _loftq
 
 _WHO = 'SkipLoRA4'
 
@@ -90,7 +90,7 @@ class SkipLoRA4(kd.ckpts.InitTransform):
     if self.model is not None and _init.is_loftq(self.model.init_lora_weights):
       fits = _loftq.LoftQ(self.model)
     restore = functools.partial(
-        _copies.following, functools.partial(self._restore, fits)
+        _base_copies.following, functools.partial(self._restore, fits)
     )
     # DoRA's magnitudes are those of the whole weight: first.
     state = _magnitudes.following(restore, state)

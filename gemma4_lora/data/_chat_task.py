@@ -8,14 +8,14 @@ from gemma import gm
 from kauldron import kd
 import numpy as np
 
-from gemma4_lora.data import _columns
-from gemma4_lora.data import _conversation
-from gemma4_lora.data import _fields
 from gemma4_lora.data import _images
 from gemma4_lora.data import _malformed
-from gemma4_lora.data import _render
 from gemma4_lora.data import _row_task
 from gemma4_lora.data import _tokens
+from gemma4_lora.data.conversations import _columns
+from gemma4_lora.data.conversations import _conversation
+from gemma4_lora.data.conversations import _fields
+from gemma4_lora.data.conversations import _render
 
 
 @dataclasses.dataclass(kw_only=True, frozen=True)

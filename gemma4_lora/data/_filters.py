@@ -8,10 +8,10 @@ from gemma import gm
 from grain import python as grain
 from kauldron import kd
 
-from gemma4_lora.data import _fields
-from gemma4_lora.data import _layouts
-from gemma4_lora.data import _render
 from gemma4_lora.data import _tokens
+from gemma4_lora.data.conversations import _fields
+from gemma4_lora.data.conversations import _layouts
+from gemma4_lora.data.conversations import _render
 
 
 @dataclasses.dataclass(kw_only=True, frozen=True)

@@ -7,8 +7,8 @@ from gemma import gm
 import numpy as np
 from PIL import Image
 
-from gemma4_lora import _gemma4
 from gemma4_lora.data import _tokens
+from gemma4_lora.gemma4 import _upstream
 
 # What gemma's samplers put in the place of `<|image|>`.
 _SOFT_TOKEN = -2
@@ -27,7 +27,7 @@ class Images:
   """
 
   counts: tuple[int, ...]
-  input: _gemma4.PreprocessedVisionInput
+  input: _upstream.PreprocessedVisionInput
 
 
 def preprocess(
@@ -76,7 +76,7 @@ def preprocess(
   positions[:, : _POOLING**2] = grid.reshape(-1, 2)
   counts = []
   for i, image in enumerate(images):
-    pixels = _gemma4.resize_image(
+    pixels = _upstream.resize_image(
         _as_rgb(image, field=field),
         patch_size=patch_size,
         max_patches=num_patches,
@@ -88,7 +88,7 @@ def preprocess(
     counts.append(len(own) // _POOLING**2)
   return Images(
       counts=tuple(counts),
-      input=_gemma4.PreprocessedVisionInput(
+      input=_upstream.PreprocessedVisionInput(
           patches=patches.reshape(-1, patches.shape[-1]),
           positions_xy=positions.reshape(-1, 2),
           soft_token_counts=(max_soft_tokens,) * max_images,
@@ -98,10 +98,10 @@ def preprocess(
 
 def specs(
     *, max_images: int, max_soft_tokens: int, patch_size: int
-) -> _gemma4.PreprocessedVisionInput:
+) -> _upstream.PreprocessedVisionInput:
   """Returns the shapes of what `preprocess` gives."""
   num_patches = max_images * max_soft_tokens * _POOLING**2
-  return _gemma4.PreprocessedVisionInput(
+  return _upstream.PreprocessedVisionInput(
       patches=_tokens.spec(num_patches, 3 * patch_size**2, dtype=np.float32),
       positions_xy=_tokens.spec(num_patches, 2, dtype=np.int32),
       soft_token_counts=(max_soft_tokens,) * max_images,

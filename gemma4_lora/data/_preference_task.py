@@ -10,10 +10,10 @@ from kauldron import kd
 import numpy as np
 
 from gemma4_lora.data import _chat_task
-from gemma4_lora.data import _fields
 from gemma4_lora.data import _malformed
 from gemma4_lora.data import _row_task
 from gemma4_lora.data import _tokens
+from gemma4_lora.data.conversations import _fields
 
 _CONVERSATION = 'conversation'
 

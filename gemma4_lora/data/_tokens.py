@@ -7,7 +7,7 @@ from etils import enp
 from gemma import gm
 import numpy as np
 
-from gemma4_lora.data import _render
+from gemma4_lora.data.conversations import _render
 
 _TURN_TAGS = (dialog.Tags.TURN.open, dialog.Tags.TURN.close)
 

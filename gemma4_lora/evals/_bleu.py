@@ -10,7 +10,7 @@ from kauldron import kd
 from kauldron import kontext
 import numpy as np
 
-from gemma4_lora.data import _conversation
+from gemma4_lora.data.conversations import _conversation
 
 
 @flax.struct.dataclass

@@ -10,9 +10,9 @@ from gemma import gm
 import jax
 from kauldron import kd
 
+from gemma4_lora import _trees
 from gemma4_lora import nn
-from gemma4_lora.ckpts import _checksums
-from gemma4_lora.ckpts import _trees
+from gemma4_lora.host import _checksums
 from gemma4_lora.losses import _uncounted
 
 _SUFFIX = '_base'

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from gemma4_lora import _linears
+from gemma4_lora.gemma4 import _linears
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from gemma4_lora.hf import _config
-from gemma4_lora.hf import _load
-from gemma4_lora.hf import _names
+from gemma4_lora.hf import _adapter_config
+from gemma4_lora.hf import _load_peft
+from gemma4_lora.hf import _sites
 from gemma4_lora.hf import _tensors
 from gemma4_lora.nn import _lora
 from gemma4_lora.nn import _views
@@ -39,7 +39,7 @@ def check_file(
     lora: Its LoRA leaves, nested.
   """
   try:
-    loaded = _load.load_peft(path, model=model.model)
+    loaded = _load_peft.load_peft(path, model=model.model)
   except (ValueError, FileNotFoundError) as e:
     # Names that PEFT or vLLM would ignore, missing experts, NaN, …: it says so.
     return Found(problems=(str(e),), notes=())
@@ -50,13 +50,13 @@ def check_file(
   if lacking:
     problems.append(
         f'{path} has {len(there)} projections and the model {len(wanted)}:'
-        f' {len(lacking)} are missing: {_names.listed(lacking)}. Save it again.'
+        f' {len(lacking)} are missing: {_sites.listed(lacking)}. Save it again.'
     )
   extra = [name for name in there if name not in wanted]
   if extra:
     problems.append(
         f'{path} has {len(extra)} projections that the model does not adapt:'
-        f' {_names.listed(extra)}.'
+        f' {_sites.listed(extra)}.'
     )
   ours, theirs = _scales(model), _scales(loaded.model)
   other = [
@@ -101,19 +101,19 @@ def _values(path, lora, loaded):
   if other:
     yield (
         f'{path} has other values than the model in {len(other)} of'
-        f' {len(theirs)} leaves: {_names.listed(other)}. It is of another run or'
+        f' {len(theirs)} leaves: {_sites.listed(other)}. It is of another run or'
         ' step: save it again.'
     )
 
 
 def _notes(path: pathlib.Path, num_projections: int):
   config_path, tensors_path = _tensors.find(path, who=_WHO)
-  config = _config.read(config_path)
+  config = _adapter_config.read(config_path)
   modules = _tensors.read(tensors_path).modules
   is_multimodal = any('language_model.' in name for name in modules)
   yield (
       f'{path}: {num_projections} projections in {len(modules)} modules, named'
-      f' for {_names.CLASSES[0 if is_multimodal else 1]}.'
+      f' for {_sites.CLASSES[0 if is_multimodal else 1]}.'
   )
   if config.rank_pattern or config.alpha_pattern:
     yield (

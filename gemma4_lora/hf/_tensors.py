@@ -8,19 +8,19 @@ import re
 import numpy as np
 import safetensors
 
-from gemma4_lora.hf import _config
-from gemma4_lora.hf import _names
+from gemma4_lora.hf import _adapter_config
+from gemma4_lora.hf import _sites
 
 NAME = 'adapter_model.safetensors'
 
 _KEY = re.compile(
-    re.escape(_names.ROOT)
+    re.escape(_sites.ROOT)
     + r'(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight'
     r'|lora_magnitude_vector(\.weight)?)'
 )
 # What is trained in full; neither LoRA's nor a base layer's.
 _FULL = re.compile(
-    re.escape(_names.ROOT)
+    re.escape(_sites.ROOT)
     + r'(?P<module>(?!.*(lora_|base_layer|modules_to_save)).+)\.weight'
 )
 
@@ -51,9 +51,9 @@ def find(path: pathlib.Path, *, who: str) -> tuple[pathlib.Path, pathlib.Path]:
   if not path.is_dir():
     what = 'is a file' if path.exists() else 'does not exist'
     raise FileNotFoundError(
-        f'{who} takes a folder with {_config.NAME} and {NAME}. {path} {what}.'
+        f'{who} takes a folder with {_adapter_config.NAME} and {NAME}. {path} {what}.'
     )
-  for name in (_config.NAME, NAME):
+  for name in (_adapter_config.NAME, NAME):
     if not (path / name).is_file():
       there = ', '.join(sorted(x.name for x in path.iterdir())) or 'nothing'
       hint = ''
@@ -64,7 +64,7 @@ def find(path: pathlib.Path, *, who: str) -> tuple[pathlib.Path, pathlib.Path]:
       raise FileNotFoundError(
           f'{who}: {path} has no {name}. It has: {there}.{hint}'
       )
-  return path / _config.NAME, path / NAME
+  return path / _adapter_config.NAME, path / NAME
 
 
 def read(path: pathlib.Path) -> Tensors:
@@ -100,13 +100,13 @@ def read(path: pathlib.Path) -> Tensors:
 
 def full_key(module: str) -> str:
   """Name of the tensor of a module that is trained in full."""
-  return f'{_names.ROOT}{module}.weight'
+  return f'{_sites.ROOT}{module}.weight'
 
 
 def key(module: str, part: str) -> str:
   """Name of a tensor in the file: of `A`, `B` or `m`."""
   end = 'lora_magnitude_vector' if part == 'm' else f'lora_{part}.weight'
-  return f'{_names.ROOT}{module}.{end}'
+  return f'{_sites.ROOT}{module}.{end}'
 
 
 def _float32(path: pathlib.Path, key: str, tensor: np.ndarray) -> np.ndarray:
@@ -130,6 +130,6 @@ def _unknown(key: str) -> str:
   if 'lora_embedding' in key:
     return f'{key} is LoRA on an embedding, which g4.nn.LoRA does not have.'
   return (
-      f'unexpected tensor {key}. Names are {_names.ROOT}<module>.lora_A.weight,'
+      f'unexpected tensor {key}. Names are {_sites.ROOT}<module>.lora_A.weight,'
       ' .lora_B.weight and, with DoRA, .lora_magnitude_vector.'
   )

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import re
 from typing import Any
 
-from gemma4_lora import _linears
+from gemma4_lora.gemma4 import _linears
 from gemma4_lora.hf import _branch
-from gemma4_lora.hf import _names
 from gemma4_lora.hf import _patterns
+from gemma4_lora.hf import _sites
 
 # Whose `LoraConfig` has the fields below.
 _PEFT_VERSION = '0.21.2'
@@ -66,7 +66,7 @@ def config(
     **settings: Other fields, as they are.
   """
   names = {
-      (_names.prefix(base_model_class, x.tower) or '') + x.name: x
+      (_sites.prefix(base_model_class, x.tower) or '') + x.name: x
       for x in branches
   }
   modules = [n for n, x in names.items() if not x.is_parameter]
@@ -144,7 +144,7 @@ def _target_modules(
   if base_model_class == 'Gemma4ForCausalLM':
     ends = {_end(name) for name in modules}
     meant = {
-        f'{_names.prefix(base_model_class, "text")}{row.hf_name}'
+        f'{_sites.prefix(base_model_class, "text")}{row.hf_name}'
         for row in rows
         if row.tower == 'text' and row.live and row.group != 'experts'
         if _end(row.hf_name) in ends

@@ -4,7 +4,7 @@ import contextlib
 import sys
 from typing import Any
 
-from gemma4_lora.tpu import _command
+from gemma4_lora.tpu import _plan_command
 
 _SAYS_NO = {
     1: 'the config does not fit {topology}, by the plan above.',
@@ -21,7 +21,7 @@ def ask(
     cfg: A `konfig.ConfigDict`.
     topology: See `g4.tpu.plan`.
     force: Whether to go on, whatever it says.
-    cache: Folder of earlier plans: see `_command.run`.
+    cache: Folder of earlier plans: see `_plan_command.run`.
 
   Returns:
     0 if the job may go on; else what the process exits with: 1 if it does not
@@ -29,7 +29,7 @@ def ask(
   """
   print(f'Planning for {topology}, which may take minutes …', file=sys.stderr)
   with contextlib.redirect_stdout(sys.stderr):  # Where the job is printed.
-    status = _command.run(
+    status = _plan_command.run(
         cfg,
         topology=topology,
         with_sweep=False,

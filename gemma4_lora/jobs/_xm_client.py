@@ -7,11 +7,11 @@ from xmanager import xm
 from xmanager import xm_local
 from xmanager.cloud import vertex
 
-from gemma4_lora.jobs import _command
 from gemma4_lora.jobs import _job
 from gemma4_lora.jobs import _machines
 from gemma4_lora.jobs import _request
 from gemma4_lora.jobs import _submit
+from gemma4_lora.jobs import _vertex_command
 from gemma4_lora.jobs import _yaml
 
 
@@ -61,7 +61,7 @@ class VertexClient(vertex.Client):
         service_account=self._request.service_account,
     )
     if self._request.dry_run:
-      print(_command.header(self._request), end='')
+      print(_vertex_command.header(self._request), end='')
       print(_yaml.to_yaml(custom_job.job_spec), end='')
       return f'{self.parent}/customJobs/0'
     created = _submit.submit(

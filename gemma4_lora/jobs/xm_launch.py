@@ -21,8 +21,8 @@ from xmanager import xm_local
 from xmanager.cloud import vertex
 from xmanager.xm_local import executables
 
-from gemma4_lora.jobs import _command
 from gemma4_lora.jobs import _flags
+from gemma4_lora.jobs import _vertex_command
 from gemma4_lora.jobs import _xm_client
 
 _CONFIG = konfig.DEFINE_config_file(
@@ -49,7 +49,7 @@ def _launch(argv: Sequence[str]) -> int:
     )
   request = _flags.request(_CONFIG, _TOPOLOGY.value)
   request.job()  # What is wrong with it, before minutes of planning.
-  status = _command.check(
+  status = _vertex_command.check(
       _CONFIG.value,
       request,
       plan=_flags.PLAN.value,

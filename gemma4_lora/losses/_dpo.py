@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from kauldron import kd
 from kauldron import kontext
 
-from gemma4_lora import _head
 from gemma4_lora.losses import _cross_entropy
+from gemma4_lora.losses import _head
 
 
 @dataclasses.dataclass(eq=True, frozen=True, kw_only=True)

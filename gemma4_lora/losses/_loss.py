@@ -6,8 +6,8 @@ import jax
 from kauldron import kd
 from kauldron import kontext
 
-from gemma4_lora import _head
 from gemma4_lora.losses import _cross_entropy
+from gemma4_lora.losses import _head
 
 
 @dataclasses.dataclass(eq=True, frozen=True, kw_only=True)

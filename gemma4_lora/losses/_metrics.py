@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from kauldron import kd
 from kauldron import kontext
 
-from gemma4_lora import _head
 from gemma4_lora.losses import _cross_entropy
+from gemma4_lora.losses import _head
 from gemma4_lora.losses import _loss
 from gemma4_lora.losses import _tiles
 

@@ -10,14 +10,14 @@ from gemma import peft
 import jax
 import jax.numpy as jnp
 
-from gemma4_lora import _linears
 from gemma4_lora import quant
 from gemma4_lora import targets
+from gemma4_lora.gemma4 import _linears
+from gemma4_lora.gemma4 import _weights
 from gemma4_lora.nn import _lora
-from gemma4_lora.nn import _quantized
 from gemma4_lora.nn import _validate
 from gemma4_lora.nn import _views
-from gemma4_lora.nn import _weights
+from gemma4_lora.nn.branches import _quantized_base
 
 _LORA = 'lora'
 
@@ -51,7 +51,7 @@ def fuse_params(model: _lora.LoRA, params: Mapping[str, Any]) -> dict[str, Any]:
   """
   check_lora(model, params, who='g4.nn.fuse_params')
   base, lora = peft.split_params(dict(params))
-  _quantized.check(base, model.quantized)
+  _quantized_base.check(base, model.quantized)
   for path, change in changes_of(model, base, lora).items():
     put(base, path, change.fused(_views.get(base, path), model.model.dtype))
   return base
@@ -206,7 +206,7 @@ def changes_of(
   for part in model.saved:
     copy = _views.get(params, part.path)
     copies.setdefault(part.row.path, []).append((part, copy))
-  quantized = (path for path, _ in _quantized.quantized_nodes(base))
+  quantized = (path for path, _ in _quantized_base.quantized_nodes(base))
   return {
       path: Change(
           branches=tuple(branches.get(path, ())),

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from gemma4_lora.nn import _attention
-from gemma4_lora.nn import _experts
-from gemma4_lora.nn import _injector
-from gemma4_lora.nn import _packed
-from gemma4_lora.nn import _remat
-from gemma4_lora.nn import _scan
+from gemma4_lora.nn.attention import _attention
+from gemma4_lora.nn.attention import _segments
+from gemma4_lora.nn.blocks import _remat
+from gemma4_lora.nn.blocks import _scan
+from gemma4_lora.nn.branches import _experts
+from gemma4_lora.nn.branches import _injector
 
 
 def injectors(lora: Any, *, is_training: bool) -> list[_injector.Injector]:
@@ -59,7 +59,7 @@ def savers(lora: Any, **kwargs: Any) -> list[Any]:
         _attention.BlockwiseAttention(
             lora.attention,
             is_causal=is_causal,
-            is_packed=_packed.is_packed(**kwargs),
+            is_packed=_segments.is_packed(**kwargs),
         )
     )
   if lora.scan_layers:

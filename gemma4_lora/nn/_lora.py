@@ -13,21 +13,21 @@ import jax.numpy as jnp
 from kauldron import kd
 from kauldron import kontext
 
-from gemma4_lora import _leaves
-from gemma4_lora import _linears
 from gemma4_lora import quant
 from gemma4_lora import targets as targets_lib
-from gemma4_lora.nn import _attention
-from gemma4_lora.nn import _init
-from gemma4_lora.nn import _injector
+from gemma4_lora.gemma4 import _leaves
+from gemma4_lora.gemma4 import _linears
 from gemma4_lora.nn import _interceptors
-from gemma4_lora.nn import _output
-from gemma4_lora.nn import _packed
-from gemma4_lora.nn import _quantized
-from gemma4_lora.nn import _remat
-from gemma4_lora.nn import _saved
 from gemma4_lora.nn import _validate
-from gemma4_lora.nn import _wrapper
+from gemma4_lora.nn.attention import _attention
+from gemma4_lora.nn.attention import _segments
+from gemma4_lora.nn.blocks import _remat
+from gemma4_lora.nn.branches import _copies
+from gemma4_lora.nn.branches import _init
+from gemma4_lora.nn.branches import _injector
+from gemma4_lora.nn.branches import _quantized_base
+from gemma4_lora.nn.wrapper import _output
+from gemma4_lora.nn.wrapper import _wrapper
 
 
 class LoRA(_wrapper.ModelWrapper):
@@ -283,7 +283,7 @@ class LoRA(_wrapper.ModelWrapper):
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
     """Calls the model, as LoRA changes it."""
     if not self.is_initializing():
-      _quantized.check(self.variables.get('params', {}), self.quantized)
+      _quantized_base.check(self.variables.get('params', {}), self.quantized)
       if not self.enabled:
         return self._call_disabled(*args, **kwargs)
       output = self._call_with_copies(*args, **kwargs)
@@ -293,8 +293,10 @@ class LoRA(_wrapper.ModelWrapper):
     _log(self)
     output = self._call_adapted(*args, **kwargs)
     _validate.check_made(self.adapted, self.variables['params'])
-    _saved.make(self, self.saved, dtype=self.dtype)
-    _quantized.make(self, self.quantized, self.adapted, dtype=self.model.dtype)
+    _copies.make(self, self.saved, dtype=self.dtype)
+    _quantized_base.make(
+        self, self.quantized, self.adapted, dtype=self.model.dtype
+    )
     return output
 
   def _call_with_copies(self, *args: Any, **kwargs: Any) -> Any:
@@ -305,7 +307,7 @@ class LoRA(_wrapper.ModelWrapper):
       return self._call_adapted(*args, **kwargs)
 
     def substitute(variables):
-      params = _saved.substitute(variables['params'], saved)
+      params = _copies.substitute(variables['params'], saved)
       return {**variables, 'params': params}
 
     call = nn.map_variables(
@@ -348,7 +350,7 @@ class LoRA(_wrapper.ModelWrapper):
     """Calls the model under the injectors and what saves memory."""
     interceptors = [*_interceptors.savers(self, **kwargs), *injectors]
     if self.quantize:
-      interceptors.append(_quantized.Quantized(self.model.dtype))
+      interceptors.append(_quantized_base.Quantized(self.model.dtype))
     kwargs = self._with_mask(*args, **kwargs)
     has_head = self._has_head(**kwargs)
     has_logits = not has_head or self.logits_in_training or not self.is_training
@@ -380,9 +382,9 @@ class LoRA(_wrapper.ModelWrapper):
 
   def _with_mask(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Returns the arguments, with a mask where positions tell of packed rows."""
-    if not _packed.is_packed(**kwargs):
+    if not _segments.is_packed(**kwargs):
       return kwargs
-    _packed.check(
+    _segments.check(
         positions=kwargs['positions'],
         images=kwargs.get('images'),
         audio=kwargs.get('audio'),
@@ -391,7 +393,7 @@ class LoRA(_wrapper.ModelWrapper):
     if _attention.is_in_blocks(self.attention):
       return kwargs
     tokens = args[0] if args else kwargs['tokens']
-    mask = _packed.attention_mask(tokens, kwargs['positions'])
+    mask = _segments.attention_mask(tokens, kwargs['positions'])
     return kwargs | {'attention_mask': mask}
 
   def _is_training(self) -> bool:

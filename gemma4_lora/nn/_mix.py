@@ -12,10 +12,10 @@ from gemma import peft
 import jax
 import jax.numpy as jnp
 
-from gemma4_lora import _linears
-from gemma4_lora.nn import _init
+from gemma4_lora.gemma4 import _linears
 from gemma4_lora.nn import _lora
 from gemma4_lora.nn import _views
+from gemma4_lora.nn.branches import _init
 from gemma4_lora.targets import _by_row
 
 

@@ -11,10 +11,10 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from gemma4_lora import _gemma4
 from gemma4_lora import targets
-from gemma4_lora.nn import _init
-from gemma4_lora.nn import _router_fix
+from gemma4_lora.gemma4 import _upstream
+from gemma4_lora.nn.branches import _init
+from gemma4_lora.nn.wrapper import _router_fix
 
 
 def check_model(model: nn.Module) -> None:
@@ -30,7 +30,7 @@ def check_model(model: nn.Module) -> None:
         'g4.nn.LoRA mends the router by itself: pass it the bare model, without'
         ' g4.nn.RouterFix.'
     )
-  _gemma4.check_is_gemma4(model, argument='g4.nn.LoRA(model=...)')
+  _upstream.check_is_gemma4(model, argument='g4.nn.LoRA(model=...)')
 
 
 def check_read(params: Mapping[str, Any], read: Collection[str]) -> None:

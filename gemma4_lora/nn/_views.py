@@ -6,10 +6,10 @@ from typing import Any
 
 import jax
 
-from gemma4_lora import _linears
 from gemma4_lora import quant
+from gemma4_lora.gemma4 import _linears
+from gemma4_lora.gemma4 import _weights
 from gemma4_lora.nn import _lora
-from gemma4_lora.nn import _weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

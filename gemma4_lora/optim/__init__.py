@@ -1,5 +1,5 @@
 """Optimizers for LoRA, around optax's."""
 
-from gemma4_lora.optim._check import frozen_gradients
 from gemma4_lora.optim._integers import keep_integers
 from gemma4_lora.optim._lora_plus import lora_plus
+from gemma4_lora.optim._used_gradients import frozen_gradients

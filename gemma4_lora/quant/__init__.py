@@ -28,10 +28,10 @@ from gemma4_lora.quant._arrays import shape_of
 from gemma4_lora.quant._arrays import slice_in_dim
 from gemma4_lora.quant._arrays import slice_rows
 from gemma4_lora.quant._arrays import take
+from gemma4_lora.quant._by_leaf import resolve
 from gemma4_lora.quant._formats import Format
 from gemma4_lora.quant._formats import Int4
 from gemma4_lora.quant._formats import Int8
 from gemma4_lora.quant._formats import NF4
 from gemma4_lora.quant._formats import normalize
 from gemma4_lora.quant._kinds import Layout
-from gemma4_lora.quant._resolve import resolve

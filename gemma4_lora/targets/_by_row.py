@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
-from gemma4_lora import _linears
+from gemma4_lora.gemma4 import _linears
 from gemma4_lora.targets import _resolve
 from gemma4_lora.targets import _rule
 

@@ -5,8 +5,8 @@ import dataclasses
 import math
 from typing import Any
 
-from gemma4_lora import _leaves
-from gemma4_lora import _linears
+from gemma4_lora.gemma4 import _leaves
+from gemma4_lora.gemma4 import _linears
 from gemma4_lora.targets import _resolve
 from gemma4_lora.targets import _rule
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import re
 from typing import Any
 
-from gemma4_lora import _row
+from gemma4_lora.gemma4 import _rows
 from gemma4_lora.targets import _rule
 
 # Kinds of the text tower that `'text'` stands for.
@@ -48,7 +48,7 @@ _HF_TOWER_PREFIXES = ('model.', '')
 
 
 def matches(
-    target: str, row: _row.Row, *, tower: str | None, regex: bool
+    target: str, row: _rows.Row, *, tower: str | None, regex: bool
 ) -> bool:
   """Whether a string means this row, dead or live.
 
@@ -108,18 +108,18 @@ def layer_numbers(
   return frozenset(number % num_layers for number in numbers)
 
 
-def hf_names(row: _row.Row) -> list[str]:
+def hf_names(row: _rows.Row) -> list[str]:
   """Returns what Hugging Face may call the modules of a row."""
   return [name for names in _hf_modules(row) for name in names]
 
 
-def _hf_modules(row: _row.Row) -> list[list[str]]:
+def _hf_modules(row: _rows.Row) -> list[list[str]]:
   """What it may call each module: one, or one per layer if they are stacked."""
   prefixes = _HF_PREFIXES if row.tower == 'text' else _HF_TOWER_PREFIXES
   return [[prefix + name for prefix in prefixes] for name in row.hf_names]
 
 
-def _any_name(fits: Callable[[str], Any], target: str, row: _row.Row) -> bool:
+def _any_name(fits: Callable[[str], Any], target: str, row: _rows.Row) -> bool:
   """Whether a row is meant by Hugging Face's names: all its modules or none."""
   modules = _hf_modules(row)
   meant = [names for names in modules if any(map(fits, names))]
@@ -132,7 +132,7 @@ def _any_name(fits: Callable[[str], Any], target: str, row: _row.Row) -> bool:
   return bool(meant)
 
 
-def _is_of_kind(kind: str, row: _row.Row, *, tower: str | None) -> bool:
+def _is_of_kind(kind: str, row: _rows.Row, *, tower: str | None) -> bool:
   """Whether a row is of a kind; kinds of the text tower mean `tower`'s."""
   if kind in ('text', 'all-linear'):
     return row.tower == 'text' and row.group in _TEXT

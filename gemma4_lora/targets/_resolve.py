@@ -6,8 +6,8 @@ import difflib
 import math
 import re
 
-from gemma4_lora import _linears
-from gemma4_lora import _row
+from gemma4_lora.gemma4 import _linears
+from gemma4_lora.gemma4 import _rows
 from gemma4_lora.targets import _match
 from gemma4_lora.targets import _rule
 
@@ -110,7 +110,7 @@ def resolve(
   return tuple(taken[row.name] for row in rows if row.name in taken)
 
 
-def rows_of[R: _row.Row](
+def rows_of[R: _rows.Row](
     rule: _rule.Rule, rows: Sequence[R], *, argument: str = 'targets'
 ) -> list[R]:
   """Returns the live rows of one rule.
@@ -141,7 +141,7 @@ def rows_of[R: _row.Row](
   return list(matched.values())
 
 
-def _matching[R: _row.Row](
+def _matching[R: _rows.Row](
     target: str, rule: _rule.Rule, rows: Sequence[R]
 ) -> list[R]:
   """Returns the rows, dead or live, that one string of a rule means."""
@@ -152,7 +152,7 @@ def _matching[R: _row.Row](
   ]
 
 
-def _placed[R: _row.Row](
+def _placed[R: _rows.Row](
     target: str, rule: _rule.Rule, rows: Sequence[R]
 ) -> list[R]:
   """Returns those rows that one string means, where the rule looks."""
@@ -162,8 +162,8 @@ def _placed[R: _row.Row](
 
 def _is_placed(
     rule: _rule.Rule,
-    row: _row.Row,
-    rows: Sequence[_row.Row],
+    row: _rows.Row,
+    rows: Sequence[_rows.Row],
 ) -> bool:
   """Whether a row stands where the rule looks."""
   if rule.tower is not None and row.tower != rule.tower:
@@ -191,7 +191,7 @@ def _is_placed(
 
 
 def _check_live(
-    target: str, rule: _rule.Rule, found: Sequence[_row.Row]
+    target: str, rule: _rule.Rule, found: Sequence[_rows.Row]
 ) -> None:
   """Raises if a string means nothing but rows that the model never uses."""
   if not any(row.live for row in found):
@@ -205,7 +205,7 @@ def _check_live(
 def _nothing(
     target: str,
     rule: _rule.Rule,
-    rows: Sequence[_row.Row],
+    rows: Sequence[_rows.Row],
     *,
     argument: str,
 ) -> str:
@@ -231,7 +231,7 @@ def _nothing(
   )
 
 
-def _known(rows: Sequence[_row.Row]) -> list[str]:
+def _known(rows: Sequence[_rows.Row]) -> list[str]:
   """What a message offers: the kinds and projections that the model has."""
   kinds = [
       kind
@@ -241,7 +241,7 @@ def _known(rows: Sequence[_row.Row]) -> list[str]:
   return list(dict.fromkeys([*kinds, *(row.projection for row in rows)]))
 
 
-def _names(rows: Sequence[_row.Row]) -> list[str]:
+def _names(rows: Sequence[_rows.Row]) -> list[str]:
   """Everything that a misspelt string may have meant, each once."""
   names = [*_known(rows), 'all-linear']
   for row in rows:

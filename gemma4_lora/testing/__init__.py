@@ -1,5 +1,6 @@
 """Tiny models, checkpoints and a tokenizer, for tests and examples."""
 
+from gemma4_lora.testing._chat_rows import ChatRows
 from gemma4_lora.testing._checkpoints import make_checkpoint
 from gemma4_lora.testing._echo import EchoCheckpoint
 from gemma4_lora.testing._models import Gemma4_26B_A4B
@@ -13,6 +14,5 @@ from gemma4_lora.testing._models import Gemma4_E4B_Images
 from gemma4_lora.testing._pairs import EnFrPairs
 from gemma4_lora.testing._random import ImageVocabulary
 from gemma4_lora.testing._random import RandomCheckpoint
-from gemma4_lora.testing._rows import ChatRows
 from gemma4_lora.testing._tokenizer import Gemma4Tokenizer
 from gemma4_lora.testing._tokenizer import make_tokenizer

@@ -15,7 +15,7 @@ from kauldron import kd
 import numpy as np
 import orbax.checkpoint as ocp
 
-from gemma4_lora import _gemma4
+from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.testing import _hf_checkpoint
 
 Layout = Literal[
@@ -129,7 +129,7 @@ def abstract_params(model: nn.Module) -> _Params:
   Args:
     model: A Gemma 4 model, not wrapped.
   """
-  return _gemma4.abstract_params(model)
+  return _upstream.abstract_params(model)
 
 
 def random_params(shapes: _Params, *, seed: int = 0) -> _Params:

@@ -9,9 +9,9 @@ from gemma.gm.nn.gemma4 import _config
 from gemma.gm.nn.gemma4 import _modules
 import numpy as np
 
-from gemma4_lora import _gemma4
-from gemma4_lora.hf import _shards
-from gemma4_lora.hf import _to_tensors
+from gemma4_lora.gemma4 import _upstream
+from gemma4_lora.hf.weights import _shards
+from gemma4_lora.hf.weights import _to_tensors
 
 _LAYER_TYPES = {
     _modules.AttentionType.LOCAL_SLIDING: 'sliding_attention',
@@ -61,7 +61,7 @@ def write(
 
 def _text_config(config: _config.TransformerConfig) -> dict[str, Any]:
   """Returns gemma's config in the terms of `Gemma4TextConfig`."""
-  shares_kv = _gemma4.shares_kv(config)
+  shares_kv = _upstream.shares_kv(config)
   experts = None, None, None
   if config.enable_moe:
     experts = config.num_experts, config.expert_dim, config.top_k_experts

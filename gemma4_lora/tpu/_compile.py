@@ -8,10 +8,10 @@ from typing import Any
 import jax
 from kauldron import kd
 
-from gemma4_lora.tpu import _cost
-from gemma4_lora.tpu import _exchanges
-from gemma4_lora.tpu import _hlo
 from gemma4_lora.tpu import _shapes
+from gemma4_lora.tpu.program import _cost
+from gemma4_lora.tpu.program import _exchanges
+from gemma4_lora.tpu.program import _hlo
 
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 _AMOUNT = r'\((\d+(?:\.\d+)?)([KMGT]?)i?B?\)'

@@ -7,9 +7,9 @@ from typing import Any
 
 from gemma4_lora.tpu import _chips
 from gemma4_lora.tpu import _compile
-from gemma4_lora.tpu import _cost
-from gemma4_lora.tpu import _exchanges
-from gemma4_lora.tpu import _report
+from gemma4_lora.tpu import _plan_report
+from gemma4_lora.tpu.program import _cost
+from gemma4_lora.tpu.program import _exchanges
 
 
 class Bound(enum.StrEnum):
@@ -169,9 +169,9 @@ class Plan:
     return cls(**fields)
 
   def __str__(self) -> str:
-    return _report.as_text(self)
+    return _plan_report.as_text(self)
 
   __repr__ = __str__
 
   def _repr_html_(self) -> str:
-    return _report.as_html(self)
+    return _plan_report.as_html(self)

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from kauldron import kd
 import numpy as np
 
-from gemma4_lora.ckpts import _read
-from gemma4_lora.ckpts import _restored
-from gemma4_lora.ckpts import _trees
+from gemma4_lora import _trees
+from gemma4_lora.ckpts import _requests
+from gemma4_lora.ckpts.restore import _read
 from gemma4_lora.train import _eager
 
 _PARAMS = 'params'
@@ -106,9 +106,9 @@ def _follows(
     restored: frozenset[_trees.Path],
 ) -> bool:
   """Whether restoring the base will set a LoRA leaf."""
-  if not _restored.is_from_base(path):
+  if not _requests.is_from_base(path):
     return False
-  scope = _restored.base_of(path)
+  scope = _requests.base_of(path)
   return all(
       x in restored
       for x in flat

@@ -6,8 +6,8 @@ from typing import Any
 from kauldron import kd
 from kauldron import kontext
 
-from gemma4_lora import _parts
 from gemma4_lora import data
+from gemma4_lora.data import _pipeline
 
 
 def check(trainer: kd.train.Trainer) -> None:
@@ -21,7 +21,7 @@ def check(trainer: kd.train.Trainer) -> None:
   """
   key = kontext.get_keypaths(trainer.model).get('positions')
   for name, ds in _datasets(trainer):
-    for part in _parts.parts(ds):
+    for part in _pipeline.parts(ds):
       if not isinstance(part, data.PackedSource):
         continue
       wanted = f'batch.{part.out_positions}'

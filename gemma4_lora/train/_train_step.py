@@ -15,10 +15,10 @@ from kauldron import kd
 from kauldron.utils import config_util
 import optax
 
-from gemma4_lora.ckpts import _restored
+from gemma4_lora.ckpts import _requests
 from gemma4_lora.nn import _placement
-from gemma4_lora.optim import _check as optim
 from gemma4_lora.optim import _integers
+from gemma4_lora.optim import _used_gradients as optim
 from gemma4_lora.train import _empty_masks
 from gemma4_lora.train import _lean_init
 from gemma4_lora.train import _microbatches
@@ -117,7 +117,7 @@ class TrainStep(kd.train.TrainStep):
       return super().init(elem_spec, **kwargs)
     if skip_transforms:
       return self._init_by_shapes(init_model, elem_spec, kwargs)
-    with _restored.ahead(self.init_transform, self.base_cfg.model):
+    with _requests.ahead(self.init_transform, self.base_cfg.model):
       return self._init_by_shapes(init_model, elem_spec, kwargs)
 
   def _init_by_shapes(
@@ -147,8 +147,8 @@ class TrainStep(kd.train.TrainStep):
     if kwargs['skip_transforms']:
       return self._abstract(shapes, skip_optimizer=skip_optimizer)
     try:
-      restored = _restored.restored(self.init_transform, shapes)
-    except _restored.UnknownError as e:
+      restored = _requests.restored(self.init_transform, shapes)
+    except _requests.UnknownError as e:
       logging.info('%s: the base is drawn at random first: %s.', _WHO, e)
       return super().init(elem_spec, **kwargs)
     self._warn(shapes.params)

@@ -30,8 +30,8 @@ import optax
 
 from gemma4_lora import g4
 from gemma4_lora import targets as targets_lib
-from gemma4_lora.nn import _injector
-from gemma4_lora.nn import _low_rank
+from gemma4_lora.nn.branches import _injector
+from gemma4_lora.nn.branches import _low_rank
 
 _RULES = {
     'text': 'text',

@@ -27,10 +27,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from gemma4_lora import g4
-from gemma4_lora.nn import _quantized
-from tests import hf_reference
+from gemma4_lora.nn.branches import _quantized_base
 from tests.benchmarks import sizes
 from tests.benchmarks import steps
+from tests.lib import hf_reference
 
 FIXTURES = ('dense', 'e', 'moe')
 FORMATS = ('int8', 'int4', 'nf4')
@@ -82,7 +82,7 @@ def errors(
   }
   for name in formats:
     quantized = model.clone(quantize=_fitting(model, name))
-    codes = _quantized.quantize(params, quantized.quantized)
+    codes = _quantized_base.quantize(params, quantized.quantized)
     found[name] = error(jax.jit(quantized.apply), codes)
   return found
 
@@ -144,7 +144,7 @@ def seconds(
     plain = jax.eval_shape(
         model.clone(quantize=None).init, jax.random.key(0), batch['input']
     )['params']
-    params = _quantized.quantize(steps.fill(plain), model.quantized)
+    params = _quantized_base.quantize(steps.fill(plain), model.quantized)
     (states[name],) = step.split(params)
     run[name] = step.lowered().compile()
 

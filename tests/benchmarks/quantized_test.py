@@ -4,10 +4,10 @@ import jax
 import numpy as np
 
 from gemma4_lora import g4
-from tests import dequantized
-from tests import hf_reference
 from tests.benchmarks import quantized
 from tests.benchmarks import sizes
+from tests.lib import dequantized
+from tests.lib import hf_reference
 
 
 def test_errors_are_of_the_dequantized_base():

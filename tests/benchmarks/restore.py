@@ -72,7 +72,7 @@ def model_of(scale: float) -> Any:
 def write(folder: pathlib.Path, scale: float) -> None:
   """Writes the checkpoint as Orbax and as safetensors."""
   from gemma4_lora import g4
-  from gemma4_lora.ckpts import _export
+  from gemma4_lora.runs import _export
 
   model = model_of(scale)
   g4.testing.make_checkpoint(model, folder / 'orbax')
@@ -124,7 +124,7 @@ def _init(path: pathlib.Path, scale: float) -> None:
   from kauldron import kd
 
   from gemma4_lora import g4
-  from tests import training
+  from tests.lib import training
 
   # LoRA leaves and Adam's too: at 4 MB, Kauldron's own choice, devices of one
   # machine would hold them, and a third of this model, eight times.
@@ -217,7 +217,7 @@ def _child(args: argparse.Namespace) -> None:
   import orbax.checkpoint as ocp
 
   from gemma4_lora import g4
-  from gemma4_lora.ckpts import _export
+  from gemma4_lora.runs import _export
 
   for module in (gm.nn, gm.ckpts, kd.train, ocp.args, g4.train, _export):
     dir(module)

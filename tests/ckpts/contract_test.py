@@ -6,9 +6,9 @@ from kauldron import kd
 import numpy as np
 import pytest
 
+from gemma4_lora import _trees
 from gemma4_lora import g4
-from gemma4_lora.ckpts import _trees
-from tests.ckpts import states
+from tests.lib import states
 
 _TRANSFORMS = {
     'PartialLoad': lambda path: g4.ckpts.PartialLoad(path=path),

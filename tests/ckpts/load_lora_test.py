@@ -13,9 +13,9 @@ import orbax.checkpoint as ocp
 import pytest
 import safetensors.numpy
 
-from gemma4_lora import _linears
 from gemma4_lora import g4
-from tests import training
+from gemma4_lora.gemma4 import _linears
+from tests.lib import training
 
 _TOKENS = jnp.asarray(np.random.default_rng(0).integers(3, 1000, (1, 8)))
 

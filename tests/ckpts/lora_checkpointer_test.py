@@ -15,11 +15,11 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
+from gemma4_lora import _trees
 from gemma4_lora import g4
-from gemma4_lora.ckpts import _lora_item
-from gemma4_lora.ckpts import _trees
-from tests.ckpts import runs
-from tests.ckpts import states
+from gemma4_lora.ckpts.lora import _lora_item
+from tests.lib import runs
+from tests.lib import states
 
 
 @pytest.fixture(scope='module', name='released')

@@ -12,7 +12,7 @@ import pytest
 
 from gemma4_lora import g4
 from gemma4_lora.testing import _checkpoints
-from tests.ckpts import states
+from tests.lib import states
 
 _E2B = 'Gemma4_E2B'
 

@@ -9,12 +9,12 @@ from kauldron import kd
 import numpy as np
 import pytest
 
-from gemma4_lora import _gemma4
 from gemma4_lora import g4
+from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.testing import _checkpoints
-from tests import dequantized
-from tests import training
-from tests.ckpts import states
+from tests.lib import dequantized
+from tests.lib import states
+from tests.lib import training
 
 _E2B = 'Gemma4_E2B'
 
@@ -206,7 +206,7 @@ def test_clip_bounds_are_restored(checkpoint):
       targets=['vision', 'audio'],
       model=states.model(_E2B, text_only=False),
   )
-  params = _checkpoints.random_params(_gemma4.abstract_params(model), seed=9)
+  params = _checkpoints.random_params(_upstream.abstract_params(model), seed=9)
   state = states.wrap(jax.tree.map(jnp.asarray, params))
   transform = g4.ckpts.SkipLoRA4(wrapped=gm.ckpts.LoadCheckpoint(path=path))
   restored = transform.transform(state)

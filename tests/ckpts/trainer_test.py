@@ -5,10 +5,10 @@ import jax
 from kauldron import kd
 import numpy as np
 
+from gemma4_lora import _trees
 from gemma4_lora import g4
-from gemma4_lora.ckpts import _trees
-from tests import training
-from tests.ckpts import states
+from tests.lib import states
+from tests.lib import training
 
 
 def test_init_state_under_fsdp(tmp_path):

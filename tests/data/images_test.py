@@ -14,7 +14,7 @@ from PIL import Image
 import pytest
 
 from gemma4_lora import g4
-from tests import multimodal
+from tests.lib import multimodal
 
 _PATCH = 4
 

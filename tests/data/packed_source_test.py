@@ -14,7 +14,7 @@ import pytest
 
 from gemma4_lora import g4
 from gemma4_lora.data import _first_fit
-from tests import training
+from tests.lib import training
 
 _PAIRS = g4.testing.EnFrPairs(split='test')
 _TASK = g4.data.ChatTask(

@@ -13,9 +13,9 @@ import pytest
 import sacrebleu
 
 from gemma4_lora import g4
-from tests import events
-from tests import sampling
-from tests import training
+from tests.lib import events
+from tests.lib import sampling
+from tests.lib import training
 
 _KEYS = dict(head='preds.head', labels='batch.target', mask='batch.loss_mask')
 _XENT = g4.losses.SoftmaxCrossEntropyWithIntLabels(**_KEYS)

@@ -13,8 +13,8 @@ import pytest
 import safetensors.numpy
 
 from gemma4_lora import g4
-from tests import hf_reference
-from tests.hf import random_leaves
+from tests.lib import hf_reference
+from tests.lib import random_leaves
 
 _TENSORS = 'adapter_model.safetensors'
 _CONFIG = 'adapter_config.json'

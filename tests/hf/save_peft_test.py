@@ -14,13 +14,13 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from gemma4_lora import _linears
 from gemma4_lora import g4
+from gemma4_lora.gemma4 import _linears
 from gemma4_lora.hf import _branch
 from gemma4_lora.hf import _write_config
 from gemma4_lora.targets import _by_row
-from tests import hf_reference
-from tests.hf import random_leaves
+from tests.lib import hf_reference
+from tests.lib import random_leaves
 
 _TENSORS = 'adapter_model.safetensors'
 _CONFIG = 'adapter_config.json'

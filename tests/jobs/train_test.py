@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
-from tests import training
-from tests.ckpts import runs
-from tests.jobs import two_hosts
+from tests.lib import runs
+from tests.lib import training
+from tests.lib import two_hosts
 
 _ROOT = pathlib.Path(__file__).parent.parent.parent
 _NUM_STEPS = 6
@@ -31,7 +31,7 @@ def _start(monkeypatch, tmp_path):
   # wait as long for the other as that takes to compile.
   monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR', raising=False)
   context = multiprocessing.get_context('forkserver')
-  context.set_forkserver_preload(['tensorflow', 'tests.jobs.two_hosts'])
+  context.set_forkserver_preload(['tensorflow', 'tests.lib.two_hosts'])
   hosts = []
 
   def start(launch):
@@ -40,7 +40,7 @@ def _start(monkeypatch, tmp_path):
       address = f'127.0.0.1:{s.getsockname()[1]}'
     argv = [
         'train',
-        f'--cfg={_ROOT}/tests/jobs/two_hosts_config.py',
+        f'--cfg={_ROOT}/tests/lib/two_hosts_config.py',
         f'--cfg.workdir={tmp_path / "run"}',
         f'--cfg.released={tmp_path / "released"}',
         f'--cfg.num_train_steps={_NUM_STEPS}',

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
-from tests import training
+from tests.lib import training
 
 _KEYS = dict(
     head='preds.head',

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
-from tests import training
+from tests.lib import training
 
 _TOKENS = jnp.arange(3, 19).reshape(2, 8)
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
-from tests import multimodal
-from tests import sampling
-from tests import training
+from tests.lib import multimodal
+from tests.lib import sampling
+from tests.lib import training
 
 _TOKENS = jnp.asarray(np.random.default_rng(0).integers(3, 1000, (2, 12)))
 

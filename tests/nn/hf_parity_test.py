@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from gemma4_lora import _linears
 from gemma4_lora import g4
-from tests import hf_reference
-from tests.hf import random_leaves
+from gemma4_lora.gemma4 import _linears
+from tests.lib import hf_reference
+from tests.lib import random_leaves
 
 # The reference is in float32: in float64 we are as far from it, 3e-4 at most.
 _ATOL = 5e-4

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
-from tests import multimodal
-from tests import sampling
+from tests.lib import multimodal
+from tests.lib import sampling
 
 _BEGIN_OF_IMAGE = 255999
 

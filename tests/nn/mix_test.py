@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
-from tests import training
+from tests.lib import training
 
 _TOKENS = jnp.asarray(np.random.default_rng(0).integers(3, 1000, (1, 8)))
 

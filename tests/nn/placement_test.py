@@ -10,10 +10,10 @@ import pytest
 from gemma4_lora import g4
 from gemma4_lora.nn import _placement
 from gemma4_lora.tpu import _batch
-from gemma4_lora.tpu import _exchanges
-from gemma4_lora.tpu import _hlo
 from gemma4_lora.tpu import _shapes
-from tests import training
+from gemma4_lora.tpu.program import _exchanges
+from gemma4_lora.tpu.program import _hlo
+from tests.lib import training
 
 _P = jax.sharding.PartitionSpec
 _BASE_MB = 0.0025  # LoRA leaves, and no others, are below.

@@ -9,10 +9,10 @@ import pytest
 import safetensors.numpy
 
 from gemma4_lora import g4
-from gemma4_lora.nn import _quantized
-from tests import dequantized
-from tests import multimodal
-from tests import training
+from gemma4_lora.nn.branches import _quantized_base
+from tests.lib import dequantized
+from tests.lib import multimodal
+from tests.lib import training
 
 _TOKENS = np.random.default_rng(0).integers(3, 1000, (2, 6))
 _INT4 = g4.quant.Int4(group_size=2)
@@ -34,7 +34,7 @@ def _model(name='Gemma4_31B', dtype=jnp.float32, quantize=_INT4, **kwargs):
 
 def _params(model):
   params = training.random_params(model.clone(quantize=None))
-  return _quantized.quantize(params, model.quantized)
+  return _quantized_base.quantize(params, model.quantized)
 
 
 def _logits(model, params):
@@ -153,7 +153,7 @@ def test_check_says_what_fusing_changes():
 def test_check_finds_what_was_fused_into_the_released_weights():
   model = _model(targets=['q', 'down'])
   plain = training.random_params(model.clone(quantize=None))
-  params = _quantized.quantize(plain, model.quantized)
+  params = _quantized_base.quantize(plain, model.quantized)
   fused = g4.nn.fuse_params(model, params)
   assert g4.nn.check(model, params, fused=fused).ok
   wrong = g4.nn.fuse_params(model.clone(quantize=None), plain)

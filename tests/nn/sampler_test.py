@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
-from tests import sampling
-from tests import training
+from tests.lib import sampling
+from tests.lib import training
 
 
 def _model(name):

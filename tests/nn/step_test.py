@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from gemma4_lora import g4
-from tests import training
+from tests.lib import training
 
 # The others have no feature that these have not: 26B_A4B has 31B's attention,
 # and its dense MLP beside the experts.

@@ -10,10 +10,10 @@ import numpy as np
 import optax
 import pytest
 
-from gemma4_lora import _gemma4
 from gemma4_lora import g4
-from tests import multimodal
-from tests import training
+from gemma4_lora.gemma4 import _upstream
+from tests.lib import multimodal
+from tests.lib import training
 
 # Every tower, ready set and name: 31B has no audio.
 _TOWERS = {
@@ -372,14 +372,14 @@ def test_init_draws_each_stacked_layer_by_its_own_fan_in():
 @pytest.mark.parametrize('name', _TOWERS)
 def test_base_leaves_are_those_of_the_plain_model(name):
   model = _model(name)
-  params = _gemma4.abstract_params(model)
-  assert peft.split_params(params).original == _gemma4.abstract_params(
+  params = _upstream.abstract_params(model)
+  assert peft.split_params(params).original == _upstream.abstract_params(
       model.model
   )
 
 
 def test_select_lora_leaves_clip_bounds_frozen():
-  params = _gemma4.abstract_params(_model('Gemma4_E2B'))
+  params = _upstream.abstract_params(_model('Gemma4_E2B'))
   mask = training.flat(kd.optim.select('lora')(params))
   assert mask.keys() == training.flat(params).keys()
   for path, selected in mask.items():
@@ -433,7 +433,7 @@ def test_a_clip_bound_that_the_parameters_lack():
 
 def test_summary_counts_the_towers():
   model = _model('Gemma4_E2B', use_dora=True)
-  params = training.flat(_gemma4.abstract_params(model))
+  params = training.flat(_upstream.abstract_params(model))
   sizes = {path: x.size for path, x in params.items()}
   summary = g4.nn.summary(model)
   assert summary.total == sum(sizes.values())

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
-from tests import training
+from tests.lib import training
 
 
 def test_packed_weights_are_split_into_projections():

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from gemma4_lora import g4
-from tests import training
+from tests.lib import training
 
 
 def _params():

@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 
 from gemma4_lora import g4
-from tests import hf_reference
+from tests.lib import hf_reference
 
 
 def _config(folder):

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from gemma4_lora import _gemma4
 from gemma4_lora import g4
-from tests import training
-from tests.ckpts import states
+from gemma4_lora.gemma4 import _upstream
+from tests.lib import states
+from tests.lib import training
 
 
 @pytest.mark.parametrize('layout', ['nested', 'hf'])
@@ -24,7 +24,7 @@ def test_a_checkpoint_is_made_once(layout, tmp_path):
   before = os.stat(made).st_mtime_ns
   assert os.fspath(path) == made
   assert os.stat(made).st_mtime_ns == before
-  shapes = _gemma4.abstract_params(model)
+  shapes = _upstream.abstract_params(model)
   state = states.wrap(
       jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
   )

@@ -12,7 +12,7 @@ import pytest
 
 from gemma4_lora import g4
 from gemma4_lora.tpu import _batch
-from tests.tpu import configs
+from tests.lib import plan_configs
 
 _ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -112,13 +112,13 @@ class _Broken(kd.data.py.DataSource):
 
 def _without_data(**changes):
   """A Trainer whose data cannot be read, and say nothing of their shapes."""
-  trainer = konfig.resolve(configs.config())
+  trainer = konfig.resolve(plan_configs.config())
   ds = _Broken(data_source=None, shuffle=False, batch_size=8)
   return dataclasses.replace(trainer, train_ds=ds, **changes)
 
 
 def test_shapes_by_what_model_and_losses_read():
-  trainer = konfig.resolve(configs.config())
+  trainer = konfig.resolve(plan_configs.config())
   read = _batch.batch_of(trainer, batch=2, length=7)
   said = _batch.batch_of(_without_data(), batch=2, length=7)
   assert 'no disk' in said.note
@@ -139,13 +139,13 @@ def test_shapes_that_nobody_says():
 
 @pytest.mark.parametrize('sizes', [{'batch': 0}, {'length': -1}])
 def test_sizes_that_are_none(sizes):
-  trainer = konfig.resolve(configs.config())
+  trainer = konfig.resolve(plan_configs.config())
   with pytest.raises(g4.tpu.PlanError, match='at least 1'):
     _batch.batch_of(trainer, **sizes)
 
 
 def test_a_length_where_there_are_no_tokens():
-  trainer = konfig.resolve(configs.config())
+  trainer = konfig.resolve(plan_configs.config())
   model = trainer.model.model.clone(tokens='batch.target')
   trainer = dataclasses.replace(trainer, model=trainer.model.clone(model=model))
   assert _batch.batch_of(trainer).length is None

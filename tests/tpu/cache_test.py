@@ -7,8 +7,8 @@ import pytest
 
 from gemma4_lora import g4
 from gemma4_lora.tpu import _cache
-from tests.tpu import configs
-from tests.tpu import report_test
+from tests.lib import plan_configs
+from tests.tpu import plan_report_test
 
 
 def _key(config='{}', **settings):
@@ -16,7 +16,7 @@ def _key(config='{}', **settings):
 
 
 def test_a_plan_is_kept_and_found(tmp_path):
-  cfg = configs.config()
+  cfg = plan_configs.config()
   first = g4.tpu.plan(cfg, topology='cpu:1', cache=tmp_path)
   (file,) = tmp_path.iterdir()
   # The workdir is not part of it.
@@ -59,7 +59,7 @@ def test_code_of_the_users_own(tmp_path, monkeypatch):
 
 
 def test_the_names_are_those_that_configs_have():
-  assert 'gemma4_lora.g4' in _cache._modules(configs.config().to_json())
+  assert 'gemma4_lora.g4' in _cache._modules(plan_configs.config().to_json())
 
 
 def test_where(monkeypatch, tmp_path):
@@ -76,12 +76,12 @@ def test_where(monkeypatch, tmp_path):
 def test_a_folder_that_cannot_be_written(tmp_path, caplog):
   file = tmp_path / 'file'
   file.write_text('')
-  _cache.save(file / 'folder', 'key', report_test._PLAN)
+  _cache.save(file / 'folder', 'key', plan_report_test._PLAN)
   assert 'not kept for another time' in caplog.text
 
 
 def test_the_callers_config_stays_as_it_is(tmp_path):
-  cfg = configs.config()
+  cfg = plan_configs.config()
   cfg.workdir = None
   before = cfg.to_json()
   with pytest.raises(g4.tpu.PlanError, match='at least 1'):

@@ -15,8 +15,8 @@ from gemma4_lora.tpu import _batch
 from gemma4_lora.tpu import _mesh
 from gemma4_lora.tpu import _shapes
 from gemma4_lora.tpu import _topology
-from tests import training
-from tests.tpu import configs
+from tests.lib import plan_configs
+from tests.lib import training
 
 
 def _bytes_on_first_device(tree):
@@ -54,7 +54,7 @@ def _sharded():
   with konfig.imports():
     from kauldron import kd as kd_
 
-  cfg = configs.config(
+  cfg = plan_configs.config(
       sharding=kd_.sharding.ShardingStrategy(
           params=kd_.sharding.FSDPSharding(min_size_to_shard_mb=0)
       )
@@ -144,7 +144,7 @@ def test_a_tpu_from_any_machine():
   pytest.importorskip('libtpu')
   from jax.experimental import topologies  # pylint: disable=g-import-not-at-top
 
-  cfg = configs.config('Gemma4_E2B')
+  cfg = plan_configs.config('Gemma4_E2B')
   plan = g4.tpu.plan(cfg, topology='v6e:1x1', batch=2, length=24, cache=None)
   assert plan.fits
   assert plan.chip.name == 'v6e'
@@ -204,7 +204,7 @@ def test_codes_of_4_bits_are_two_in_a_byte():
   with konfig.imports():
     from gemma4_lora import g4 as g4_  # pylint: disable=g-import-not-at-top
 
-  cfg = configs.config()
+  cfg = plan_configs.config()
   cfg.model.quantize = g4_.quant.Int4(group_size=2)
   with _mesh.on_devices(_topology.topology('cpu:1').devices):
     trainer = konfig.resolve(cfg)
@@ -227,7 +227,11 @@ def test_a_step_that_does_not_fit():
   """By the compiler's own word, with what to change."""
   pytest.importorskip('libtpu')
   plan = g4.tpu.plan(
-      configs.config(), topology='v6e:1x1', batch=2**13, length=512, cache=None
+      plan_configs.config(),
+      topology='v6e:1x1',
+      batch=2**13,
+      length=512,
+      cache=None,
   )
   assert not plan.fits
   assert plan.memory is None
@@ -257,4 +261,4 @@ def test_a_batch_that_cannot_be_split():
   with pytest.raises(
       g4.tpu.PlanError, match='batch of 9 .* over 8 devices .* multiple of 8'
   ):
-    g4.tpu.plan(configs.config(), topology='cpu', batch=9, cache=None)
+    g4.tpu.plan(plan_configs.config(), topology='cpu', batch=9, cache=None)

@@ -8,18 +8,18 @@ import pytest
 from gemma4_lora import g4
 from gemma4_lora.tpu import _compile
 from gemma4_lora.tpu import _sweep
-from tests.tpu import configs
-from tests.tpu import report_test
+from tests.lib import plan_configs
+from tests.tpu import plan_report_test
 
 _GIB = 2**30
 
 
 def _plan(size, peak, *, limit=31 * _GIB):
   """A plan as a compiler would give it: refused if the peak is too large."""
-  arguments = sum(report_test._PLAN.argument_bytes.values())
+  arguments = sum(plan_report_test._PLAN.argument_bytes.values())
   if peak > limit:
     return dataclasses.replace(
-        report_test._REFUSED,
+        plan_report_test._REFUSED,
         batch=size,
         too_large=_compile.TooLarge(
             wanted=int(peak), available=limit, message=''
@@ -31,7 +31,7 @@ def _plan(size, peak, *, limit=31 * _GIB):
       temporaries=int(peak) - arguments,
       in_use=0,
   )
-  return dataclasses.replace(report_test._PLAN, batch=size, memory=memory)
+  return dataclasses.replace(plan_report_test._PLAN, batch=size, memory=memory)
 
 
 def _search(peak_of, *, start, unit=1, refine=3):
@@ -51,7 +51,7 @@ def _search(peak_of, *, start, unit=1, refine=3):
 @pytest.mark.parametrize('start', [1, 4, 16, 64, 256])
 @pytest.mark.parametrize('per_size', [0.3, 0.9, 2.5, 7.0])
 def test_finds_the_largest_where_memory_is_a_line(start, per_size):
-  arguments = sum(report_test._PLAN.argument_bytes.values())
+  arguments = sum(plan_report_test._PLAN.argument_bytes.values())
   found, tried = _search(
       lambda size: arguments + size * per_size * _GIB, start=start
   )
@@ -86,7 +86,7 @@ def test_a_real_one(tmp_path):
   """On devices that hold it all, until its own end; every size compiles once."""
   seen = []
   found = g4.tpu.sweep(
-      configs.config(),
+      plan_configs.config(),
       topology='cpu',
       length=8,
       cache=tmp_path,

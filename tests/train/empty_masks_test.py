@@ -10,7 +10,7 @@ import pytest
 
 from gemma4_lora import g4
 from gemma4_lora.train import _empty_masks
-from tests import training
+from tests.lib import training
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from gemma4_lora import g4
-from tests import training
+from tests.lib import training
 
 # Live tokens by sequence: parts have 12 + 1, 1, 5 and none.
 _LIVE = np.array([12, 1, 3, 0, 1, 0, 2, 0])

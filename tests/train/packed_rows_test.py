@@ -7,7 +7,7 @@ import pytest
 
 from gemma4_lora import g4
 from gemma4_lora.train import _packed_rows
-from tests import training
+from tests.lib import training
 
 _TASK = g4.data.ChatTask(
     in_prompt='en',

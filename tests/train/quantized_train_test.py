@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from gemma4_lora import g4
-from tests import training
+from tests.lib import training
 
 _QUANTIZE = (g4.quant.Int8('embeddings'), g4.quant.Int4(group_size=2))
 

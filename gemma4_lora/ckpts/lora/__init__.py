@@ -1,0 +1,1 @@
+"""Files of LoRA alone, and what they say of the run that wrote them."""

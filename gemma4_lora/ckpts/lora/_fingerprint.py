@@ -1,0 +1,364 @@
+"""What LoRA was trained on, and with which settings: written beside it."""
+
+from collections.abc import Collection
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+from importlib import metadata
+import json
+from typing import Any
+
+from absl import logging
+from etils import epath
+from flax import linen as nn
+import jax
+import numpy as np
+
+from gemma4_lora import _trees
+from gemma4_lora import nn as g4_nn
+from gemma4_lora.host import _checksums
+from gemma4_lora.nn.branches import _init
+
+# The item of a checkpoint, and its file: that of Orbax's JSON handler.
+ITEM = 'fingerprint'
+_FILE = 'metadata'
+
+_FORMAT = 1
+_PACKAGES = ('gemma4_lora', 'gemma', 'kauldron', 'jax', 'flax', 'optax')
+_SHOWN = 4
+_NONE = '(none)'
+_QUANTIZE = 'quantize'
+
+Fingerprint = Mapping[str, Any]
+
+
+def describe(
+    model: nn.Module, params: Any, *, content: bool = True
+) -> dict[str, Any]:
+  """Returns what identifies a base model and its LoRA, as JSON.
+
+  Args:
+    model: The model that is trained: a `g4.nn.LoRA`, or a model around one.
+    params: Its parameters, nested. The base as LoRA is trained on it: of PiSSA
+      and OLoRA, what they left of the released one.
+    content: Whether to read a sample of the base. Without it, `params` may be
+      shapes.
+
+  Returns:
+    For example:
+
+    ```python
+    {
+        'format': 1,
+        'base': {
+            'leaves': {'final_norm.scale': ['bfloat16', [32]], ...},
+            'checksums': {'final_norm.scale': '6b2f09c1', ...},
+        },
+        'lora': {
+            'leaves': {'layer_0.mlp.lora.down.a': ['float32', [48, 4]], ...},
+            'projections': {
+                'layer_0.mlp.lora.down': {
+                    'rank': 4, 'alpha': 8.0, 'dropout': 0.0,
+                },
+                ...
+            },
+            'settings': {'use_rslora': False, ...},
+        },
+        'versions': {'gemma4_lora': '0.1.0', ...},
+    }
+    ```
+  """
+  lora, base = {}, {}
+  for path, leaf in _trees.flatten(params).items():
+    leaves = lora if _trees.is_lora(path) else base
+    leaves[_trees.join(path)] = leaf
+  described: dict[str, Any] = {'leaves': _specs(base)}
+  if content:
+    described['checksums'] = _checksums.checksums(base)
+  return {
+      'format': _FORMAT,
+      'base': described,
+      'lora': {'leaves': _specs(lora), **_settings(model)},
+      'versions': {name: _version(name) for name in _PACKAGES},
+  }
+
+
+def check(
+    saved: Fingerprint, current: Fingerprint, *, who: str, where: str
+) -> None:
+  """Checks that LoRA fits the base and the model that it is to go on with.
+
+  Other rates of dropout, and other versions of packages, are lines in the log.
+
+  Args:
+    saved: What was trained, from `read`.
+    current: From `describe`; without content, that is not compared.
+    who: What asks, for messages.
+    where: Where `saved` is, for messages.
+
+  Raises:
+    ValueError: They do not fit; says in what, with both sides.
+  """
+  if saved.get('format') != _FORMAT:
+    raise ValueError(
+        f'{who}: the fingerprint in {where} has format {saved.get("format")},'
+        f' and this gemma4_lora reads format {_FORMAT}: install the version that'
+        f' wrote it: {saved.get("versions")}.'
+    )
+  problems = [
+      *_different_lora(saved['lora'], current['lora']),
+      *(
+          []
+          if _other_quantize(saved, current)  # Has been said.
+          else _different_base(saved['base'], current['base'])
+      ),
+      *_different_values(saved, current),
+  ]
+  if problems:
+    raise ValueError(
+        f'{who}: what {where} holds was trained on another base, or with other'
+        ' LoRA settings, than the config has:\n'
+        + '\n'.join(f'  {problem}' for problem in problems)
+        + '\nTo go on with it, set these back; to start anew, give the run a'
+        ' workdir of its own: --cfg.workdir=….'
+    )
+  _log_harmless(saved, current, who=who)
+
+
+def _other_quantize(saved: Fingerprint, current: Fingerprint) -> bool:
+  settings = [x['lora']['settings'].get(_QUANTIZE) for x in (saved, current)]
+  return settings[0] != settings[1]
+
+
+def base_differences(saved: Fingerprint, params: Any) -> list[str]:
+  """Says in what a base differs from the one that LoRA was trained on.
+
+  Leaves that one of them lacks are none of it: a model without towers is the
+  same base.
+
+  Args:
+    saved: What was trained, from `read`.
+    params: Nested; LoRA leaves among them do not matter. Of leaves without
+      values, shapes are compared alone.
+  """
+  ours = {
+      _trees.join(path): leaf
+      for path, leaf in _trees.flatten(params).items()
+      if not _trees.is_lora(path)
+  }
+  if problems := list(_different_formats(saved, ours)):
+    return problems
+  base = {k: x for k, x in ours.items() if k in saved['base']['leaves']}
+  old = {k: saved['base']['leaves'][k] for k in base}
+  sums = {
+      k: x for k, x in base.items() if not isinstance(x, jax.ShapeDtypeStruct)
+  }
+  current = {'base': {'checksums': _checksums.checksums(sums)}}
+  return [
+      *_different_leaves('the base (model=)', old, _specs(base)),
+      *_different_values(saved, current),
+  ]
+
+
+def read(step_dir: epath.Path) -> Fingerprint | None:
+  """Returns the fingerprint in one `ckpt_N` folder, `None` if it has none."""
+  file = step_dir / ITEM / _FILE
+  return json.loads(file.read_text()) if file.exists() else None
+
+
+def find_lora(model: Any) -> g4_nn.LoRA | None:
+  """Returns the `g4.nn.LoRA` that a model is, or that one of its fields is."""
+  if isinstance(model, g4_nn.LoRA):
+    return model
+  if not isinstance(model, nn.Module):
+    return None
+  fields = (getattr(model, f.name, None) for f in dataclasses.fields(model))
+  found = (find_lora(x) for x in fields if isinstance(x, nn.Module))
+  return next((x for x in found if x is not None), None)
+
+
+def _specs(leaves: Mapping[str, Any]) -> dict[str, Any]:
+  return {
+      name: [str(np.dtype(x.dtype)), list(x.shape)]
+      for name, x in leaves.items()
+  }
+
+
+def _settings(model: nn.Module) -> dict[str, Any]:
+  """Returns settings of LoRA that no shape shows."""
+  lora = find_lora(model)
+  if lora is None:  # gemma's own: its leaves are all that we know.
+    return {'projections': {}, 'settings': {}}
+  return {
+      'projections': {
+          linear.row.lora_path: {
+              'rank': int(linear.rank),
+              'alpha': float(linear.alpha),
+              'dropout': float(linear.dropout),
+          }
+          for linear in lora.adapted
+      },
+      'settings': {
+          'use_rslora': bool(lora.use_rslora),
+          'use_dora': bool(lora.use_dora),
+          'init_lora_weights': lora.init_lora_weights,
+      }
+      # As earlier versions have it, where nothing is quantised.
+      | (
+          {_QUANTIZE: [repr(x) for x in lora.quantize]} if lora.quantize else {}
+      ),
+  }
+
+
+def _version(package: str) -> str:
+  try:
+    return metadata.version(package)
+  except metadata.PackageNotFoundError:
+    return _NONE
+
+
+def _different_lora(saved: Fingerprint, current: Fingerprint) -> Iterator[str]:
+  old, new = saved['projections'], current['projections']
+  yield from _different_names('targets=', old, new)
+  both = [name for name in old if name in new]
+  for field in ('rank', 'alpha'):
+    names = [x for x in both if old[x][field] != new[x][field]]
+    if names:
+      first = names[0]
+      yield (
+          f'{field}= of {_some(names)}: checkpoint {old[first][field]:g}, config'
+          f' {new[first][field]:g}'
+      )
+  for field in sorted({*saved['settings'], *current['settings']}):
+    a = saved['settings'].get(field, _NONE)
+    b = current['settings'].get(field, _NONE)
+    if a != b:
+      yield f'{field}=: checkpoint {a!r}, config {b!r}'
+  if old == new or not (old and new):
+    yield from _different_leaves('LoRA', saved['leaves'], current['leaves'])
+
+
+def _different_formats(
+    saved: Fingerprint, ours: Mapping[str, Any]
+) -> Iterator[str]:
+  """Says which arrays are quantised in one base, and not so in the other."""
+  old = saved['base']['leaves']
+
+  def formats(leaves, others):
+    """By array, its dtype or that of its codes; of arrays that both have."""
+    found = {}
+    for name, (dtype, _) in leaves.items():
+      array = name.removesuffix('.codes')
+      if array != name or f'{name}.codes' in others:
+        found[array] = f'{dtype} codes' if array != name else dtype
+    return {k: x for k, x in found.items() if _has(others, k)}
+
+  mine = _specs(ours)
+  a, b = formats(old, mine), formats(mine, old)
+  names = [k for k in a if a[k] != b.get(k, a[k])]
+  if names:
+    first = names[0]
+    quantize = saved['lora']['settings'].get(_QUANTIZE, _NONE)
+    yield (
+        f'quantize= (trained on {quantize}), at {_some(names)}: trained on'
+        f' {a[first]}, parameters {b[first]}'
+    )
+
+
+def _has(leaves: Collection[str], array: str) -> bool:
+  return array in leaves or f'{array}.codes' in leaves
+
+
+def _different_base(saved: Fingerprint, current: Fingerprint) -> Iterator[str]:
+  yield from _different_leaves(
+      'the base (model=)', saved['leaves'], current['leaves']
+  )
+
+
+def _different_values(
+    saved: Fingerprint, current: Fingerprint
+) -> Iterator[str]:
+  old = saved['base'].get('checksums', {})
+  new = current['base'].get('checksums', {})
+  names = [k for k in old if k in new and old[k] != new[k]]
+  if not names:
+    return
+  first = names[0]
+  yield (
+      f'values of the base (init_transform=): {len(names)} of {len(old)}'
+      f' leaves, first {first}: checkpoint {old[first]}, config {new[first]}'
+      ' (checksums). Give init_transform= the checkpoint that this run started'
+      ' from; without one, the seed= that it had'
+  )
+  init = saved['lora']['settings'].get('init_lora_weights', 'default')
+  if _init.is_from_base(init):
+    yield (
+        f'init_lora_weights={init!r} computes the base from the released one:'
+        ' another kind of machine, or version of jax, may round otherwise'
+    )
+
+
+def _different_leaves(
+    what: str, old: Mapping[str, Any], new: Mapping[str, Any]
+) -> Iterator[str]:
+  yield from _different_names(f'leaves of {what}', old, new)
+  names = [k for k in old if k in new and list(old[k]) != list(new[k])]
+  if names:
+    first = names[0]
+    yield (
+        f'shape or dtype of {what}, at {_some(names)}: checkpoint'
+        f' {_spec(old[first])}, config {_spec(new[first])}'
+    )
+
+
+def _different_names(
+    what: str, old: Mapping[str, Any], new: Mapping[str, Any]
+) -> Iterator[str]:
+  gone = [k for k in old if k not in new]
+  come = [k for k in new if k not in old]
+  if gone or come:
+    yield (
+        f'{what}: only in the checkpoint {_some(gone)}; only in the config'
+        f' {_some(come)}'
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+  if not names:
+    return _NONE
+  more = len(names) - _SHOWN
+  shown = ', '.join(names[:_SHOWN])
+  return f'{shown} and {more} more' if more > 0 else shown
+
+
+def _spec(spec: Sequence[Any]) -> str:
+  dtype, shape = spec
+  return f'{dtype}{list(shape)}'
+
+
+def _log_harmless(
+    saved: Fingerprint, current: Fingerprint, *, who: str
+) -> None:
+  old, new = saved['lora']['projections'], current['lora']['projections']
+  names = [k for k in old if old[k]['dropout'] != new[k]['dropout']]
+  if names:
+    logging.warning(
+        '%s: dropout= of %s was %g and is %g now.',
+        who,
+        _some(names),
+        old[names[0]]['dropout'],
+        new[names[0]]['dropout'],
+    )
+  for name, version in saved.get('versions', {}).items():
+    now = current['versions'].get(name, _NONE)
+    if now != version:
+      logging.info(
+          '%s: saved with %s %s, and %s is here.', who, name, version, now
+      )
+
+
+def is_from_base(model: nn.Module) -> bool:
+  """Whether A and B are NaN until they are taken from the base."""
+  lora = find_lora(model)
+  return lora is not None and _init.is_from_base(lora.init_lora_weights)

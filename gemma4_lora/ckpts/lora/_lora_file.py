@@ -1,0 +1,102 @@
+"""Our own file of LoRA alone: what was trained, and on what.
+
+A folder with `lora.safetensors`, whose tensors have the dotted paths of the
+leaves, and `lora.json`, the fingerprint of base and settings.
+"""
+
+from collections.abc import Mapping
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from gemma4_lora import _trees
+from gemma4_lora import nn
+from gemma4_lora.ckpts.lora import _fingerprint
+from gemma4_lora.host import _new_folder
+
+_TENSORS = 'lora.safetensors'
+_FINGERPRINT = 'lora.json'
+
+
+def save_lora(
+    path: os.PathLike[str] | str,
+    *,
+    model: nn.LoRA,
+    params: Mapping[str, Any],
+    overwrite: bool = False,
+) -> None:
+  """Saves what LoRA trained, without the base.
+
+  ```python
+  g4.ckpts.save_lora('my_lora', model=model, params=state.params)
+  ```
+
+  The dtypes stay. A fingerprint of the base and of LoRA's settings is beside
+  the leaves, by which `g4.ckpts.LoadLoRA` knows what they fit. For PEFT and
+  vLLM, use `g4.hf.save_peft`.
+
+  Args:
+    path: Folder to make. It appears under its name once it is complete.
+    model: A `g4.nn.LoRA`.
+    params: Its parameters, nested, the base among them.
+    overwrite: Whether to replace the folder if there is one.
+
+  Raises:
+    FileExistsError: There is something at `path`, and not `overwrite`.
+    ValueError: `model` has no LoRA, or `params` lacks a leaf, or has NaN.
+  """
+  who = 'g4.ckpts.save_lora'
+  if not isinstance(model, nn.LoRA):
+    raise ValueError(
+        f'{who}(model=...) takes a g4.nn.LoRA. Got: {type(model).__name__}'
+    )
+  path = _new_folder.check_free(path, overwrite=overwrite, who=who)
+  flat = {_trees.join(k): x for k, x in _trees.flatten(params).items()}
+  shapes = model.lora_shapes
+  lacking = [name for name in shapes if name not in flat]
+  if lacking:
+    raise ValueError(
+        f'{who}: params lacks {len(lacking)} LoRA leaves of the model,'
+        f' {lacking[0]} first. Were they made by this model.init?'
+    )
+  if not any(not _trees.is_lora(k) for k in _trees.flatten(params)):
+    raise ValueError(
+        f'{who}: params has LoRA leaves alone. Give it the base too, of which a'
+        ' fingerprint is kept.'
+    )
+  leaves = jax.device_get({name: flat[name] for name in shapes})
+  for name, leaf in leaves.items():
+    if not np.all(np.isfinite(np.asarray(leaf, np.float32))):
+      raise ValueError(f'{who}: {name} has NaN or infinite values.')
+  fingerprint = _fingerprint.describe(model, params)
+  with _new_folder.new_folder(path, overwrite=overwrite) as folder:
+    tensors = {k: np.ascontiguousarray(x) for k, x in leaves.items()}
+    safetensors.numpy.save_file(tensors, folder / _TENSORS)
+    (folder / _FINGERPRINT).write_text(json.dumps(fingerprint, indent=2))
+
+
+def is_file(path: pathlib.Path) -> bool:
+  """Whether `save_lora` made a folder."""
+  return (path / _FINGERPRINT).is_file()
+
+
+def read(
+    path: pathlib.Path,
+) -> tuple[dict[str, np.ndarray], _fingerprint.Fingerprint]:
+  """Returns the leaves by their dotted paths, and the fingerprint.
+
+  Raises:
+    ValueError: A file is truncated or missing.
+  """
+  file = path / _TENSORS
+  try:
+    leaves = safetensors.numpy.load_file(file)
+  except (safetensors.SafetensorError, OSError) as e:
+    raise ValueError(f'{file} cannot be read: {e}. Is it truncated?') from e
+  return leaves, json.loads((path / _FINGERPRINT).read_text())

@@ -1,0 +1,139 @@
+"""LoRA from wherever it was saved, as one thing."""
+
+from collections.abc import Mapping
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+from etils import epath
+import numpy as np
+
+from gemma4_lora import _trees
+from gemma4_lora import hf
+from gemma4_lora import nn
+from gemma4_lora.ckpts.lora import _fingerprint
+from gemma4_lora.ckpts.lora import _gemma_head
+from gemma4_lora.ckpts.lora import _lora_file
+from gemma4_lora.ckpts.lora import _lora_item
+from gemma4_lora.gemma4 import _linears
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Found:
+  """LoRA that was saved.
+
+  Attributes:
+    leaves: By dotted path, on the host.
+    scales: What A times B was multiplied by, by path of the projection; None
+      where the checkpoint does not say.
+    settings: `use_rslora`, ... as far as the checkpoint says.
+    fingerprint: Of base and settings, None where there is none.
+    what: What it is, and where.
+  """
+
+  leaves: Mapping[str, np.ndarray]
+  scales: Mapping[str, float] | None = None
+  settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  fingerprint: _fingerprint.Fingerprint | None = None
+  what: str
+
+
+def read(
+    path: os.PathLike[str] | str,
+    *,
+    step: int,
+    model: nn.LoRA | None,
+    who: str,
+) -> Found:
+  """Reads LoRA from a folder of any kind that we know.
+
+  Args:
+    path: Folder of `save_lora` or of PEFT, or a workdir of Kauldron's.
+    step: Which checkpoint of a workdir; -1 for the last.
+    model: What it is for. PEFT's and gemma's layouts need it.
+    who: The transform that asks, for messages.
+
+  Raises:
+    FileNotFoundError: There is nothing.
+    ValueError: It cannot be read, or has no LoRA leaf.
+  """
+  local = pathlib.Path(os.fspath(path))
+  is_peft = (local / 'adapter_config.json').is_file()
+  if is_peft or _lora_file.is_file(local):
+    if step != -1:
+      raise ValueError(f'{who}: step={step}, and {path} is no workdir.')
+    return _peft(local, model, who) if is_peft else _own(local)
+  nested, fingerprint = _lora_item.read_lora(
+      epath.Path(path), step=step, who=who
+  )
+  leaves = {_trees.join(k): x for k, x in _trees.flatten(nested).items()}
+  if _gemma_head.is_gemmas(leaves):
+    rows = _linears.linears(_required(model, who, "gemma's own LoRA").config)
+    leaves = _gemma_head.to_ours(leaves, rows)
+    paths = {name.rpartition('.')[0] for name in leaves}
+    return Found(
+        leaves=leaves,
+        scales=dict.fromkeys(paths, 1.0),
+        settings={'use_dora': False},
+        what=f"gemma's own LoRA in {path}",
+    )
+  return _with_fingerprint(leaves, fingerprint, what=f'the workdir {path}')
+
+
+def _own(path: pathlib.Path) -> Found:
+  leaves, fingerprint = _lora_file.read(path)
+  return _with_fingerprint(leaves, fingerprint, what=f'the LoRA in {path}')
+
+
+def _with_fingerprint(
+    leaves: Mapping[str, np.ndarray],
+    fingerprint: _fingerprint.Fingerprint | None,
+    *,
+    what: str,
+) -> Found:
+  if fingerprint is None:  # Kauldron's own checkpointer wrote no settings.
+    return Found(leaves=leaves, what=what)
+  settings = fingerprint['lora']['settings']
+  power = 0.5 if settings.get('use_rslora') else 1.0
+  return Found(
+      leaves=leaves,
+      scales={
+          path: x['alpha'] / x['rank'] ** power
+          for path, x in fingerprint['lora']['projections'].items()
+      },
+      settings=settings,
+      fingerprint=fingerprint,
+      what=what,
+  )
+
+
+def _peft(path: pathlib.Path, model: nn.LoRA | None, who: str) -> Found:
+  model = _required(model, who, 'a PEFT folder')
+  loaded = hf.load_peft(path, model=model.model)
+  return Found(
+      leaves={
+          _trees.join(k): np.asarray(x)
+          for k, x in _trees.flatten(loaded.params).items()
+      },
+      scales=scales_of(loaded.model),
+      settings={'use_dora': loaded.model.use_dora},
+      what=f'the PEFT folder {path}',
+  )
+
+
+def scales_of(model: nn.LoRA) -> dict[str, float]:
+  """Returns what A times B is multiplied by, by path of the projection."""
+  return {
+      linear.row.lora_path: linear.scale(use_rslora=model.use_rslora)
+      for linear in model.adapted
+  }
+
+
+def _required(model: nn.LoRA | None, who: str, what: str) -> nn.LoRA:
+  if model is None:
+    raise ValueError(
+        f'{who}: {what} is read with the help of the model: write {who}(path=…,'
+        ' model=cfg.ref.model).'
+    )
+  return model

@@ -1,0 +1,1 @@
+"""From a checkpoint to the arrays of a state: plan, policy, read."""

@@ -1,0 +1,273 @@
+"""Carries a plan out: reads arrays into the state's own dtype and sharding."""
+
+import collections
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+from concurrent import futures
+import functools
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from gemma4_lora import _trees
+from gemma4_lora.ckpts.restore import _quantize_on_load
+from gemma4_lora.ckpts.restore import _restore_plan
+from gemma4_lora.ckpts.sources import _checkpoint_layouts
+from gemma4_lora.ckpts.sources import _open
+from gemma4_lora.host import _threads
+from gemma4_lora.host import _xla_memory
+
+# Arrays are read and decompressed in parallel within a group, two groups at a time:
+# an array that is most of a group keeps one core busy. What they hold, with one
+# group that waits and one that is placed, is what a restore needs on top of the
+# model: a fraction of it, or a little if that is little. A larger array is a group
+# of its own, and first, while there is room.
+_NUM_READING = 2
+# Smaller ones are placed at the same time as others.
+_LARGE_BYTES = 2**27
+_MIN_GROUP_BYTES = 2**26
+_GROUPS_PER_MODEL = 128
+
+
+def read(
+    source: _open.Source,
+    loads: Sequence[_restore_plan.Load],
+    old: Mapping[_trees.Path, Any],
+    *,
+    group_bytes: int | None = None,
+    whole: bool = False,
+) -> Iterator[dict[_trees.Path, Any]]:
+  """Reads the leaves of a plan, the largest first, and other large ones soon.
+
+  Each array of the file is read and decompressed once, whatever the number of
+  devices and of leaves that it holds.
+
+  Args:
+    source: The checkpoint.
+    loads: What to read.
+    old: The leaves of the state that are replaced, by path. They give dtype and
+      sharding.
+    group_bytes: How much a group has, of which two are read at a time. A larger
+      array is a group. `None` for a choice by the size of the model.
+    whole: Whether weights that are to be quantised must come whole.
+
+  Yields:
+    New values by path: arrays as wanted, or values on the host, which are for
+    `place`. The caller may free an old array, and then place its value, so that
+    no device ever holds both. What is to be quantised comes as it is in the
+    file, or, if it is large, not read yet: `_quantize_on_load.Streamed`, to be used
+    before the next is asked for.
+  """
+  by_key: dict[_trees.Path, list[_restore_plan.Load]] = {}
+  for load in loads:
+    for x in load.arrays:
+      by_key.setdefault(x.stored.key, []).append(x)
+
+  def size(key):
+    return sum(_open.num_bytes(x.stored) for x in by_key[key])
+
+  ordered = sorted(by_key, key=size, reverse=True)
+  if group_bytes is None:
+    group_bytes = _MIN_GROUP_BYTES
+    if not any(load.quantizes for load in loads):
+      total = sum(map(size, ordered))
+      group_bytes = max(group_bytes, total // _GROUPS_PER_MODEL)
+  streamed = set()
+  for key in ordered:
+    if size(key) > group_bytes:
+      for path, value in streamed_leaves(source, by_key[key], whole):
+        streamed.add(key)
+        yield {path: value}
+  ordered = [key for key in ordered if key not in streamed]
+  groups = [
+      {key: _restore_args(by_key[key], old) for key in keys}
+      for keys in _apart(_groups(ordered, size, group_bytes), size, group_bytes)
+  ]
+  read_group = functools.partial(source.read, filled=_xla_memory.filled)
+  for arrays in _threads.in_order(read_group, groups, limit=_NUM_READING):
+    new = {}
+    while arrays:
+      key, array = arrays.popitem()
+      for load in by_key[key]:
+        index = load.stored.index
+        if index is not None or load.quantizes:
+          array = np.asarray(array)
+        new[load.model.path] = array if index is None else array[index]
+      del array  # It may be half of the model: not held while others are read.
+    yield new
+    del new
+
+
+def streamed_leaves(
+    source: _open.Source, loads: Sequence[_restore_plan.Load], whole: bool
+) -> Iterator[tuple[_trees.Path, Any]]:
+  """Yields the leaves of a large array, to be read as they are quantised.
+
+  Args:
+    source: The checkpoint.
+    loads: All that the array holds; nothing is yielded if it must be read at
+      once.
+    whole: Whether leaves other than tables must be.
+  """
+  load, *others = loads
+  stored, layout = load.stored, load.model.layout
+  if not all(x.quantizes for x in loads) or layout is None:
+    return
+  if stored.index is not None:
+    # Layers in one array: one after the other.
+    rows = source.open_rows(stored.key)
+    if rows is not None:
+      for x in sorted(loads, key=_index):
+        yield x.model.path, rows.read(_index(x), _index(x) + 1)[0]
+    return
+  is_table = load.model.path[-1] in _checkpoint_layouts.TABLES
+  if others or whole and not is_table:
+    return
+  if not _quantize_on_load.streams(stored.shape, layout):
+    return
+  rows = source.open_rows(stored.key)
+  if rows is not None:
+    chunk = (stored.chunk_shape or (1,))[0]
+    yield load.model.path, _quantize_on_load.Streamed(
+        rows=rows,
+        shape=stored.shape,
+        dtype=stored.dtype,
+        multiple=chunk if chunk < stored.shape[0] else 1,
+    )
+
+
+def _index(load: _restore_plan.Load) -> int:
+  assert load.stored.index is not None
+  return load.stored.index
+
+
+def place(host: Any, like: Any) -> Any:
+  """Returns a value as an array on the devices of another.
+
+  Args:
+    host: The whole value, of which each device is given its own part; an array
+      that Orbax put in its place; or one of `_xla_memory.filled`.
+    like: The array, or abstract array, that it replaces. May have been freed.
+  """
+  if isinstance(like, np.ndarray):
+    return np.array(host, like.dtype)
+  is_uncommitted = isinstance(like, jax.Array) and not like.committed
+  if isinstance(host, jax.Array):
+    if host.committed:
+      return host
+    sharding = _sharding(like)
+    is_there = sharding.device_set == host.sharding.device_set
+    if is_there and host.dtype == like.dtype:
+      if is_uncommitted:
+        return host
+      return jax.make_array_from_single_device_arrays(
+          host.shape, sharding, [host]
+      )
+  host = np.asarray(host, like.dtype)
+  if is_uncommitted:
+    # Uncommitted, the array may still move to where another one is.
+    array = jax.device_put(host)
+    if array.sharding == like.sharding:
+      return array
+  sharding = _sharding(like)
+  if host.nbytes >= _LARGE_BYTES:
+    return _cut(host, sharding)
+  return jax.make_array_from_callback(
+      host.shape, sharding, lambda index: host[index]
+  )
+
+
+def _cut(host: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+  """Gives each device of this process its part, several at a time."""
+  parts = sharding.addressable_devices_indices_map(host.shape)
+
+  def put(device):
+    # NumPy's memory is none that a training step may overwrite.
+    part = jax.device_put(host[parts[device]], device, may_alias=False)
+    return jax.block_until_ready(part)
+
+  with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    return jax.make_array_from_single_device_arrays(
+        host.shape, sharding, list(pool.map(put, parts))
+    )
+
+
+def _sharding(like: Any) -> jax.sharding.Sharding:
+  return getattr(like, 'sharding', None) or jax.sharding.SingleDeviceSharding(
+      jax.local_devices()[0]
+  )
+
+
+def _groups(keys: Sequence, size, limit: int) -> Iterator[list]:
+  group, total = [], 0
+  for key in keys:
+    if group and total + size(key) > limit:
+      yield group
+      group, total = [], 0
+    group.append(key)
+    total += size(key)
+  if group:
+    yield group
+
+
+def _apart(groups: Iterable[list], size, limit: int) -> Iterator[list]:
+  """Puts groups of a large array so far apart that no two are held at a time."""
+  large, small = collections.deque(), collections.deque()
+  for keys in groups:
+    (large if sum(map(size, keys)) > limit else small).append(keys)
+  while large or small:
+    if large:
+      yield large.popleft()
+    # While one is placed, others are read already.
+    for _ in range(min(len(small), _NUM_READING + 1)):
+      yield small.popleft()
+
+
+def _restore_args(
+    loads: Sequence[_restore_plan.Load], old: Mapping[_trees.Path, Any]
+) -> ocp.RestoreArgs:
+  """Returns how Orbax should read the array of some leaves."""
+  load, *others = loads
+  like = old.get(load.model.path)
+  if (
+      not others
+      and load.stored.index is None
+      and isinstance(like, (jax.Array, jax.ShapeDtypeStruct))
+      and getattr(like, 'committed', True)
+      and not load.quantizes
+      # Codes of 4 bits may be wider in the file.
+      and jnp.issubdtype(load.stored.dtype, jnp.floating)
+      and _cuts_along_chunks(load.stored, _sharding(like))
+  ):
+    return ocp.ArrayRestoreArgs(
+        restore_type=jax.Array,
+        dtype=load.model.dtype,
+        sharding=_sharding(like),
+        global_shape=load.model.shape,
+        strict=True,
+    )
+  # In the file's dtype: several leaves may want it in several.
+  return ocp.RestoreArgs(restore_type=np.ndarray)
+
+
+def _cuts_along_chunks(
+    stored: _checkpoint_layouts.Stored, sharding: jax.sharding.Sharding
+) -> bool:
+  """Whether no two devices need the same compressed chunk of the file.
+
+  Orbax would decompress a chunk once for each device that needs a part of it,
+  all of them at the same time. Released checkpoints have one chunk per array,
+  which is then better read to the host and cut there.
+  """
+  chunks = stored.chunk_shape or stored.shape
+  shard = sharding.shard_shape(stored.shape)
+  return all(
+      s == n or s % c == 0
+      for n, s, c in zip(stored.shape, shard, chunks, strict=True)
+  )

@@ -1,0 +1,182 @@
+"""Checks that the data of a checkpoint is all there, without reading it.
+
+Orbax reads arrays as late as it can, and by then the arrays of the state have
+been freed to make room. A file that was cut short is found here instead, from
+the sizes of files alone.
+"""
+
+from collections.abc import Iterable
+from collections.abc import Iterator
+import itertools
+import json
+import math
+from typing import Any
+
+from etils import epath
+import tensorstore as ts
+
+from gemma4_lora.ckpts.sources import _locate
+
+_MANIFEST = 'manifest.ocdbt'
+
+
+def check(
+    directory: epath.Path, names: Iterable[str] | None = None, *, who: str
+) -> None:
+  """Checks the files of one checkpoint.
+
+  Args:
+    directory: The folder of the arrays.
+    names: The arrays, as Orbax names them, whose own files to check where each
+      array has a folder; `None` checks what all arrays share.
+    who: The transform that asks, for messages.
+
+  Raises:
+    ValueError: A file is missing or shorter than its data.
+  """
+  try:
+    metadata = json.loads((directory / _locate.METADATA).read_text())
+  except ValueError as e:
+    raise ValueError(
+        f'{who}: {_locate.METADATA} of the checkpoint is damaged or cut short:'
+        f' {directory}. Copy or download it again.'
+    ) from e
+  if metadata.get('use_ocdbt', has_index(directory)):
+    if names is None:
+      _check_ocdbt(directory, who=who)
+  elif names is not None:
+    # Before Orbax said so here, it did not write chunks that are all zero.
+    is_full = metadata.get('store_array_data_equal_to_fill_value', False)
+    _check_folders(directory, names, is_full=is_full, who=who)
+
+
+def has_index(directory: epath.Path) -> bool:
+  """Whether all arrays share files, with an index of what is where."""
+  return (directory / _MANIFEST).exists()
+
+
+def kvstore(directory: epath.Path) -> Any:
+  """Returns the folder of a checkpoint, as tensorstore says it."""
+  path = f'{directory}/'
+  return path if '://' in path else {'driver': 'file', 'path': path}
+
+
+def values(directory: epath.Path) -> dict[str, bytes | tuple[epath.Path, int]]:
+  """Returns what the index holds, or the file and the offset of it, by key.
+
+  Args:
+    directory: The folder of the arrays.
+
+  Returns:
+    Of an array, `layer_0.attn.q_einsum.w/.zarray` and one key for each chunk:
+    `layer_0.attn.q_einsum.w/0.0.0`. Nothing if the index has several nodes:
+    keys below the root are cut short. Orbax writes one.
+  """
+  base = ts.KvStore.open(kvstore(directory)).result()
+  location = (
+      ts.ocdbt.dump(base).result()['versions'][-1]['root'].get('location')
+  )
+  node: Any = ts.ocdbt.dump(base, location).result() if location else {}
+  if node.get('height') != 0:
+    return {}
+  found = {}
+  for entry in node['entries']:
+    key = entry['key'].decode(errors='replace')
+    if 'inline_value' in entry:
+      found[key] = entry['inline_value']
+    else:
+      name, offset, _ = _split(entry['indirect_value'])
+      found[key] = directory / name, offset
+  return found
+
+
+def _check_ocdbt(directory: epath.Path, *, who: str) -> None:
+  """Compares the files' sizes to what the index says that they hold."""
+  if not has_index(directory):
+    raise ValueError(
+        f'{who}: {directory} is half-written: it has no {_MANIFEST}, which'
+        ' Orbax writes when all data is there.'
+    )
+  try:
+    ends = _file_ends(ts.KvStore.open(kvstore(directory)).result())
+  except (ValueError, OSError) as e:
+    raise ValueError(
+        f'{who}: the index of the checkpoint is damaged or cut short:'
+        f' {directory}. Copy or download it again.'
+    ) from e
+  for name, end in sorted(ends.items()):
+    file = directory / name
+    size = file.stat().length if file.exists() else None
+    if size is None or size < end:
+      has = 'is missing' if size is None else f'has {size} bytes'
+      raise ValueError(
+          f'{who}: the checkpoint is truncated: {file} {has}, and holds data'
+          f' up to byte {end}. Copy or download it again.'
+      )
+
+
+def _file_ends(base: ts.KvStore) -> dict[str, int]:
+  """Returns, by data file, the byte at which its last value ends."""
+  ends: dict[str, int] = {}
+  for entry in _entries(base):
+    for kind in ('location', 'indirect_value'):
+      if kind in entry:
+        name, offset, length = _split(entry[kind])
+        ends[name] = max(ends.get(name, 0), offset + length)
+  return ends
+
+
+def _split(location: str) -> tuple[str, int, int]:
+  """Returns file, offset and length of "value:<folder>:<file>:<offset>:<length>"."""
+  _, folder, file, offset, length = location.split(':')
+  return f'{folder}{file}', int(offset), int(length)
+
+
+def _entries(base: ts.KvStore) -> Iterator[dict[str, Any]]:
+  """Yields the entries of all nodes of the database, the root's first."""
+  manifest = ts.ocdbt.dump(base).result()
+  todo = [manifest['versions'][-1]['root']]
+  while todo:
+    entry = todo.pop()
+    yield entry
+    if 'location' in entry:
+      node: Any = ts.ocdbt.dump(base, entry['location']).result()
+      todo += node['entries']
+
+
+def _check_folders(
+    directory: epath.Path, names: Iterable[str], *, is_full: bool, who: str
+) -> None:
+  """Checks that each array's folder has all of its chunks."""
+  for name in names:
+    folder = directory / name
+    if (file := folder / '.zarray').exists():
+      spec = json.loads(file.read_text())
+      grid, root = spec['chunks'], folder
+      separator = spec.get('dimension_separator', '.')
+    elif (file := folder / 'zarr.json').exists():
+      spec = json.loads(file.read_text())
+      grid = spec['chunk_grid']['configuration']['chunk_shape']
+      root, separator = folder / 'c', '/'
+    else:
+      raise ValueError(
+          f'{who}: the checkpoint is incomplete: {folder} has no array. Copy or'
+          ' download it again.'
+      )
+    counts = [
+        math.ceil(n / c) for n, c in zip(spec['shape'], grid, strict=True)
+    ]
+    wanted = [
+        root / separator.join(map(str, index))
+        for index in itertools.product(*map(range, counts))
+    ]
+    if not counts:  # A scalar: one chunk, "0" or, in the third version, "c".
+      wanted = [folder / '0' if root == folder else root]
+    bad = [f for f in wanted if not f.exists() and is_full]
+    bad += [f for f in wanted if f.exists() and not f.stat().length]
+    if bad:
+      raise ValueError(
+          f'{who}: the checkpoint is truncated: {len(bad)} of'
+          f' {len(wanted)} chunks of {folder} are missing or empty. Copy or'
+          ' download it again.'
+      )

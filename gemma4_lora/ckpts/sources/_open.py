@@ -1,0 +1,128 @@
+"""Opens a checkpoint: lists leaves without their data, reads some."""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+import dataclasses
+import functools
+from typing import Any
+
+from etils import epath
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from gemma4_lora import _trees
+from gemma4_lora.ckpts.sources import _checkpoint_layouts
+from gemma4_lora.ckpts.sources import _hugging_face
+from gemma4_lora.ckpts.sources import _integrity
+from gemma4_lora.ckpts.sources import _locate
+from gemma4_lora.ckpts.sources import _source
+from gemma4_lora.ckpts.sources import _stream
+from gemma4_lora.host import _memory
+
+Source = _source.Source
+num_bytes = _source.num_bytes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class OrbaxSource(Source):
+  """A checkpoint of Orbax.
+
+  Attributes:
+    tree: The tree as Orbax stores it, of array metadata.
+  """
+
+  tree: Any
+
+  def check(self, keys: set[_trees.Path], *, who: str) -> None:
+    """See `Source`."""
+    names = [m.name for k, m in _trees.flatten(self.tree).items() if k in keys]
+    _integrity.check(self.path, names, who=who)
+
+  def reader(
+      self, key: _trees.Path, filled: _memory.Filled = _memory.filled
+  ) -> Callable[[], Any] | None:
+    """See `Source`."""
+    whole = self._whole.get(_trees.get_at(self.tree, key).name)
+    return None if whole is None else functools.partial(whole.read_all, filled)
+
+  @functools.cached_property
+  def _whole(self) -> Mapping[str, _stream.Streamed]:
+    return _stream.list_whole(self.path)
+
+  def _read_by_orbax(
+      self, args: Mapping[_trees.Path, ocp.RestoreArgs]
+  ) -> dict[_trees.Path, Any]:
+    """See `Source`."""
+
+    def pick(value):
+      return lambda keys, meta: value(_trees.key_path(keys), meta)
+
+    item = jax.tree_util.tree_map_with_path(
+        pick(lambda k, meta: meta if k in args else ocp.PLACEHOLDER), self.tree
+    )
+    restore_args = jax.tree_util.tree_map_with_path(
+        pick(lambda k, _: args.get(k, ocp.RestoreArgs())), self.tree
+    )
+    restored = _handler().restore(
+        self.path,
+        args=ocp.args.PyTreeRestore(item=item, restore_args=restore_args),
+    )
+    return {k: v for k, v in _trees.flatten(restored).items() if k in args}
+
+  def open_rows(self, key: _trees.Path) -> _stream.Rows | None:
+    """See `Source`."""
+    return _stream.open_rows(self.path, _trees.get_at(self.tree, key).name)
+
+
+def open_source(path: epath.PathLike, *, step: int = -1, who: str) -> Source:
+  """Opens a checkpoint and lists its leaves; reads no array.
+
+  Args:
+    path: See `_locate.locate`.
+    step: Which checkpoint of a workdir; -1 for the last.
+    who: The transform that asks, for messages.
+
+  Raises:
+    FileNotFoundError: There is no checkpoint.
+    ValueError: The checkpoint cannot be read.
+  """
+  directory = _locate.locate(path, step=step, who=who)
+  if _locate.is_hugging_face(directory):
+    return _hugging_face.open_source(directory, who=who)
+  _integrity.check(directory, who=who)
+  try:
+    tree = _handler().metadata(directory).tree
+  except Exception as e:
+    raise ValueError(
+        f'{who}: cannot read the metadata of the checkpoint: {directory}:'
+        f' {e}'
+    ) from e
+  layout, leaves = _checkpoint_layouts.nested(_stored(tree))
+  return OrbaxSource(
+      path=directory,
+      layout=layout,
+      leaves={x.path: x for x in leaves},
+      tree=tree,
+  )
+
+
+def _stored(tree: Any) -> Iterator[_checkpoint_layouts.Stored]:
+  for key, meta in _trees.flatten(tree).items():
+    if getattr(meta, 'dtype', None) is None:
+      continue  # A string, which is no parameter.
+    storage = getattr(meta, 'storage', None)
+    yield _checkpoint_layouts.Stored(
+        path=key,
+        key=key,
+        shape=tuple(getattr(meta, 'shape', None) or ()),
+        dtype=np.dtype(meta.dtype),
+        chunk_shape=storage.chunk_shape if storage else None,
+    )
+
+
+def _handler() -> ocp.PyTreeCheckpointHandler:
+  # Orbax refuses an array that is larger than what it may hold at once. How
+  # much is read at once is decided in `_read.py`.
+  return ocp.PyTreeCheckpointHandler(restore_concurrent_gb=2**20)

@@ -1,0 +1,164 @@
+"""Leaves of a checkpoint that are codes and scales of one quantised array."""
+
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gemma4_lora import _trees
+from gemma4_lora import quant
+from gemma4_lora.ckpts.sources import _checkpoint_layouts
+
+_CODES = 'codes'
+
+# Codes of NF4 are uint4, which zarr does not have.
+STORED_DTYPE = {np.dtype(jnp.uint4): np.dtype(np.uint8)}
+_HELD_DTYPE = {stored: held for held, stored in STORED_DTYPE.items()}
+
+
+def group(
+    leaves: Iterable[_checkpoint_layouts.Stored], *, who: str
+) -> tuple[_checkpoint_layouts.Stored, ...]:
+  """Returns leaves with codes and scales of one array as one leaf.
+
+  Args:
+    leaves: Of a checkpoint, each an array.
+    who: The transform that asks, for messages.
+
+  Raises:
+    ValueError: Codes and scales are of no format that is known.
+  """
+  by_path = {x.path: x for x in leaves}
+  grouped: dict[_trees.Path, _checkpoint_layouts.Stored] = {}
+  for path in by_path:
+    if path[-1] != _CODES or not _has_scales(by_path, path[:-1]):
+      continue
+    # Scales that are quantised in turn have codes too.
+    if any(path[:i] in grouped for i in range(len(path))):
+      continue
+    node = path[:-1]
+    parts = tuple(x for p, x in by_path.items() if p[: len(node)] == node)
+    grouped = {p: x for p, x in grouped.items() if p[: len(node)] != node}
+    grouped[node] = _of_parts(node, parts, who=who)
+  taken = {part.path for x in grouped.values() for part in x.parts}
+  rest = tuple(x for p, x in by_path.items() if p not in taken)
+  return (*rest, *grouped.values())
+
+
+def _has_scales(paths: Iterable[_trees.Path], node: _trees.Path) -> bool:
+  return any(p[: len(node) + 1] == (*node, 'scales') for p in paths)
+
+
+def _of_parts(
+    node: _trees.Path, parts: Sequence[_checkpoint_layouts.Stored], *, who: str
+) -> _checkpoint_layouts.Stored:
+  shapes: dict[str, Any] = {}
+  for x in parts:
+    *scopes, name = x.path[len(node) :]
+    scope = shapes
+    for key in scopes:
+      scope = scope.setdefault(key, {})
+    dtype = _HELD_DTYPE.get(x.dtype, x.dtype)
+    scope[name] = jax.ShapeDtypeStruct(x.shape, dtype)
+  codes = shapes[_CODES]
+  try:
+    layout = quant.layout_of(shapes)
+    fits = _flat(layout.abstract(codes.shape)) == _flat(shapes)
+  except (ValueError, KeyError, AttributeError, ZeroDivisionError) as e:
+    raise ValueError(
+        f'{who}: {_trees.join(node)} of the checkpoint is quantised in a format'
+        f' that is not known: {_flat(shapes)}. {e}'
+    ) from e
+  if not fits:
+    raise ValueError(
+        f'{who}: {_trees.join(node)} of the checkpoint is quantised in a format'
+        f' that is not known: {_flat(shapes)}.'
+    )
+  return _checkpoint_layouts.Stored(
+      path=node,
+      shape=codes.shape,
+      dtype=np.dtype(codes.dtype),
+      key=node,
+      layout=layout,
+      parts=tuple(parts),
+  )
+
+
+def _flat(tree: Mapping[str, Any]) -> dict[str, str]:
+  return {
+      _trees.join(path): f'{jnp.dtype(x.dtype).name}{list(x.shape)}'
+      for path, x in sorted(_trees.flatten(tree).items())
+  }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Quality:
+  """What quantising an array did to it.
+
+  Attributes:
+    layout: How it is quantised.
+    error: Norm of the difference over the norm of the array, both in the dtype
+      of the file.
+    is_exact: Whether there is no difference.
+  """
+
+  layout: quant.Layout
+  error: float
+  is_exact: bool
+
+
+def report(made: Mapping[_trees.Path, Quality]) -> str:
+  """Says what was quantised, and what it lost."""
+  count: dict[str, int] = {}
+  for x in made.values():
+    name = _constructor(x.layout).removeprefix('g4.quant.')
+    count[name] = count.get(name, 0) + 1
+  formats = ', '.join(f'{n} as {name}' for name, n in count.items())
+  int4 = [x for x in made.values() if x.layout.kind == 'int4']
+  on_grid = ''
+  if int4:
+    num = sum(x.is_exact for x in int4)
+    on_grid = f', {num} of {len(int4)} int4 without loss (on the int4 grid)'
+  worst = max(made, key=lambda path: made[path].error)
+  return (
+      f'quantised {len(made)} leaves ({formats}){on_grid}; largest relative'
+      f' error {made[worst].error:.4f} ({_trees.join(worst)})'
+  )
+
+
+def argument(layouts: Iterable[quant.Layout | None]) -> str:
+  """Returns what `quantize=` was, as far as the layouts tell."""
+  count: dict[str, int] = {}
+  for layout in layouts:
+    if layout is None:
+      continue
+    name = _constructor(layout)
+    count[name] = count.get(name, 0) + 1
+  # Where an input is shorter than a group, it is the group.
+  common: dict[str, str] = {}
+  for name in sorted(count, key=count.__getitem__, reverse=True):
+    common.setdefault(name.partition('(')[0], name)
+  names = list(common.values())
+  if len(names) == 1:
+    return f'quantize={names[0]}'
+  return f'quantize=[{", ".join(names)}], each with what it selects'
+
+
+def _constructor(layout: quant.Layout) -> str:
+  size = math.prod(layout.block)
+  match layout.kind:
+    case 'int8':
+      return 'g4.quant.Int8()'
+    case 'int4':
+      scales = jnp.dtype(layout.scale_dtype).name
+      more = '' if scales == 'bfloat16' else f', scale_dtype={scales!r}'
+      return f'g4.quant.Int4(group_size={size}{more})'
+    case _:
+      more = ', double=True' if layout.double else ''
+      return f'g4.quant.NF4(group_size={size}{more})'

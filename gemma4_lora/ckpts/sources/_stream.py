@@ -1,0 +1,271 @@
+"""Reads arrays of Orbax without a second copy, whole or row by row.
+
+Released checkpoints have one compressed chunk per array, and E2B's largest is
+half of the model. tensorstore holds a chunk twice to read any part of it,
+decompressed and as it is in the file. Here it is decompressed as a stream, from
+its place in the file straight into the array's memory.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+import json
+import math
+from typing import Any
+from typing import BinaryIO
+from typing import Protocol
+
+from etils import epath
+import ml_dtypes
+import numpy as np
+import tensorstore as ts
+import zstandard
+
+from gemma4_lora.ckpts.sources import _integrity
+from gemma4_lora.host import _memory
+
+# Of chunks up to this size tensorstore reads parts well enough.
+_SMALL_BYTES = 2**26
+# What is decompressed at once of rows that are skipped, and of those that are
+# not; and what is read of the file for it.
+_SKIP_BYTES = 2**20
+_DECODE_BYTES = 2**24
+_READ_BYTES = 2**22
+
+_SPEC = '.zarray'
+
+
+class Rows(Protocol):
+  """An array of a checkpoint."""
+
+  def read(self, start: int, stop: int) -> np.ndarray:
+    """Reads rows, fastest if they follow on those that were read last."""
+
+
+def open_rows(directory: epath.Path, name: str) -> Rows | None:
+  """Opens an array of an Orbax checkpoint.
+
+  Args:
+    directory: Of the checkpoint.
+    name: Of the array in there.
+
+  Returns:
+    None where rows cannot be had without the rest: what Orbax writes can.
+  """
+  has_index = _integrity.has_index(directory)
+  kvstore = _integrity.kvstore(directory if has_index else directory / name)
+  if has_index:
+    kvstore = {'driver': 'ocdbt', 'base': kvstore, 'path': f'{name}/'}
+  try:
+    array = ts.open({'driver': 'zarr', 'kvstore': kvstore}, open=True).result()
+  except (ValueError, OSError):
+    return None  # Zarr's third version. What is damaged is found elsewhere.
+  spec = array.spec().to_json()['metadata']
+  if _num_bytes(spec['chunks'], array.dtype.numpy_dtype) <= _SMALL_BYTES:
+    return _Small(array)
+  if tuple(spec['chunks'][1:]) != tuple(spec['shape'][1:]) or not _is_plain(
+      spec
+  ):
+    return None
+  chunks = _places(directory, name, spec, has_index=has_index)
+  if chunks is None:
+    return None
+  return Streamed(
+      shape=tuple(spec['shape']),
+      dtype=array.dtype.numpy_dtype,
+      chunk_rows=spec['chunks'][0],
+      chunks=chunks,
+      is_compressed=spec['compressor'] is not None,
+  )
+
+
+def list_whole(directory: epath.Path) -> dict[str, 'Streamed']:
+  """Returns the arrays that are one chunk of a file, by Orbax's name.
+
+  Args:
+    directory: Of the checkpoint. If it is not on this machine, there are none:
+      what is far is better read in many pieces at once, by Orbax.
+  """
+  if '://' in str(directory) or not _integrity.has_index(directory):
+    return {}
+  values = _integrity.values(directory)
+  arrays = {}
+  for key, value in values.items():
+    name, _, last = key.rpartition('/')
+    if last != _SPEC or not isinstance(value, bytes):
+      continue
+    spec = json.loads(value)
+    chunk = values.get(f'{name}/{_chunk_key(spec, 0)}')
+    if (
+        isinstance(chunk, tuple)
+        and spec['shape']
+        and spec['chunks'] == spec['shape']
+        and _is_plain(spec)
+    ):
+      arrays[name] = Streamed(
+          shape=tuple(spec['shape']),
+          dtype=_dtype(spec['dtype']),
+          chunk_rows=spec['shape'][0],
+          chunks=[chunk],
+          is_compressed=spec['compressor'] is not None,
+      )
+  return arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class _Small:
+  """An array of many chunks."""
+
+  array: ts.TensorStore
+
+  def read(self, start: int, stop: int) -> np.ndarray:
+    """See `Rows`."""
+    return self.array[start:stop].read().result()
+
+
+@dataclasses.dataclass(kw_only=True)
+class Streamed:
+  """An array whose chunks are cut along the first axis, if at all.
+
+  Attributes:
+    shape: Of the array.
+    dtype: Of the array.
+    chunk_rows: How many rows a chunk has.
+    chunks: Where they are: file and offset.
+    is_compressed: By zstd, or not at all.
+  """
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  chunk_rows: int
+  chunks: list[tuple[epath.Path, int]]
+  is_compressed: bool
+
+  _chunk: int = -1  # That is open.
+  _row: int = 0  # That comes next in it.
+  _file: Any = None
+  _stream: Any = None
+
+  def read(self, start: int, stop: int) -> np.ndarray:
+    """See `Rows`."""
+    shape = (stop - start, *self.shape[1:])
+    fill = functools.partial(self._read_into, start)
+    return _memory.filled(shape, self.dtype, fill)
+
+  def read_all(self, filled: _memory.Filled = _memory.filled) -> Any:
+    """Reads all rows.
+
+    Args:
+      filled: Makes the array.
+    """
+    return filled(self.shape, self.dtype, functools.partial(self._read_into, 0))
+
+  def _read_into(self, start: int, out: np.ndarray) -> None:
+    """Reads as many rows as an array has."""
+    row, stop = start, start + len(out)
+    while row < stop:
+      chunk, first = divmod(row, self.chunk_rows)
+      count = min(stop - row, self.chunk_rows - first)
+      self._seek(chunk, first)
+      self._fill(out[row - start : row - start + count])
+      self._row += count
+      row += count
+    if stop == self.shape[0]:
+      self._close()
+
+  def _seek(self, chunk: int, row: int) -> None:
+    """Opens a chunk, and skips its rows before one."""
+    if chunk != self._chunk or row < self._row:
+      self._close()
+      path, offset = self.chunks[chunk]
+      self._file = path.open('rb')
+      self._file.seek(offset)
+      self._stream = self._file
+      if self.is_compressed:
+        self._stream = zstandard.ZstdDecompressor().stream_reader(
+            self._file, read_size=_READ_BYTES
+        )
+      self._chunk = chunk
+    rest = _num_bytes((row - self._row, *self.shape[1:]), self.dtype)
+    while rest:
+      rest -= len(self._fill(np.empty(min(rest, _SKIP_BYTES), np.uint8)))
+    self._row = row
+
+  def _fill(self, out: np.ndarray) -> np.ndarray:
+    """Reads what follows into an array."""
+    todo = memoryview(out.reshape(-1).view(np.uint8))
+    while todo:
+      try:
+        count = _read_bytes(self._stream, todo[:_DECODE_BYTES])
+      except zstandard.ZstdError as e:
+        raise ValueError(self._damaged(str(e))) from e
+      if not count:
+        raise ValueError(self._damaged('it ends too early'))
+      todo = todo[count:]
+    return out
+
+  def _damaged(self, how: str) -> str:
+    path, offset = self.chunks[self._chunk]
+    return (
+        f'The checkpoint is damaged: {path}, at byte {offset}: {how}. Copy or'
+        ' download it again.'
+    )
+
+  def _close(self) -> None:
+    if self._file is not None:
+      self._file.close()
+    self._file, self._stream, self._chunk, self._row = None, None, -1, 0
+
+
+def _read_bytes(stream: BinaryIO, out: memoryview) -> int:
+  """`readinto`, which files in a cloud may not have."""
+  if hasattr(stream, 'readinto'):
+    return stream.readinto(out)
+  data = stream.read(len(out))
+  out[: len(data)] = data
+  return len(data)
+
+
+def _places(
+    directory: epath.Path,
+    name: str,
+    spec: Mapping[str, Any],
+    *,
+    has_index: bool,
+) -> list[tuple[epath.Path, int]] | None:
+  """Returns file and offset of each chunk; None if one is not there."""
+  count = math.ceil(spec['shape'][0] / spec['chunks'][0])
+  keys = [f'{name}/{_chunk_key(spec, i)}' for i in range(count)]
+  if has_index:
+    values = _integrity.values(directory)
+    found = [x for x in map(values.get, keys) if isinstance(x, tuple)]
+  else:
+    found = [(directory / k, 0) for k in keys if (directory / k).exists()]
+  return found if len(found) == count else None
+
+
+def _chunk_key(spec: Mapping[str, Any], i: int) -> str:
+  """Returns what follows the array's name, of a chunk along the first axis."""
+  rest = ['0'] * (len(spec['shape']) - 1)
+  return spec.get('dimension_separator', '.').join([str(i), *rest])
+
+
+def _is_plain(spec: Mapping[str, Any]) -> bool:
+  """Whether chunks are the array's own bytes, by zstd or as they are."""
+  return (
+      (spec['compressor'] or {'id': 'zstd'})['id'] == 'zstd'
+      and spec['order'] == 'C'
+      and not spec['filters']
+      and isinstance(spec['dtype'], str)
+      and not spec['dtype'].startswith('>')
+      and 0 not in spec['shape']
+  )
+
+
+def _dtype(name: str) -> np.dtype:
+  # Among numpy's own names, 'int4' is none.
+  return np.dtype(getattr(ml_dtypes, name, name))
+
+
+def _num_bytes(shape: Any, dtype: np.dtype) -> int:
+  return math.prod(shape) * dtype.itemsize

@@ -1,0 +1,1 @@
+"""From the fields of a row to a conversation, and to its text."""

@@ -1,0 +1,260 @@
+"""Checks that tensors, config and model of a PEFT folder agree."""
+
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+import math
+
+from gemma4_lora.gemma4 import _linears
+from gemma4_lora.hf import _adapter_config
+from gemma4_lora.hf import _expert_tensors
+from gemma4_lora.hf import _peft_modules
+from gemma4_lora.hf import _sites
+from gemma4_lora.hf import _tensors
+
+Found = _peft_modules.Found
+
+
+def match(
+    tensors: _tensors.Tensors,
+    config: _adapter_config.PeftConfig,
+    rows: Sequence[_linears.Linear],
+) -> list[Found]:
+  """Returns all that the file adapts, once it is known to be sound.
+
+  Args:
+    tensors: Of the file.
+    config: Of the same folder.
+    rows: The model's table.
+
+  Raises:
+    ValueError: File, config and model do not agree.
+  """
+  _check_pairs(tensors, config)
+  found, unknown = _peft_modules.match(tensors, config, rows)
+  _check_fit(found, unknown, tensors, rows)
+  _check_ranks(found, tensors, config)
+  _check_targets(found, tensors, config)
+  _check_missing(found, tensors, config, _sites.sites(rows))
+  _check_uniform(found, tensors)
+  return found
+
+
+def _check_fit(
+    found: Sequence[Found],
+    unknown: Sequence[str],
+    tensors: _tensors.Tensors,
+    rows: Sequence[_linears.Linear],
+) -> None:
+  """Raises if the model does not have what is adapted, in these shapes."""
+  problems = []
+  if unknown:
+    problems.append(
+        f'{len(unknown)} modules that the model does not have:'
+        f' {_sites.listed(unknown)}. {_peft_modules.hint(unknown, rows)}'.strip()
+    )
+  dead = [x.full_name for x in found if not x.site.rows[0].live]
+  if dead:
+    problems.append(
+        f'{len(dead)} modules whose result the model never uses:'
+        f' {_sites.listed(dead)}. Their layers read the keys and values of'
+        ' another layer, and transformers has no such modules.'
+    )
+  wrong = [text for x in found for text in _misshaped(x)]
+  if wrong:
+    problems.append(
+        f'{len(wrong)} tensors of another shape: {_sites.listed(wrong)}.'
+    )
+  if problems:
+    raise ValueError(
+        f'{tensors.path} does not fit the model. It has {" And ".join(problems)}'
+        ' Is it LoRA of another Gemma 4, or of another size?'
+    )
+
+
+def _misshaped(x: Found) -> Iterator[str]:
+  """Yields what is wrong with the shapes of a module, its rank aside."""
+  count, fan_in, fan_out = _sizes(x)
+  rank = count * x.branch.rank
+  for part, array, want, free in (
+      ('A', x.branch.a, (rank, fan_in), 0),
+      ('B', x.branch.b, (fan_out, rank), 1),
+      ('m', x.branch.m, (fan_out,), None),
+  ):
+    if array is None:
+      continue
+    fits = array.ndim == len(want) and all(
+        axis == free or array.shape[axis] == size
+        for axis, size in enumerate(want)
+    )
+    if not fits:
+      key = _tensors.key(x.branch.module, part)
+      yield f'{key}: file {array.shape}, model {want}'
+
+
+def _sizes(x: Found) -> tuple[int, int, int]:
+  """Returns how many experts are packed, and the sizes of input and output."""
+  rows = x.site.rows
+  fan_in, fan_out = math.prod(rows[0].in_shape), math.prod(rows[0].out_shape)
+  if not x.site.parameter:
+    return 1, fan_in, fan_out
+  return rows[0].batch_shape[0], fan_in, fan_out * len(rows)  # Gate and up.
+
+
+def _check_ranks(
+    found: Sequence[Found],
+    tensors: _tensors.Tensors,
+    config: _adapter_config.PeftConfig,
+) -> None:
+  """Raises on a rank that is not the config's."""
+  for x in found:
+    branch = x.branch
+    count, _, _ = _sizes(x)
+    ranks = {branch.a.shape[0] / count, branch.b.shape[1] / count}
+    if ranks != {branch.rank}:
+      got = ' and '.join(f'{rank:g}' for rank in sorted(ranks))
+      raise ValueError(
+          f'{tensors.path}: {branch.module} has rank {got} (A'
+          f' {branch.a.shape}, B {branch.b.shape}), but {config.path} says'
+          f' {branch.rank}: r={config.r},'
+          f' rank_pattern={dict(config.rank_pattern)}.'
+      )
+
+
+def _check_pairs(
+    tensors: _tensors.Tensors, config: _adapter_config.PeftConfig
+) -> None:
+  """Raises unless each module has A and B, and a magnitude under DoRA."""
+  wanted = {'A', 'B', 'm'} if config.use_dora else {'A', 'B'}
+  lacking, extra = [], []
+  for module, arrays in tensors.modules.items():
+    lacking += [_tensors.key(module, p) for p in sorted(wanted - arrays.keys())]
+    extra += [_tensors.key(module, p) for p in sorted(arrays.keys() - wanted)]
+  if lacking:
+    raise ValueError(
+        f'{tensors.path} lacks {len(lacking)} tensors:'
+        f' {_sites.listed(lacking)} ({config.path.name} has'
+        f' use_dora={config.use_dora}).'
+    )
+  if extra:
+    raise ValueError(
+        f'{tensors.path} has {len(extra)} magnitudes of DoRA,'
+        f' {_sites.listed(extra)}, but {config.path} has use_dora=False.'
+    )
+
+
+def _check_targets(
+    found: Sequence[Found],
+    tensors: _tensors.Tensors,
+    config: _adapter_config.PeftConfig,
+) -> None:
+  """Raises if the file has what its config does not target."""
+  if config.target_modules is None:  # Says nothing.
+    return
+  extra = [
+      x.full_name
+      for x in found
+      if not x.site.parameter and not config.targets_module(x.full_name)
+  ]
+  if extra:
+    raise ValueError(
+        f'{tensors.path} has {len(extra)} modules that {config.path} does not'
+        f' target, {_sites.listed(extra)}: {config.targets}. PEFT would ignore'
+        ' them.'
+    )
+
+
+def _check_missing(
+    found: Sequence[Found],
+    tensors: _tensors.Tensors,
+    config: _adapter_config.PeftConfig,
+    sites: Mapping[str, _sites.Site],
+) -> None:
+  """Raises if the config targets what the file does not have."""
+  there = {x.branch.name for x in found}
+  prefixes = {x.branch.tower == 'text': x.prefix for x in found}
+  per_expert = any(_is_expert(x.site) for x in found)
+  lacking = [
+      name
+      for name in _wanted(config, sites, prefixes, per_expert=per_expert)
+      if name not in there
+  ]
+  if lacking:
+    raise ValueError(
+        f'{tensors.path} lacks {len(lacking)} of'
+        f' {len(lacking) + len(there)} modules that {config.path} targets:'
+        f' {_sites.listed(lacking)}. It has {config.targets},'
+        f' target_parameters={list(config.target_parameters)}.'
+    )
+
+
+def _wanted(
+    config: _adapter_config.PeftConfig,
+    sites: Mapping[str, _sites.Site],
+    prefixes: Mapping[bool, str],
+    *,
+    per_expert: bool,
+) -> Iterator[str]:
+  """Yields the names that PEFT would adapt in this model.
+
+  Args:
+    config: What is targeted.
+    sites: What the model has.
+    prefixes: Of the text tower (True) and of others (False).
+    per_expert: Whether experts are modules of their own.
+  """
+  text = prefixes.get(True, 'model.language_model.')
+  # A model of text alone has no towers.
+  towers = prefixes.get(False, 'model.' if 'language_model' in text else None)
+  for name, site in sites.items():
+    row = site.rows[0]
+    prefix = text if row.tower == 'text' else towers
+    if prefix is None or not row.live:
+      continue
+    if site.parameter:
+      if config.targets_parameter(prefix + name):
+        yield name
+    elif _is_expert(site) and not per_expert:
+      continue
+    elif config.target_modules is None:
+      continue
+    elif config.target_modules == 'all-linear' and (
+        row.tower != 'text' or row.group in ('router', 'experts')
+    ):
+      continue  # There or not: who wrote it leaves open what linears it knew.
+    elif config.targets_module(prefix + name):
+      yield name
+
+
+def _is_expert(site: _sites.Site) -> bool:
+  """Whether it is one projection of one expert."""
+  return site.rows[0].group == 'experts' and not site.parameter
+
+
+def _check_uniform(found: Sequence[Found], tensors: _tensors.Tensors) -> None:
+  """Raises where one leaf of ours would need several ranks, or has holes."""
+  by_row: dict[str, list[Found]] = {}
+  for x in found:
+    if x.site.index is not None:
+      by_row.setdefault(x.site.rows[0].name, []).append(x)
+  for name, parts in by_row.items():
+    (row,) = parts[0].site.rows
+    wanted = (
+        _expert_tensors.module_names(row)
+        if _is_expert(parts[0].site)
+        else (row.hf_names)
+    )
+    there = {x.branch.name for x in parts}
+    lacking = [n for n in wanted if n not in there]
+    if lacking:
+      raise ValueError(
+          f'{tensors.path} adapts {len(there)} of the {len(wanted)} modules of'
+          f' {name}, which is one weight here: LoRA is on all or none. It lacks'
+          f' {_sites.listed(lacking)}.'
+      )
+    settings = {(x.branch.rank, x.branch.alpha) for x in parts}
+    if len(settings) > 1:
+      raise ValueError(
+          f'{tensors.path}: the modules of {name}, which is one weight here,'
+          f' have several ranks and alphas: {sorted(settings)}.'
+      )

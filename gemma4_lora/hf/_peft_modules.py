@@ -1,0 +1,132 @@
+"""Finds out what each module of a PEFT folder is in a model."""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+import difflib
+
+from gemma4_lora.gemma4 import _linears
+from gemma4_lora.hf import _adapter_config
+from gemma4_lora.hf import _branch
+from gemma4_lora.hf import _sites
+from gemma4_lora.hf import _tensors
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Found:
+  """A module of the file, and what it is in the model.
+
+  Attributes:
+    site: Where it stands in the table.
+    prefix: What its name in the model has before that of the branch.
+    branch: Its arrays and settings.
+  """
+
+  site: _sites.Site
+  prefix: str
+  branch: _branch.Branch
+
+  @property
+  def full_name(self) -> str:
+    return f'{self.prefix}{self.branch.name}'
+
+
+def match(
+    tensors: _tensors.Tensors,
+    config: _adapter_config.PeftConfig,
+    rows: Sequence[_linears.Linear],
+) -> tuple[list[Found], list[str]]:
+  """Returns the modules of the file, and those that the model does not have.
+
+  Args:
+    tensors: Of the file; each module has A and B.
+    config: Of the same folder.
+    rows: The model's table.
+
+  Raises:
+    ValueError: The config does not say which tensor of experts is meant.
+  """
+  sites = _sites.sites(rows)
+  found, unknown = [], []
+  for module, arrays in tensors.modules.items():
+    where = _locate(module, tensors, config, sites)
+    if where is None:
+      unknown.append(module)
+      continue
+    prefix, name = where
+    found.append(
+        Found(
+            site=sites[name],
+            prefix=prefix,
+            branch=_branch.Branch(
+                tower=sites[name].rows[0].tower,
+                name=name,
+                module=module,
+                rank=config.rank(prefix + name),
+                alpha=config.alpha(prefix + name),
+                a=arrays['A'],
+                b=arrays['B'],
+                m=arrays.get('m'),
+            ),
+        )
+    )
+  return found, unknown
+
+
+def _locate(
+    module: str,
+    tensors: _tensors.Tensors,
+    config: _adapter_config.PeftConfig,
+    sites: Mapping[str, _sites.Site],
+) -> tuple[str, str] | None:
+  """Returns prefix and name of a module, None if the model has no such."""
+  for prefix, name in _sites.candidates(module):
+    if name in sites and not sites[name].parameter:
+      return prefix, name
+    parameter = _parameter(prefix, name, tensors, config, sites)
+    if parameter is not None:
+      return prefix, parameter
+  return None
+
+
+def _parameter(
+    prefix: str,
+    name: str,
+    tensors: _tensors.Tensors,
+    config: _adapter_config.PeftConfig,
+    sites: Mapping[str, _sites.Site],
+) -> str | None:
+  """Returns the parameter that a wrapper adapts: by its place, if there are two.
+
+  Raises:
+    ValueError: The config names none, or too few.
+  """
+  experts = name.removesuffix('.base_layer')
+  parameters = [f'{experts}.{p}' for p in ('gate_up_proj', 'down_proj')]
+  if parameters[0] not in sites:
+    return None
+  inner = f'{prefix}{experts}.base_layer' in tensors.modules
+  targeted = [p for p in parameters if config.targets_parameter(prefix + p)]
+  if len(targeted) != 1 + inner:
+    raise ValueError(
+        f'{tensors.path} adapts {1 + inner} tensors of {prefix}{experts}, but'
+        f' {config.path} names {len(targeted)} of them:'
+        f' target_parameters={list(config.target_parameters)}.'
+    )
+  # PEFT wraps them in this order, each around what is there.
+  return targeted[0] if name != experts else targeted[-1]
+
+
+def hint(unknown: Sequence[str], rows: Sequence[_linears.Linear]) -> str:
+  """Says what unknown modules may mean."""
+  towers = ('vision_tower', 'audio_tower', 'embed_vision', 'embed_audio')
+  if all(row.tower == 'text' for row in rows) and any(
+      f'{tower}.' in module for module in unknown for tower in towers
+  ):
+    return 'The model has no towers: make it with text_only=False.'
+  # What is left once the longest prefix is taken off.
+  _, name = next(_sites.candidates(unknown[0]))
+  close = difflib.get_close_matches(name, _sites.sites(rows))
+  if name in close or not close:
+    return ''
+  return f'Did you mean {" or ".join(close)}?'

@@ -1,0 +1,234 @@
+"""From a `g4.nn.LoRA` and its leaves to a PEFT folder."""
+
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+import json
+import os
+from typing import Any
+from typing import Literal
+
+from absl import logging
+import jax
+import numpy as np
+import safetensors.numpy
+
+from gemma4_lora import targets
+from gemma4_lora.gemma4 import _linears
+from gemma4_lora.hf import _adapter_config
+from gemma4_lora.hf import _branch
+from gemma4_lora.hf import _expert_tensors
+from gemma4_lora.hf import _full_tensors
+from gemma4_lora.hf import _sites
+from gemma4_lora.hf import _tensors
+from gemma4_lora.hf import _write_config
+from gemma4_lora.host import _new_folder
+from gemma4_lora.nn import _lora
+from gemma4_lora.nn import _views
+
+_WHO = 'g4.hf.save_peft'
+
+
+def save_peft(
+    path: os.PathLike[str] | str,
+    *,
+    model: _lora.LoRA,
+    params: Mapping[str, Any],
+    base_model_class: Literal[
+        'Gemma4ForConditionalGeneration', 'Gemma4ForCausalLM'
+    ] = 'Gemma4ForConditionalGeneration',
+    experts: Literal['stacked', 'per_expert'] = 'stacked',
+    overwrite: bool = False,
+    base_model_name_or_path: str | None = None,
+) -> None:
+  """Saves LoRA as PEFT does: `adapter_config.json`, `adapter_model.safetensors`.
+
+  ```python
+  g4.hf.save_peft('my_lora', model=model, params=state.params)
+  ```
+
+  and, with transformers and PEFT:
+
+  ```python
+  base = AutoModelForImageTextToText.from_pretrained('google/gemma-4-E2B-it')
+  model = PeftModel.from_pretrained(base, 'my_lora')
+  ```
+
+  Names, shapes, ranks, alphas, rsLoRA and DoRA are PEFT's, in float32.
+  `target_modules` names exactly what is adapted: names alone would meet the
+  clipped linears of the towers, which PEFT refuses.
+
+  The folder appears under its name once it is complete.
+
+  Args:
+    path: Folder to make.
+    model: A `g4.nn.LoRA`.
+    params: Its parameters, nested; the LoRA leaves are enough.
+    base_model_class: Class of transformers that is to load it: what AutoModel
+      gives, or the one of text alone. They name modules differently.
+    experts: Layout of routed experts: PEFT's own, or one module per expert and
+      projection, as vLLM takes them and PEFT does not.
+    overwrite: Whether to replace the folder if there is one.
+    base_model_name_or_path: Of the base model, for the config.
+
+  Raises:
+    FileExistsError: There is something at `path`, and not `overwrite`.
+    ValueError: `model` has no LoRA, `params` is not its parameters or has NaN, or
+      what it adapts does not exist in `base_model_class`.
+  """
+  _check_arguments(model, base_model_class, experts)
+  path = _new_folder.check_free(path, overwrite=overwrite, who=_WHO)
+  loras = list(_row_loras(model, params))
+  branches, ranks = _branches(loras, experts, use_rslora=model.use_rslora)
+  full = _full_tensors.to_modules(
+      _copies(model, params), base_model_class=base_model_class, who=_WHO
+  )
+  config = _write_config.config(
+      branches,
+      _linears.linears(model.config),
+      base_model_class=base_model_class,
+      use_rslora=model.use_rslora,
+      use_dora=model.use_dora,
+      lora_dropout=_dropout(model, branches),
+      init_lora_weights=model.init_lora_weights,
+      base_model_name_or_path=base_model_name_or_path,
+      modules_to_save=[n for n in full.weights if n != _full_tensors.HEAD]
+      or None,
+      ensure_weight_tying=full.is_tied,
+  )
+  tensors = _named(branches, base_model_class) | {
+      _tensors.full_key(name): weight for name, weight in full.weights.items()
+  }
+  metadata = {'format': 'pt'}
+  if ranks:
+    metadata[_expert_tensors.METADATA] = json.dumps(ranks, sort_keys=True)
+  with _new_folder.new_folder(path, overwrite=overwrite) as folder:
+    (folder / _adapter_config.NAME).write_text(
+        json.dumps(config, indent=2, sort_keys=True)
+    )
+    safetensors.numpy.save_file(tensors, folder / _tensors.NAME, metadata)
+
+
+def _row_loras(
+    model: _lora.LoRA, params: Mapping[str, Any]
+) -> Iterator[_branch.RowLoRA]:
+  """Yields the leaves of each adapted row, on the host."""
+  for linear in model.adapted:
+    row = linear.row
+    leaves = _views.get(params, row.lora_path)
+    shapes = dict(zip('ab', linear.shapes, strict=True))
+    if linear.magnitude_shape is not None:
+      shapes['m'] = linear.magnitude_shape
+    if set(leaves) != set(shapes):
+      raise ValueError(
+          f'{_WHO}: params has {sorted(leaves)} at {row.lora_path}, and the'
+          f' model {sorted(shapes)}. Were they made by this model.init?'
+      )
+    arrays = {}
+    for name, shape in shapes.items():
+      array = np.asarray(jax.device_get(leaves[name])).astype(np.float32)
+      if array.shape != shape:
+        raise ValueError(
+            f'{_WHO}: {row.lora_path}.{name} is {array.shape} in params and'
+            f' {shape} in the model. Were they made by this model.init?'
+        )
+      if not np.isfinite(array).all():
+        raise ValueError(
+            f'{_WHO}: {row.lora_path}.{name} has NaN or infinite values.'
+        )
+      arrays[name] = array
+    yield _branch.RowLoRA(row=row, alpha=linear.alpha, **arrays)
+
+
+def _copies(
+    model: _lora.LoRA, params: Mapping[str, Any]
+) -> list[tuple[targets.Saved, np.ndarray]]:
+  """Returns what is trained in full, on the host."""
+  copies = []
+  for part in model.saved:
+    value = np.asarray(jax.device_get(_views.get(params, part.path)))
+    value = value.astype(np.float32)
+    if not np.isfinite(value).all():
+      raise ValueError(f'{_WHO}: {part.path} has NaN or infinite values.')
+    copies.append((part, value))
+  return copies
+
+
+def _branches(
+    loras: Sequence[_branch.RowLoRA], experts: str, *, use_rslora: bool
+) -> tuple[list[_branch.Branch], dict[str, list[int]]]:
+  """Returns the branches, and what the metadata has to say of them."""
+  branches, ranks = [], {}
+  stacked: dict[Any, dict[str, _branch.RowLoRA]] = {}
+  for lora in loras:
+    row = lora.row
+    if row.group != 'experts':
+      branches += _branch.from_row(lora)
+    elif experts == 'per_expert':
+      branches += _expert_tensors.to_per_expert(lora)
+    else:
+      stacked.setdefault(row.layer, {})[row.projection] = lora
+  for layer in stacked.values():
+    new, new_ranks = _expert_tensors.to_stacked(layer, use_rslora=use_rslora)
+    branches += new
+    ranks |= new_ranks
+  return branches, ranks
+
+
+def _named(
+    branches: Sequence[_branch.Branch], base_model_class: str
+) -> dict[str, np.ndarray]:
+  """Returns the tensors by their names in the file."""
+  tensors = {}
+  for branch in branches:
+    prefix = _sites.prefix(base_model_class, branch.tower)
+    if prefix is None:
+      raise ValueError(
+          f'{_WHO}: {base_model_class} has no {branch.tower} tower, which the'
+          ' model adapts. Save it for'
+          ' base_model_class="Gemma4ForConditionalGeneration".'
+      )
+    for part, array in (('A', branch.a), ('B', branch.b), ('m', branch.m)):
+      if array is not None:
+        # The format has no strides.
+        tensors[_tensors.key(prefix + branch.module, part)] = (
+            np.ascontiguousarray(array)
+        )
+  return tensors
+
+
+def _dropout(model: _lora.LoRA, branches: Sequence[_branch.Branch]) -> float:
+  """Returns the one rate that PEFT can have."""
+  rate = model.dropout
+  stacked = any(branch.is_parameter for branch in branches)
+  others = {linear.dropout for linear in model.adapted} - {rate}
+  if stacked and rate:
+    logging.warning(
+        '%s: dropout=%s is left out: PEFT has none on stacked experts.',
+        _WHO,
+        rate,
+    )
+    return 0.0
+  if others:
+    logging.warning(
+        '%s: PEFT has one dropout for all: %s. Left out: %s.',
+        _WHO,
+        rate,
+        sorted(others),
+    )
+  return rate
+
+
+def _check_arguments(model: Any, base_model_class: str, experts: str) -> None:
+  if not isinstance(model, _lora.LoRA):
+    raise ValueError(
+        f'{_WHO}(model=...) takes a g4.nn.LoRA. Got: {type(model).__name__}'
+    )
+  for name, value, choices in (
+      ('base_model_class', base_model_class, _sites.CLASSES),
+      ('experts', experts, ('stacked', 'per_expert')),
+  ):
+    if value not in choices:
+      raise ValueError(
+          f'{_WHO}({name}=...) takes one of {list(choices)}. Got: {value!r}'
+      )

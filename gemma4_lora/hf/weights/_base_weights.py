@@ -1,0 +1,346 @@
+"""Base weights of transformers, as gemma's leaves.
+
+Linears and other leaves go by their tables, which give their names; those of the
+audio tower are here, from transformers' source.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+import itertools
+import math
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from gemma4_lora.gemma4 import _leaves
+from gemma4_lora.gemma4 import _linears
+from gemma4_lora.gemma4 import _upstream
+from gemma4_lora.gemma4 import _weights as _parts
+from gemma4_lora.hf import _sites
+from gemma4_lora.hf.weights import _four_bit
+from gemma4_lora.hf.weights import _mapped
+from gemma4_lora.hf.weights import _structure
+from gemma4_lora.host import _memory
+
+# Of the audio tower, leaves that are no linears: gemma's path -> transformers'
+# name, as they are.
+_AUDIO = {
+    'audio_encoder.feature.norm_0.scale': (
+        'audio_tower.subsample_conv_projection.layer0.norm.weight'
+    ),
+    'audio_encoder.feature.norm_1.scale': (
+        'audio_tower.subsample_conv_projection.layer1.norm.weight'
+    ),
+    'audio_encoder.feature.subsampling_0.kernel': (
+        'audio_tower.subsample_conv_projection.layer0.conv.weight'
+    ),
+    'audio_encoder.feature.subsampling_1.kernel': (
+        'audio_tower.subsample_conv_projection.layer1.conv.weight'
+    ),
+    'audio_encoder.output_projection.bias': 'audio_tower.output_proj.bias',
+}
+# Below each layer of the conformer and of the audio tower.
+_AUDIO_LAYER = {
+    'fflayer_start.pre_layer_norm.scale': 'feed_forward1.pre_layer_norm.weight',
+    'fflayer_start.post_layer_norm.scale': (
+        'feed_forward1.post_layer_norm.weight'
+    ),
+    'fflayer_end.pre_layer_norm.scale': 'feed_forward2.pre_layer_norm.weight',
+    'fflayer_end.post_layer_norm.scale': 'feed_forward2.post_layer_norm.weight',
+    'final_ln.scale': 'norm_out.weight',
+    'lconv.ln.scale': 'lconv1d.pre_layer_norm.weight',
+    'lconv.conv_norm.scale': 'lconv1d.conv_norm.weight',
+    'lconv.depthwise_conv1d.kernel': 'lconv1d.depthwise_conv1d.weight',
+    'trans_atten.pre_norm.scale': 'norm_pre_attn.weight',
+    'trans_atten.post_norm.scale': 'norm_post_attn.weight',
+    'trans_atten.self_atten.per_dim_scale': 'self_attn.per_dim_scale',
+}
+# Tables whose axes differ.
+PER_LAYER_EMBEDDINGS = 'embedder.per_layer_embeddings'
+POSITIONS = 'vision_encoder.entry.pos_emb'
+BOUNDS = ('input_min', 'input_max', 'output_min', 'output_max')
+VISION_BLOCK = 'vision_encoder.transformer.stacked_layers.block'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Leaf:
+  """A leaf of gemma's parameters, in files of transformers.
+
+  Attributes:
+    path: Dotted path below `params`.
+    tensors: What it is made of.
+    shape: Its shape.
+    make: Makes it of the tensors' arrays.
+  """
+
+  path: str
+  tensors: tuple[_mapped.Tensor | _four_bit.Packed, ...]
+  shape: tuple[int, ...]
+  make: Callable[[Sequence[np.ndarray]], np.ndarray]
+
+  @property
+  def dtype(self) -> np.dtype:
+    return self.tensors[0].dtype
+
+  def read(self) -> np.ndarray:
+    """Makes the leaf; of one tensor, it may be mapped."""
+    return self.make([tensor.read() for tensor in self.tensors])
+
+  def load(self, filled: _memory.Filled = _memory.filled) -> Any:
+    """Makes the leaf in memory of its own.
+
+    Args:
+      filled: Makes the array, if the leaf is the bytes of one tensor.
+    """
+    tensor = self.tensors[0]
+    if isinstance(tensor, _mapped.Tensor) and len(self.tensors) == 1:
+      mapped = self.read()  # No byte of it.
+      is_all = mapped.size == math.prod(tensor.shape)
+      if isinstance(mapped, np.memmap) and is_all and mapped.flags.c_contiguous:
+        return filled(self.shape, self.dtype, tensor.read_into)
+    return self.make([tensor.load() for tensor in self.tensors])
+
+
+def open_weights(path: pathlib.Path, *, who: str) -> dict[str, Leaf]:
+  """Lists gemma's leaves in a checkpoint of transformers; reads no data.
+
+  Args:
+    path: A safetensors file, an index of several, or the folder of either.
+    who: The function that asks, for messages.
+
+  Returns:
+    Leaves by their paths. A tensor that is none of gemma's stands under its own
+    name.
+
+  Raises:
+    FileNotFoundError: A file is not there.
+    ValueError: A file is damaged, or has no Gemma 4.
+  """
+  listed = _mapped.list_tensors(path, who=who)
+  named = _four_bit.unpacked(listed, path=path, who=who)
+  tensors = {_short(name): tensor for name, tensor in named.items()}
+  try:
+    config = _structure.config({k: v.shape for k, v in tensors.items()})
+  except ValueError as e:
+    raise ValueError(f'{who}: {path}: {e}') from e
+  leaves, used = {}, set()
+  rows = _linears.linears(config)
+  for names, leaf in itertools.chain(
+      _linear_leaves(rows, tensors),
+      _clips(rows, tensors),
+      _other_leaves(config, tensors),
+  ):
+    leaves[leaf.path] = leaf
+    used.update(names)
+  for name, tensor in named.items():
+    if _short(name) not in used:
+      leaves[name] = Leaf(
+          path=name, tensors=(tensor,), shape=tensor.shape, make=_first
+      )
+  return leaves
+
+
+def _short(name: str) -> str:
+  """Drops what stands before the names of a tower."""
+  _, short = next(_sites.candidates(name))
+  return short
+
+
+_Made = Iterator[tuple[Sequence[str], Leaf]]
+_Tensors = Mapping[str, _mapped.Tensor | _four_bit.Packed]
+
+
+def _linear_leaves(rows: Sequence[_linears.Linear], tensors: _Tensors) -> _Made:
+  """Yields the weights of linears, with the names of their tensors."""
+  by_path: dict[str, list[_linears.Linear]] = {}
+  for row in rows:
+    by_path.setdefault(row.path, []).append(row)
+  for path, packed in by_path.items():
+    experts = packed[0].group == 'experts'
+    ends = '' if experts else '.weight'
+    names = [f'{name}{ends}' for row in packed for name in row.hf_names]
+    if experts:
+      names = names[:1]
+    if not all(name in tensors for name in names):
+      continue  # k and v of KV-shared layers; or it is reported as missing.
+    parts = tuple(tensors[name] for name in names)
+    sized = [_sized(row, tensors[names[0]].shape) for row in packed]
+    make = _maker(sized)
+    yield names, Leaf(path=path, tensors=parts, shape=sized[0].shape, make=make)
+
+
+def _sized(row: _linears.Linear, shape: tuple[int, ...]) -> _linears.Linear:
+  """Returns the row in the sizes of its tensor, `[*experts, out, in]`.
+
+  Of several axes of one side, the last is known (the width of a head), and the
+  first follows.
+  """
+  sizes = list(row.shape)
+  fan_out = shape[-2] // (2 if row.group == 'experts' and row.slot_axis else 1)
+  for axes, total in ((row.out_axes, fan_out), (row.in_axes, shape[-1])):
+    rest = math.prod(sizes[axis] for axis in axes[1:])
+    sizes[axes[0]] = total // rest
+  return dataclasses.replace(row, shape=tuple(sizes))
+
+
+def _maker(
+    rows: Sequence[_linears.Linear],
+) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
+  """Returns what packs the weights of transformers as gemma does."""
+  row = rows[0]
+  if row.group == 'experts' and row.slot is not None:
+    return lambda arrays: arrays[0].reshape(row.shape)
+  if row.group == 'experts':
+    return lambda arrays: arrays[0].swapaxes(1, 2)
+
+  def make(arrays):
+    step = len(arrays) // len(rows)  # Layers of a stacked weight.
+    slots = [
+        [_from_matrix(x, r) for x in arrays[i * step : (i + 1) * step]]
+        for i, r in enumerate(rows)
+    ]
+    one = row.one_layer
+    if one.slot_axis is None:
+      layers = slots[0]
+    else:
+      layers = [
+          _stack(parts, axis=one.slot_axis)
+          for parts in zip(*slots, strict=True)
+      ]
+    return _stack(layers) if row.stacked else layers[0]
+
+  return make
+
+
+def _from_matrix(array: np.ndarray, row: _linears.Linear) -> np.ndarray:
+  """Returns `[out, in]` as gemma's part of a weight."""
+  row = row.one_layer
+  in_axes, out_axes = _parts.axes(row)
+  array = array.reshape(*row.out_shape, *row.in_shape)
+  return array.transpose(np.argsort((*out_axes, *in_axes)).tolist())
+
+
+def _clips(rows: Sequence[_linears.Linear], tensors: _Tensors) -> _Made:
+  """Yields the clip bounds of linears: one for all that gemma packs in one."""
+  by_module: dict[str, list[_linears.Linear]] = {}
+  for row in rows:
+    if row.hf_name.endswith('.linear'):
+      by_module.setdefault(row.module_path, []).append(row)
+  for module, packed in by_module.items():
+    for bound in BOUNDS:
+      names = [
+          f'{name.removesuffix(".linear")}.{bound}'
+          for row in packed
+          for name in row.hf_names
+      ]
+      if not all(name in tensors for name in names):
+        continue
+      stacked = packed[0].stacked
+      path = f'{module}.clip_{bound}'
+      yield names, Leaf(
+          path=path,
+          tensors=tuple(tensors[name] for name in names),
+          shape=(len(names) // len(packed),) if stacked else (),
+          make=_clip_maker(path, len(packed), stacked=stacked),
+      )
+
+
+def _clip_maker(
+    path: str, num_packed: int, *, stacked: bool
+) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
+  def make(arrays):
+    bounds = np.stack(arrays).reshape(num_packed, -1)
+    if (bounds != bounds[0]).any():
+      raise ValueError(
+          f'The checkpoint clips what {path} packs at different bounds, and'
+          f' gemma has one for all: {bounds.tolist()}.'
+      )
+    return bounds[0] if stacked else bounds[0, 0]
+
+  return make
+
+
+def _other_leaves(config, tensors: _Tensors) -> _Made:
+  """Yields all that is no linear."""
+  for path, names in other_names(config).items():
+    if all(name in tensors for name in names):
+      parts = tuple(tensors[name] for name in names)
+      shape, make = _shape_and_maker(path, parts[0].shape, len(parts), config)
+      yield names, Leaf(path=path, tensors=parts, shape=shape, make=make)
+
+
+def other_names(
+    config: _upstream.TransformerConfig,
+) -> dict[str, tuple[str, ...]]:
+  """Returns short names of the tensors of each leaf that is no linear.
+
+  One, or one per layer of a stacked leaf.
+
+  Args:
+    config: Of the model. A vision tower may have less than is named.
+  """
+  if config.vision_encoder is not None:
+    vision = dataclasses.replace(
+        config.vision_encoder, standardize_embeddings=True
+    )
+    config = dataclasses.replace(config, vision_encoder=vision)
+  names = {
+      leaf.path: leaf.hf_tensors
+      for leaf in _leaves.leaves(config)
+      if leaf.hf_tensors
+  }
+  if config.audio_encoder is not None:
+    names |= {ours: (theirs,) for ours, theirs in _AUDIO.items()}
+    for i in range(config.audio_encoder.num_layers):
+      for ours, theirs in _AUDIO_LAYER.items():
+        path = f'audio_encoder.conformer/stacked_layers_{i}.{ours}'
+        names[path] = (f'audio_tower.layers.{i}.{theirs}',)
+  return names
+
+
+def is_stacked(path: str) -> bool:
+  """Whether a leaf has an axis of layers."""
+  return path.startswith(f'{VISION_BLOCK}.')
+
+
+def is_convolution(path: str) -> bool:
+  """Whether a leaf is `[*window, in, out]`, and its tensor `[out, in, *window]`."""
+  return path.endswith('.kernel')
+
+
+def _shape_and_maker(
+    path: str, shape: tuple[int, ...], count: int, config
+) -> tuple[tuple[int, ...], Callable[[Sequence[np.ndarray]], np.ndarray]]:
+  """Returns the shape of a leaf, and what makes it of tensors of a shape."""
+  if is_stacked(path):
+    return (count, *shape), _stack
+  if is_convolution(path):
+    out, into, *window = shape
+    return (*window, into, out), _kernel
+  if path == PER_LAYER_EMBEDDINGS:
+    vocab, size = shape
+    new = (vocab, config.num_layers, size // config.num_layers)
+    return new, lambda arrays: arrays[0].reshape(new)
+  if path == POSITIONS:
+    axes, length, width = shape
+    return (length, axes, width), lambda arrays: arrays[0].swapaxes(0, 1)
+  return shape, _first
+
+
+def _stack(arrays: Sequence[np.ndarray], axis: int = 0) -> np.ndarray:
+  """`np.stack`, of integers: NumPy copies bfloat16 one number at a time."""
+  dtype = arrays[0].dtype
+  integers = [x.view(f'u{dtype.itemsize}') for x in arrays]
+  return np.stack(integers, axis).view(dtype)
+
+
+def _first(arrays: Sequence[np.ndarray]) -> np.ndarray:
+  return arrays[0]
+
+
+def _kernel(arrays: Sequence[np.ndarray]) -> np.ndarray:
+  return np.moveaxis(arrays[0], (0, 1), (-1, -2))

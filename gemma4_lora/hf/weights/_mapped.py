@@ -1,0 +1,194 @@
+"""Safetensors files: listed at once, then mapped or loaded.
+
+The format: 8 bytes of length, a JSON header of that length with dtype, shape and
+offsets of each tensor, then the data.
+https://github.com/huggingface/safetensors#format
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import json
+import math
+import pathlib
+
+import ml_dtypes
+import numpy as np
+
+from gemma4_lora.host import _memory
+
+DTYPES = {
+    'F64': np.float64,
+    'F32': np.float32,
+    'F16': np.float16,
+    'BF16': ml_dtypes.bfloat16,
+    'I64': np.int64,
+    'I32': np.int32,
+    'I16': np.int16,
+    'I8': np.int8,
+    'U8': np.uint8,
+    'BOOL': np.bool_,
+}
+INDEX = '.safetensors.index.json'
+_SUFFIX = '.safetensors'
+# Linux reads no more than 2 GiB at once.
+_READ_BYTES = 2**30
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tensor:
+  """A tensor in a file.
+
+  Attributes:
+    file: Which one.
+    offset: Of its data, in bytes from the start of the file.
+    shape: Its shape.
+    dtype: Its dtype.
+  """
+
+  file: pathlib.Path
+  offset: int
+  shape: tuple[int, ...]
+  dtype: np.dtype
+
+  def read(self) -> np.ndarray:
+    """Maps the data: no byte is read before it is looked at."""
+    if not self.shape or 0 in self.shape:  # Cannot be mapped.
+      with self.file.open('rb') as file:
+        file.seek(self.offset)
+        data = file.read(math.prod(self.shape) * self.dtype.itemsize)
+      return np.frombuffer(data, self.dtype).reshape(self.shape)
+    return np.memmap(
+        self.file, self.dtype, mode='r', offset=self.offset, shape=self.shape
+    )
+
+  def load(self) -> np.ndarray:
+    """Reads the data into memory of its own."""
+    return _memory.filled(self.shape, self.dtype, self.read_into)
+
+  def read_into(self, out: np.ndarray) -> None:
+    """Reads the data.
+
+    Args:
+      out: An array of as many bytes.
+    """
+    todo = memoryview(out.reshape(-1).view(np.uint8))
+    with self.file.open('rb', buffering=0) as file:
+      file.seek(self.offset)
+      while todo:
+        count = file.readinto(todo[:_READ_BYTES])
+        if not count:
+          raise ValueError(
+              f'The checkpoint is truncated: {self.file} ends at byte'
+              f' {file.tell()}. Copy or download it again.'
+          )
+        todo = todo[count:]
+
+
+def list_tensors(path: pathlib.Path, *, who: str) -> dict[str, Tensor]:
+  """Lists the tensors of a file, of an index, or of a folder with either.
+
+  Args:
+    path: `model.safetensors`, `model.safetensors.index.json`, or the folder.
+    who: The function that asks, for messages.
+
+  Raises:
+    FileNotFoundError: The folder has neither, or the index names a file that is
+      not there.
+    ValueError: A file is truncated or no safetensors file, or the folder holds
+      something else.
+  """
+  if path.is_dir():
+    path = _in_folder(path, who=who)
+  if not path.name.endswith(INDEX):
+    return _list_file(path, who=who)
+  shards = _json(path, path.read_text(), who=who).get('weight_map')
+  if not isinstance(shards, Mapping):
+    raise ValueError(f'{who}: {path} has no weight_map.')
+  tensors = {}
+  for name in sorted(set(shards.values())):
+    file = path.with_name(name)
+    if not file.exists():
+      raise FileNotFoundError(
+          f'{who}: {path} names {name}, which is not there.'
+      )
+    listed = _list_file(file, who=who)
+    lacking = [k for k, v in shards.items() if v == name and k not in listed]
+    if lacking:
+      raise ValueError(
+          f'{who}: {path} says that {len(lacking)} tensors are in {name}, which'
+          f' does not have them: {lacking[:3]}.'
+      )
+    tensors |= listed
+  return tensors
+
+
+def _in_folder(path: pathlib.Path, *, who: str) -> pathlib.Path:
+  """Returns the index or the file of a folder."""
+  names = sorted(x.name for x in path.iterdir())
+  if 'adapter_model.safetensors' in names and 'model.safetensors' not in names:
+    raise ValueError(
+        f'{who}: {path} holds LoRA of PEFT, not base weights: load it by'
+        ' g4.hf.load_peft.'
+    )
+  indices = [n for n in names if n.endswith(INDEX)]
+  files = [n for n in names if n.endswith(_SUFFIX)]
+  for kind in (indices, files):
+    if len(kind) == 1:
+      return path / kind[0]
+    if len(kind) > 1:
+      raise ValueError(
+          f'{who}: {path} has several of them, give the one: {kind[:4]}.'
+      )
+  raise FileNotFoundError(f'{who}: {path} has no safetensors. It has: {names}.')
+
+
+def _list_file(path: pathlib.Path, *, who: str) -> dict[str, Tensor]:
+  """Lists the tensors of one file, once it is known to be whole."""
+  size = path.stat().st_size
+  with path.open('rb') as file:
+    length = int.from_bytes(file.read(8), 'little')
+    if size < 8 + length or length < 2:
+      raise ValueError(_damaged(path, size, 8 + length, who=who))
+    header = _json(path, file.read(length).decode('utf8', 'replace'), who=who)
+  header.pop('__metadata__', None)
+  tensors, end = {}, 8 + length
+  for name, entry in header.items():
+    if entry['dtype'] not in DTYPES:
+      raise ValueError(
+          f'{who}: {path}: {name} has dtype {entry["dtype"]}, which is not'
+          f' among {sorted(DTYPES)}: unknown packed format'
+          f'{_looks_like(entry["dtype"])}. Give weights that are not quantised.'
+      )
+    start, stop = entry['data_offsets']
+    end = max(end, 8 + length + stop)
+    tensors[name] = Tensor(
+        file=path,
+        offset=8 + length + start,
+        shape=tuple(entry['shape']),
+        dtype=np.dtype(DTYPES[entry['dtype']]),
+    )
+  if size < end:
+    raise ValueError(_damaged(path, size, end, who=who))
+  return tensors
+
+
+def _looks_like(dtype: str) -> str:
+  if dtype == 'U32':
+    return ': it looks like MLX'
+  return ': 8-bit floats' if dtype.startswith('F8') else ''
+
+
+def _json(path: pathlib.Path, text: str, *, who: str) -> dict:
+  try:
+    return json.loads(text)
+  except json.JSONDecodeError as e:
+    raise ValueError(
+        f'{who}: {path} is damaged, or no file of Hugging Face: {e}.'
+    ) from e
+
+
+def _damaged(path: pathlib.Path, size: int, end: int, *, who: str) -> str:
+  return (
+      f'{who}: the checkpoint is truncated: {path} has {size} bytes, and should'
+      f' have {end}. Copy or download it again.'
+  )

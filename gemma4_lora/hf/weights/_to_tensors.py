@@ -1,0 +1,252 @@
+"""Gemma's leaves as tensors of transformers: what `_base_weights` does, undone."""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+import math
+import re
+from typing import Any
+
+import numpy as np
+
+from gemma4_lora.gemma4 import _linears
+from gemma4_lora.gemma4 import _upstream
+from gemma4_lora.gemma4 import _weights as _parts
+from gemma4_lora.hf import _sites
+from gemma4_lora.hf.weights import _base_weights
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+  """A tensor of transformers, in a leaf of gemma's.
+
+  Attributes:
+    name: In the file.
+    shape: Of the tensor.
+    take: Takes it out of the leaf.
+    by_rows: Whether it takes rows of the tensor out of rows of the leaf.
+  """
+
+  name: str
+  shape: tuple[int, ...]
+  take: Callable[[np.ndarray], np.ndarray]
+  by_rows: bool = False
+
+
+def parts(
+    shapes: Shapes, config: _upstream.TransformerConfig
+) -> dict[str, tuple[Part, ...]]:
+  """Returns the tensors that each leaf is in transformers.
+
+  A file with towers is named for `Gemma4ForConditionalGeneration`, one without
+  for `Gemma4ForCausalLM`. k, v and key norm of KV-shared layers are none:
+  transformers has no such modules.
+
+  Args:
+    shapes: Of all leaves, by their dotted path below `params`.
+    config: Of the model, whose towers may be other ones or none.
+
+  Raises:
+    ValueError: A leaf has no name there.
+  """
+  config = _with_towers(shapes, config)
+  known = _linear_parts(shapes, config) | _other_parts(shapes, config)
+  unknown = [path for path in shapes if path not in known]
+  if unknown:
+    raise ValueError(
+        f'{len(unknown)} leaves have no name in transformers:'
+        f' {_sites.listed(unknown)}.'
+    )
+  prefixes = {is_text: _prefix(shapes, is_text) for is_text in (True, False)}
+  return {
+      path: tuple(
+          dataclasses.replace(part, name=prefixes[_is_text(path)] + part.name)
+          for part in known[path]
+      )
+      for path in shapes
+  }
+
+
+def class_name(shapes: Shapes) -> str:
+  """Returns the class of transformers that loads these leaves."""
+  towers = not all(map(_is_text, shapes))
+  return _sites.CLASSES[0 if towers else 1]
+
+
+def _prefix(shapes: Shapes, is_text: bool) -> str:
+  tower = 'text' if is_text else 'vision'
+  return _sites.prefix(class_name(shapes), tower) or ''
+
+
+def _is_text(path: str) -> bool:
+  return not re.match(
+      r'vision_encoder\.|audio_encoder\.|embedder\.(mm|audio)_', path
+  )
+
+
+def _with_towers(
+    shapes: Shapes, config: _upstream.TransformerConfig
+) -> _upstream.TransformerConfig:
+  """Returns the config with towers of as many layers as there are.
+
+  Their other sizes are not needed: shapes are the leaves' own.
+  """
+  vision = _count(shapes, rf'{re.escape(_base_weights.VISION_BLOCK)}\.', axis=0)
+  audio = _count(shapes, r'audio_encoder\.conformer/stacked_layers_(\d+)\.')
+  return dataclasses.replace(
+      config,
+      vision_encoder=_tower('vision_encoder', vision),
+      audio_encoder=_tower('audio_encoder', audio),
+  )
+
+
+def _tower(field: str, num_layers: int) -> Any:
+  if not num_layers:
+    return None
+  tower = getattr(_upstream.RELEASED[0].config, field)
+  return dataclasses.replace(tower, num_layers=num_layers)
+
+
+def _count(shapes: Shapes, pattern: str, axis: int | None = None) -> int:
+  """Number of layers, by the numbers in the paths or along an axis."""
+  found = [(re.match(pattern, path), shape) for path, shape in shapes.items()]
+  return max(
+      (
+          1 + int(match[1]) if axis is None else shape[axis]
+          for match, shape in found
+          if match
+      ),
+      default=0,
+  )
+
+
+def _linear_parts(
+    shapes: Shapes, config: _upstream.TransformerConfig
+) -> dict[str, tuple[Part, ...]]:
+  """Returns the tensors of linears and of their clip bounds."""
+  by_path: dict[str, list[_linears.Linear]] = {}
+  for row in _linears.linears(config):
+    if row.path in shapes:
+      row = dataclasses.replace(row, shape=tuple(shapes[row.path]))
+      by_path.setdefault(row.path, []).append(row)
+  known: dict[str, tuple[Part, ...]] = {}
+  for path, rows in by_path.items():
+    live = [row for row in rows if row.live]
+    if rows[0].group == 'experts':
+      known[path] = (_experts(rows[0]),)
+    else:
+      known[path] = tuple(x for row in live for x in _matrices(row))
+    for bound in _base_weights.BOUNDS:
+      clip = f'{rows[0].module_path}.clip_{bound}'
+      if clip in shapes:
+        known[clip] = tuple(x for row in live for x in _bounds(row, bound))
+  return known
+
+
+def _experts(row: _linears.Linear) -> Part:
+  """gate and up of all experts, or down."""
+  experts, *_, hidden, width = row.shape
+  if row.slot_axis is None:
+    shape = (experts, width, hidden)
+    return Part(
+        name=row.hf_name,
+        shape=shape,
+        take=lambda leaf: leaf.swapaxes(1, 2),
+        by_rows=True,
+    )
+  return Part(
+      name=row.hf_name,
+      shape=(experts, 2 * hidden, width),
+      take=lambda leaf: leaf.reshape(-1, 2 * hidden, width),
+      by_rows=True,
+  )
+
+
+def _matrices(row: _linears.Linear) -> list[Part]:
+  """One `[out, in]`, or one per layer of a stacked leaf."""
+  one = row.one_layer
+  in_axes, out_axes = _parts.axes(one)
+  order = (*out_axes, *in_axes)
+  shape = (math.prod(row.out_shape), math.prod(row.in_shape))
+
+  def take(leaf, index):
+    layer = leaf if index is None else leaf[index]
+    return _parts.part(layer, one).transpose(order).reshape(shape)
+
+  indices = row.layers if row.stacked else (None,)
+  return [
+      Part(
+          name=f'{name}.weight',
+          shape=shape,
+          take=lambda leaf, index=index: take(leaf, index),
+      )
+      for name, index in zip(row.hf_names, indices, strict=True)
+  ]
+
+
+def _bounds(row: _linears.Linear, bound: str) -> list[Part]:
+  """A clip bound of a linear, which those that gemma packs with it share."""
+  names = [name.removesuffix('.linear') for name in row.hf_names]
+  indices = row.layers if row.stacked else ((),)
+  return [
+      Part(
+          name=f'{name}.{bound}',
+          shape=(),
+          take=lambda leaf, index=index: leaf[index],
+      )
+      for name, index in zip(names, indices, strict=True)
+  ]
+
+
+def _other_parts(
+    shapes: Shapes, config: _upstream.TransformerConfig
+) -> dict[str, tuple[Part, ...]]:
+  """Returns the tensors of all that is no linear."""
+  known = {
+      path: _other(path, names, shapes[path])
+      for path, names in _base_weights.other_names(config).items()
+      if path in shapes
+  }
+  for layer, shared in enumerate(_upstream.shares_kv(config)):
+    if shared:
+      known[f'layer_{layer}.attn.key_norm.scale'] = ()
+  return known
+
+
+def _other(
+    path: str, names: Sequence[str], shape: tuple[int, ...]
+) -> tuple[Part, ...]:
+  """Returns the tensors of one leaf."""
+  name = names[0]
+  if _base_weights.is_stacked(path):
+    return tuple(
+        Part(name=name, shape=shape[1:], take=lambda leaf, i=i: leaf[i])
+        for i, name in enumerate(names)
+    )
+  if _base_weights.is_convolution(path):
+    *window, into, out = shape
+    return _one(name, (out, into, *window), _kernel)
+  if path == _base_weights.PER_LAYER_EMBEDDINGS:
+    vocab, layers, size = shape
+    width = layers * size
+    return _one(
+        name,
+        (vocab, width),
+        lambda leaf: leaf.reshape(-1, width),
+        by_rows=True,
+    )
+  if path == _base_weights.POSITIONS:
+    length, axes, width = shape
+    return _one(name, (axes, length, width), lambda leaf: leaf.swapaxes(0, 1))
+  return _one(name, shape, lambda leaf: leaf, by_rows=True)
+
+
+def _one(name, shape, take, *, by_rows=False) -> tuple[Part, ...]:
+  return (Part(name=name, shape=tuple(shape), take=take, by_rows=by_rows),)
+
+
+def _kernel(leaf: np.ndarray) -> np.ndarray:
+  return np.moveaxis(leaf, (-1, -2), (0, 1))

@@ -1,0 +1,1 @@
+"""Attention in blocks and by kernels, in place of gemma's."""

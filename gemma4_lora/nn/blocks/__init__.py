@@ -1,0 +1,1 @@
+"""Blocks: rematerialisation and loops."""

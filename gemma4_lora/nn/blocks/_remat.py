@@ -1,0 +1,122 @@
+"""Rematerialisation of blocks, by Flax's interceptor.
+
+A block's activations are dropped after the forward pass and recomputed in the
+backward pass from the block's input, but for what the policy keeps. The base is
+frozen: what its linears were given is needed by the LoRA branches alone.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from flax import linen as nn
+import jax
+from jax.ad_checkpoint import checkpoint_name
+
+from gemma4_lora.gemma4 import _upstream
+from gemma4_lora.nn.attention import _blockwise
+
+# Outputs of linears, LoRA branch included, by the last name of their path.
+_LINEARS = (
+    'q_einsum',
+    'kv_einsum',
+    'k_einsum',
+    'attn_vec_einsum',
+    'gating_einsum',
+    'linear',
+    'per_layer_input_gate',
+    'per_layer_projection',
+)
+# What each policy keeps.
+POLICIES = {
+    'none': None,
+    'block': (),
+    'attention': (_blockwise.NAME,),
+    'dots': (_blockwise.NAME, *_LINEARS),
+}
+
+
+def check(policy: str, *, attention: str) -> None:
+  """Raises for a policy that there is not.
+
+  Args:
+    policy: What the user wrote.
+    attention: The `attention=` beside it.
+
+  Raises:
+    ValueError: Unknown, or one that keeps what there is not.
+  """
+  if policy not in POLICIES:
+    raise ValueError(
+        f'g4.nn.LoRA(remat={policy!r}): there is'
+        f' {", ".join(map(repr, POLICIES))}.'
+    )
+  if policy == 'attention' and attention == 'gemma':
+    raise ValueError(
+        "g4.nn.LoRA(remat='attention') keeps the output of attention, with which"
+        " the backward pass of attention='blockwise' is spared the forward one."
+        f' With attention={attention!r} there is nothing to spare: write'
+        " attention='blockwise' (or 'splash'), or remat='block'."
+    )
+
+
+def save_only(policy: str) -> Callable[..., Any]:
+  """Returns what a policy, not `'none'`, keeps, as `jax.checkpoint` takes it."""
+  return jax.checkpoint_policies.save_only_these_names(*POLICIES[policy])
+
+
+class Remat:
+  """Interceptor for one call of the model: recomputes each block.
+
+  Attributes:
+    key: Says all that the result depends on.
+  """
+
+  def __init__(self, policy: str):
+    self.key = f'remat {policy}'
+    self._policy = save_only(policy)
+    self._within = False
+
+  def __call__(self, next_fun, args, kwargs, context):
+    module = context.module
+    if (
+        self._within
+        or context.method_name != '__call__'
+        or not isinstance(module, _upstream.Block)
+        or module.is_initializing()
+    ):
+      return next_fun(*args, **kwargs)
+
+    def call(block, *args):
+      return block(*args, **kwargs)
+
+    self._within = True
+    try:
+      return nn.remat(call, policy=self._policy)(module, *args)
+    finally:
+      self._within = False
+
+
+class Names:
+  """Interceptor that gives outputs of linears the names that policies know.
+
+  It must be the outermost: what is kept of a linear has its branch in it.
+
+  Attributes:
+    key: Says all that the result depends on.
+  """
+
+  key = 'names'
+
+  def __call__(self, next_fun, args, kwargs, context):
+    output = next_fun(*args, **kwargs)
+    module = context.module
+    if context.method_name != '__call__' or not isinstance(
+        module, _upstream.LINEARS
+    ):
+      return output
+    return checkpoint_name(output, _name(module))
+
+
+def _name(module: nn.Module) -> str:
+  name = _upstream.weight_name(module)
+  return module.path[-1] if name in ('w', 'kernel') else name

@@ -1,0 +1,1 @@
+"""Low-rank branches inside the calls of linears."""

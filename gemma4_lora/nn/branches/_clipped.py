@@ -1,0 +1,47 @@
+"""A clipped linear with branches: inside both clips, as in Hugging Face.
+
+`clip_out(W . clip_in(x) + branches(clip_in(x)))`. gemma's module clips within
+its own call, where nothing can be added, so that its three lines stand here
+again, on its own parameters.
+https://github.com/google-deepmind/gemma/blob/main/gemma/gm/nn/gemma4/_layers.py
+(`ClippedEinsum`, gemma 4.0.1 and 4.1.0)
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from gemma4_lora.gemma4 import _upstream
+from gemma4_lora.nn.branches import _base
+
+
+def apply(
+    module: nn.Module,
+    eqn: str,
+    x: jax.Array,
+    *,
+    dtype: Any,
+    branches: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+) -> jax.Array:
+  """Returns what the module would, with branches added before the last clip.
+
+  Args:
+    module: A `ClippedEinsum` that has its parameters.
+    eqn: Einsum of its input and its weight.
+    x: Its input.
+    dtype: Of its weight, where that is quantised.
+    branches: What to add, as a function of the clipped input and of what the
+      weight makes of it.
+
+  Raises:
+    ValueError: The parameters lack a clip bound.
+  """
+  bounds = _upstream.clip_bounds(module)
+  x = jnp.clip(x, bounds['clip_input_min'], bounds['clip_input_max'])
+  y = _base.product(module, eqn, x, dtype)
+  if branches is not None:
+    y += branches(x, y)
+  return jnp.clip(y, bounds['clip_output_min'], bounds['clip_output_max'])

@@ -1,0 +1,99 @@
+"""`modules_to_save`: parts of the base that are trained in full.
+
+What is trained is a float32 copy among the LoRA leaves (`final_norm.lora.scale`),
+as PEFT has it: `kd.optim.select('lora')` selects it, whatever saves LoRA leaves
+saves it, and the base stays what was restored. The forward pass sees the copy,
+cast to the base's dtype, in place of the base.
+"""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+from flax import linen as nn
+import jax
+
+from gemma4_lora import targets
+from gemma4_lora.gemma4 import _weights
+
+
+def make(
+    module: nn.Module, saved: Sequence[targets.Saved], *, dtype: Any
+) -> None:
+  """Makes the copies, equal to the base, on `init`.
+
+  Args:
+    module: The model, its own parameters made.
+    saved: What to copy.
+    dtype: Of the copies.
+
+  Raises:
+    ValueError: `init` has not made what is to be copied.
+  """
+  params = module.variables['params']
+  for part in saved:
+    base = _get(params, part.row.path)
+    if base is None:
+      raise ValueError(
+          f'modules_to_save: init made no {part.row.path}. gemma makes some'
+          ' parameters of the towers only when init is given their input. Give'
+          ' it images= and audio=, or leave this out.'
+      )
+    value = copy_of(base, part, dtype=dtype)
+    *scopes, name = part.path.split('.')
+    scope: Any = module.scope
+    for key in scopes:
+      scope = scope.push(key, reuse=True)
+    scope.param(name, lambda _, value=value: value)
+
+
+def copy_of(base: jax.Array, part: targets.Saved, *, dtype: Any) -> jax.Array:
+  """Returns a part of a base leaf as its copy starts."""
+  return _weights.part(base, part.row).astype(dtype)
+
+
+def substitute(
+    params: Mapping[str, Any], saved: Sequence[targets.Saved]
+) -> dict[str, Any]:
+  """Returns parameters with the copies in place of the base.
+
+  Args:
+    params: Nested; the copies stay in them.
+    saved: What has a copy.
+
+  Raises:
+    ValueError: A copy is missing.
+  """
+  new: dict[str, Any] = jax.tree.map(lambda x: x, dict(params))
+  for part in saved:
+    copy = _get(params, part.path)
+    if copy is None:
+      raise ValueError(
+          f'The parameters have no {part.path}, which'
+          ' g4.nn.LoRA(modules_to_save=...) reads. Were they made by this'
+          ' model.init?'
+      )
+    *scopes, name = part.row.path.split('.')
+    node = new
+    for key in scopes:
+      node = node[key]
+    node[name] = _weights.with_part(node[name], part.row, copy)
+  return new
+
+
+def is_copy(keys: Sequence[str]) -> bool:
+  """Whether a path is of a copy, not of an A, a B or a magnitude."""
+  if 'lora' not in keys:
+    return False
+  *_, scope, name = keys
+  return name == 'w' or (scope == 'lora' and name not in ('a', 'b'))
+
+
+def _get(params: Mapping[str, Any], path: str) -> Any:
+  """Returns a leaf, None where there is none."""
+  node: Any = params
+  for key in path.split('.'):
+    if not isinstance(node, Mapping) or key not in node:
+      return None
+    node = node[key]
+  return node

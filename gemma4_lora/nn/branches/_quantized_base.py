@@ -1,0 +1,230 @@
+"""Calls of a model whose base is quantised, by Flax's interceptor.
+
+It must be the innermost: what LoRA adds stands around it.
+"""
+
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from gemma4_lora import quant
+from gemma4_lora import targets
+from gemma4_lora.gemma4 import _upstream
+from gemma4_lora.nn.branches import _base
+from gemma4_lora.nn.branches import _clipped
+from gemma4_lora.nn.branches import _dora
+from gemma4_lora.nn.branches import _experts
+
+
+class Quantized:
+  """Interceptor that reads quantised weights where gemma reads arrays.
+
+  Attributes:
+    key: Says all that the result depends on.
+  """
+
+  def __init__(self, dtype: Any):
+    """Initialises.
+
+    Args:
+      dtype: In which weights are when they are used.
+    """
+    self.key = f'quantized {jnp.dtype(dtype)}'
+    self._dtype = dtype
+
+  def __call__(self, next_fun, args, kwargs, context):
+    module = context.module
+    if module.scope is None or module.is_initializing():
+      return next_fun(*args, **kwargs)
+    if context.method_name == '__call__' and isinstance(
+        module, _upstream.LINEARS
+    ):
+      if _base.is_quantized(module):
+        return self._linear(module, *_upstream.einsum_of(module, args, kwargs))
+    elif isinstance(module, _upstream.Embedder):
+      method = _EMBEDDER.get(context.method_name)
+      if method is not None:
+        name, function = method
+        table = module.get_variable('params', name)
+        if quant.is_quantized(table):
+          return function(module, table, self._dtype, *args, **kwargs)
+    elif context.method_name == _upstream.EXPERTS_METHOD:
+      if _experts.is_quantized(module):
+        return _experts.run(module, *args, dtype=self._dtype, **kwargs)
+    return next_fun(*args, **kwargs)
+
+  def _linear(self, module: nn.Module, eqn: str, x: jax.Array) -> jax.Array:
+    """Returns what a linear does."""
+    if isinstance(module, _upstream.ClippedEinsum):
+      return _clipped.apply(module, eqn, x, dtype=self._dtype)
+    y = _base.product(module, eqn, x, self._dtype)
+    bias = module.get_variable('params', 'bias')
+    return y if bias is None else y + bias.astype(y.dtype)
+
+
+def check(params: Mapping[str, Any], layouts: Mapping[str, Any]) -> None:
+  """Raises unless what is quantised is what the model reads so.
+
+  Args:
+    params: Nested.
+    layouts: How the model reads its base, by dotted path.
+
+  Raises:
+    ValueError: Another part is quantised, or otherwise.
+  """
+  found = {
+      path: quant.layout_of(value) for path, value in quantized_nodes(params)
+  }
+  if found == layouts:
+    return
+  paths = sorted(found.keys() | layouts.keys())
+  wrong = [x for x in paths if found.get(x) != layouts.get(x)]
+  none = 'not quantised'
+  raise ValueError(
+      f'{len(wrong)} leaves of the base are not as'
+      ' g4.nn.LoRA(quantize=...) has them:\n'
+      + '\n'.join(
+          f'  {x}: model {layouts.get(x, none)}, parameters'
+          f' {found.get(x, none)}'
+          for x in wrong[:4]
+      )
+      + '\nGive the model the quantize= with which the parameters were made, or'
+      ' restore them into this model.'
+  )
+
+
+def quantized_nodes(
+    params: Mapping[str, Any], *prefix: str
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+  """Yields the quantised arrays of nested parameters, by dotted path."""
+  for key, value in params.items():
+    if quant.is_quantized(value):
+      yield '.'.join((*prefix, key)), value
+    elif isinstance(value, Mapping):
+      yield from quantized_nodes(value, *prefix, key)
+
+
+def make(
+    module: nn.Module,
+    layouts: Mapping[str, Any],
+    adapted: Sequence[targets.Adapted],
+    *,
+    dtype: Any,
+) -> None:
+  """Quantises the base, on `init`, and has DoRA's magnitudes follow.
+
+  Args:
+    module: The model, its own parameters made.
+    layouts: How, by dotted path.
+    adapted: What LoRA adapts.
+    dtype: Of weights when they are used.
+
+  Raises:
+    ValueError: `init` has not made what is to be quantised.
+  """
+  params = quantize(module.variables['params'], layouts)
+  for linear in adapted:
+    row = linear.row
+    if linear.use_dora and row.path in layouts:
+      weight = quant.dense(_get(params, row.path), dtype)
+      _get(params, row.lora_path)['m'] = _dora.magnitude(weight, row)
+  scope: Any = module.scope
+  for top in {path.split('.')[0] for path in layouts}:
+    scope.put_variable('params', top, params[top])
+
+
+def quantize(
+    params: Mapping[str, Any], layouts: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Returns parameters with a quantised base.
+
+  Args:
+    params: Nested.
+    layouts: How, by dotted path.
+
+  Raises:
+    ValueError: A leaf is not there.
+  """
+  new = _copy(params)
+  for path, layout in layouts.items():
+    *scopes, name = path.split('.')
+    node = new
+    for key in scopes:
+      node = node.get(key, {})
+    if name not in node:
+      raise ValueError(
+          f'quantize=: the parameters have no {path}. gemma makes some of the'
+          ' towers only when init is given their input. Give it images= and'
+          ' audio=, or name parts without them.'
+      )
+    node[name] = quant.quantize(node[name], layout)
+  return new
+
+
+def dequantized(params: Any, dtype: Any) -> Any:
+  """Returns parameters with arrays for what is quantised.
+
+  Args:
+    params: Nested.
+    dtype: Of those arrays.
+  """
+  return jax.tree.map(
+      lambda x: quant.dense(x, dtype), params, is_leaf=quant.is_quantized
+  )
+
+
+def _get(params: Mapping[str, Any], path: str) -> Any:
+  for key in path.split('.'):
+    params = params[key]
+  return params
+
+
+def _copy(node: Any) -> Any:
+  """Returns nested dicts anew."""
+  if not isinstance(node, Mapping):
+    return node
+  return {key: _copy(value) for key, value in node.items()}
+
+
+def _encode(module, table, dtype, x):
+  rows = quant.take(table, x, dtype)
+  return _upstream.scaled_embeddings(rows, module.embed_dim)
+
+
+def _decode(module, table, dtype, x):
+  del module
+  return _base.einsum('...d,vd->...v', x, table, dtype)
+
+
+def _encode_logits(module, table, dtype, x):
+  probs = jax.nn.softmax(x.astype(jnp.float32), axis=-1).astype(x.dtype)
+  rows = _base.einsum('...v,vd->...d', probs, table, dtype)
+  return _upstream.scaled_embeddings(rows, module.embed_dim)
+
+
+def _encode_per_layer_input(
+    module, table, dtype, x, t, ignore_ple_tokens=False
+):
+  x = _upstream.per_layer_projection(module, x)
+  if ignore_ple_tokens:
+    return x
+  rows = quant.take(table, _upstream.known_tokens(module, t), dtype)
+  rows = _upstream.scaled_embeddings(rows, module.per_layer_input_dim)
+  return _upstream.mean_of_per_layer_inputs(x, rows)
+
+
+# Which table each method reads, and what it does with it.
+_EMBEDDER = {
+    'encode': ('input_embedding', _encode),
+    'decode': ('input_embedding', _decode),
+    'encode_logits': ('input_embedding', _encode_logits),
+    'encode_per_layer_input': (
+        'per_layer_embeddings',
+        _encode_per_layer_input,
+    ),
+}

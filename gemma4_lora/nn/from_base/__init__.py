@@ -1,0 +1,1 @@
+"""A and B that start from the base weights."""

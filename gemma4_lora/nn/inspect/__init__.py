@@ -1,0 +1,1 @@
+"""What a LoRA adapts, and what it does: for people."""

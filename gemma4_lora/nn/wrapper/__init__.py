@@ -1,0 +1,1 @@
+"""What all wrappers of a Gemma 4 model share."""

@@ -1,0 +1,127 @@
+"""What gemma does wrong with images and audio, on gemma 4.0.1 and 4.1.0.
+
+https://github.com/google-deepmind/gemma/blob/main/gemma/gm/nn/gemma4/_transformer.py
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from gemma4_lora.gemma4 import _upstream
+
+
+def check(*, tokens: Any, images: Any, audio: Any) -> None:
+  """Raises if the model cannot take the images or sounds of a batch.
+
+  gemma reads the images of all sequences as those of one (`_encode_vision`),
+  which `Images` mends, and the sounds of the first alone (`_encode_audio`), and
+  then fails on a shape.
+
+  Args:
+    tokens: `*B L`
+    images: As the model takes them, or None.
+    audio: As the model takes it, or None.
+
+  Raises:
+    ValueError: Other images than sequences, sounds of more than one sequence,
+      or images as of Gemma 3.
+  """
+  if images is not None and not isinstance(
+      images, _upstream.PreprocessedVisionInput
+  ):
+    raise ValueError(
+        'Gemma 4 takes images= as a PreprocessedVisionInput of'
+        ' gemma.gm.nn.gemma4._transformer: patches, their positions, and how'
+        ' many soft tokens each image has, as preprocess_and_patchify of'
+        ' gemma.gm.nn.gemma4.vision._preprocessing makes them. Got:'
+        f' {type(images).__name__}.'
+    )
+  shape = np.shape(tokens)
+  num_sequences = math.prod(shape[:-1])
+  if audio is not None and num_sequences != 1:
+    raise ValueError(
+        'gemma takes audio of one sequence at a time, and this batch'
+        f' has {num_sequences}: tokens are {shape}. Set batch_size=1, and to'
+        ' learn from more at once accumulate gradients:'
+        ' kd.optim.partial_updates(optax.MultiSteps(..., every_k_schedule=8),'
+        ' mask=...).'
+    )
+  if images is not None and np.shape(images.patches)[0] != num_sequences:
+    raise ValueError(
+        f'images= are of {np.shape(images.patches)[0]} sequences, and tokens of'
+        f' {num_sequences}: patches are {np.shape(images.patches)}, tokens'
+        f' {shape}. Give each sequence the same number of images, as'
+        ' g4.data.ChatTask(in_images=...) does.'
+    )
+
+
+class Images:
+  """Interceptor that encodes the images of each sequence for itself.
+
+  How many soft tokens an image has is read from the encoder's mask, not from
+  `soft_token_counts`, which are of the program: so that sequences may have
+  images of other sizes, or fewer of them. What a sequence has no placeholder for
+  is left out: gemma's own merge takes as many as it finds.
+
+  Attributes:
+    key: Says all that the result depends on.
+  """
+
+  key = 'images of each sequence'
+
+  def __call__(self, next_fun, args, kwargs, context) -> Any:
+    if not _upstream.is_vision_method(context.module, context.method_name):
+      return next_fun(*args, **kwargs)
+    (images,) = (*args, *kwargs.values())
+    num_sequences = images.patches.shape[0]
+    num_images = len(images.soft_token_counts)
+
+    def by_image(x):
+      return x.reshape(num_sequences * num_images, -1, x.shape[-1])
+
+    (embeddings, is_real), *_ = context.module.vision_encoder(
+        by_image(images.patches), by_image(images.positions_xy)
+    )
+    embeddings = embeddings.reshape(num_sequences, -1, embeddings.shape[-1])
+    if is_real is not None:
+      is_real = is_real.reshape(num_sequences, -1)
+      # Those of all images in a row, padding behind them.
+      order = jnp.argsort(~is_real, axis=1, stable=True)
+      embeddings = jnp.take_along_axis(embeddings, order[..., None], axis=1)
+    encoded = context.module.embedder.encode_vision(embeddings[:, None])
+    return encoded[:, 0]
+
+
+class _ExpandedVisionEncoder(_upstream.VisionEncoder):
+  """A vision encoder for tokens that have a placeholder per soft token."""
+
+  @property
+  def num_mm_tokens_per_image(self) -> int:
+    return -3
+
+
+def expanded_vision_encoder(
+    encoder: _upstream.VisionEncoder,
+) -> _upstream.VisionEncoder:
+  """Returns the encoder such that `Transformer` keeps all its logits.
+
+  Gemma 4 takes tokens that hold a placeholder per soft token already, so that
+  there is a logit per token. Yet given images, `Transformer.__call__` skips
+  `num_mm_tokens_per_image + 3` logits behind each begin-of-image token (255999)
+  as if it had put them in, as Gemma 3 does (`remove_mm_logits`): what follows
+  are the logits of later tokens, and NaN where there are no more. Samplers ask
+  for the last ones only and are spared.
+
+  With a number of -3 it skips none. The model has no other use for it but in
+  `input_config`, which without images (and gemma reads it only then) inserts so
+  many tokens for each of none.
+
+  Args:
+    encoder: Of the config; unbound.
+  """
+  own = (f.name for f in dataclasses.fields(encoder) if f.init)
+  fields = {name: getattr(encoder, name) for name in own}
+  return _ExpandedVisionEncoder(**fields | {'parent': None})

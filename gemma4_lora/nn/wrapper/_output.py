@@ -1,0 +1,69 @@
+"""What the model returns in a training step, beside or instead of logits."""
+
+from typing import Any
+
+import flax
+import jax.numpy as jnp
+
+from gemma4_lora.gemma4 import _upstream
+from gemma4_lora.losses import _head
+
+
+@flax.struct.dataclass
+class Output(_upstream.Output):
+  """gemma's output, and what its logits are made of.
+
+  Attributes:
+    head: What `g4.losses` read.
+    reference: The same, of the model with LoRA off, where it was asked for.
+  """
+
+  head: _head.Head | None = None
+  reference: Any = None
+
+
+def add_head(
+    output: _upstream.Output,
+    *,
+    embedding: Any,
+    soft_cap: float | None,
+    has_logits: bool,
+    has_hidden_states: bool,
+) -> Output:
+  """Returns the output with a head.
+
+  Args:
+    output: Of a call with `return_hidden_states=True`.
+    embedding: `[V, D]`, quantised or not.
+    soft_cap: Of the logits.
+    has_logits: False if `NoLogits` was at work.
+    has_hidden_states: Whether the caller asked for them.
+  """
+  return Output(
+      logits=output.logits if has_logits else None,
+      cache=output.cache,
+      hidden_states=output.hidden_states if has_hidden_states else None,
+      head=_head.Head(
+          hidden=output.hidden_states,  # pyrefly: ignore[bad-argument-type]
+          embedding=embedding,
+          soft_cap=soft_cap,
+      ),
+  )
+
+
+class NoLogits:
+  """Interceptor that leaves logits out: an array without entries is there.
+
+  Attributes:
+    key: Says all that the result depends on.
+  """
+
+  key = 'no logits'
+
+  def __call__(self, next_fun, args, kwargs, context) -> Any:
+    if context.method_name == 'decode' and isinstance(
+        context.module, _upstream.Embedder
+    ):
+      (x,) = (*args, *kwargs.values())
+      return jnp.zeros((*x.shape[:-1], 0), x.dtype)
+    return next_fun(*args, **kwargs)

@@ -1,0 +1,104 @@
+"""From formats to the leaves of the base that are held in them."""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+import functools
+
+from gemma4_lora import targets
+from gemma4_lora.gemma4 import _leaves
+from gemma4_lora.gemma4 import _linears
+from gemma4_lora.gemma4 import _rows
+from gemma4_lora.gemma4 import _upstream
+from gemma4_lora.quant import _formats
+from gemma4_lora.quant import _kinds
+
+_ARGUMENT = 'quantize'
+_TABLES = ('embedder.input_embedding', 'embedder.per_layer_embeddings')
+# Linears that only their own name selects stay as they are with `'all'`.
+_GROUPS = (
+    'attention',
+    'mlp',
+    'convolution',
+    'per_layer_inputs',
+    'experts',
+    'multimodal_projections',
+)
+
+
+@functools.lru_cache(maxsize=64)
+def resolve(
+    formats: tuple[_formats.Format, ...], config: _upstream.TransformerConfig
+) -> Mapping[str, _kinds.Layout]:
+  """Returns how each leaf that is quantised is, by its dotted path.
+
+  Args:
+    formats: The first that selects a leaf decides.
+    config: Of the model.
+
+  Raises:
+    ValueError: A format that selects nothing, nothing that can be quantised,
+      only what earlier ones took, or a part of a leaf; or groups that do not
+      divide one.
+  """
+  rows = _all_rows(config)
+  layouts: dict[str, _kinds.Layout] = {}
+  for format_ in formats:
+    chosen = _chosen(format_, rows)
+    new = [row for row in chosen if row.path not in layouts]
+    if not new:
+      raise ValueError(
+          f'{_ARGUMENT}={format_!r} selects only what an earlier format took:'
+          f' {chosen[0].name}. The first that selects a part decides: put the'
+          ' narrower one first, or drop this one.'
+      )
+    for row in new:
+      layouts[row.path] = format_.layout(
+          row.shape, _shared_axes(row), name=row.name
+      )
+  return layouts
+
+
+def _all_rows(config: _upstream.TransformerConfig) -> list[_rows.Row]:
+  """Returns what can be quantised, dead keys and values included."""
+  tables = [x for x in _leaves.leaves(config) if x.path in _TABLES]
+  linears = [x for x in _linears.linears(config) if x.group != 'router']
+  return [dataclasses.replace(row, live=True) for row in (*tables, *linears)]
+
+
+def _chosen(
+    format_: _formats.Format, rows: Sequence[_rows.Row]
+) -> list[_rows.Row]:
+  """Returns the rows of a format, one or more for each leaf."""
+  select = format_.select
+  if select == _formats.ALL:
+    return [r for r in rows if r.group in _GROUPS or r.path in _TABLES]
+  rules = targets.normalize(select, argument=_ARGUMENT)
+  chosen: dict[str, _rows.Row] = {}
+  for rule in rules:
+    for setting in ('rank', 'alpha', 'dropout'):
+      if getattr(rule, setting) is not None:
+        raise ValueError(
+            f'{_ARGUMENT}={rule}: what is quantised has no {setting}. Drop'
+            f' {setting}=.'
+        )
+    for row in targets.rows_of(rule, rows, argument=_ARGUMENT):
+      chosen[row.name] = row
+  for row in rows:
+    if row.name in chosen or row.slot is None:
+      continue
+    others = [x for x in chosen.values() if x.path == row.path]
+    if others:
+      raise ValueError(
+          f'{_ARGUMENT}={format_!r} selects {others[0].name} and not'
+          f' {row.name}: gemma keeps both in one weight, {row.path}. Select'
+          f' {row.projection!r} too.'
+      )
+  return list(chosen.values())
+
+
+def _shared_axes(row: _rows.Row) -> tuple[int, ...]:
+  """Returns the axes along which weights may share a scale."""
+  if isinstance(row, _linears.Linear):
+    return row.in_axes
+  return (len(row.shape) - 1,)

@@ -1,0 +1,1 @@
+"""A run on disk: fuse, export, quantize, chat."""

@@ -1,0 +1,79 @@
+"""What the LoRA of a run does to each leaf of its base."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gemma4_lora import _trees
+from gemma4_lora import nn
+from gemma4_lora.ckpts.lora import _fingerprint
+from gemma4_lora.ckpts.sources import _checkpoint_layouts
+from gemma4_lora.gemma4 import _upstream
+from gemma4_lora.nn import _fuse
+from gemma4_lora.nn import _views
+from gemma4_lora.runs import _run
+
+
+def changes(run: _run.Run, *, who: str) -> dict[str, _fuse.Change]:
+  """Returns what LoRA does to each leaf."""
+  _fuse.check_lora(run.model, run.lora, who=who)
+  check_settings(run.model, run.lora, run.fingerprint, where=run.where, who=who)
+  base = _upstream.abstract_params(run.model.model)
+  changes = _fuse.changes_of(run.model, base, run.lora)
+  shapes = {linear.row.lora_path: linear for linear in run.model.adapted}
+  for path, linear in shapes.items():
+    leaves = _trees.get_at(run.lora, tuple(path.split('.')))
+    for name, shape in zip('ab', linear.shapes, strict=True):
+      if leaves[name].shape != shape:
+        raise ValueError(
+            f'{who}: {path}.{name} is {leaves[name].shape} in the run and'
+            f' {shape} in the config. Set rank= and the model back to those of'
+            ' the run.'
+        )
+  there = {leaf.path for leaf in run.leaves if leaf.place is not None}
+  lacking = [path for path in changes if path not in there]
+  if lacking:
+    raise ValueError(
+        f'{who}: LoRA changes {len(lacking)} leaves that the base does not have:'
+        f' {", ".join(lacking[:3])}. It is in {run.where}.'
+    )
+  return changes
+
+
+def abstract_base(model: nn.LoRA) -> dict[str, Any]:
+  """Returns shapes and dtypes of a model's base, as it is quantised."""
+  shapes = _upstream.abstract_params(model.model)
+  for path, layout in model.quantized.items():
+    _fuse.put(shapes, path, layout.abstract(_views.get(shapes, path).shape))
+  return shapes
+
+
+def check_settings(
+    model: Any,
+    lora: Mapping[str, Any],
+    saved: _fingerprint.Fingerprint | None,
+    *,
+    where: str,
+    who: str,
+) -> None:
+  """Raises where the config has other settings of LoRA than the run had.
+
+  Args:
+    model: Of the config.
+    lora: The run's LoRA leaves.
+    saved: The run's fingerprint, if it has one.
+    where: The run, for messages.
+    who: The command, for messages.
+  """
+  if saved is None:
+    return
+  params = _trees.merge(abstract_base(model), lora)
+  current = _fingerprint.describe(model, params, content=False)
+  # gemma makes leaves of towers only when init is given their input.
+  names = saved['base']['leaves']
+  current['base']['leaves'] = {
+      name: spec
+      for name, spec in current['base']['leaves'].items()
+      if name in names
+      or not _checkpoint_layouts.tower_of(tuple(name.split('.')))
+  }
+  _fingerprint.check(saved, current, who=who, where=where)

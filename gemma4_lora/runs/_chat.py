@@ -1,0 +1,263 @@
+"""`python -m gemma4_lora chat`: talking to a run."""
+
+from collections.abc import Iterator
+from collections.abc import Mapping
+import contextlib
+import dataclasses
+import importlib
+import sys
+from typing import Any
+
+from gemma import gm
+from kauldron import kd
+from kauldron import konfig
+
+from gemma4_lora.data import _row_task
+from gemma4_lora.data.conversations import _conversation
+from gemma4_lora.data.conversations import _render
+from gemma4_lora.runs import _export
+from gemma4_lora.runs import _run
+
+_WHO = 'gemma4_lora chat'
+_END = '<turn|>'
+_HELP = (
+    '/base: the base answers; /lora: with LoRA again; /new: forget what was'
+    ' said; /quit'
+)
+# Prompts are padded to one of these: each is compiled once.
+_PADS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class Chat:
+  """A conversation with a model, LoRA on or off.
+
+  Each turn is sampled from the whole conversation, in the tokens that training
+  had, and not from a cache of the turns before: what is left of their thoughts
+  is up to the data's policy, and what the base is asked after LoRA has answered
+  is the same conversation.
+
+  Attributes:
+    model: A `g4.nn.LoRA`.
+    params: All parameters.
+    tokenizer: Of the run.
+    style: How the run renders conversations.
+    sharding: Of the tokens.
+    sampling: How to choose tokens.
+    max_new_tokens: Of an answer.
+    cache_length: Of the conversation, in tokens.
+    with_lora: Whether LoRA is on.
+    messages: What was said.
+  """
+
+  model: Any
+  params: Any
+  tokenizer: gm.text.Tokenizer
+  style: _render.Style
+  sharding: Any = None
+  sampling: gm.text.SamplingMethod
+  max_new_tokens: int
+  cache_length: int
+  with_lora: bool = True
+  messages: tuple[_conversation.Message, ...] = ()
+
+  def say(self, text: str) -> str:
+    """Returns the answer of the model.
+
+    Raises:
+      ValueError: The text cannot be said, or the conversation is too long.
+    """
+    parts = _conversation.parse_text(text, role='user', field='prompt')
+    if any(isinstance(part, _conversation.Image) for part in parts):
+      raise ValueError(f'{_WHO} takes no images. Leave <|image|> out.')
+    messages = (*self.messages, _message('user', parts))
+    prompt = self._prompt(messages)
+    length = len(self.tokenizer.encode(prompt, add_bos=True))
+    if length + self.max_new_tokens > self.cache_length:
+      raise ValueError(
+          f'The conversation has {length} tokens, and with'
+          f' --max_new_tokens={self.max_new_tokens} it does not fit into'
+          f' --cache_length={self.cache_length}. Begin anew with /new, or change'
+          ' one of the two.'
+      )
+    sampler = self._sampler(self.with_lora)
+    sampled: Any = sampler.sample(prompt, sharding=self.sharding)
+    answer = sampled.split(_END, 1)[0]
+    self.messages = (*messages, _message('model', _parts(answer)))
+    return answer
+
+  def use(self, *, lora: bool) -> None:
+    """Turns LoRA on or off.
+
+    Raises:
+      ValueError: It cannot be off.
+    """
+    _ = self._sampler(lora)
+    self.with_lora = lora
+
+  def _prompt(self, messages: tuple[_conversation.Message, ...]) -> str:
+    """Returns all up to where the model begins."""
+    conversation = _conversation.Conversation(
+        messages=(*messages, _message('model', []))
+    )
+    return _render.render(conversation, self.style).prompt
+
+  def _sampler(self, lora: bool) -> gm.text.Gemma4Sampler:
+    return gm.text.Gemma4Sampler(
+        model=self.model if lora else self.model.clone(enabled=False),
+        params=self.params,
+        tokenizer=self.tokenizer,
+        sampling=self.sampling,
+        cache_length=self.cache_length,
+        max_out_length=self.max_new_tokens,
+        pad_length=(
+            *(n for n in _PADS if n < self.cache_length),
+            self.cache_length,
+        ),
+    )
+
+
+def run(
+    cfg: Any,
+    *,
+    model: Any,
+    init_transform: Any,
+    workdir: str,
+    step: int = -1,
+    with_lora: bool = True,
+    max_new_tokens: int,
+    cache_length: int,
+    temperature: float = 0.0,
+) -> int:
+  """Talks to a run, line by line, until the input ends.
+
+  Args:
+    cfg: A `konfig.ConfigDict`: its data say how to render, its sharding where.
+    model: Of the config.
+    init_transform: Of the config: where the base comes from.
+    workdir: Of the run.
+    step: Which checkpoint of the run; -1 for the last.
+    with_lora: Whether LoRA is on at the beginning.
+    max_new_tokens: Of an answer.
+    cache_length: Of the conversation, in tokens.
+    temperature: 0 for the most likely token.
+
+  Returns:
+    What the process exits with: 1 if a line had no answer.
+
+  Raises:
+    FileNotFoundError: There is no checkpoint.
+    ValueError: Run, base and config do not fit.
+  """
+  sampling = gm.text.Greedy()
+  if temperature:
+    sampling = gm.text.RandomSampling(temperature=temperature)
+  opened = _run.open_run(
+      model, init_transform, workdir=workdir, step=step, who=_WHO
+  )
+  strategy = cfg.get('sharding')
+  sharding = konfig.resolve(strategy).params if strategy else None
+  tokenizer, style = _of_data(cfg)
+  chat = Chat(
+      model=model,
+      params=_export.params_of(opened, sharding=sharding, who=_WHO),
+      tokenizer=tokenizer or gm.text.Gemma4Tokenizer(),
+      style=style,
+      sharding=None if sharding is None else kd.sharding.REPLICATED,
+      sampling=sampling,
+      max_new_tokens=max_new_tokens,
+      cache_length=cache_length,
+  )
+  chat.use(lora=with_lora)
+  _note(f'{opened.where}, LoRA {"on" if with_lora else "off"}. {_HELP}.')
+  return _talk(chat)
+
+
+def _talk(chat: Chat) -> int:
+  """Answers each line; answers go to stdout, and all else to stderr."""
+  status = 0
+  for line in _lines():
+    text = line.strip()
+    if text in ('/quit', '/exit'):
+      break
+    try:
+      if text.startswith('/'):
+        _obey(chat, text)
+      elif text:
+        print(chat.say(text), flush=True)
+    except ValueError as e:
+      _note(str(e))
+      status = 1
+  return status
+
+
+def _obey(chat: Chat, command: str) -> None:
+  """Does what a line that begins with `/` says."""
+  if command == '/new':
+    chat.messages = ()
+  elif command in ('/base', '/lora'):
+    chat.use(lora=command == '/lora')
+    _note(f'LoRA {"on" if chat.with_lora else "off"}.')
+  else:
+    raise ValueError(f'{command!r} is no command. {_HELP}.')
+
+
+def _lines() -> Iterator[str]:
+  if not sys.stdin.isatty():
+    yield from sys.stdin
+    return
+  with contextlib.suppress(ImportError):
+    importlib.import_module('readline')  # For `input`.
+  while True:
+    try:
+      yield input('> ')
+    except (EOFError, KeyboardInterrupt):
+      print()
+      return
+
+
+def _note(text: str) -> None:
+  print(f'{_WHO}: {text}', file=sys.stderr, flush=True)
+
+
+def _of_data(cfg: Any) -> tuple[gm.text.Tokenizer | None, _render.Style]:
+  """Returns the tokenizer of the data and how they render conversations.
+
+  The data themselves need not be at hand.
+  """
+  parts = [
+      konfig.resolve(node)
+      for node in _nodes([cfg.get('train_ds'), cfg.get('evals')])
+      if node.get('tokenizer') is not None
+  ]
+  if not parts:
+    return None, _render.Style()
+  tasks = [part for part in parts if isinstance(part, _row_task.RowTask)]
+  part: Any = (tasks or parts)[0]
+  fields = ('thinking', 'loss_on', 'template', 'enable_thinking')
+  style = _render.Style(
+      **{k: getattr(part, k) for k in fields if hasattr(part, k)}
+  )
+  return part.tokenizer, style
+
+
+def _nodes(value: Any) -> Iterator[Any]:
+  """Yields all dicts of a config."""
+  if isinstance(value, (konfig.ConfigDict, Mapping)):
+    yield value
+    for child in value.values():
+      yield from _nodes(child)
+  elif isinstance(value, (list, tuple)):
+    for child in value:
+      yield from _nodes(child)
+
+
+def _message(role: str, parts: Any) -> _conversation.Message:
+  return _conversation.Message(role=role, parts=tuple(parts))
+
+
+def _parts(answer: str) -> list[_conversation.Part]:
+  try:
+    return _conversation.parse_text(answer, role='model', field='answer')
+  except ValueError:  # Half a thought: `max_new_tokens` cut it.
+    return [_conversation.Text(answer)]

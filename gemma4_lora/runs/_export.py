@@ -1,0 +1,260 @@
+"""Writes a run as one model: its base with its LoRA in it, leaf by leaf."""
+
+import dataclasses
+import os
+import pathlib
+import shutil
+from typing import Any
+from typing import Literal
+
+from absl import logging
+from etils import epath
+import jax
+from kauldron import kd
+
+from gemma4_lora import _trees
+from gemma4_lora import hf
+from gemma4_lora import nn
+from gemma4_lora import quant
+from gemma4_lora.ckpts.lora import _lora_item
+from gemma4_lora.ckpts.restore import _read
+from gemma4_lora.hf.weights import _shards
+from gemma4_lora.hf.weights import _to_tensors
+from gemma4_lora.host import _new_folder
+from gemma4_lora.nn import _fuse
+from gemma4_lora.runs import _changes
+from gemma4_lora.runs import _fused_leaves
+from gemma4_lora.runs import _pieces
+from gemma4_lora.runs import _run
+from gemma4_lora.runs import _write_orbax
+
+Format = Literal['gemma', 'hf']
+
+# Beside the weights in a folder of Hugging Face: config, tokenizer, templates.
+_OTHERS = ('*.json', '*.jinja', '*.model', '*.txt')
+_INDEX = '.index.json'
+
+
+def export(
+    out: os.PathLike[str] | str,
+    *,
+    model: Any,
+    init_transform: Any,
+    workdir: epath.PathLike | None,
+    step: int = -1,
+    format: Format = 'gemma',
+    overwrite: bool = False,
+    max_shard_bytes: int = _shards.MAX_SHARD_BYTES,
+    who: str,
+) -> str:
+  """Writes the base of a run with its LoRA fused in, one leaf in memory.
+
+  Args:
+    out: Folder to make. It appears under its name once it is complete.
+    model: Of the config.
+    init_transform: Of the config: where the base comes from.
+    workdir: Of the run; None for the base alone.
+    step: Which checkpoint of the run; -1 for the last.
+    format: Orbax in the released nested layout, or safetensors of transformers.
+    overwrite: Whether to replace the folder if there is one.
+    max_shard_bytes: Of one file of safetensors.
+    who: The command, for messages.
+
+  Returns:
+    What was written, for people.
+
+  Raises:
+    FileExistsError: There is something at `out`, and not `overwrite`.
+    FileNotFoundError: There is no checkpoint.
+    ValueError: Run, base and config do not fit.
+  """
+  out = _new_folder.check_free(
+      out, overwrite=overwrite, who=who, how='--overwrite'
+  )
+  run = _run.open_run(
+      model, init_transform, workdir=workdir, step=step, who=who
+  )
+  fused = _fused_leaves.FusedLeaves(run, who=who)
+  with _new_folder.new_folder(out, overwrite=overwrite) as folder:
+    if format == 'gemma':
+      _write_orbax.write(folder, run.leaves, fused)
+      note = 'Open it with gm.ckpts.load_params, or gm.ckpts.LoadCheckpoint.'
+    else:
+      note = _write_safetensors(folder, run, fused, max_shard_bytes)
+    quantized = ''
+    if fused.num_quantized:
+      quantized = (
+          f', {fused.num_quantized} quantised as in the run and dequantised'
+      )
+    size = sum(x.stat().st_size for x in folder.rglob('*') if x.is_file())
+  return (
+      f'{out}: {len(run.leaves)} leaves, {size / 1e9:.3f} GB, LoRA in'
+      f' {fused.num_changed} of them{quantized}. Base and LoRA: {run.where}.'
+      f' {note}'
+  )
+
+
+def export_peft(
+    out: os.PathLike[str] | str,
+    *,
+    model: Any,
+    workdir: epath.PathLike,
+    step: int = -1,
+    overwrite: bool = False,
+    who: str,
+    **kwargs: Any,
+) -> None:
+  """Writes the LoRA of a run as a PEFT folder.
+
+  Args:
+    out: Folder to make.
+    model: Of the config.
+    workdir: Of the run.
+    step: Which checkpoint of the run; -1 for the last.
+    overwrite: Whether to replace the folder if there is one.
+    who: The command, for messages.
+    **kwargs: Of `g4.hf.save_peft`.
+
+  Raises:
+    FileExistsError: There is something at `out`, and not `overwrite`.
+    FileNotFoundError: There is no checkpoint.
+    ValueError: Run and config do not fit.
+  """
+  _new_folder.check_free(out, overwrite=overwrite, who=who, how='--overwrite')
+  params, fingerprint = _lora_item.read_lora(workdir, step=step, who=who)
+  _fuse.check_lora(model, params, who=who)
+  _changes.check_settings(
+      model, params, fingerprint, where=str(workdir), who=who
+  )
+  hf.save_peft(out, model=model, params=params, overwrite=overwrite, **kwargs)
+
+
+def read_params(
+    *,
+    model: Any,
+    init_transform: Any,
+    workdir: epath.PathLike | None,
+    lora: Any = None,
+    step: int = -1,
+    who: str,
+) -> dict[str, Any]:
+  """Reads all parameters of a run: its base, as it had it, and its LoRA.
+
+  Args:
+    model: A `g4.nn.LoRA`.
+    init_transform: Of the config: where the base comes from.
+    workdir: Of the run; None with `lora`.
+    lora: LoRA leaves from elsewhere, nested.
+    step: Which checkpoint of the run; -1 for the last.
+    who: The command, for messages.
+
+  Raises:
+    FileNotFoundError: There is no checkpoint.
+    ValueError: Run, base and config do not fit.
+  """
+  run = _run.open_run(
+      model, init_transform, workdir=workdir, step=step, check=False, who=who
+  )
+  if lora is not None:
+    run = dataclasses.replace(run, lora=lora)
+  return params_of(run, who=who)
+
+
+def params_of(
+    run: _run.Run, *, sharding: Any = None, who: str
+) -> dict[str, Any]:
+  """Reads all parameters of a run: its base, as it had it, and its LoRA.
+
+  Args:
+    run: The run.
+    sharding: Of the parameters, as of `kd.sharding.ShardingStrategy`; default:
+      on one device.
+    who: The command, for messages.
+
+  Raises:
+    ValueError: The base is not what LoRA was trained on.
+  """
+  params: Any = run.lora
+  shapes = _changes.abstract_base(run.model)
+  if sharding is not None:
+    shapes = kd.sharding.with_sharding_constraint(shapes, sharding)
+  wanted = _trees.flatten_arrays(shapes)
+  leaves = [x for x in run.leaves if tuple(x.path.split('.')) in wanted]
+  for group in _fused_leaves.FusedLeaves(run, who=who, unfused=True).read(
+      leaves
+  ):
+    for leaf, array in group:
+      if quant.is_quantized(array):
+        if sharding is not None:
+          like = wanted[tuple(leaf.path.split('.'))]
+          array = jax.tree.map(_read.place, array, like)
+      elif sharding is None:
+        array = jax.numpy.asarray(array, leaf.model_dtype)
+      else:
+        array = _read.place(array, wanted[tuple(leaf.path.split('.'))])
+      tree: Any = array
+      for key in reversed(leaf.path.split('.')):
+        tree = {key: tree}
+      params = _trees.merge(tree, params)
+  return jax.tree.map(jax.numpy.asarray, params)
+
+
+def _write_safetensors(
+    folder: pathlib.Path,
+    run: _run.Run,
+    fused: _fused_leaves.FusedLeaves,
+    max_shard_bytes: int,
+) -> str:
+  """Writes safetensors, and what stood beside those of the base."""
+  base = run.model.model if isinstance(run.model, nn.LoRA) else run.model
+  shapes = {leaf.path: leaf.shape for leaf in run.leaves}
+  parts = _to_tensors.parts(shapes, base.config)
+  leaves = [leaf for leaf in run.leaves if parts[leaf.path]]
+  writer = _shards.ShardWriter(
+      folder,
+      {
+          part.name: (part.shape, leaf.dtype)
+          for leaf in leaves
+          for part in parts[leaf.path]
+      },
+      max_bytes=max_shard_bytes,
+  )
+  by_rows = {k for k, some in parts.items() if all(x.by_rows for x in some)}
+  for group in fused.read(leaves, in_pieces=by_rows):
+    while group:
+      leaf, value = group.pop()
+      assert not isinstance(value, dict)  # That is of what is `unfused`.
+      if isinstance(value, _pieces.Pieces):
+        for first, rows in value.pieces:
+          for part in parts[leaf.path]:
+            writer.write(part.name, part.take(rows), first=first)
+        continue
+      for part in parts[leaf.path]:
+        writer.write(part.name, part.take(value))
+      del value
+  name = _to_tensors.class_name(shapes)
+  copied = _copy_others(run, folder)
+  if copied:
+    return f'For {name}, with {", ".join(copied)} of the base.'
+  note = (
+      f'For {name}: config.json and the tokenizer are not in it, copy them from'
+      " the released model's folder."
+  )
+  logging.warning('%s', note)
+  return note
+
+
+def _copy_others(run: _run.Run, folder: pathlib.Path) -> list[str]:
+  """Copies config and tokenizer of a base that is of Hugging Face itself."""
+  copied = []
+  sources = {x.place.source.path for x in run.leaves if x.place is not None}
+  for path in map(pathlib.Path, sources):
+    path = path if path.is_dir() else path.parent
+    if not any(path.glob('*.safetensors')):
+      continue
+    for pattern in _OTHERS:
+      for file in sorted(path.glob(pattern)):
+        if not file.name.endswith(_INDEX):
+          shutil.copy(file, folder / file.name)
+          copied.append(file.name)
+  return copied

@@ -1,0 +1,122 @@
+"""Names of released layouts, renamed without a file."""
+
+import numpy as np
+import pytest
+
+from gemma4_lora.ckpts.sources import _checkpoint_layouts
+
+
+def _leaf(*key, shape=(2, 3)):
+  return _checkpoint_layouts.Stored(
+      path=key, key=key, shape=shape, dtype=np.dtype('float32')
+  )
+
+
+def _names(*leaves):
+  layout, out = _checkpoint_layouts.nested(leaves)
+  return layout, {x.name: (x.index, x.shape) for x in out}
+
+
+def test_nested():
+  assert _names(_leaf('layer_0', 'mlp', 'linear', 'w')) == (
+      'nested',
+      {'params.layer_0.mlp.linear.w': (None, (2, 3))},
+  )
+
+
+def test_kauldron():
+  assert _names(
+      _leaf('params', 'layer_0', 'skip_scale'), _leaf('step', shape=())
+  ) == (
+      'kauldron',
+      {
+          'params.layer_0.skip_scale': (None, (2, 3)),
+          'step': (None, ()),
+      },
+  )
+
+
+def test_flat():
+  """The vision tower has a root of its own there."""
+  assert _names(
+      _leaf('transformer/layer_0/mlp/linear', 'w'),
+      _leaf('transformer/layer_0', 'skip_scale'),
+      _leaf('SigLiPFromPatches_0/entry', 'pos_emb'),
+  ) == (
+      'flat',
+      {
+          'params.layer_0.mlp.linear.w': (None, (2, 3)),
+          'params.layer_0.skip_scale': (None, (2, 3)),
+          'params.vision_encoder.entry.pos_emb': (None, (2, 3)),
+      },
+  )
+
+
+def test_stacked():
+  """Layer `i` of attention type `t` is `i * number of types + t`."""
+  root = 'transformer/stacked_layers/attention_type_'
+  layout, names = _names(
+      _leaf(f'{root}0/attn/q_einsum', 'w'),
+      _leaf(f'{root}2', 'skip_scale', shape=(3, 1)),
+      _leaf('transformer/embedder', 'input_embedding'),
+  )
+  assert layout == 'stacked'
+  assert names == {
+      'params.layer_0.attn.q_einsum.w': (0, (3,)),
+      'params.layer_3.attn.q_einsum.w': (1, (3,)),
+      'params.layer_2.skip_scale': (0, (1,)),
+      'params.layer_5.skip_scale': (1, (1,)),
+      'params.layer_8.skip_scale': (2, (1,)),
+      'params.embedder.input_embedding': (None, (2, 3)),
+  }
+
+
+@pytest.mark.parametrize(
+    ('path', 'want'),
+    [
+        ('layer_0.mlp.linear.w', 'layer_0.mlp.linear'),
+        ('layer_0.mlp2.gating_einsum.w', 'layer_0.mlp2.gating_einsum'),
+        ('layer_0.mlp.linear', 'layer_0.mlp.linear'),
+        (
+            'layer_0.mlp.linear.clip_input_max',
+            'layer_0.mlp.linear.clip_input_max',
+        ),
+        ('layer_0.attn.q_einsum.w', 'layer_0.attn.q_einsum.w'),
+        ('audio_encoder.conformer/x_0.w', 'audio_encoder.conformer.x_0.w'),
+    ],
+)
+def test_canonical(path, want):
+  got = _checkpoint_layouts.canonical(tuple(path.split('.')))
+  assert '.'.join(got) == want
+
+
+@pytest.mark.parametrize(
+    ('path', 'want'),
+    [
+        ('vision_encoder.entry.w', 'vision_encoder'),
+        ('audio_encoder.x', 'audio_encoder'),
+        ('embedder.mm_input_projection.w', 'embedder.mm_*'),
+        ('embedder.audio_input_projection.w', 'embedder.audio_*'),
+        ('embedder.input_embedding', None),
+        ('layer_0.vision_encoder', None),
+    ],
+)
+def test_tower_of(path, want):
+  assert _checkpoint_layouts.tower_of(tuple(path.split('.'))) == want
+
+
+def test_older_gemma():
+  model = [('layer_0', 'skip_scale'), ('layer_0', 'mlp', 'linear')]
+  gemma3 = [('layer_0', 'attn', '_key_norm', 'scale')]
+  gemma2 = [('layer_0', 'mlp', 'linear')]
+  assert _checkpoint_layouts.older_gemma(model, gemma3) == 'Gemma 3'
+  assert (
+      _checkpoint_layouts.older_gemma(model, gemma2) == 'a Gemma before Gemma 4'
+  )
+  assert _checkpoint_layouts.older_gemma(model, model) is None
+  assert _checkpoint_layouts.older_gemma(gemma2, gemma3) is None
+  # Of a part of a model nothing can be said.
+  assert (
+      _checkpoint_layouts.older_gemma([('skip_scale',)], [('mlp', 'linear')])
+      is None
+  )

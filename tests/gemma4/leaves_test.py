@@ -1,0 +1,56 @@
+"""With the linears, the table of other leaves is all that a model has."""
+
+import pytest
+
+from gemma4_lora import g4
+from gemma4_lora.gemma4 import _leaves
+from gemma4_lora.gemma4 import _linears
+from gemma4_lora.gemma4 import _upstream
+from tests.lib import hf_reference
+from tests.lib import training
+
+_TINY = ['Gemma4_E2B', 'Gemma4_E4B', 'Gemma4_31B', 'Gemma4_26B_A4B']
+
+
+def _models():
+  tiny = [getattr(g4.testing, name)(text_only=False) for name in _TINY]
+  return [*tiny, *(cls(text_only=False) for cls in _upstream.RELEASED)]
+
+
+@pytest.mark.parametrize('model', _models(), ids=lambda m: type(m).__module__)
+def test_tables_are_all_leaves_but_clip_bounds(model):
+  params = training.flat(_upstream.abstract_params(model))
+  shapes = {
+      path: x.shape
+      for path, x in params.items()
+      if '.clip_input_' not in path and '.clip_output_' not in path
+  }
+  rows = (*_linears.linears(model.config), *_leaves.leaves(model.config))
+  assert {row.path: row.shape for row in rows} == shapes
+  names = [row.name for row in _leaves.leaves(model.config)]
+  assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize('name', ['e', 'dense', 'moe'])
+def test_hugging_face_has_the_tensors_under_these_names(name):
+  """Shapes differ for the per-layer table alone: Hugging Face flattens it."""
+  reference = hf_reference.load(name)
+  stored = hf_reference.tensors(name)
+  params = training.flat(reference.params)
+  for leaf in _leaves.leaves(reference.model.config):
+    (tensor,) = leaf.hf_tensors
+    if not leaf.live:
+      assert f'model.{tensor}' not in stored, leaf.name
+      continue
+    ours, theirs = params[leaf.path], stored[f'model.{tensor}']
+    assert (ours.reshape(theirs.shape) == theirs).all(), leaf.name
+
+
+def test_hugging_face_has_the_vision_leaves_under_these_names():
+  stored = hf_reference.tensors('e_mm')
+  config = hf_reference.load('e_mm').model.config
+  leaves = [x for x in _leaves.leaves(config) if x.tower == 'vision']
+  assert leaves
+  for leaf in leaves:
+    for name in leaf.hf_tensors:
+      assert f'model.{name}' in stored, leaf.name

@@ -1,0 +1,157 @@
+"""The table against the real models' own parameters."""
+
+import dataclasses
+
+from gemma import gm
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gemma4_lora import g4
+from gemma4_lora.gemma4 import _linears
+from tests.lib import training
+
+_RELEASED = [
+    gm.nn.Gemma4_E2B,
+    gm.nn.Gemma4_E4B,
+    gm.nn.Gemma4_31B,
+    gm.nn.Gemma4_26B_A4B,
+]
+_TINY = [
+    g4.testing.Gemma4_E2B,
+    g4.testing.Gemma4_E4B,
+    g4.testing.Gemma4_31B,
+    g4.testing.Gemma4_26B_A4B,
+]
+# Leaves that no linear multiplies an activation by.
+_NOT_LINEAR = (
+    'scale',
+    'skip_scale',
+    'router_scale',
+    'per_expert_scale',
+    'input_embedding',
+    'per_layer_embeddings',
+)
+
+
+def _shapes(cls):
+  tokens = jax.ShapeDtypeStruct((1, 4), jnp.int32)
+  params = jax.eval_shape(cls().init, jax.random.key(0), tokens)['params']
+  return {k: v.shape for k, v in training.flat(params).items()}
+
+
+@pytest.mark.parametrize('cls', _RELEASED + _TINY, ids=lambda c: c.__module__)
+def test_rows_and_weights_are_the_same_set(cls):
+  """Every linear of the model is a row, and no row is without a weight."""
+  shapes = {
+      path: shape
+      for path, shape in _shapes(cls).items()
+      if path.rpartition('.')[2] not in _NOT_LINEAR
+  }
+  rows = _linears.linears(cls().config)
+  assert {row.path: row.shape for row in rows} == shapes
+
+
+@pytest.mark.parametrize('cls', _RELEASED + _TINY, ids=lambda c: c.__module__)
+def test_rows_cover_each_weight_once(cls):
+  """Axes are in, out, batch or slot, and the slots of a weight are all rows."""
+  rows = _linears.linears(cls().config)
+  assert len({row.name for row in rows}) == len(rows)
+  assert len({row.lora_path for row in rows}) == len(rows)
+  slots = {}
+  for row in rows:
+    axes = [*row.in_axes, *row.out_axes, *row.batch_axes]
+    if row.slot_axis is not None:
+      axes.append(row.slot_axis)
+    assert sorted(axes) == list(range(len(row.shape))), row
+    slots.setdefault(row.path, []).append(row.slot)
+  for row in rows:
+    if row.slot is None:
+      assert slots[row.path] == [None]
+    else:
+      assert slots[row.path] == list(range(row.shape[row.slot_axis]))
+
+
+# Counted by hand from the layer patterns: all layers, KV-shared ones,
+# global ones with k = v.
+@pytest.mark.parametrize(
+    ('cls', 'num_live', 'num_dead'),
+    [
+        # 35 * (q, o, gate, up, down, 2 per-layer) + 15 * (k, v) + 1
+        (gm.nn.Gemma4_E2B, 35 * 7 + 15 * 2 + 1, 20 * 2),
+        (gm.nn.Gemma4_E4B, 42 * 7 + 24 * 2 + 1, 18 * 2),
+        # 60 * (q, k, o, gate, up, down) + 50 local * v
+        (gm.nn.Gemma4_31B, 60 * 6 + 50, 0),
+        # 30 * (q, k, o, gate, up, down, router, 3 expert) + 25 local * v
+        (gm.nn.Gemma4_26B_A4B, 30 * 10 + 25, 0),
+    ],
+)
+def test_counts_of_the_released_models(cls, num_live, num_dead):
+  rows = _linears.linears(cls().config)
+  assert sum(row.live for row in rows) == num_live
+  assert sum(not row.live for row in rows) == num_dead
+
+
+@pytest.mark.parametrize('cls', [_TINY[0], _TINY[1]])
+def test_dead_rows_are_those_that_logits_ignore(cls):
+  """NaN in every dead projection leaves the logits as they were."""
+  model = training.shallow(cls())
+  params = training.random_params(model)
+  rows = _linears.linears(model.config)
+  flat = training.flat(params)
+  for row in rows:
+    if not row.live:
+      flat[row.path] = jnp.full_like(flat[row.path], np.nan)
+  treedef = jax.tree.structure(params)
+  poisoned = jax.tree.unflatten(treedef, flat.values())
+  tokens = jnp.arange(1, 13)[None]
+
+  want = model.apply({'params': params}, tokens).logits
+  got = model.apply({'params': poisoned}, tokens).logits
+  assert any(not row.live for row in rows)
+  np.testing.assert_array_equal(got, want)
+
+
+def test_names_read_well():
+  names = [
+      row.name
+      for row in _linears.linears(_TINY[0]().config)
+      if row.layer in (None, 0)
+  ]
+  assert names == [
+      'embedder.per_layer_model_projection',
+      'layer_0.attn.q',
+      'layer_0.attn.k',
+      'layer_0.attn.v',
+      'layer_0.attn.o',
+      'layer_0.mlp.gate',
+      'layer_0.mlp.up',
+      'layer_0.mlp.down',
+      'layer_0.per_layer_input_gate',
+      'layer_0.per_layer_projection',
+  ]
+
+
+def test_moe_row_names_tell_dense_from_experts():
+  names = {row.name for row in _linears.linears(_TINY[3]().config)}
+  assert {
+      'layer_0.mlp2.gate',
+      'layer_0.mlp2.down',
+      'layer_0.mlp.router',
+      'layer_0.mlp.expert_gate',
+      'layer_0.mlp.expert_down',
+  } <= names
+
+
+def test_lora_params_are_counted_from_the_shapes():
+  (row,) = (
+      row
+      for row in _linears.linears(gm.nn.Gemma4_E2B().config)
+      if row.name == 'layer_4.attn.v'
+  )
+  # Global layer: 1 head of 512; width 1536.
+  assert row.shape == (2, 1, 1536, 512)
+  assert row.lora_shapes(rank=8) == ((1536, 8), (8, 1, 512))
+  assert row.num_lora_params(rank=8) == 8 * (1536 + 512)
+  assert dataclasses.replace(row, slot=0).in_shape == (1536,)

@@ -1,0 +1,184 @@
+"""The towers' rows against the real models' own parameters."""
+
+from gemma import gm
+import pytest
+
+from gemma4_lora import g4
+from gemma4_lora.gemma4 import _linears
+from gemma4_lora.gemma4 import _upstream
+from tests.lib import training
+
+_RELEASED = [
+    gm.nn.Gemma4_E2B,
+    gm.nn.Gemma4_E4B,
+    gm.nn.Gemma4_31B,
+    gm.nn.Gemma4_26B_A4B,
+]
+_TINY = [
+    g4.testing.Gemma4_E2B,
+    g4.testing.Gemma4_E4B,
+    g4.testing.Gemma4_31B,
+    g4.testing.Gemma4_26B_A4B,
+]
+# Leaves of the towers that no linear multiplies an activation by: norms, clip
+# bounds, positions and the audio tower's three convolutions.
+_NOT_LINEAR = (
+    'scale',
+    'bias',
+    'per_dim_scale',
+    'pos_emb',
+    'clip_input_min',
+    'clip_input_max',
+    'clip_output_min',
+    'clip_output_max',
+)
+_CONVOLUTIONS = ('subsampling_0', 'subsampling_1', 'depthwise_conv1d')
+
+
+def _rows(cls):
+  rows = _linears.linears(cls(text_only=False).config)
+  return [row for row in rows if row.tower != 'text']
+
+
+def _is_linear_of_a_tower(path):
+  *scope, name = path.split('.')
+  is_tower = scope[0] != 'embedder' and not scope[0].startswith('layer_')
+  is_joint = scope[-1] in ('mm_input_projection', 'audio_input_projection')
+  return (
+      (is_tower or is_joint)
+      and name not in _NOT_LINEAR
+      and scope[-1] not in _CONVOLUTIONS
+  )
+
+
+@pytest.mark.parametrize('cls', _RELEASED + _TINY, ids=lambda c: c.__module__)
+def test_rows_and_weights_are_the_same_set(cls):
+  """Every linear of the towers is a row, and no row is without a weight."""
+  params = _upstream.abstract_params(cls(text_only=False))
+  shapes = {
+      path: x.shape
+      for path, x in training.flat(params).items()
+      if len(path.split('.')) > 1 and _is_linear_of_a_tower(path)
+  }
+  assert {row.path: row.shape for row in _rows(cls)} == shapes
+
+
+@pytest.mark.parametrize('cls', _RELEASED + _TINY, ids=lambda c: c.__module__)
+def test_rows_cover_each_weight_once(cls):
+  rows = _rows(cls)
+  for names in (
+      [row.name for row in rows],
+      [row.lora_path for row in rows],
+      [name for row in rows for name in row.hf_names],
+  ):
+    assert len(set(names)) == len(names)
+  slots = {}
+  for row in rows:
+    axes = [*row.in_axes, *row.out_axes, *row.batch_axes]
+    if row.slot_axis is not None:
+      axes.append(row.slot_axis)
+    assert sorted(axes) == list(range(len(row.shape))), row
+    slots.setdefault(row.path, []).append(row.slot)
+  for row in rows:
+    if row.slot is None:
+      assert slots[row.path] == [None]
+    else:
+      assert slots[row.path] == list(range(row.shape[row.slot_axis]))
+
+
+@pytest.mark.parametrize('cls', _RELEASED)
+def test_a_text_only_model_has_no_tower_rows(cls):
+  rows = _linears.linears(cls().config)
+  assert {row.tower for row in rows} == {'text'}
+
+
+# Vision: 7 stacked, patch embedding, projection into the text. Audio: 12 layers
+# of 2 * (up, down), q, k, v, o, relative position and 2 of the convolution
+# block; subsampling, output projection, projection into the text.
+@pytest.mark.parametrize(
+    ('cls', 'num_vision', 'num_audio'),
+    [
+        (gm.nn.Gemma4_E2B, 7 + 2, 12 * 11 + 3),
+        (gm.nn.Gemma4_E4B, 7 + 2, 12 * 11 + 3),
+        (gm.nn.Gemma4_31B, 7 + 2, 0),
+        (gm.nn.Gemma4_26B_A4B, 7 + 2, 0),
+    ],
+)
+def test_counts_of_the_released_models(cls, num_vision, num_audio):
+  towers = [row.tower for row in _rows(cls)]
+  assert towers.count('vision') == num_vision
+  assert towers.count('audio') == num_audio
+
+
+def test_names_read_well():
+  names = [
+      (row.name, row.hf_names[0])
+      for row in _rows(gm.nn.Gemma4_E2B)
+      if row.layer in (None, 0)
+  ]
+  block = 'vision_encoder.transformer.stacked_layers.block'
+  hf_block = 'vision_tower.encoder.layers.0'
+  layer = 'audio_encoder.conformer/stacked_layers_0'
+  hf = 'audio_tower.layers.0'
+  assert names == [
+      (
+          'vision_encoder.entry.patch_embedding',
+          'vision_tower.patch_embedder.input_proj',
+      ),
+      (f'{block}.attn.q', f'{hf_block}.self_attn.q_proj.linear'),
+      (f'{block}.attn.k', f'{hf_block}.self_attn.k_proj.linear'),
+      (f'{block}.attn.v', f'{hf_block}.self_attn.v_proj.linear'),
+      (f'{block}.attn.o', f'{hf_block}.self_attn.o_proj.linear'),
+      (f'{block}.mlp.gate', f'{hf_block}.mlp.gate_proj.linear'),
+      (f'{block}.mlp.up', f'{hf_block}.mlp.up_proj.linear'),
+      (f'{block}.mlp.down', f'{hf_block}.mlp.down_proj.linear'),
+      (
+          'embedder.mm_input_projection',
+          'embed_vision.embedding_projection',
+      ),
+      (
+          'audio_encoder.feature.subsampling',
+          'audio_tower.subsample_conv_projection.input_proj_linear',
+      ),
+      (f'{layer}.fflayer_start.up', f'{hf}.feed_forward1.ffw_layer_1.linear'),
+      (f'{layer}.fflayer_start.down', f'{hf}.feed_forward1.ffw_layer_2.linear'),
+      (f'{layer}.trans_atten.self_atten.q', f'{hf}.self_attn.q_proj.linear'),
+      (f'{layer}.trans_atten.self_atten.k', f'{hf}.self_attn.k_proj.linear'),
+      (f'{layer}.trans_atten.self_atten.v', f'{hf}.self_attn.v_proj.linear'),
+      (
+          f'{layer}.trans_atten.self_atten.relative_position',
+          f'{hf}.self_attn.relative_k_proj',
+      ),
+      (f'{layer}.trans_atten.o', f'{hf}.self_attn.post.linear'),
+      (f'{layer}.lconv.linear_start', f'{hf}.lconv1d.linear_start.linear'),
+      (f'{layer}.lconv.linear_end', f'{hf}.lconv1d.linear_end.linear'),
+      (f'{layer}.fflayer_end.up', f'{hf}.feed_forward2.ffw_layer_1.linear'),
+      (f'{layer}.fflayer_end.down', f'{hf}.feed_forward2.ffw_layer_2.linear'),
+      ('audio_encoder.output_projection', 'audio_tower.output_proj'),
+      (
+          'embedder.audio_input_projection',
+          'embed_audio.embedding_projection',
+      ),
+  ]
+
+
+def test_a_stacked_row_has_a_linear_per_layer():
+  (row,) = (
+      row
+      for row in _rows(gm.nn.Gemma4_31B)
+      if row.tower == 'vision' and row.projection == 'v'
+  )
+  # 27 layers, 16 heads of 72, width 1152; k and v in one weight.
+  assert row.shape == (27, 2, 16, 1152, 72)
+  assert row.layers == tuple(range(27))
+  assert row.in_shape == (1152,)
+  assert row.out_shape == (16, 72)
+  assert row.lora_shapes(rank=8) == ((27, 1152, 8), (27, 8, 16, 72))
+  assert row.num_lora_params(rank=8) == 27 * 8 * (1152 + 16 * 72)
+  assert row.hf_names[26] == (
+      'vision_tower.encoder.layers.26.self_attn.v_proj.linear'
+  )
+  one = row.one_layer
+  assert one.shape == (2, 16, 1152, 72)
+  assert one.lora_shapes(rank=8) == ((1152, 8), (8, 16, 72))
+  assert one.shape[one.slot_axis] == 2

@@ -1,0 +1,34 @@
+"""Checkpoints on disk, each written once."""
+
+import functools
+from typing import Any
+
+from etils import epath
+import pytest
+
+from gemma4_lora import g4
+from tests.lib import states
+
+
+@pytest.fixture(scope='session')
+def checkpoint(tmp_path_factory: pytest.TempPathFactory):
+  """Returns `(variant, layout, **kwargs) -> (path, written params)`."""
+
+  @functools.cache
+  def make(
+      variant: str,
+      layout: str = 'nested',
+      *,
+      text_only: bool = True,
+      **kwargs: Any,
+  ):
+    path = epath.Path(tmp_path_factory.mktemp('ckpt')) / f'{variant}-{layout}'
+    params = g4.testing.make_checkpoint(
+        states.model(variant, text_only=text_only),
+        path,
+        layout=layout,
+        **kwargs,
+    )
+    return path, params
+
+  return make

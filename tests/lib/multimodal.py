@@ -1,0 +1,86 @@
+"""Models with towers, and one sequence with images and a sound."""
+
+import dataclasses
+import functools
+from typing import Any
+
+from flax import linen as nn
+from gemma.gm.nn.gemma4 import _transformer
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gemma4_lora import g4
+from gemma4_lora.gemma4 import _upstream
+from gemma4_lora.testing import _checkpoints
+from tests.lib import training
+
+_MAX_PATCHES = 36  # 4 soft tokens at most, pooled from 3 x 3 patches each.
+_IMAGE, _AUDIO = -2, -4  # Placeholders among tokens.
+
+
+def base(name: str, **kwargs: Any) -> nn.Module:
+  """Returns a shallow tiny model with its towers."""
+  cls = getattr(g4.testing, name)
+  kwargs = {'tokens': 'batch.input', 'text_only': False} | kwargs
+  return training.shallow(cls(**kwargs))
+
+
+def base_of_one_layer(name: str, **kwargs: Any) -> nn.Module:
+  """Returns one whose text is a single layer, for what is of the towers."""
+  model = base(name, **kwargs)
+  config = dataclasses.replace(model.config, kv_cache_sharing_config=None)
+  return training.one_layer(model.clone(config=config))
+
+
+def random_params(model: nn.Module) -> dict[str, Any]:
+  """Returns parameters none of which is trivial; clip bounds are about 3."""
+  params = _checkpoints.random_params(_upstream.abstract_params(model))
+  return _as_jax(params)
+
+
+def _as_jax(tree: Any) -> Any:
+  if isinstance(tree, dict):
+    return {key: _as_jax(value) for key, value in tree.items()}
+  return jnp.asarray(tree)
+
+
+def images() -> _transformer.PreprocessedVisionInput:
+  """Two images, of 3 x 6 and 3 x 3 patches; the rest is padding.
+
+  Padded patches are far from zero: what they touch shows.
+  """
+  rng = np.random.default_rng(0)
+  patches = rng.uniform(0, 1, (2, _MAX_PATCHES, 48)).astype(np.float32)
+  positions = np.full((2, _MAX_PATCHES, 2), -1, np.int32)
+  for i, width in enumerate((6, 3)):
+    grid = np.stack(np.meshgrid(np.arange(width), np.arange(3)), axis=-1)
+    positions[i, : 3 * width] = grid.reshape(-1, 2)
+  return _transformer.PreprocessedVisionInput(
+      patches=jnp.asarray(patches.reshape(1, -1, 48)),
+      positions_xy=jnp.asarray(positions.reshape(1, -1, 2)),
+      soft_token_counts=(2, 1),
+  )
+
+
+def inputs(*, audio: bool) -> dict[str, Any]:
+  """Arguments of the model: text, two images, and a sound if asked for."""
+  with jax.ensure_compile_time_eval():  # Also while a caller is traced.
+    return dict(_inputs(audio))
+
+
+@functools.cache
+def _inputs(audio: bool) -> dict[str, Any]:
+  rng = np.random.default_rng(1)
+  tokens = rng.integers(3, 1000, (1, 18))
+  tokens[0, 2:4] = _IMAGE
+  tokens[0, 6] = _IMAGE
+  arguments = {'images': images()}
+  if audio:
+    tokens[0, 9:12] = _AUDIO
+    arguments |= {
+        'audio': jnp.asarray(rng.normal(0, 0.1, (1, 1, 2400)), jnp.float32),
+        'audio_lengths': jnp.asarray([[2000]]),
+        'audio_soft_token_counts': (3,),
+    }
+  return {'tokens': jnp.asarray(tokens)} | arguments

@@ -1,0 +1,115 @@
+"""Trainers that save LoRA, and states of theirs that no step was taken for."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from kauldron import kd
+import numpy as np
+import optax
+
+from gemma4_lora import _trees
+from gemma4_lora import g4
+from tests.lib import training
+
+
+def base_model(variant: str = 'Gemma4_31B') -> Any:
+  return training.shallow(getattr(g4.testing, variant)(tokens='batch.input'))
+
+
+def trainer(
+    workdir: Any,
+    released: Any = None,
+    *,
+    lora: dict[str, Any] | None = None,
+    base: Any = None,
+    optimizer: Any = None,
+    num_train_steps: int = 0,
+    options: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> kd.train.Trainer:
+  """Returns a trainer with a `LoRACheckpointer`.
+
+  Args:
+    workdir: Where it saves.
+    released: Path of the base; None for random base weights.
+    lora: Settings of `g4.nn.LoRA`.
+    base: The model.
+    optimizer: If not Adam on LoRA.
+    num_train_steps: When it stops.
+    options: Of the checkpointer.
+    **kwargs: Of `training.make_trainer`.
+  """
+  model = g4.nn.LoRA(
+      **({'rank': 4, 'alpha': 8.0} | (lora or {})), model=base or base_model()
+  )
+  if released is not None:
+    kwargs['init_transform'] = g4.ckpts.SkipLoRA4(
+        wrapped=g4.ckpts.PartialLoad(path=released), model=model
+    )
+  options = {'save_interval_steps': 1} | (options or {})
+  made = training.make_trainer(
+      model,
+      workdir,
+      num_train_steps=num_train_steps,
+      checkpointer=g4.ckpts.LoRACheckpointer(**options),
+      **kwargs,
+  )
+  return made.replace(optimizer=optimizer) if optimizer else made
+
+
+def state(
+    trainer: kd.train.Trainer, *, seed: int, params: Any = None
+) -> kd.train.TrainState:
+  """Returns a state of random values, its optimizer's moments included.
+
+  Args:
+    trainer: Gives model and optimizer.
+    seed: Of the values.
+    params: Those of the base, if not random.
+  """
+  model = trainer.model
+  values = training.random_params(model, seed=seed)
+  if params is not None:
+    values = _trees.merge(params, _trees.split_lora(values)[1])
+  if model.init_lora_weights != 'default' and seed == 0:
+    values = _pending(values)
+  values = jax.device_put(values, kd.sharding.REPLICATED)
+  rng = np.random.default_rng(seed + 100)
+  opt_state = jax.tree.map(
+      lambda x: jax.device_put(
+          jnp.asarray(rng.integers(1, 99, x.shape), x.dtype) / 7
+          if jnp.issubdtype(x.dtype, jnp.floating)
+          else jnp.asarray(seed, x.dtype),
+          kd.sharding.REPLICATED,
+      ),
+      trainer.optimizer.init(values),
+  )
+  step = jax.device_put(jnp.asarray(seed), kd.sharding.REPLICATED)
+  return kd.train.TrainState(
+      step=step, params=values, opt_state=opt_state, collections={}
+  )
+
+
+def _pending(params: Any) -> Any:
+  """A is NaN, as `model.init` leaves it for PiSSA."""
+  return jax.tree_util.tree_map_with_path(
+      lambda keys, x: jnp.full_like(x, jnp.nan)
+      if _trees.key_path(keys)[-1] == 'a'
+      else x,
+      params,
+  )
+
+
+def saved_leaves(state: Any) -> dict[str, np.ndarray]:
+  """What must come back from disk, by path."""
+  return {
+      _trees.join(path): np.asarray(leaf)
+      for path, leaf in _trees.flatten(state).items()
+      if path[0] != 'params' or _trees.is_lora(path)
+  }
+
+
+def partial(optimizer: optax.GradientTransformation) -> Any:
+  """Returns the optimizer on LoRA alone."""
+  return kd.optim.partial_updates(optimizer, mask=kd.optim.select('lora'))

@@ -1,0 +1,68 @@
+"""A run of two hosts, in `two_hosts_config.py` and in one process alike."""
+
+from collections.abc import Mapping
+import dataclasses
+import os
+import runpy
+import sys
+from typing import Any
+
+import jax.numpy as jnp
+from kauldron import kd
+import optax
+
+from gemma4_lora import g4
+from tests.lib import runs
+from tests.lib import training
+
+
+def base_model() -> Any:
+  base = g4.testing.Gemma4_31B(tokens='batch.input', dtype=jnp.float32)
+  return training.one_layer(base)
+
+
+def trainer(
+    *, workdir: Any, released: Any, num_train_steps: int
+) -> kd.train.Trainer:
+  """Returns a trainer whose numbers do not hang on the number of hosts.
+
+  A batch of one process and the batches of two hold the same examples, in
+  another order. SGD is linear in what that does to the rounding of gradients.
+
+  Args:
+    workdir: Where it saves.
+    released: Path of the base.
+    num_train_steps: When it stops.
+  """
+  fsdp = kd.sharding.FSDPSharding(min_size_to_shard_mb=0)
+  made = runs.trainer(
+      workdir,
+      released,
+      base=base_model(),
+      lora={'targets': 'attention'},  # Half as much to compile, four times.
+      num_train_steps=num_train_steps,
+      optimizer=runs.partial(optax.sgd(0.1, momentum=0.9)),
+      options={'max_to_keep': 2},
+      sharding=kd.sharding.ShardingStrategy(params=fsdp, opt_state=fsdp),
+      trainstep=g4.train.TrainStep(),
+      writer=g4.train.TerminalWriter(),
+  )
+  return made.replace(
+      train_ds=dataclasses.replace(made.train_ds, shuffle=False)
+  )
+
+
+def run_command(argv: list[str], environment: Mapping[str, str], log: str):
+  """Is `python -m gemma4_lora` with these arguments, in a process of its own.
+
+  Args:
+    argv: After the module's name.
+    environment: What is added to it.
+    log: File for all that the process prints.
+  """
+  with open(log, 'w') as file:
+    os.dup2(file.fileno(), 1)
+    os.dup2(file.fileno(), 2)
+  os.environ.update(environment)
+  sys.argv = ['gemma4_lora', *argv]
+  runpy.run_module('gemma4_lora', run_name='__main__', alter_sys=True)

@@ -1,0 +1,128 @@
+"""Packed rows: each conversation has the logits that it has alone."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from kauldron import kontext
+import numpy as np
+import pytest
+
+from gemma4_lora import g4
+from gemma4_lora.nn.attention import _blockwise
+from tests.lib import training
+
+_LENGTHS = (11, 5, 9)  # The windows of local layers are 8.
+_ROW = 32
+
+
+def _conversations():
+  rng = np.random.default_rng(0)
+  return [rng.integers(3, 1000, n, np.int32) for n in _LENGTHS]
+
+
+def _alone():
+  rows = [np.pad(x, (0, _ROW - len(x))) for x in _conversations()]
+  return jnp.asarray(np.stack(rows))
+
+
+def _packed():
+  """One row with all of them, and one with the last first."""
+  tokens, positions = [], []
+  for order in ([0, 1, 2], [2, 0, 1]):
+    parts = [_conversations()[i] for i in order]
+    at = np.concatenate([np.arange(len(x)) for x in parts])
+    row = np.concatenate(parts)
+    tokens.append(np.pad(row, (0, _ROW - len(row))))
+    positions.append(np.pad(at, (0, _ROW - len(at))))
+  return jnp.asarray(np.stack(tokens)), jnp.asarray(np.stack(positions))
+
+
+def _model(name, **kwargs):
+  base = getattr(g4.testing, name)(tokens='batch.input', dtype=jnp.float32)
+  return g4.nn.LoRA(
+      rank=4,
+      model=training.shallow(base),
+      positions='batch.positions',
+      **kwargs,
+  )
+
+
+@pytest.mark.parametrize(
+    'name, attention',
+    [
+        ('Gemma4_E2B', 'gemma'),
+        ('Gemma4_E2B', 'blockwise'),
+        ('Gemma4_31B', 'blockwise'),
+    ],
+)
+def test_logits_are_those_of_each_alone(name, attention, monkeypatch):
+  """In local and global layers, with shared keys and values, B non-zero."""
+  # Several blocks per row, and per conversation.
+  monkeypatch.setattr(
+      _blockwise, 'attend', _with_block(_blockwise.attend, block=4)
+  )
+  model = _model(name, attention=attention)
+  params = training.random_params(model)
+  tokens, positions = _packed()
+  apply = jax.jit(model.apply)
+  alone = apply({'params': params}, _alone()).logits
+  packed = apply({'params': params}, tokens, positions=positions).logits
+  for row, order in enumerate(([0, 1, 2], [2, 0, 1])):
+    at = 0
+    for i in order:
+      n = _LENGTHS[i]
+      np.testing.assert_allclose(
+          packed[row, at : at + n], alone[i, :n], rtol=2e-4, atol=2e-4
+      )
+      at += n
+
+
+def _with_block(attend, *, block):
+  def wrapped(settings, *args):
+    return attend(dataclasses.replace(settings, block=block), *args)
+
+  return wrapped
+
+
+def test_without_positions_conversations_see_each_other():
+  """What the others prove is no accident."""
+  model = _model('Gemma4_31B')
+  params = training.random_params(model)
+  tokens, _ = _packed()
+  apply = jax.jit(model.apply)
+  alone = apply({'params': params}, _alone()).logits[1, :5]
+  together = apply({'params': params}, tokens).logits[0, 11:16]
+  assert np.abs(alone - together).max() > 0.1
+
+
+def test_blocks_of_other_conversations_are_not_computed():
+  at = np.repeat([1, 2, 3], (8, 16, 8))[None]
+  allowed = _blockwise.Allowed(
+      positions=jnp.zeros((1, 32), int),
+      valid=jnp.ones((1, 32), bool),
+      segments=jnp.asarray(at),
+  )
+  settings = _blockwise.Settings(window=None, soft_cap=None, block=4)
+  first, end = _blockwise._ranges(settings, allowed)
+  assert first.tolist() == [0, 0, 2, 2, 2, 2, 6, 6]
+  assert end.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_kauldron_reads_the_positions():
+  keys = kontext.get_keypaths(_model('Gemma4_31B'))
+  assert keys['positions'] == 'batch.positions'
+  assert keys['tokens'] == 'batch.input'
+  plain = g4.nn.LoRA(rank=4, model=g4.testing.Gemma4_31B(tokens='batch.input'))
+  assert 'positions' not in kontext.get_keypaths(plain)
+
+
+def test_images_in_packed_rows_are_an_error():
+  model = _model('Gemma4_31B')
+  tokens, positions = _packed()
+  with pytest.raises(ValueError, match='do not go with images .*unpacked'):
+    jax.eval_shape(
+        lambda: model.init_with_output(
+            jax.random.key(0), tokens, positions=positions, images=0
+        )
+    )

@@ -1,0 +1,150 @@
+"""Layers in a loop compute what layers in a row do."""
+
+import dataclasses
+import functools
+import re
+
+from gemma import peft
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gemma4_lora import g4
+from tests.lib import training
+from tests.nn import step_test
+
+
+@functools.cache
+def _model(name, pattern, **kwargs):
+  """A model in float32 of a pattern of local (L) and global (G) layers."""
+  base = getattr(g4.testing, name)(dtype=jnp.float32)
+  kinds = dict(zip('LG', base.config.attention_types[-2:], strict=True))
+  types = tuple(kinds[letter] for letter in pattern)
+  config = dataclasses.replace(base.config, attention_types=types)
+  return g4.nn.LoRA(rank=2, model=base.clone(config=config), **kwargs)
+
+
+_CASES = {
+    # Two loops of equal layers, but that the second read what the first left.
+    'shared': ('Gemma4_E4B', 'LGLGLGLG', dict(targets=('q', 'mlp')), {}),
+    # A loop in a loop, and what is trained in full.
+    'nested': (
+        'Gemma4_31B',
+        'LLGLLG',
+        dict(modules_to_save=('norms',)),
+        dict(remat='attention', attention='blockwise'),
+    ),
+    'experts': (
+        'Gemma4_26B_A4B',
+        'LL',
+        dict(targets=('text', 'experts')),
+        dict(remat='dots'),
+    ),
+}
+
+
+@pytest.mark.parametrize('case', _CASES)
+def test_same_step(case):
+  name, pattern, kwargs, saving = _CASES[case]
+  model = _model(name, pattern, **kwargs)
+  params = training.random_params(model)
+  with jax.enable_x64(True):  # In float32 these models round to 6e-5.
+    params = jax.tree.map(lambda x: x.astype(jnp.float64), params)
+    wanted = step_test._step(model, params)
+    got = step_test._step(model.clone(scan_layers=True, **saving), params)
+  live = step_test._tokens() > 0
+  np.testing.assert_allclose(
+      got[1].logits[live], wanted[1].logits[live], atol=1e-6
+  )
+  step_test._assert_same_step(got, wanted, rtol=1e-6)
+
+
+def test_same_dora():
+  """Its norms are float32 in any model, so that this bound is wider."""
+  model = _model('Gemma4_31B', 'LL', targets=('q', 'down'), use_dora=True)
+  params = training.random_params(model)
+  wanted = step_test._step(model, params)
+  got = step_test._step(model.clone(scan_layers=True), params)
+  live = step_test._tokens() > 0
+  np.testing.assert_allclose(
+      got[1].logits[live], wanted[1].logits[live], atol=1e-4
+  )
+  step_test._assert_same_step(got, wanted, rtol=1e-4)
+
+
+def _lowered(model):
+  """The program of a gradient, before XLA."""
+  tokens = jnp.ones((1, 4), int)
+  params = jax.eval_shape(model.init, jax.random.key(0), tokens)['params']
+  base, lora = peft.split_params(params)
+
+  def loss(lora, base):
+    merged = {'params': peft.merge_params(base, lora)}
+    return model.apply(merged, tokens).logits.sum()
+
+  return jax.jit(jax.grad(loss)).lower(lora, base).as_text()
+
+
+@pytest.mark.parametrize('remat', ['none', 'block'])
+def test_depth_is_free(remat):
+  """The program of twice the layers has no more products."""
+  patterns = ['LLGLLG', 'LLG' * 4]
+  once, twice = (
+      _lowered(
+          _model('Gemma4_31B', pattern, scan_layers=True, remat=remat)
+      ).count('dot_general')
+      for pattern in patterns
+  )
+  assert once == twice
+  if remat == 'none':  # In a row they do have more: the count means something.
+    row = _lowered(_model('Gemma4_31B', patterns[0]))
+    assert once < row.count('dot_general')
+
+
+@pytest.mark.parametrize('remat', ['none', 'block'])
+def test_weights_are_not_stacked(remat):
+  """Neither the loop's input nor what it keeps for the backward pass."""
+  model = _model('Gemma4_31B', 'LLLL', scan_layers=True, remat=remat)
+  config = model.config
+  text = _lowered(model)
+  shapes = re.findall(r'tensor<([\dx]+)x(?:f32|bf16)>', text)
+  dims = {tuple(sorted(map(int, shape.split('x')))) for shape in shapes}
+  weight = (2, config.hidden_dim, config.embed_dim)
+  assert tuple(sorted(weight)) in dims
+  assert tuple(sorted((4, *weight))) not in dims
+
+
+def test_dropout_in_training_alone():
+  model = _model('Gemma4_31B', 'LL', dropout=0.5, targets=('q',))
+  model = model.clone(scan_layers=True)
+  params = {'params': training.random_params(model)}
+
+  def logits(seed, **kwargs):
+    rngs = {'dropout': jax.random.key(seed)}
+    return model.apply(params, step_test._tokens(), rngs=rngs, **kwargs).logits
+
+  trained = functools.partial(logits, is_training_property=True)
+  np.testing.assert_array_equal(trained(0), trained(0))
+  assert not np.allclose(trained(0), trained(1), atol=1e-3)
+  np.testing.assert_array_equal(logits(0), logits(1))
+
+
+def test_samplers_take_gemma_s_own_layers():
+  """With a cache: the logits of the next token are those of the whole row."""
+  model = _model('Gemma4_31B', 'LLGLLG', scan_layers=True)
+  params = {'params': training.random_params(model)}
+  tokens = step_test._tokens()[:1, :6]
+  cache = model.init_cache(batch_size=1, dtype=jnp.float32, cache_length=8)
+  mask = np.zeros((1, 6, 8), bool)
+  mask[:, :, :6] = np.tri(6, dtype=bool)
+  cached = model.apply(
+      params,
+      tokens,
+      cache=cache,
+      positions=jnp.arange(6)[None],
+      attention_mask=mask,
+  )
+  np.testing.assert_allclose(
+      cached.logits, model.apply(params, tokens).logits, atol=5e-5
+  )

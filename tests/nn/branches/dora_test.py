@@ -1,0 +1,273 @@
+"""DoRA: a magnitude per output feature."""
+
+import functools
+
+from gemma import peft
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gemma4_lora import g4
+from tests.lib import training
+
+_TOKENS = jnp.asarray(np.random.default_rng(0).integers(3, 1000, (2, 12)))
+
+
+def _model(name, *, dtype=jnp.float32, **kwargs):
+  cls = getattr(g4.testing, name)
+  base = training.shallow(cls(tokens='batch.input', dtype=dtype))
+  return g4.nn.LoRA(rank=3, alpha=6, use_dora=True, model=base, **kwargs)
+
+
+def _of_one_layer(name, **kwargs):
+  model = _model(name, **kwargs)
+  return model.clone(model=training.one_layer(model.model))
+
+
+def _logits(model, params, **kwargs):
+  return model.apply({'params': params}, _TOKENS, **kwargs).logits
+
+
+# Letters of input and output of each projection's weight.
+_AXES = {
+    'q': 'ndh: d nh',
+    'k': 'kdh: d kh',
+    'v': 'kdh: d kh',
+    'o': 'nhd: nh d',
+    'gate': 'fd: d f',
+    'up': 'fd: d f',
+    'down': 'fd: f d',
+    'per_layer_model_projection': 'dlp: d lp',
+    'per_layer_input_gate': 'dp: d p',
+    'per_layer_projection': 'pd: p d',
+    'router': 'de: d e',
+}
+
+
+def _axes(row):
+  weight, rest = _AXES[row.projection].split(': ')
+  return weight, *rest.split(' ')
+
+
+def _norm(weight, row):
+  """By NumPy, over the inputs of each output feature."""
+  letters, ins, _ = _axes(row)
+  over = tuple(letters.index(c) for c in ins)
+  return np.sqrt(np.sum(np.square(np.asarray(weight, np.float64)), axis=over))
+
+
+def _set(params, path, value):
+  *scope, last = path.split('.')
+  for key in scope:
+    params = params[key]
+  params[last] = jnp.asarray(value, params[last].dtype)
+
+
+def _start(model, params):
+  """Sets B to zero and the magnitudes to the norms of the base."""
+  for view in g4.nn.linears(model, params).values():
+    path = view.row.lora_path
+    _set(params, f'{path}.b', jnp.zeros_like(view.lora_b))
+    _set(params, f'{path}.m', _norm(view.base, view.row))
+
+
+def _merged(model, params, *, scale, norms=None):
+  """Base parameters as DoRA's formula has them, formed in full.
+
+  Args:
+    model: The model.
+    params: Its parameters.
+    scale: Alpha / rank.
+    norms: Norms of the merged weights by name, where they are constants.
+  """
+  base = peft.split_params(params).original
+  flat = training.flat(base)
+  for name, view in g4.nn.linears(model, params).items():
+    letters, ins, outs = _axes(view.row)
+    low = jnp.einsum(f'{ins}r,r{outs}->{letters}', view.lora_a, view.lora_b)
+    weight = view.base + scale * low
+    if norms is None:
+      norm = jnp.asarray(_norm(weight, view.row), jnp.float32)
+    else:
+      norm = norms[name]
+    ratio = view.lora_m / norm
+    weight = jnp.einsum(f'{letters},{outs}->{letters}', weight, ratio)
+    old = flat[view.row.path]
+    if old.ndim > weight.ndim:
+      slot = {'k': 0, 'v': 1, 'gate': 0, 'up': 1}[view.row.projection]
+      weight = old.at[slot].set(weight)
+    flat[view.row.path] = weight
+  return jax.tree.unflatten(jax.tree.structure(base), flat.values())
+
+
+@pytest.mark.parametrize('name', ['Gemma4_E2B', 'Gemma4_26B_A4B'])
+def test_equals_the_model_with_merged_weights(name):
+  """Of every projection at once, B and magnitudes far from the start."""
+  targets = ['text', 'router'] if name == 'Gemma4_26B_A4B' else ['text']
+  model = _model(name, targets=targets)
+  params = training.random_params(model)
+  got = _logits(model, params)
+  fixed = g4.nn.RouterFix(model=model.model)
+  want = _logits(fixed, _merged(model, params, scale=2.0))
+  without = _logits(fixed, peft.split_params(params).original)
+  assert np.abs(want - without).max() > 1.0
+  np.testing.assert_allclose(got, want, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ('name', 'jit', 'dtype'),
+    [
+        ('Gemma4_E2B', False, jnp.float32),
+        ('Gemma4_E2B', True, jnp.bfloat16),
+        ('Gemma4_26B_A4B', False, jnp.bfloat16),
+    ],
+)
+def test_step_0_is_the_base_model(name, jit, dtype):
+  """Bitwise in bfloat16; in float32 up to the rounding of the norms."""
+  wrap = jax.jit if jit else lambda f: f
+  model = _model(name, dtype=dtype)
+  params = training.random_params(model)
+  _start(model, params)
+  got = wrap(lambda p: _logits(model, p))(params)
+  plain = g4.nn.RouterFix(model=model.model)
+  original = peft.split_params(params).original
+  want = wrap(lambda p: _logits(plain, p))(original)
+  atol = 1e-4 if dtype == jnp.float32 else 0.0
+  np.testing.assert_allclose(got, want, rtol=0, atol=atol)
+
+
+def test_init_sets_magnitudes_to_the_norms_of_its_own_base():
+  model = _of_one_layer('Gemma4_31B', dtype=jnp.bfloat16)
+  params = jax.jit(model.init)(jax.random.key(0), _TOKENS)['params']
+  for name, view in g4.nn.linears(model, params).items():
+    assert view.lora_m.dtype == jnp.float32
+    want = _norm(view.base, view.row)
+    np.testing.assert_allclose(view.lora_m, want, rtol=1e-5, err_msg=name)
+
+
+def test_gradients_are_those_of_the_formula_with_a_constant_norm():
+  model = _of_one_layer('Gemma4_31B', targets=['q', 'k', 'o', 'up'])
+  params = training.random_params(model)
+  original, lora = peft.split_params(params)
+  fixed = g4.nn.RouterFix(model=model.model)
+
+  def mean(logits):
+    return jnp.mean(jax.nn.log_softmax(logits)[..., 7])
+
+  def ours(lora):
+    return mean(_logits(model, peft.merge_params(original, lora)))
+
+  norms = {
+      name: _norm(
+          view.base
+          + 2.0
+          * np.einsum(
+              '{1}r,r{2}->{0}'.format(*_axes(view.row)),
+              view.lora_a,
+              view.lora_b,
+          ),
+          view.row,
+      )
+      for name, view in g4.nn.linears(model, params).items()
+  }
+
+  def by_hand(lora):
+    params = peft.merge_params(original, lora)
+    return mean(_logits(fixed, _merged(model, params, scale=2.0, norms=norms)))
+
+  got = training.flat(jax.jit(jax.grad(ours))(lora))
+  want = training.flat(jax.jit(jax.grad(by_hand))(lora))
+  for path, grad in want.items():
+    assert np.any(grad), path
+    error = np.abs(got[path] - grad).max() / np.abs(grad).max()
+    assert error < 2e-3, (path, error)
+
+
+def test_a_feature_without_weights_is_not_nan():
+  model = _of_one_layer('Gemma4_31B', targets='down')
+  params = training.random_params(model)
+  weight = params['layer_0']['mlp']['linear']
+  params['layer_0']['mlp']['linear'] = weight.at[:, 3].set(0)
+  _start(model, params)
+  original, lora = peft.split_params(params)
+  want = jax.jit(lambda p: _logits(model.model, p))(original)
+
+  @jax.jit
+  def grads_and_logits(lora):
+    def loss(lora):
+      logits = _logits(model, peft.merge_params(original, lora))
+      return logits.sum(), logits
+
+    return jax.grad(loss, has_aux=True)(lora)
+
+  grads, got = grads_and_logits(lora)
+  np.testing.assert_allclose(got, want, atol=1e-4)
+  for path, grad in training.flat(grads).items():
+    assert np.all(np.isfinite(grad)), path
+
+
+def test_dropout_reaches_the_change_of_the_base_too():
+  """As in PEFT: where m is twice the norm and B zero, half is dropped."""
+  model = _model('Gemma4_31B', targets=['v', 'o'])
+  params = training.random_params(model)
+  _start(model, params)
+  for view in g4.nn.linears(model, params).values():
+    _set(params, f'{view.row.lora_path}.m', 2 * view.lora_m)
+
+  @functools.partial(jax.jit, static_argnums=(0, 2))
+  def attention(model, key, is_training=True):  # Compiles that layer alone.
+    _, state = model.apply(
+        {'params': params},
+        _TOKENS,
+        rngs={'dropout': key},
+        is_training_property=is_training,
+        capture_intermediates=lambda m, _: m.name == 'attn',
+    )
+    return state['intermediates']['layer_0']['attn']['__call__'][0][1]
+
+  keys = jax.random.split(jax.random.key(0), 400)
+  off = attention(model, keys[0])
+  dropped = model.clone(dropout=0.4)
+  np.testing.assert_array_equal(attention(dropped, keys[0], False), off)
+  runs = jax.lax.map(lambda key: attention(dropped, key), keys)
+  spread = np.std(runs, axis=0).mean()
+  assert spread > 0.05 * np.abs(off).mean()
+  error = np.abs(np.mean(runs, axis=0) - off).mean()
+  assert error < 4 * spread / np.sqrt(len(keys))
+
+
+def test_magnitudes_are_counted():
+  model = _model('Gemma4_E2B')
+  params = training.random_params(model)
+  leaves = training.flat(peft.split_params(params).lora)
+  summary = g4.nn.summary(model)
+  assert summary.trainable == sum(x.size for x in leaves.values())
+  assert sum(g.num_params for g in summary.groups) == summary.trainable
+  plain = g4.nn.summary(model.clone(use_dora=False))
+  magnitudes = sum(x.size for p, x in leaves.items() if p.endswith('.m'))
+  assert summary.trainable - plain.trainable == magnitudes > 0
+
+
+# -------------------------------- Bad input ---------------------------------
+
+
+def test_experts_are_refused():
+  with pytest.raises(
+      ValueError, match='use_dora=True does not reach routed experts'
+  ):
+    _model('Gemma4_26B_A4B', targets=['attention', 'experts'])
+
+
+def test_missing_magnitudes_are_not_drawn_anew():
+  model = _model('Gemma4_31B')
+  params = training.random_params(model.clone(use_dora=False))
+  with pytest.raises(ValueError, match=r'q_einsum\.lora\.q\.m.*use_dora='):
+    model.apply({'params': params}, _TOKENS, mutable=True)
+
+
+def test_magnitudes_are_not_ignored():
+  model = _model('Gemma4_31B')
+  params = training.random_params(model)
+  with pytest.raises(ValueError, match=r'be ignored: .*q\.m.* use_dora=True'):
+    _logits(model.clone(use_dora=False), params)

@@ -1,0 +1,333 @@
+"""How A and B start."""
+
+from gemma import gm
+from gemma import peft
+import jax
+import jax.numpy as jnp
+from kauldron import kd
+import numpy as np
+import pytest
+
+from gemma4_lora import g4
+from tests.lib import multimodal
+from tests.lib import training
+
+_TOKENS = jnp.asarray(np.random.default_rng(0).integers(3, 1000, (2, 12)))
+
+
+def _model(name='Gemma4_E2B', *, dtype=jnp.float32, rank=4, **kwargs):
+  base = training.shallow(
+      getattr(g4.testing, name)(tokens='batch.input', dtype=dtype)
+  )
+  return g4.nn.LoRA(rank=rank, alpha=2 * rank, model=base, **kwargs)
+
+
+def _thin(**kwargs):
+  """Of one dense layer, for what does not hang on layers."""
+  model = _model('Gemma4_31B', **kwargs)
+  return model.clone(model=training.one_layer(model.model))
+
+
+def _pending(model):
+  """Random base; A and B as `model.init` leaves them."""
+  params = training.random_params(model)
+  return jax.tree_util.tree_map_with_path(
+      lambda path, x: jnp.full_like(x, jnp.nan)
+      if path[-1].key in ('a', 'b')
+      else x,
+      params,
+  )
+
+
+def _initialised(model):
+  return jax.jit(model.init)(jax.random.key(0), _TOKENS)['params']
+
+
+def _logits(model, params):
+  apply = jax.jit(
+      lambda params: model.apply({'params': params}, _TOKENS).logits
+  )
+  return np.asarray(apply(params))
+
+
+_MATRIX = {  # [out, in], as PEFT has it.
+    'q': 'ndh->nhd',
+    'v': 'kdh->khd',
+    'o': 'nhd->dnh',
+    'gate': 'fd->fd',
+    'down': 'fd->df',
+}
+_NUM_IN = {'q': 1, 'v': 1, 'o': 2, 'gate': 1, 'down': 1}
+
+
+def _matrices(view):
+  """Weight, A and B as PEFT has them: `[out, in]`, `[r, in]`, `[out, r]`."""
+  projection = view.row.projection
+  weight = np.einsum(_MATRIX[projection], np.asarray(view.base, np.float64))
+  a = np.asarray(view.lora_a, np.float64)
+  rank = a.shape[-1]
+  a = a.reshape(-1, rank).T
+  b = np.asarray(view.lora_b, np.float64).reshape(rank, -1).T
+  return weight.reshape(len(b), a.shape[1]), a, b
+
+
+# PiSSA of the exact SVD: `test_towers_layer_by_layer` and, with DoRA, below.
+@pytest.mark.parametrize('init', ['pissa_niter_8', 'olora'])
+def test_step_0_is_the_base_model(init):
+  """Of every projection at once, while A, B and base all changed."""
+  model = _model(init_lora_weights=init)
+  params = _pending(model)
+  out = g4.nn.init_from_base(model, params)
+  want = _logits(model.model, peft.split_params(params).original)
+  np.testing.assert_allclose(_logits(model, out), want, atol=1e-3)
+  before, after = training.flat(params), training.flat(out)
+  for linear in model.adapted:
+    path = linear.row.path
+    assert np.abs(after[path] - before[path]).max() > 1e-2, path
+    assert after[path].dtype == before[path].dtype
+  assert jax.tree.structure(out) == jax.tree.structure(params)
+
+
+def test_pissa_takes_the_largest_singular_values():
+  """And A and B each have the root of them, as in PEFT."""
+  model = _model('Gemma4_31B', targets=list(_MATRIX), init_lora_weights='pissa')
+  params = _pending(model)
+  before = g4.nn.linears(model, params)
+  after = g4.nn.linears(model, g4.nn.init_from_base(model, params))
+  for name, view in after.items():
+    whole, _, _ = _matrices(before[name])
+    rest, a, b = _matrices(view)
+    u, s, vh = np.linalg.svd(whole, full_matrices=False)
+    top = (u[:, :4] * s[:4]) @ vh[:4]
+    np.testing.assert_allclose(2.0 * b @ a, top, atol=1e-4, err_msg=name)
+    np.testing.assert_allclose(rest, whole - top, atol=1e-4, err_msg=name)
+    np.testing.assert_allclose(a @ a.T, np.diag(s[:4] / 2), atol=1e-4)
+    np.testing.assert_allclose(b.T @ b, np.diag(s[:4] / 2), atol=1e-4)
+
+
+def test_randomised_svd_comes_close():
+  model = _thin(targets='gate', init_lora_weights='pissa')
+  exact = g4.nn.init_from_base(model, _pending(model))
+  model = model.clone(init_lora_weights='pissa_niter_16')
+  close = g4.nn.init_from_base(model, _pending(model))
+  again = g4.nn.init_from_base(model, _pending(model))
+  jax.tree.map(np.testing.assert_array_equal, close, again)
+  views = g4.nn.linears(model, close)
+  for name, want in g4.nn.linears(model, exact).items():
+    _, a, b = _matrices(views[name])
+    _, want_a, want_b = _matrices(want)
+    error = np.linalg.norm(b @ a - want_b @ want_a)
+    assert error < 0.05 * np.linalg.norm(want_b @ want_a), name
+
+
+def test_olora_takes_the_first_directions_of_qr():
+  model = _model('Gemma4_31B', targets=list(_MATRIX), init_lora_weights='olora')
+  params = _pending(model)
+  before = g4.nn.linears(model, params)
+  after = g4.nn.linears(model, g4.nn.init_from_base(model, params))
+  for name, view in after.items():
+    whole, _, _ = _matrices(before[name])
+    rest, a, b = _matrices(view)
+    q, r = np.linalg.qr(whole)
+    np.testing.assert_allclose(b @ a, q[:, :4] @ r[:4], atol=1e-4, err_msg=name)
+    np.testing.assert_allclose(np.abs(b), np.abs(q[:, :4]), atol=1e-4)
+    np.testing.assert_allclose(rest, whole - 2.0 * b @ a, atol=1e-4)
+
+
+@pytest.mark.parametrize('init', ['pissa', 'olora'])
+def test_towers_layer_by_layer(init):
+  """Each layer of a stacked weight by itself, inside clips that bind."""
+  base = multimodal.base_of_one_layer('Gemma4_E2B', dtype=jnp.float32)
+  targets = ['vision', 'audio', 'multimodal_projections', 'subsampling']
+  model = g4.nn.LoRA(
+      rank=4, alpha=8, targets=targets, init_lora_weights=init, model=base
+  )
+  params = jax.tree_util.tree_map_with_path(
+      lambda path, x: jnp.sign(x) / 2 if 'clip' in path[-1].key else x,
+      multimodal.random_params(model),
+  )
+  before = g4.nn.linears(model, params)
+  for path in [p for p in training.flat(params) if p.endswith(('.a', '.b'))]:
+    _set_nan(params, path)
+  out = g4.nn.init_from_base(model, params)
+  inputs = multimodal.inputs(audio=True)
+
+  def logits(model, params):
+    apply = jax.jit(lambda params: model.apply({'params': params}, **inputs))
+    return apply(params).logits
+
+  want = logits(base, peft.split_params(params).original)
+  np.testing.assert_allclose(logits(model, out), want, atol=1e-3)
+
+  for name, view in g4.nn.linears(model, out).items():
+    wholes = (whole for whole, _, _ in _layers(before[name]))
+    for whole, (rest, a, b) in zip(wholes, _layers(view), strict=True):
+      np.testing.assert_allclose(rest, whole - 2 * a @ b, atol=1e-4)
+      if init == 'pissa':
+        u, s, vh = np.linalg.svd(whole, full_matrices=False)
+        top = (u[:, :4] * s[:4]) @ vh[:4]
+        np.testing.assert_allclose(2 * a @ b, top, atol=1e-3, err_msg=name)
+      else:  # PEFT has it as [out, in].
+        q, r = np.linalg.qr(whole.T)
+        np.testing.assert_allclose(b.T @ a.T, q[:, :4] @ r[:4], atol=1e-3)
+
+
+def _layers(view):
+  """Yields weight `[in, out]`, A and B of each layer."""
+  row = view.row
+  over = [x - (row.slot is not None and x > row.slot_axis) for x in row.in_axes]
+  weight, a, b = map(np.asarray, (view.base, view.lora_a, view.lora_b))
+  if not row.stacked:
+    over = [axis + 1 for axis in over]
+    weight, a, b = weight[None], a[None], b[None]
+  weight = np.moveaxis(weight, over, range(1, 1 + len(over)))
+  for w, a_one, b_one in zip(weight, a, b, strict=True):
+    a_one = a_one.reshape(-1, 4)
+    yield w.reshape(len(a_one), -1), a_one, b_one.reshape(4, -1)
+
+
+def _set_nan(params, path):
+  *scope, last = path.split('.')
+  for key in scope:
+    params = params[key]
+  params[last] = jnp.full_like(params[last], jnp.nan)
+
+
+@pytest.mark.parametrize('init', ['gaussian', 'orthogonal'])
+def test_drawn_ones_start_at_the_base_model(init):
+  model = _thin(rank=6, init_lora_weights=init)
+  params = _initialised(model)
+  want = _logits(model.model, peft.split_params(params).original)
+  np.testing.assert_allclose(_logits(model, params), want, atol=1e-4)
+  for name, view in g4.nn.linears(model, params).items():
+    a = np.asarray(view.lora_a).reshape(-1, 6)
+    b = np.asarray(view.lora_b).reshape(6, -1)
+    np.testing.assert_allclose(a @ b, np.zeros((len(a), b.shape[1])), atol=1e-6)
+    if init == 'gaussian':
+      assert not np.any(b)
+      assert 0.75 / 6 < a.std() < 1.25 / 6, name
+    else:
+      assert np.linalg.matrix_rank(a) == np.linalg.matrix_rank(b) == 3, name
+      assert 0.05 < a.std() * np.sqrt(2) < 0.15, name
+  attn = params['layer_0']['attn']
+  q, k = attn['q_einsum']['lora']['q'], attn['k_einsum']['lora']['k']
+  assert np.all(q['a'] != k['a'])  # Each is drawn anew.
+
+
+@pytest.mark.parametrize('init', ['gaussian', 'orthogonal'])
+def test_each_expert_draws_its_own(init):
+  model = _model('Gemma4_26B_A4B', targets='experts', init_lora_weights=init)
+  model = model.clone(rank=6, model=training.one_layer(model.model))
+  params = _initialised(model)
+  for name, view in g4.nn.linears(model, params).items():
+    a, b = np.asarray(view.lora_a), np.asarray(view.lora_b)
+    np.testing.assert_allclose(a @ b, 0, atol=1e-6, err_msg=name)
+    assert np.any(b) == (init == 'orthogonal')
+    assert np.all(a[0] != a[1]), name
+
+
+def test_with_dora_the_magnitude_is_that_of_the_whole_weight(tmp_path):
+  """Step 0 is the base with both, through the transform."""
+  model = _thin(use_dora=True, init_lora_weights='pissa')
+  written = g4.testing.make_checkpoint(model.model, tmp_path / 'released')
+  state = _state(_initialised(model))
+  assert np.all(np.isnan(_logits(model, state.params)))
+  out = _skip_lora(tmp_path / 'released', model).transform(state)
+  want = _logits(model.model, written)
+  np.testing.assert_allclose(_logits(model, out.params), want, atol=1e-3)
+
+
+def test_forgotten_in_a_config(tmp_path):
+  model = _thin(init_lora_weights='pissa')
+  g4.testing.make_checkpoint(model.model, tmp_path / 'released')
+  transform = _skip_lora(tmp_path / 'released', None)
+  with pytest.raises(ValueError, match=r'is NaN.*model=cfg\.ref\.model'):
+    transform.transform(_state(_pending(model)))
+
+
+def test_trains_and_resumes_bitwise(tmp_path):
+  """The base has changed: Kauldron's own checkpoint has it whole."""
+  model = _thin(dtype=jnp.bfloat16, init_lora_weights='olora')
+  released = g4.testing.make_checkpoint(model.model, tmp_path / 'released')
+
+  def run(workdir, num_train_steps):
+    return training.make_trainer(
+        model,
+        tmp_path / workdir,
+        num_train_steps=num_train_steps,
+        checkpointer=kd.ckpts.Checkpointer(save_interval_steps=2),
+        init_transform=_skip_lora(tmp_path / 'released', model),
+    ).train()[0]
+
+  whole = run('whole', 4)
+  run('cut', 2)
+  assert list((tmp_path / 'cut' / 'checkpoints').iterdir())
+  cut = run('cut', 4)
+  jax.tree.map(np.testing.assert_array_equal, cut.params, whole.params)
+  assert np.all(
+      np.isfinite(whole.params['layer_0']['mlp']['lora']['down']['a'])
+  )
+  linear = whole.params['layer_0']['mlp']['linear']
+  assert np.any(linear != released['layer_0']['mlp']['linear'])
+
+
+def _skip_lora(path, model):
+  return g4.ckpts.SkipLoRA4(
+      wrapped=gm.ckpts.LoadCheckpoint(path=path), model=model
+  )
+
+
+def _state(params):
+  return kd.train.TrainState(
+      step=jnp.asarray(0), params=params, opt_state=None, collections={}
+  )
+
+
+# -------------------------------- Bad input ---------------------------------
+
+
+def test_twice():
+  """The base would lose its largest singular values a second time."""
+  model = _model('Gemma4_31B', targets='q', init_lora_weights='pissa')
+  params = g4.nn.init_from_base(model, _pending(model))
+  with pytest.raises(
+      ValueError, match='A of layer_0.attn.q has values already'
+  ):
+    g4.nn.init_from_base(model, params)
+
+
+def test_unknown_name():
+  with pytest.raises(ValueError, match="takes one of 'default'.*Got: 'pisa'"):
+    _model(init_lora_weights='pisa')
+
+
+def test_orthogonal_takes_an_even_rank():
+  with pytest.raises(ValueError, match='even rank. Got: 3'):
+    _model(rank=3, init_lora_weights='orthogonal')
+
+
+def test_rank_of_the_weight_bounds_that_of_pissa():
+  with pytest.raises(
+      ValueError, match='rank up to that of the weight.*Got: 99'
+  ):
+    _model(rank=99, init_lora_weights='pissa')
+
+
+def test_pissa_takes_a_positive_alpha():
+  with pytest.raises(ValueError, match='takes a positive alpha. Got: 0'):
+    g4.nn.LoRA(
+        rank=2,
+        alpha=0,
+        init_lora_weights='pissa',
+        model=g4.testing.Gemma4_31B(),
+    )
+
+
+def test_experts_are_refused():
+  with pytest.raises(ValueError, match="'olora' does not reach routed experts"):
+    _model('Gemma4_26B_A4B', targets='experts', init_lora_weights='olora')
+
+
+def test_model_of_the_transform_is_one_with_lora():
+  with pytest.raises(ValueError, match='model must be the g4.nn.LoRA'):
+    _skip_lora('x', g4.testing.Gemma4_31B())
