@@ -6,7 +6,7 @@ from typing import Any
 
 from kauldron import kd
 
-from gemma4_lora.tpu import _plan
+from gemma4_lora.tpu import _plan_numbers
 
 # Of a batch, length, ...: an estimate may be wrong by this much.
 _CAUTION = 0.9
@@ -14,7 +14,9 @@ _CAUTION = 0.9
 _INT4_SHARE = 4.5 / 16
 
 
-def advice_on(plan: _plan.Plan, trainer: kd.train.Trainer) -> tuple[str, ...]:
+def advice_on(
+    plan: _plan_numbers.PlanNumbers, trainer: kd.train.Trainer
+) -> tuple[str, ...]:
   """Returns what to change, most promising first.
 
   Args:
@@ -25,7 +27,9 @@ def advice_on(plan: _plan.Plan, trainer: kd.train.Trainer) -> tuple[str, ...]:
   return tuple(advice)
 
 
-def _to_fit(plan: _plan.Plan, trainer: kd.train.Trainer) -> Iterator[str]:
+def _to_fit(
+    plan: _plan_numbers.PlanNumbers, trainer: kd.train.Trainer
+) -> Iterator[str]:
   arguments = sum(plan.argument_bytes.values())
   limit = plan.hbm_bytes or 0
   if arguments <= limit:
@@ -49,7 +53,7 @@ def _to_fit(plan: _plan.Plan, trainer: kd.train.Trainer) -> Iterator[str]:
     yield 'chips: on more of them, each holds less.'
 
 
-def _quantize(plan: _plan.Plan, model: Any) -> Iterator[str]:
+def _quantize(plan: _plan_numbers.PlanNumbers, model: Any) -> Iterator[str]:
   """Of a `g4.nn.LoRA` whose base is as released."""
   if getattr(model, 'quantize', ()) is None:
     weights = plan.argument_bytes['weights']
@@ -59,7 +63,7 @@ def _quantize(plan: _plan.Plan, model: Any) -> Iterator[str]:
     )
 
 
-def _smaller(plan: _plan.Plan, room: int) -> Iterator[str]:
+def _smaller(plan: _plan_numbers.PlanNumbers, room: int) -> Iterator[str]:
   """Of the batch and the length: temporaries grow with both."""
   temporaries = plan.temporary_bytes
   if not temporaries:
@@ -86,7 +90,9 @@ def _remat(model: Any) -> Iterator[str]:
     )
 
 
-def _loss(plan: _plan.Plan, trainer: kd.train.Trainer) -> Iterator[str]:
+def _loss(
+    plan: _plan_numbers.PlanNumbers, trainer: kd.train.Trainer
+) -> Iterator[str]:
   """Logits: those of all tokens at once, or of a chunk."""
   vocabulary = getattr(getattr(trainer.model, 'config', None), 'num_embed', 0)
   for name, loss in trainer.train_losses.items():
@@ -102,16 +108,16 @@ def _loss(plan: _plan.Plan, trainer: kd.train.Trainer) -> Iterator[str]:
       yield f'loss: a smaller train_losses[{name!r}].chunk_size ({size}).'
 
 
-def _to_speed_up(plan: _plan.Plan) -> Iterator[str]:
+def _to_speed_up(plan: _plan_numbers.PlanNumbers) -> Iterator[str]:
   limit, bound = plan.hbm_bytes, plan.bound
   if limit is None or bound is None:
     return
-  if bound == _plan.Bound.MEMORY and plan.peak_bytes < limit / 2:
+  if bound == _plan_numbers.Bound.MEMORY and plan.peak_bytes < limit / 2:
     yield (
         'The step waits for memory, which is half empty: a larger batch reads'
         ' the weights as often, for more tokens.'
     )
-  if bound == _plan.Bound.LINKS:
+  if bound == _plan_numbers.Bound.LINKS:
     yield (
         'The step waits for the links between chips: a larger batch per chip'
         ' moves as much, for more tokens.'

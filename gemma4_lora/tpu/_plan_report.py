@@ -1,14 +1,10 @@
 """A plan, as text and as HTML."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from collections.abc import Sequence
 import html
-import typing
 
-if typing.TYPE_CHECKING:
-  from gemma4_lora.tpu import _plan
+from gemma4_lora.tpu import _plan_numbers
 
 _GIB = 2**30
 # Told apart also by those who see no red or green. One for each part.
@@ -23,7 +19,7 @@ _COLORS = (
 )
 
 
-def as_text(plan: _plan.Plan) -> str:
+def as_text(plan: _plan_numbers.PlanNumbers) -> str:
   """Returns the table, the verdict and what to change."""
   blocks = [
       [_title(plan)],
@@ -36,7 +32,7 @@ def as_text(plan: _plan.Plan) -> str:
   return '\n\n'.join('\n'.join(block) for block in blocks if block)
 
 
-def as_html(plan: _plan.Plan) -> str:
+def as_html(plan: _plan_numbers.PlanNumbers) -> str:
   """Returns the same with a bar for the memory of one device."""
   tables = ''.join(
       _table(rows)
@@ -56,7 +52,7 @@ def as_html(plan: _plan.Plan) -> str:
   )
 
 
-def bar(plan: _plan.Plan, *, width: int = 640) -> str:
+def bar(plan: _plan_numbers.PlanNumbers, *, width: int = 640) -> str:
   """Returns an SVG: parts of the memory of one device, and its limit.
 
   Args:
@@ -98,7 +94,7 @@ def bar(plan: _plan.Plan, *, width: int = 640) -> str:
   )
 
 
-def _title(plan: _plan.Plan) -> str:
+def _title(plan: _plan_numbers.PlanNumbers) -> str:
   length = '' if plan.length is None else f' x {plan.length} tokens'
   devices = f'{plan.num_devices} device{"s" * (plan.num_devices > 1)}'
   batch = (
@@ -107,7 +103,7 @@ def _title(plan: _plan.Plan) -> str:
   return f'{plan.topology} ({devices}), batch {batch}{length}'
 
 
-def _verdict(plan: _plan.Plan) -> str:
+def _verdict(plan: _plan_numbers.PlanNumbers) -> str:
   limit = plan.hbm_bytes
   peak = _gib(plan.peak_bytes)
   if limit is None:
@@ -120,7 +116,7 @@ def _verdict(plan: _plan.Plan) -> str:
   return f'does not fit: {share}'
 
 
-def _parts(plan: _plan.Plan) -> Iterator[tuple[str, int]]:
+def _parts(plan: _plan_numbers.PlanNumbers) -> Iterator[tuple[str, int]]:
   """Gives what the peak is the sum of."""
   of = plan.argument_bytes
   yield 'weights', of['weights']
@@ -134,7 +130,7 @@ def _parts(plan: _plan.Plan) -> Iterator[tuple[str, int]]:
     yield 'temporaries', plan.temporary_bytes
 
 
-def _memory_rows(plan: _plan.Plan) -> list[tuple[str, str, str]]:
+def _memory_rows(plan: _plan_numbers.PlanNumbers) -> list[tuple[str, str, str]]:
   rows = [('memory per device', '', '')]
   rows += [(name, _gib(num), '') for name, num in _parts(plan)]
   if plan.memory is None and plan.temporary_bytes is not None:
@@ -154,7 +150,7 @@ def _memory_rows(plan: _plan.Plan) -> list[tuple[str, str, str]]:
   return rows
 
 
-def _cost_rows(plan: _plan.Plan) -> list[tuple[str, str, str]]:
+def _cost_rows(plan: _plan_numbers.PlanNumbers) -> list[tuple[str, str, str]]:
   cost, chip = plan.cost, plan.chip
   if cost is None:
     return []
@@ -195,7 +191,9 @@ def _cost_rows(plan: _plan.Plan) -> list[tuple[str, str, str]]:
   return rows
 
 
-def _collective_rows(plan: _plan.Plan) -> list[tuple[str, str, str]]:
+def _collective_rows(
+    plan: _plan_numbers.PlanNumbers,
+) -> list[tuple[str, str, str]]:
   if not plan.collectives:
     return []
   rows = [('between devices, per step', '', '')]
@@ -205,7 +203,7 @@ def _collective_rows(plan: _plan.Plan) -> list[tuple[str, str, str]]:
   return [*rows, ('sent by a device', _si(sent, 'B'), 'if in rings')]
 
 
-def _notes(plan: _plan.Plan) -> Iterator[str]:
+def _notes(plan: _plan_numbers.PlanNumbers) -> Iterator[str]:
   yield from plan.notes
   if plan.cost is not None and plan.cost.unknown_loops:
     yield (

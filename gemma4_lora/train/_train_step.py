@@ -16,7 +16,7 @@ from kauldron.utils import config_util
 import optax
 
 from gemma4_lora.ckpts import _requests
-from gemma4_lora.nn import _placement
+from gemma4_lora.host import _placement
 from gemma4_lora.optim import _integers
 from gemma4_lora.optim import _used_gradients as optim
 from gemma4_lora.train import _empty_masks

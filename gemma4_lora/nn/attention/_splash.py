@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from kauldron import kd
 
-from gemma4_lora.nn import _placement
+from gemma4_lora.host import _placement
 from gemma4_lora.nn.attention import _blockwise
 
 # Blocks are multiples of the lanes of a TPU's registers.

@@ -27,7 +27,7 @@ import numpy as np
 
 from gemma4_lora import targets
 from gemma4_lora.gemma4 import _upstream
-from gemma4_lora.nn import _placement
+from gemma4_lora.host import _placement
 from gemma4_lora.nn.blocks import _loops
 from gemma4_lora.nn.blocks import _remat
 

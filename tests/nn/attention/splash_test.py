@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
-from gemma4_lora.nn import _placement
+from gemma4_lora.host import _placement
 from gemma4_lora.nn.attention import _blockwise
 from gemma4_lora.nn.attention import _splash
 from gemma4_lora.tpu import _mesh

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
-from gemma4_lora.nn import _placement
+from gemma4_lora.host import _placement
 from gemma4_lora.tpu import _batch
 from gemma4_lora.tpu import _shapes
 from gemma4_lora.tpu.program import _exchanges
