@@ -12,6 +12,7 @@ import pytest
 from gemma4_lora import __main__ as main
 from gemma4_lora import g4
 from gemma4_lora.gemma4 import _linears
+from gemma4_lora.targets import _resolve
 from tests import main_test
 
 _ROOT = pathlib.Path(__file__).parent.parent
@@ -125,7 +126,7 @@ def _count(name, target):
   model = getattr(gm.nn, f'Gemma4_{name}')(text_only=False)
   rows = _linears.linears(model.config)
   try:
-    adapted = g4.targets.resolve([g4.targets.Rule(target)], rows, rank=16)
+    adapted = _resolve.resolve([g4.targets.Rule(target)], rows, rank=16)
   except ValueError:  # The model has none.
     return '–'
   return f'{sum(linear.num_params for linear in adapted):,}'

@@ -7,3 +7,4 @@ from gemma4_lora.data._packed_source import PackedSource
 from gemma4_lora.data._padding_efficiency import PaddingEfficiency
 from gemma4_lora.data._preference_task import PreferenceTask
 from gemma4_lora.data._show import show
+from gemma4_lora.data._show import Shown

@@ -15,12 +15,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from gemma4_lora import targets
 from gemma4_lora.gemma4 import _leaves
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.gemma4 import _weights
 from gemma4_lora.hf import _adapter_config
 from gemma4_lora.hf import _sites
+from gemma4_lora.targets import _full
+from gemma4_lora.targets import _rule
 
 HEAD = 'lm_head'
 _EMBEDDING = 'embedder.input_embedding'
@@ -42,7 +43,7 @@ class Modules:
 
 
 def to_modules(
-    copies: Sequence[tuple[targets.Saved, np.ndarray]],
+    copies: Sequence[tuple[_full.Saved, np.ndarray]],
     *,
     base_model_class: str,
     who: str,
@@ -87,7 +88,7 @@ def from_modules(
     rows: Sequence[Row],
     *,
     path: pathlib.Path,
-) -> list[tuple[targets.Saved, np.ndarray]]:
+) -> list[tuple[_full.Saved, np.ndarray]]:
   """Returns what is trained in full, and its values.
 
   Args:
@@ -132,7 +133,7 @@ def from_modules(
           f' {row.name}, which is one weight here. It lacks'
           f' {_sites.listed(lacking)}.'
       )
-    saved = targets.Saved(row=row)
+    saved = _full.Saved(row=row)
     pieces = [parts[name] for name in row.hf_names]
     copies.append((saved, _joined(saved, pieces, path)))
   _check_tied(copies, head, config, path)
@@ -141,8 +142,8 @@ def from_modules(
 
 
 def rules(
-    copies: Sequence[tuple[targets.Saved, np.ndarray]], rows: Sequence[Row]
-) -> tuple[targets.Rule, ...]:
+    copies: Sequence[tuple[_full.Saved, np.ndarray]], rows: Sequence[Row]
+) -> tuple[_rule.Rule, ...]:
   """Returns rules that mean exactly these, by projection where that does it."""
   chosen = {part.row.name for part, _ in copies}
   selects = []
@@ -155,7 +156,7 @@ def rules(
     names = [p.row.name for p, _ in copies if p.row.projection == projection]
     is_all = alike == set(names) and alike <= chosen
     selects += [projection] if is_all else names
-  return (targets.Rule(tuple(selects)),) if selects else ()
+  return (_rule.Rule(tuple(selects)),) if selects else ()
 
 
 def _is_module(row: Row) -> bool:
@@ -182,7 +183,7 @@ def _flat(weight: np.ndarray) -> tuple[int, ...]:
 
 
 def _joined(
-    saved: targets.Saved, pieces: Sequence[np.ndarray], path: pathlib.Path
+    saved: _full.Saved, pieces: Sequence[np.ndarray], path: pathlib.Path
 ) -> np.ndarray:
   """Undoes `_pieces`."""
   row = saved.row
@@ -214,7 +215,7 @@ def _one(row: Row) -> Any:
 
 
 def _check_tied(
-    copies: Sequence[tuple[targets.Saved, np.ndarray]],
+    copies: Sequence[tuple[_full.Saved, np.ndarray]],
     head: np.ndarray | None,
     config: _adapter_config.PeftConfig,
     path: pathlib.Path,

@@ -14,7 +14,6 @@ from flax import linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from gemma4_lora import targets
 from gemma4_lora.gemma4 import _leaves
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.gemma4 import _upstream
@@ -28,6 +27,8 @@ from gemma4_lora.hf import _tensors
 from gemma4_lora.nn import _lora
 from gemma4_lora.nn.branches import _init
 from gemma4_lora.targets import _by_row
+from gemma4_lora.targets import _full
+from gemma4_lora.targets import _rule
 
 _WHO = 'g4.hf.load_peft'
 
@@ -131,7 +132,7 @@ def _wrap(
     model: nn.Module,
     config: _adapter_config.PeftConfig,
     loras: Sequence[_branch.RowLoRA],
-    modules_to_save: Sequence[targets.Rule],
+    modules_to_save: Sequence[_rule.Rule],
 ) -> _lora.LoRA:
   """Wraps the model with the targets of the file."""
   rank, alpha, rules = _by_row.rules(
@@ -162,7 +163,7 @@ def _wrap(
 
 def _nested(
     loras: Sequence[_branch.RowLoRA],
-    copies: Sequence[tuple[targets.Saved, np.ndarray]],
+    copies: Sequence[tuple[_full.Saved, np.ndarray]],
 ) -> dict[str, Any]:
   """Returns the leaves at their paths."""
   leaves = {part.path: value for part, value in copies}

@@ -13,7 +13,6 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from gemma4_lora import targets
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.hf import _adapter_config
 from gemma4_lora.hf import _branch
@@ -25,6 +24,7 @@ from gemma4_lora.hf import _write_config
 from gemma4_lora.host import _new_folder
 from gemma4_lora.nn import _lora
 from gemma4_lora.nn import _views
+from gemma4_lora.targets import _full
 
 _WHO = 'g4.hf.save_peft'
 
@@ -142,7 +142,7 @@ def _row_loras(
 
 def _copies(
     model: _lora.LoRA, params: Mapping[str, Any]
-) -> list[tuple[targets.Saved, np.ndarray]]:
+) -> list[tuple[_full.Saved, np.ndarray]]:
   """Returns what is trained in full, on the host."""
   copies = []
   for part in model.saved:

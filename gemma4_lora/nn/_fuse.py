@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from gemma4_lora import quant
-from gemma4_lora import targets
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.gemma4 import _weights
 from gemma4_lora.nn import _lora
 from gemma4_lora.nn import _validate
 from gemma4_lora.nn import _views
 from gemma4_lora.nn.branches import _quantized_base
+from gemma4_lora.targets import _full
 
 _LORA = 'lora'
 
@@ -109,7 +109,7 @@ class Change:
   """
 
   branches: tuple[_views.LinearView, ...] = ()
-  copies: tuple[tuple[targets.Saved, jax.Array], ...] = ()
+  copies: tuple[tuple[_full.Saved, jax.Array], ...] = ()
 
   def fuse(self, leaf: jax.Array) -> jax.Array:
     """Returns the leaf with everything in it."""
@@ -202,7 +202,7 @@ def changes_of(
   branches: dict[str, list[_views.LinearView]] = {}
   for view in _views.linears(model, params).values():
     branches.setdefault(view.row.path, []).append(view)
-  copies: dict[str, list[tuple[targets.Saved, jax.Array]]] = {}
+  copies: dict[str, list[tuple[_full.Saved, jax.Array]]] = {}
   for part in model.saved:
     copy = _views.get(params, part.path)
     copies.setdefault(part.row.path, []).append((part, copy))

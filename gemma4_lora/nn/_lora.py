@@ -14,7 +14,6 @@ from kauldron import kd
 from kauldron import kontext
 
 from gemma4_lora import quant
-from gemma4_lora import targets as targets_lib
 from gemma4_lora.gemma4 import _leaves
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.nn import _interceptors
@@ -28,6 +27,9 @@ from gemma4_lora.nn.branches import _injector
 from gemma4_lora.nn.branches import _quantized_base
 from gemma4_lora.nn.wrapper import _output
 from gemma4_lora.nn.wrapper import _wrapper
+from gemma4_lora.targets import _full
+from gemma4_lora.targets import _resolve
+from gemma4_lora.targets import _rule
 
 
 class LoRA(_wrapper.ModelWrapper):
@@ -181,12 +183,12 @@ class LoRA(_wrapper.ModelWrapper):
   is_training = kd.nn.train_property()
 
   def __post_init__(self):
-    targets_lib.check_rank(self.rank)
-    targets_lib.check_dropout(self.dropout)
+    _rule.check_rank(self.rank)
+    _rule.check_dropout(self.dropout)
     _validate.check_dtype(self.dtype)
     _validate.check_model(self.model)
-    object.__setattr__(self, 'targets', targets_lib.normalize(self.targets))
-    modules_to_save = targets_lib.normalize_full(self.modules_to_save)
+    object.__setattr__(self, 'targets', _rule.normalize(self.targets))
+    modules_to_save = _full.normalize_full(self.modules_to_save)
     object.__setattr__(self, 'modules_to_save', modules_to_save)
     object.__setattr__(self, 'quantize', quant.normalize(self.quantize) or None)
     adapted = self.adapted  # A target that matches nothing fails here.
@@ -219,9 +221,9 @@ class LoRA(_wrapper.ModelWrapper):
     return keys
 
   @property
-  def adapted(self) -> tuple[targets_lib.Adapted, ...]:
+  def adapted(self) -> tuple[_resolve.Adapted, ...]:
     """The adapted projections, in the order of the forward pass."""
-    adapted = targets_lib.resolve(
+    adapted = _resolve.resolve(
         self.targets,
         _linears.linears(self.model.config),
         rank=self.rank,
@@ -240,13 +242,13 @@ class LoRA(_wrapper.ModelWrapper):
     return rest
 
   @property
-  def saved(self) -> tuple[targets_lib.Saved, ...]:
+  def saved(self) -> tuple[_full.Saved, ...]:
     """The parts of the base that are trained in full."""
     if not self.modules_to_save:
       return ()
     config = self.model.config
     rows = (*_linears.linears(config), *_leaves.leaves(config))
-    return targets_lib.resolve_full(self.modules_to_save, rows)
+    return _full.resolve_full(self.modules_to_save, rows)
 
   @property
   def quantized(self) -> Mapping[str, Any]:

@@ -11,10 +11,11 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from gemma4_lora import targets
 from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.nn.branches import _init
 from gemma4_lora.nn.wrapper import _router_fix
+from gemma4_lora.targets import _full
+from gemma4_lora.targets import _resolve
 
 
 def check_model(model: nn.Module) -> None:
@@ -59,7 +60,7 @@ def check_read(params: Mapping[str, Any], read: Collection[str]) -> None:
 
 
 def check_made(
-    adapted: Sequence[targets.Adapted], params: Mapping[str, Any]
+    adapted: Sequence[_resolve.Adapted], params: Mapping[str, Any]
 ) -> None:
   """Raises if `init` left a projection without LoRA leaves.
 
@@ -105,7 +106,7 @@ def check_dtype(dtype: Any) -> None:
 
 
 def check_no_experts(
-    adapted: Sequence[targets.Adapted], *, setting: str
+    adapted: Sequence[_resolve.Adapted], *, setting: str
 ) -> None:
   """Raises where a setting would have to reach routed experts."""
   out = [x.row.name for x in adapted if x.row.group == 'experts']
@@ -117,7 +118,7 @@ def check_no_experts(
 
 
 def check_init(
-    adapted: Sequence[targets.Adapted], init: str, *, use_rslora: bool
+    adapted: Sequence[_resolve.Adapted], init: str, *, use_rslora: bool
 ) -> None:
   """Raises where targets, ranks or scales do not fit the initialisation."""
   setting = f'init_lora_weights={init!r}'
@@ -148,8 +149,8 @@ def check_init(
 
 def check_quantized(
     quantized: Collection[str],
-    adapted: Sequence[targets.Adapted],
-    saved: Sequence[targets.Saved],
+    adapted: Sequence[_resolve.Adapted],
+    saved: Sequence[_full.Saved],
     *,
     init: str,
 ) -> None:

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 import dataclasses
 import functools
 
-from gemma4_lora import targets
 from gemma4_lora.gemma4 import _leaves
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.gemma4 import _rows
 from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.quant import _formats
 from gemma4_lora.quant import _kinds
+from gemma4_lora.targets import _resolve
+from gemma4_lora.targets import _rule
 
 _ARGUMENT = 'quantize'
 _TABLES = ('embedder.input_embedding', 'embedder.per_layer_embeddings')
@@ -73,7 +74,7 @@ def _chosen(
   select = format_.select
   if select == _formats.ALL:
     return [r for r in rows if r.group in _GROUPS or r.path in _TABLES]
-  rules = targets.normalize(select, argument=_ARGUMENT)
+  rules = _rule.normalize(select, argument=_ARGUMENT)
   chosen: dict[str, _rows.Row] = {}
   for rule in rules:
     for setting in ('rank', 'alpha', 'dropout'):
@@ -82,7 +83,7 @@ def _chosen(
             f'{_ARGUMENT}={rule}: what is quantised has no {setting}. Drop'
             f' {setting}=.'
         )
-    for row in targets.rows_of(rule, rows, argument=_ARGUMENT):
+    for row in _resolve.rows_of(rule, rows, argument=_ARGUMENT):
       chosen[row.name] = row
   for row in rows:
     if row.name in chosen or row.slot is None:

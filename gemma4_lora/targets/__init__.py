@@ -38,23 +38,33 @@ rule that matches nothing, or only what earlier rules took. The router is taken
 only by its own name.
 """
 
-from gemma4_lora.targets._full import normalize_full
-from gemma4_lora.targets._full import resolve_full
-from gemma4_lora.targets._full import Saved
-from gemma4_lora.targets._resolve import Adapted
-from gemma4_lora.targets._resolve import resolve
-from gemma4_lora.targets._resolve import rows_of
+from collections.abc import Callable
+from typing import Any
+
+from gemma4_lora.targets import _full
+from gemma4_lora.targets import _rule
 from gemma4_lora.targets._rule import attention
 from gemma4_lora.targets._rule import audio
-from gemma4_lora.targets._rule import check_dropout
-from gemma4_lora.targets._rule import check_rank
 from gemma4_lora.targets._rule import experts
 from gemma4_lora.targets._rule import mlp
 from gemma4_lora.targets._rule import multimodal_projections
-from gemma4_lora.targets._rule import normalize
 from gemma4_lora.targets._rule import peft
 from gemma4_lora.targets._rule import per_layer_inputs
 from gemma4_lora.targets._rule import Rule
 from gemma4_lora.targets._rule import shared_expert
 from gemma4_lora.targets._rule import text
 from gemma4_lora.targets._rule import vision
+
+# Public until 0.1, and callable in a config, with what JSON holds: configs that
+# were saved with them still resolve. Other names that left took rows of the
+# table, which no config holds.
+_IN_SAVED_CONFIGS: dict[str, Callable[..., Any]] = {
+    'normalize': _rule.normalize,
+    'normalize_full': _full.normalize_full,
+}
+
+
+def __getattr__(name: str) -> Any:
+  if name in _IN_SAVED_CONFIGS:
+    return _IN_SAVED_CONFIGS[name]
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

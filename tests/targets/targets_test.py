@@ -8,6 +8,8 @@ import pytest
 
 from gemma4_lora import targets
 from gemma4_lora.gemma4 import _linears
+from gemma4_lora.targets import _resolve as resolve_lib
+from gemma4_lora.targets import _rule
 
 _E2B = _linears.linears(gm.nn.Gemma4_E2B().config)
 _E4B = _linears.linears(gm.nn.Gemma4_E4B().config)
@@ -17,7 +19,7 @@ _MOE = _linears.linears(gm.nn.Gemma4_26B_A4B().config)
 
 def _resolve(rules, rows=_E2B, **kwargs):
   kwargs = {'rank': 8} | kwargs
-  return targets.resolve(targets.normalize(rules), rows, **kwargs)
+  return resolve_lib.resolve(_rule.normalize(rules), rows, **kwargs)
 
 
 def _rows(rules, rows=_E2B):
@@ -511,7 +513,7 @@ def test_no_targets_is_an_error():
 @pytest.mark.parametrize('bad', [3, ['q', 3], {'q': 1}, None])
 def test_what_is_no_rule_is_an_error(bad):
   with pytest.raises(ValueError, match='targets= takes strings and rules'):
-    targets.normalize(bad)
+    _rule.normalize(bad)
 
 
 @pytest.mark.parametrize(
@@ -555,7 +557,7 @@ def test_rules_survive_json_in_a_config():
   )
   again = konfig.ConfigDict(json.loads(cfg.to_json()))
   rules = konfig.resolve(again).rules
-  assert targets.normalize(rules) == (
+  assert _rule.normalize(rules) == (
       targets.Rule('attention', layers=(0, -1), rank=4),
       targets.Rule(r'.*\.up_proj', regex=True, dropout=0.1),
       targets.Rule('down'),

@@ -25,11 +25,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gemma4_lora import targets
 from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.host import _placement
 from gemma4_lora.nn.blocks import _loops
 from gemma4_lora.nn.blocks import _remat
+from gemma4_lora.targets import _full
+from gemma4_lora.targets import _resolve
 
 # What moves values but computes none. That of weights is done again in the
 # backward pass, or else each pass of a loop would keep a copy of its weights.
@@ -60,8 +61,8 @@ class Scan:
   def __init__(
       self,
       *,
-      adapted: Sequence[targets.Adapted],
-      saved: Sequence[targets.Saved],
+      adapted: Sequence[_resolve.Adapted],
+      saved: Sequence[_full.Saved],
       remat: str,
   ):
     """Initialises.
@@ -98,7 +99,7 @@ def _keep(primitive: Any, *_: Any, **__: Any) -> bool:
 
 
 def _by_layer(
-    adapted: Sequence[targets.Adapted],
+    adapted: Sequence[_resolve.Adapted],
 ) -> dict[int | None, tuple[Hashable, ...]]:
   """Returns what is adapted of each layer, free of the layer's number."""
   by_layer: dict[int | None, tuple[Hashable, ...]] = {}

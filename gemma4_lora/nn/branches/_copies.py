@@ -13,12 +13,12 @@ from typing import Any
 from flax import linen as nn
 import jax
 
-from gemma4_lora import targets
 from gemma4_lora.gemma4 import _weights
+from gemma4_lora.targets import _full
 
 
 def make(
-    module: nn.Module, saved: Sequence[targets.Saved], *, dtype: Any
+    module: nn.Module, saved: Sequence[_full.Saved], *, dtype: Any
 ) -> None:
   """Makes the copies, equal to the base, on `init`.
 
@@ -47,13 +47,13 @@ def make(
     scope.param(name, lambda _, value=value: value)
 
 
-def copy_of(base: jax.Array, part: targets.Saved, *, dtype: Any) -> jax.Array:
+def copy_of(base: jax.Array, part: _full.Saved, *, dtype: Any) -> jax.Array:
   """Returns a part of a base leaf as its copy starts."""
   return _weights.part(base, part.row).astype(dtype)
 
 
 def substitute(
-    params: Mapping[str, Any], saved: Sequence[targets.Saved]
+    params: Mapping[str, Any], saved: Sequence[_full.Saved]
 ) -> dict[str, Any]:
   """Returns parameters with the copies in place of the base.
 

@@ -25,11 +25,11 @@ import jax
 import jax.numpy as jnp
 
 from gemma4_lora import quant
-from gemma4_lora import targets
 from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.nn.branches import _expert_products
 from gemma4_lora.nn.branches import _injector
 from gemma4_lora.nn.branches import _low_rank
+from gemma4_lora.targets import _resolve
 
 # What to add to a product of sorted rows, given the rows of each expert.
 _Branch = Callable[[jax.Array, jax.Array], jax.Array | None]
@@ -45,7 +45,7 @@ class ExpertInjector(_injector.Injector):
   )
 
   @functools.cached_property
-  def _by_block(self) -> dict[str, dict[str, targets.Adapted]]:
+  def _by_block(self) -> dict[str, dict[str, _resolve.Adapted]]:
     """By path of the mixture of experts, then by projection."""
     grouped = {}
     for linear in self.adapted:
@@ -77,7 +77,7 @@ class ExpertInjector(_injector.Injector):
   def _run(
       self,
       module: Any,
-      adapted: Mapping[str, targets.Adapted],
+      adapted: Mapping[str, _resolve.Adapted],
       *args: Any,
       **kwargs: Any,
   ) -> jax.Array:
@@ -111,7 +111,7 @@ class ExpertInjector(_injector.Injector):
   def _grouped(
       self,
       module: nn.Module,
-      linear: targets.Adapted,
+      linear: _resolve.Adapted,
       x: jax.Array,
       sizes: jax.Array,
   ) -> jax.Array:
@@ -183,7 +183,7 @@ def run(
   )
 
 
-def _split(linear: targets.Adapted) -> tuple[str, str]:
+def _split(linear: _resolve.Adapted) -> tuple[str, str]:
   """Returns the path of the mixture of experts, and the weight's name in it."""
   block, _, name = linear.row.module_path.rpartition('.')
   return block, name

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from gemma4_lora import quant
-from gemma4_lora import targets
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.gemma4 import _weights
@@ -21,6 +20,7 @@ from gemma4_lora.nn.branches import _dora
 from gemma4_lora.nn.branches import _init
 from gemma4_lora.nn.branches import _joint
 from gemma4_lora.nn.branches import _low_rank
+from gemma4_lora.targets import _resolve
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Injector:
     init: How A and B start, see `_init`.
   """
 
-  adapted: Sequence[targets.Adapted]
+  adapted: Sequence[_resolve.Adapted]
   use_rslora: bool
   is_training: bool
   dtype: Any
@@ -60,7 +60,7 @@ class Injector:
     )
 
   @functools.cached_property
-  def _by_path(self) -> dict[str, list[targets.Adapted]]:
+  def _by_path(self) -> dict[str, list[_resolve.Adapted]]:
     """The adapted projections by the path of their weight."""
     grouped = {}
     for linear in self.adapted:
@@ -95,7 +95,7 @@ class Injector:
   def _is_joint(
       self,
       module: nn.Module,
-      adapted: Sequence[targets.Adapted],
+      adapted: Sequence[_resolve.Adapted],
       eqn: str,
       x: jax.Array,
   ) -> bool:
@@ -112,7 +112,7 @@ class Injector:
   def _joint(
       self,
       module: nn.Module,
-      adapted: Sequence[targets.Adapted],
+      adapted: Sequence[_resolve.Adapted],
       eqn: str,
       x: jax.Array,
   ) -> jax.Array:
@@ -130,7 +130,7 @@ class Injector:
   def _branches(
       self,
       module: nn.Module,
-      adapted: Sequence[targets.Adapted],
+      adapted: Sequence[_resolve.Adapted],
       eqn: str,
       x: jax.Array,
       output: jax.Array,
@@ -160,7 +160,7 @@ class Injector:
   def _branch(
       self,
       module: nn.Module,
-      linear: targets.Adapted,
+      linear: _resolve.Adapted,
       eqn: str,
       x: jax.Array,
       output: jax.Array,
@@ -190,7 +190,7 @@ class Injector:
   def _with_magnitude(
       self,
       module: nn.Module,
-      linear: targets.Adapted,
+      linear: _resolve.Adapted,
       eqn: str,
       a: jax.Array,
       b: jax.Array,
@@ -244,7 +244,7 @@ class Injector:
     return apply(x, value)
 
   def _params(
-      self, module: nn.Module, linear: targets.Adapted
+      self, module: nn.Module, linear: _resolve.Adapted
   ) -> tuple[jax.Array, jax.Array]:
     """Returns A and B, made on init.
 
@@ -277,7 +277,7 @@ class Injector:
     return a, b
 
   def _drop(
-      self, module: nn.Module, linear: targets.Adapted, x: jax.Array
+      self, module: nn.Module, linear: _resolve.Adapted, x: jax.Array
   ) -> jax.Array:
     """Applies dropout to a branch's input."""
     if not self.is_training or not linear.dropout:
@@ -295,7 +295,7 @@ def _scope(module: nn.Module, row: _linears.Linear) -> Any:
   return scope
 
 
-def _check_leaves(scope: Any, linear: targets.Adapted) -> None:
+def _check_leaves(scope: Any, linear: _resolve.Adapted) -> None:
   """Raises unless the parameters have the leaves that the settings read.
 
   Kauldron applies with every collection mutable: flax would quietly draw new

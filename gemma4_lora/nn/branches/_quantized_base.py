@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from gemma4_lora import quant
-from gemma4_lora import targets
 from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.nn.branches import _base
 from gemma4_lora.nn.branches import _clipped
 from gemma4_lora.nn.branches import _dora
 from gemma4_lora.nn.branches import _experts
+from gemma4_lora.targets import _resolve
 
 
 class Quantized:
@@ -112,7 +112,7 @@ def quantized_nodes(
 def make(
     module: nn.Module,
     layouts: Mapping[str, Any],
-    adapted: Sequence[targets.Adapted],
+    adapted: Sequence[_resolve.Adapted],
     *,
     dtype: Any,
 ) -> None:

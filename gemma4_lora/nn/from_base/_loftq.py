@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 
 from gemma4_lora import quant
-from gemma4_lora import targets
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.gemma4 import _weights
 from gemma4_lora.nn import _lora
 from gemma4_lora.nn.branches import _init
 from gemma4_lora.nn.from_base import _init_from_base
 from gemma4_lora.nn.from_base import _low_rank_fit
+from gemma4_lora.targets import _resolve
 
 
 class LoftQ:
@@ -34,7 +34,7 @@ class LoftQ:
       model: With `init_lora_weights='loftq'`.
     """
     self._model = model
-    self._by_path: dict[str, list[tuple[int, targets.Adapted]]] = {}
+    self._by_path: dict[str, list[tuple[int, _resolve.Adapted]]] = {}
     for index, linear in enumerate(model.adapted):
       self._by_path.setdefault(linear.row.path, []).append((index, linear))
     self._fits: dict[str, tuple[jax.Array, jax.Array]] = {}

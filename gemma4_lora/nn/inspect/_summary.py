@@ -13,12 +13,13 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from gemma4_lora import targets
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.gemma4 import _rows
 from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.nn import _lora
 from gemma4_lora.nn.inspect import _held
+from gemma4_lora.targets import _full
+from gemma4_lora.targets import _resolve
 
 _COLUMNS = (
     'projection',
@@ -31,7 +32,7 @@ _COLUMNS = (
 )
 _NUMBERS = ('rank', 'parameters')
 
-_Trained = targets.Adapted | targets.Saved
+_Trained = _resolve.Adapted | _full.Saved
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -278,7 +279,7 @@ def _group(trained: Sequence[_Trained]) -> Group:
       rank=_rank(first),
       num_params=sum(x.num_params for x in trained),
       lora_paths=tuple(
-          x.path if isinstance(x, targets.Saved) else x.row.lora_path
+          x.path if isinstance(x, _full.Saved) else x.row.lora_path
           for x in trained
       ),
   )
@@ -293,7 +294,7 @@ def _shapes(trained: _Trained) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def _rank(trained: _Trained) -> int | None:
-  return trained.rank if isinstance(trained, targets.Adapted) else None
+  return trained.rank if isinstance(trained, _resolve.Adapted) else None
 
 
 def _path(row: _rows.Row) -> str:

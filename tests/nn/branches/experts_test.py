@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
-from gemma4_lora import targets
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.nn.branches import _experts
+from gemma4_lora.targets import _resolve
+from gemma4_lora.targets import _rule
 from tests.lib import training
 
 _TOKENS = jnp.asarray(np.random.default_rng(0).integers(3, 1000, (2, 5)))
@@ -385,8 +386,8 @@ class _Net(nn.Module):
 
 def test_experts_that_run_elsewhere_are_an_error():
   """A gemma that renames the method must not train without the branches."""
-  adapted = targets.resolve(
-      targets.normalize('experts'), _linears.linears(_base().config), rank=2
+  adapted = _resolve.resolve(
+      _rule.normalize('experts'), _linears.linears(_base().config), rank=2
   )
   injector = _experts.ExpertInjector(
       adapted=adapted,
