@@ -45,6 +45,7 @@ _ROOMS = (
     'optim',
     'quant',
     'targets',
+    'variants',
     'gemma4',
     'host',
     '_trees',

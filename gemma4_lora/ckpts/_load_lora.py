@@ -16,6 +16,7 @@ import numpy as np
 
 from gemma4_lora import _trees
 from gemma4_lora import nn
+from gemma4_lora import variants
 from gemma4_lora.ckpts.lora import _fingerprint
 from gemma4_lora.ckpts.lora import _lora_sources
 from gemma4_lora.ckpts.restore import _policy
@@ -231,11 +232,9 @@ def _other_settings(
   """Says where the model would multiply, or read, otherwise."""
   if model is None:
     return
-  if found.settings.get('use_dora', model.use_dora) != model.use_dora:
-    yield (
-        f'use_dora=: model {model.use_dora}, file'
-        f' {found.settings["use_dora"]}.'
-    )
+  for name, value in variants.arguments(model.variant).items():
+    if found.settings.get(name, value) != value:
+      yield f'{name}=: model {value}, file {found.settings[name]}.'
   if found.scales is None:
     return
   ours = _lora_sources.scales_of(model)

@@ -10,6 +10,7 @@ from typing import Any
 from kauldron import kd
 
 from gemma4_lora import _trees
+from gemma4_lora import variants
 from gemma4_lora.ckpts import _load_lora
 from gemma4_lora.ckpts import _partial_load
 from gemma4_lora.ckpts import _skip_lora
@@ -20,8 +21,8 @@ from gemma4_lora.ckpts.sources import _open
 from gemma4_lora.host import _xla_memory
 from gemma4_lora.nn.branches import _copies
 
-# DoRA's magnitudes, which are norms of the base.
-_MAGNITUDE = 'm'
+# Variants with leaves that start from the base.
+_FROM_BASE = [x.name for x, leaf in variants.owners() if leaf.from_base]
 
 
 class UnknownError(Exception):
@@ -51,7 +52,7 @@ def restored(transform: Any, state: Any) -> frozenset[_trees.Path]:
     if requests.keys() != {0}:
       raise UnknownError(
           'init_transform= does not restore the base first and at once, which'
-          ' DoRA and modules_to_save start from'
+          f' {", ".join(_FROM_BASE)} and modules_to_save start from'
       )
   paths: set[_trees.Path] = set()
   for request in requests.values():
@@ -95,9 +96,9 @@ def ahead(
 
 
 def is_from_base(path: _trees.Path) -> bool:
-  """Whether a LoRA leaf starts as what the base is: a magnitude, or a copy."""
-  is_magnitude = _trees.is_lora(path) and path[-1] == _MAGNITUDE
-  return is_magnitude or _copies.is_copy(path)
+  """Whether a LoRA leaf starts from the base: a variant's own, or a copy."""
+  is_own = _trees.is_lora(path) and variants.from_base(path[-1])
+  return is_own or _copies.is_copy(path)
 
 
 def base_of(path: _trees.Path) -> _trees.Path:

@@ -33,8 +33,8 @@ _KNOWN = (
 class SkipLoRA4(kd.ckpts.InitTransform):
   """Restores the base model and leaves the LoRA leaves as they are.
 
-  But for DoRA's magnitudes, which start at the norms of the restored base, and
-  what `modules_to_save` trains in full, which starts as the restored base.
+  Exceptions are leaves that start from the restored base: the magnitudes of
+  `use_dora`, and what `modules_to_save` trains in full.
 
   ```python
   init_transform = g4.ckpts.SkipLoRA4(

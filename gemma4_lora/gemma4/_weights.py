@@ -43,6 +43,18 @@ def axes(row: _linears.Linear) -> tuple[tuple[int, ...], tuple[int, ...]]:
   return tuple(map(shift, row.in_axes)), tuple(map(shift, row.out_axes))
 
 
+def over_outputs(features: jax.Array, row: _linears.Linear) -> jax.Array:
+  """Lays `[*batch, *out]` out for broadcasting against the projection's part.
+
+  Args:
+    features: One value per output feature.
+    row: The projection.
+  """
+  in_axes, out_axes = axes(row)
+  order = np.argsort((*row.batch_axes, *out_axes)).tolist()
+  return jnp.expand_dims(jnp.transpose(features, order), in_axes)
+
+
 def nameless(row: _linears.Linear) -> _linears.Linear:
   """Returns the axes of a row: rows of one shape share a compiled program."""
   return dataclasses.replace(

@@ -7,9 +7,11 @@ import pathlib
 import re
 from typing import Any
 
+from gemma4_lora import variants
+
 NAME = 'adapter_config.json'
 
-# Settings under which PEFT computes something else than A, B and a magnitude.
+# Settings under which PEFT computes what no variant here does.
 # The value is what is as good as not set, besides None, False and empty.
 _UNSUPPORTED = {
     'bias': 'none',
@@ -43,6 +45,7 @@ class PeftConfig:
 
   Attributes:
     path: Of the file.
+    variant: What its fields choose.
     init_lora_weights: As `g4.nn.LoRA` has it.
   """
 
@@ -52,7 +55,7 @@ class PeftConfig:
   rank_pattern: Mapping[str, int]
   alpha_pattern: Mapping[str, float]
   use_rslora: bool
-  use_dora: bool
+  variant: variants.Variant
   lora_dropout: float
   init_lora_weights: str
   target_modules: Any
@@ -153,7 +156,7 @@ def read(path: pathlib.Path) -> PeftConfig:
       rank_pattern=fields.get('rank_pattern') or {},
       alpha_pattern=fields.get('alpha_pattern') or {},
       use_rslora=bool(fields.get('use_rslora')),
-      use_dora=bool(fields.get('use_dora')),
+      variant=variants.chosen(fields),
       lora_dropout=fields.get('lora_dropout') or 0.0,
       init_lora_weights=_init(path, fields.get('init_lora_weights', True)),
       target_modules=fields.get('target_modules'),

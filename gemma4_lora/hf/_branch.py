@@ -1,12 +1,14 @@
 """LoRA of a row, as we keep it, and of a module, as PEFT does."""
 
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import math
 
 import numpy as np
 
+from gemma4_lora import variants
 from gemma4_lora.gemma4 import _linears
 
 
@@ -19,18 +21,23 @@ class RowLoRA:
     alpha: Numerator of the scale.
     a: `[*batch, *in, rank]`.
     b: `[*batch, rank, *out]`.
-    m: DoRA's magnitude, `[*out]`, or None.
+    own: Leaves that the variant has beside them, by name.
   """
 
   row: _linears.Linear
   alpha: float
   a: np.ndarray
   b: np.ndarray
-  m: np.ndarray | None = None
+  own: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
   @property
   def rank(self) -> int:
     return self.a.shape[-1]
+
+  @property
+  def leaves(self) -> dict[str, np.ndarray]:
+    """All of them, by name."""
+    return {'a': self.a, 'b': self.b, **self.own}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +54,8 @@ class Branch:
     alpha: Numerator of the scale.
     a: `[rank, in]`; of stacked experts `[experts * rank, in]`.
     b: `[out, rank]`; of stacked experts `[out, rank * experts]`.
-    m: DoRA's magnitude, `[out]`, or None.
+    own: Leaves that the variant has beside them, by name, their sides in the
+      reverse order too.
   """
 
   tower: str
@@ -57,7 +65,12 @@ class Branch:
   alpha: float
   a: np.ndarray
   b: np.ndarray
-  m: np.ndarray | None = None
+  own: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+  @property
+  def leaves(self) -> dict[str, np.ndarray]:
+    """All of them, by name."""
+    return {'a': self.a, 'b': self.b, **self.own}
 
   @property
   def is_parameter(self) -> bool:
@@ -74,40 +87,51 @@ def alpha_for(factor: float, rank: int, *, use_rslora: bool) -> float:
   return factor * (math.sqrt(rank) if use_rslora else rank)
 
 
-def from_row(lora: RowLoRA) -> Iterator[Branch]:
+def from_row(lora: RowLoRA, variant: variants.Variant) -> Iterator[Branch]:
   """Yields one branch, or one per layer of a stacked weight. Not of experts."""
   row = lora.row
-  stacked = row.stacked
   for index, name in enumerate(row.hf_names):
-    a = lora.a[index] if stacked else lora.a
-    b = lora.b[index] if stacked else lora.b
-    m = lora.m[index] if stacked and lora.m is not None else lora.m
+    leaves = {
+        leaf.name: _layer(lora.leaves[leaf.name], row, index)
+        .reshape(leaf.sizes(row, lora.rank))
+        .T
+        for leaf in variant.leaves
+    }
+    a, b = leaves.pop('a'), leaves.pop('b')
     yield Branch(
         tower=row.tower,
         name=name,
         module=name,
         rank=lora.rank,
         alpha=lora.alpha,
-        a=a.reshape(-1, lora.rank).T,
-        b=b.reshape(lora.rank, -1).T,
-        m=None if m is None else m.reshape(-1),
+        a=a,
+        b=b,
+        own=leaves,
     )
 
 
-def to_row(row: _linears.Linear, branches: Sequence[Branch]) -> RowLoRA:
+def to_row(
+    row: _linears.Linear,
+    branches: Sequence[Branch],
+    variant: variants.Variant,
+) -> RowLoRA:
   """Undoes `from_row`.
 
   Args:
     row: Not of experts.
     branches: One, or one per layer of a stacked weight: of one rank and alpha.
+    variant: Theirs.
   """
-  a_shape, b_shape = row.lora_shapes(branches[0].rank)
-  ms = [x.m for x in branches if x.m is not None]
-  m_shape = (*row.batch_shape, *row.out_shape)
-  return RowLoRA(
-      row=row,
-      alpha=branches[0].alpha,
-      a=np.stack([x.a.T for x in branches]).reshape(a_shape),
-      b=np.stack([x.b.T for x in branches]).reshape(b_shape),
-      m=np.stack(ms).reshape(m_shape) if ms else None,
-  )
+  rank = branches[0].rank
+  leaves = {
+      leaf.name: np.stack([x.leaves[leaf.name].T for x in branches]).reshape(
+          leaf.shape(row, rank)
+      )
+      for leaf in variant.leaves
+  }
+  a, b = leaves.pop('a'), leaves.pop('b')
+  return RowLoRA(row=row, alpha=branches[0].alpha, a=a, b=b, own=leaves)
+
+
+def _layer(array: np.ndarray, row: _linears.Linear, index: int) -> np.ndarray:
+  return array[index] if row.stacked else array

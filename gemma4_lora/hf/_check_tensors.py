@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import math
 
+from gemma4_lora import variants
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.hf import _adapter_config
 from gemma4_lora.hf import _expert_tensors
@@ -32,7 +33,7 @@ def match(
   """
   _check_pairs(tensors, config)
   found, unknown = _peft_modules.match(tensors, config, rows)
-  _check_fit(found, unknown, tensors, rows)
+  _check_fit(found, unknown, tensors, config, rows)
   _check_ranks(found, tensors, config)
   _check_targets(found, tensors, config)
   _check_missing(found, tensors, config, _sites.sites(rows))
@@ -44,6 +45,7 @@ def _check_fit(
     found: Sequence[Found],
     unknown: Sequence[str],
     tensors: _tensors.Tensors,
+    config: _adapter_config.PeftConfig,
     rows: Sequence[_linears.Linear],
 ) -> None:
   """Raises if the model does not have what is adapted, in these shapes."""
@@ -60,7 +62,7 @@ def _check_fit(
         f' {_sites.listed(dead)}. Their layers read the keys and values of'
         ' another layer, and transformers has no such modules.'
     )
-  wrong = [text for x in found for text in _misshaped(x)]
+  wrong = [text for x in found for text in _misshaped(x, config.variant)]
   if wrong:
     problems.append(
         f'{len(wrong)} tensors of another shape: {_sites.listed(wrong)}.'
@@ -72,23 +74,20 @@ def _check_fit(
     )
 
 
-def _misshaped(x: Found) -> Iterator[str]:
+def _misshaped(x: Found, variant: variants.Variant) -> Iterator[str]:
   """Yields what is wrong with the shapes of a module, its rank aside."""
   count, fan_in, fan_out = _sizes(x)
-  rank = count * x.branch.rank
-  for part, array, want, free in (
-      ('A', x.branch.a, (rank, fan_in), 0),
-      ('B', x.branch.b, (fan_out, rank), 1),
-      ('m', x.branch.m, (fan_out,), None),
-  ):
-    if array is None:
-      continue
-    fits = array.ndim == len(want) and all(
-        axis == free or array.shape[axis] == size
-        for axis, size in enumerate(want)
+  size = {'in': fan_in, 'out': fan_out, 'rank': count * x.branch.rank}
+  for leaf in variant.leaves:
+    array = x.branch.leaves[leaf.name]
+    sides = leaf.sides[::-1]  # As PyTorch has them.
+    fits = array.ndim == len(sides) and all(
+        side == 'rank' or got == size[side]
+        for side, got in zip(sides, array.shape, strict=True)
     )
     if not fits:
-      key = _tensors.key(x.branch.module, part)
+      key = _tensors.key(x.branch.module, leaf.name)
+      want = tuple(size[side] for side in sides)
       yield f'{key}: file {array.shape}, model {want}'
 
 
@@ -124,23 +123,32 @@ def _check_ranks(
 def _check_pairs(
     tensors: _tensors.Tensors, config: _adapter_config.PeftConfig
 ) -> None:
-  """Raises unless each module has A and B, and a magnitude under DoRA."""
-  wanted = {'A', 'B', 'm'} if config.use_dora else {'A', 'B'}
-  lacking, extra = [], []
+  """Raises unless each module has the leaves of the config's variant."""
+  wanted = {leaf.name for leaf in config.variant.leaves}
+  lacking, extra = [], {}
   for module, arrays in tensors.modules.items():
     lacking += [_tensors.key(module, p) for p in sorted(wanted - arrays.keys())]
-    extra += [_tensors.key(module, p) for p in sorted(arrays.keys() - wanted)]
+    for name in sorted(arrays.keys() - wanted):
+      extra.setdefault(name, []).append(_tensors.key(module, name))
   if lacking:
     raise ValueError(
         f'{tensors.path} lacks {len(lacking)} tensors:'
         f' {_sites.listed(lacking)} ({config.path.name} has'
-        f' use_dora={config.use_dora}).'
+        f' {_settings(config)}).'
     )
-  if extra:
-    raise ValueError(
-        f'{tensors.path} has {len(extra)} magnitudes of DoRA,'
-        f' {_sites.listed(extra)}, but {config.path} has use_dora=False.'
-    )
+  for variant, leaf in variants.owners():
+    keys = extra.get(leaf.name)
+    if keys:
+      raise ValueError(
+          f'{tensors.path} has {len(keys)} {leaf.plural} of {variant.name},'
+          f' {_sites.listed(keys)}, but {config.path} has {_settings(config)}.'
+      )
+
+
+def _settings(config: _adapter_config.PeftConfig) -> str:
+  """Says which variant a config chooses: `use_dora=False`."""
+  settings = variants.arguments(config.variant).items()
+  return ', '.join(f'{name}={value}' for name, value in settings)
 
 
 def _check_targets(

@@ -14,6 +14,7 @@ from flax import linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from gemma4_lora import variants
 from gemma4_lora.gemma4 import _leaves
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.gemma4 import _upstream
@@ -115,10 +116,11 @@ def _row_loras(
   for parts in by_row.values():
     parts.sort(key=lambda x: x.site.index or 0)
     (row,) = parts[0].site.rows
-    join = _expert_tensors.from_per_expert
-    if row.group != 'experts':
-      join = _branch.to_row
-    loras.append(join(row, [x.branch for x in parts]))
+    branches = [x.branch for x in parts]
+    if row.group == 'experts':
+      loras.append(_expert_tensors.from_per_expert(row, branches))
+    else:
+      loras.append(_branch.to_row(row, branches, config.variant))
   return loras
 
 
@@ -154,7 +156,7 @@ def _wrap(
       targets=rules,
       dropout=config.lora_dropout,
       use_rslora=config.use_rslora,
-      use_dora=config.use_dora,
+      **variants.arguments(config.variant),
       init_lora_weights=config.init_lora_weights,
       modules_to_save=modules_to_save,
       model=model,
@@ -169,9 +171,7 @@ def _nested(
   leaves = {part.path: value for part, value in copies}
   for lora in loras:
     path = lora.row.lora_path
-    leaves |= {f'{path}.a': lora.a, f'{path}.b': lora.b}
-    if lora.m is not None:
-      leaves[f'{path}.m'] = lora.m
+    leaves |= {f'{path}.{name}': x for name, x in lora.leaves.items()}
   return flax.traverse_util.unflatten_dict(
       {path: jnp.asarray(x) for path, x in leaves.items()}, sep='.'
   )

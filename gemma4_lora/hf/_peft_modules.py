@@ -64,9 +64,9 @@ def match(
                 module=module,
                 rank=config.rank(prefix + name),
                 alpha=config.alpha(prefix + name),
-                a=arrays['A'],
-                b=arrays['B'],
-                m=arrays.get('m'),
+                a=arrays['a'],
+                b=arrays['b'],
+                own={x.name: arrays[x.name] for x in config.variant.own},
             ),
         )
     )

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 
+from gemma4_lora import variants
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.hf import _adapter_config
 from gemma4_lora.hf import _branch
@@ -54,7 +55,7 @@ def save_peft(
   model = PeftModel.from_pretrained(base, 'my_lora')
   ```
 
-  Names, shapes, ranks, alphas, rsLoRA and DoRA are PEFT's, in float32.
+  Names, shapes, ranks, alphas and methods are PEFT's, in float32.
   `target_modules` names exactly what is adapted: names alone would meet the
   clipped linears of the towers, which PEFT refuses.
 
@@ -79,7 +80,7 @@ def save_peft(
   _check_arguments(model, base_model_class, experts)
   path = _new_folder.check_free(path, overwrite=overwrite, who=_WHO)
   loras = list(_row_loras(model, params))
-  branches, ranks = _branches(loras, experts, use_rslora=model.use_rslora)
+  branches, ranks = _branches(model, loras, experts)
   full = _full_tensors.to_modules(
       _copies(model, params), base_model_class=base_model_class, who=_WHO
   )
@@ -88,7 +89,7 @@ def save_peft(
       _linears.linears(model.config),
       base_model_class=base_model_class,
       use_rslora=model.use_rslora,
-      use_dora=model.use_dora,
+      **variants.arguments(model.variant),
       lora_dropout=_dropout(model, branches),
       init_lora_weights=model.init_lora_weights,
       base_model_name_or_path=base_model_name_or_path,
@@ -116,9 +117,7 @@ def _row_loras(
   for linear in model.adapted:
     row = linear.row
     leaves = _views.get(params, row.lora_path)
-    shapes = dict(zip('ab', linear.shapes, strict=True))
-    if linear.magnitude_shape is not None:
-      shapes['m'] = linear.magnitude_shape
+    shapes = linear.shapes
     if set(leaves) != set(shapes):
       raise ValueError(
           f'{_WHO}: params has {sorted(leaves)} at {row.lora_path}, and the'
@@ -137,7 +136,8 @@ def _row_loras(
             f'{_WHO}: {row.lora_path}.{name} has NaN or infinite values.'
         )
       arrays[name] = array
-    yield _branch.RowLoRA(row=row, alpha=linear.alpha, **arrays)
+    a, b = arrays.pop('a'), arrays.pop('b')
+    yield _branch.RowLoRA(row=row, alpha=linear.alpha, a=a, b=b, own=arrays)
 
 
 def _copies(
@@ -155,7 +155,7 @@ def _copies(
 
 
 def _branches(
-    loras: Sequence[_branch.RowLoRA], experts: str, *, use_rslora: bool
+    model: _lora.LoRA, loras: Sequence[_branch.RowLoRA], experts: str
 ) -> tuple[list[_branch.Branch], dict[str, list[int]]]:
   """Returns the branches, and what the metadata has to say of them."""
   branches, ranks = [], {}
@@ -163,13 +163,15 @@ def _branches(
   for lora in loras:
     row = lora.row
     if row.group != 'experts':
-      branches += _branch.from_row(lora)
+      branches += _branch.from_row(lora, model.variant)
     elif experts == 'per_expert':
       branches += _expert_tensors.to_per_expert(lora)
     else:
       stacked.setdefault(row.layer, {})[row.projection] = lora
   for layer in stacked.values():
-    new, new_ranks = _expert_tensors.to_stacked(layer, use_rslora=use_rslora)
+    new, new_ranks = _expert_tensors.to_stacked(
+        layer, use_rslora=model.use_rslora
+    )
     branches += new
     ranks |= new_ranks
   return branches, ranks
@@ -188,12 +190,11 @@ def _named(
           ' model adapts. Save it for'
           ' base_model_class="Gemma4ForConditionalGeneration".'
       )
-    for part, array in (('A', branch.a), ('B', branch.b), ('m', branch.m)):
-      if array is not None:
-        # The format has no strides.
-        tensors[_tensors.key(prefix + branch.module, part)] = (
-            np.ascontiguousarray(array)
-        )
+    for name, array in branch.leaves.items():
+      # The format has no strides.
+      tensors[_tensors.key(prefix + branch.module, name)] = (
+          np.ascontiguousarray(array)
+      )
   return tensors
 
 

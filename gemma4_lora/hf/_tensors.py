@@ -8,15 +8,21 @@ import re
 import numpy as np
 import safetensors
 
+from gemma4_lora import variants
 from gemma4_lora.hf import _adapter_config
 from gemma4_lora.hf import _sites
 
 NAME = 'adapter_model.safetensors'
 
+# Of each leaf that some variant has, the ends of PEFT's names.
+_ENDS = {
+    leaf.name: leaf.peft
+    for leaf in (variants.A, variants.B, *(x for _, x in variants.owners()))
+}
+_NAMES = {end: name for name, ends in _ENDS.items() for end in ends}
 _KEY = re.compile(
-    re.escape(_sites.ROOT)
-    + r'(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight'
-    r'|lora_magnitude_vector(\.weight)?)'
+    f'{re.escape(_sites.ROOT)}(?P<module>.+)'
+    rf'\.(?P<end>{"|".join(map(re.escape, _NAMES))})'
 )
 # What is trained in full; neither LoRA's nor a base layer's.
 _FULL = re.compile(
@@ -31,7 +37,8 @@ class Tensors:
 
   Attributes:
     path: Of the file.
-    modules: By module's name in the model: `A`, `B` and, with DoRA, `m`; float32.
+    modules: By module's name in the model: its leaves by ours, `'a'`, `'b'`, ...;
+      float32.
     full: By module's name, weights of what is trained in full.
     metadata: Of the file.
   """
@@ -93,8 +100,8 @@ def read(path: pathlib.Path) -> Tensors:
         raise ValueError(f'{path}: {_unknown(key)}')
       full[whole['module']] = _float32(path, key, tensor)
       continue
-    part = found['part'].removeprefix('lora_')[0]
-    modules.setdefault(found['module'], {})[part] = _float32(path, key, tensor)
+    name = _NAMES[found['end']]
+    modules.setdefault(found['module'], {})[name] = _float32(path, key, tensor)
   return Tensors(path=path, modules=modules, full=full, metadata=metadata)
 
 
@@ -103,10 +110,9 @@ def full_key(module: str) -> str:
   return f'{_sites.ROOT}{module}.weight'
 
 
-def key(module: str, part: str) -> str:
-  """Name of a tensor in the file: of `A`, `B` or `m`."""
-  end = 'lora_magnitude_vector' if part == 'm' else f'lora_{part}.weight'
-  return f'{_sites.ROOT}{module}.{end}'
+def key(module: str, leaf: str) -> str:
+  """Name of a tensor in the file, of a leaf by our name: `'a'`, `'b'`, ..."""
+  return f'{_sites.ROOT}{module}.{_ENDS[leaf][0]}'
 
 
 def _float32(path: pathlib.Path, key: str, tensor: np.ndarray) -> np.ndarray:
@@ -129,7 +135,11 @@ def _unknown(key: str) -> str:
   """Says why a tensor is none of a LoRA on linears."""
   if 'lora_embedding' in key:
     return f'{key} is LoRA on an embedding, which g4.nn.LoRA does not have.'
+  own = ''.join(
+      f' and, with {variant.name}, .{leaf.peft[0]}'
+      for variant, leaf in variants.owners()
+  )
   return (
       f'unexpected tensor {key}. Names are {_sites.ROOT}<module>.lora_A.weight,'
-      ' .lora_B.weight and, with DoRA, .lora_magnitude_vector.'
+      f' .lora_B.weight{own}.'
   )

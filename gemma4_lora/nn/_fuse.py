@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from gemma4_lora import quant
+from gemma4_lora import variants
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.gemma4 import _weights
 from gemma4_lora.nn import _lora
@@ -77,8 +78,8 @@ def unfuse_params(
 
   Raises:
     ValueError: `fused` has LoRA leaves, or `lora` lacks some; or the model has
-      DoRA or `modules_to_save`, where fusing forgets the norm of the base or
-      all of it.
+      `use_dora` or `modules_to_save`, where fusing forgets the norm of the base
+      or all of it.
   """
   if any(_LORA in path for path in _paths(fused)):
     raise ValueError(
@@ -86,8 +87,9 @@ def unfuse_params(
         ' g4.nn.fuse_params returns.'
     )
   check_lora(model, lora, who='g4.nn.unfuse_params')
-  if model.use_dora or model.modules_to_save:
-    setting = 'use_dora=True' if model.use_dora else 'modules_to_save='
+  if not model.variant.can_unfuse or model.modules_to_save:
+    can_unfuse = model.variant.can_unfuse
+    setting = 'modules_to_save=' if can_unfuse else model.variant.setting
     raise ValueError(
         f'g4.nn.unfuse_params: with {setting} the base cannot be had back from'
         ' fused weights. Restore it from its checkpoint.'
@@ -115,7 +117,7 @@ class Change:
     """Returns the leaf with everything in it."""
     new = leaf
     for view in self.branches:
-      new = _added(new, view, m=view.lora_m, scale=view.scale)
+      new = _added(new, view, scale=view.scale)
     for part, copy in self.copies:
       new = _weights.with_part(new, part.row, copy)
     return _like(new, leaf)
@@ -137,18 +139,18 @@ class Change:
     """Returns the leaf without the branches."""
     new = leaf
     for view in self.branches:
-      new = _added(new, view, m=None, scale=-view.scale)
+      new = _added(new, view, scale=-view.scale)
     return _like(new, leaf)
 
   @property
   def by_rows(self) -> bool:
     """Whether rows, along the first axis, can be fused one by one.
 
-    Not what gemma packs along that axis; and not the inputs of DoRA, whose norm
-    is over all of them.
+    Not what gemma packs along that axis; and not inputs that a variant needs
+    all at once.
     """
-    rows = [view.row for view in self.branches if view.lora_m is not None]
-    return not any(0 in row.in_axes for row in rows) and not any(
+    whole = [x.row for x in self.branches if x.variant.fuses_whole_inputs]
+    return not any(0 in row.in_axes for row in whole) and not any(
         x.row.slot_axis == 0
         for x in (*self.branches, *(c for c, _ in self.copies))
     )
@@ -164,24 +166,13 @@ class Change:
 
 def _rows(view: _views.LinearView, some: slice) -> _views.LinearView:
   """Returns a view whose LoRA is that of rows of its weight."""
-  row = view.row
-  batch = len(row.batch_axes)
-  axes: dict[str, int] = {}  # Along which A, B, m have the weight's first axis.
-  if 0 in row.batch_axes:
-    axes = dict.fromkeys(('lora_a', 'lora_b', 'lora_m'), 0)
-  elif 0 in row.in_axes:
-    axes['lora_a'] = batch + row.in_axes.index(0)
-  else:
-    axes['lora_m'] = batch + row.out_axes.index(0)
-    axes['lora_b'] = axes['lora_m'] + 1
-  return dataclasses.replace(
-      view,
-      **{
-          name: array[(slice(None),) * axis + (some,)]
-          for name, axis in axes.items()
-          if (array := getattr(view, name)) is not None
-      },
-  )
+  leaves = dict(view.leaves)
+  for leaf in view.variant.leaves:
+    axes = leaf.axes(view.row)
+    if 0 in axes:
+      index = (slice(None),) * axes.index(0) + (some,)
+      leaves[leaf.name] = leaves[leaf.name][index]
+  return dataclasses.replace(view, leaves=leaves)
 
 
 def changes_of(
@@ -226,21 +217,24 @@ _dequantize = jax.jit(quant.dequantize, static_argnums=1)
 
 
 def _added(
-    weight: jax.Array, view: _views.LinearView, *, m: Any, scale: float
+    weight: jax.Array, view: _views.LinearView, *, scale: float
 ) -> jax.Array:
   """Returns the weight with one projection's branch added."""
   row = _weights.nameless(view.row)
-  return _add(weight, view.lora_a, view.lora_b, m, row, scale)
+  return _add(
+      weight, view.lora_a, view.lora_b, view.own, row, scale, view.variant
+  )
 
 
-@functools.partial(jax.jit, static_argnames='row')
+@functools.partial(jax.jit, static_argnames=('row', 'variant'))
 def _add(
     weight: jax.Array,
     a: jax.Array,
     b: jax.Array,
-    m: jax.Array | None,
+    own: Mapping[str, jax.Array],
     row: _linears.Linear,
     scale: float,
+    variant: variants.Variant,
 ) -> jax.Array:
   """Adds a branch; no name of the row is in the compiled program."""
   part = _weights.part(weight, row).astype(jnp.float32)
@@ -251,16 +245,7 @@ def _add(
       b.astype(jnp.float32),
       precision='highest',
   )
-  merged = part + scale * product
-  if m is not None:
-    axes = [letters.index(c) for c in ins]
-    norm = jnp.sqrt(jnp.sum(jnp.square(merged), axis=axes, keepdims=True))
-    m = jnp.einsum(
-        f'{batch}{outs}->{"".join(c for c in letters if c not in ins)}',
-        m.astype(jnp.float32),
-    )
-    # A feature without weights has no direction.
-    merged *= jnp.expand_dims(m, axes) / jnp.where(norm > 0, norm, 1)
+  merged = variant.fused(part, scale * product, own, row)
   return _weights.with_part(weight, row, merged)
 
 

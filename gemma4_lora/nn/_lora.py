@@ -14,6 +14,7 @@ from kauldron import kd
 from kauldron import kontext
 
 from gemma4_lora import quant
+from gemma4_lora import variants
 from gemma4_lora.gemma4 import _leaves
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.nn import _interceptors
@@ -200,8 +201,8 @@ class LoRA(_wrapper.ModelWrapper):
           self.init_lora_weights,
           setting='with_reference=True' if self.enabled else 'enabled=False',
       )
-    if self.use_dora:
-      _validate.check_no_experts(adapted, setting='use_dora=True')
+    if not self.variant.is_branch_alone:
+      _validate.check_no_experts(adapted, setting=self.variant.setting)
     _validate.check_init(
         adapted, self.init_lora_weights, use_rslora=self.use_rslora
     )
@@ -221,6 +222,12 @@ class LoRA(_wrapper.ModelWrapper):
     return keys
 
   @property
+  def variant(self) -> variants.Variant:
+    """What is added to each linear, and which leaves that takes."""
+    arguments = variants.arguments(variants.PLAIN)
+    return variants.chosen({name: getattr(self, name) for name in arguments})
+
+  @property
   def adapted(self) -> tuple[_resolve.Adapted, ...]:
     """The adapted projections, in the order of the forward pass."""
     adapted = _resolve.resolve(
@@ -229,7 +236,7 @@ class LoRA(_wrapper.ModelWrapper):
         rank=self.rank,
         alpha=self.alpha,
         dropout=self.dropout,
-        use_dora=self.use_dora,
+        variant=self.variant,
     )
     in_full = {part.row.name for part in self.saved}
     rest = tuple(x for x in adapted if x.row.name not in in_full)
@@ -260,12 +267,11 @@ class LoRA(_wrapper.ModelWrapper):
   @property
   def lora_shapes(self) -> dict[str, tuple[int, ...]]:
     """Shape of every LoRA leaf, by its dotted path."""
-    shapes = {}
-    for linear in self.adapted:
-      path = linear.row.lora_path
-      shapes[f'{path}.a'], shapes[f'{path}.b'] = linear.shapes
-      if linear.magnitude_shape is not None:
-        shapes[f'{path}.m'] = linear.magnitude_shape
+    shapes = {
+        f'{linear.row.lora_path}.{name}': shape
+        for linear in self.adapted
+        for name, shape in linear.shapes.items()
+    }
     return shapes | {part.path: part.shape for part in self.saved}
 
   def init_cache(self, *, dtype: Any, **kwargs: Any) -> Any:
@@ -422,7 +428,8 @@ def _log(lora: LoRA) -> None:
   )
   if lora.verbose:
     for linear in adapted:
-      a, b = linear.shapes
+      shapes = linear.shapes
+      a, b = shapes['a'], shapes['b']
       logging.info('  %s: A %s, B %s', linear.row.lora_path, a, b)
     for part in lora.saved:
       logging.info('  %s: in full, %s', part.path, part.shape)

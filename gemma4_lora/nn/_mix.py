@@ -71,8 +71,8 @@ class LoRAMix:
 
     Raises:
       ValueError: None is given; their base models differ, or how they quantise
-        it; or one has what is no sum of branches: DoRA, `modules_to_save`,
-        PiSSA or OLoRA.
+        it; or one has what is no sum of branches: `use_dora`,
+        `modules_to_save`, PiSSA or OLoRA.
     """
     if not loras:
       raise ValueError('g4.nn.LoRAMix takes one LoRA or more, by name.')
@@ -203,7 +203,7 @@ def _check(name: str, model: Any, first: Any) -> None:
     )
   init = model.init_lora_weights
   for setting, has in (
-      ('use_dora=True', model.use_dora),
+      (model.variant.setting, not model.variant.is_branch_alone),
       ('modules_to_save=', bool(model.modules_to_save)),
       (f'init_lora_weights={init!r}', _init.is_from_base(init)),
   ):

@@ -11,6 +11,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from gemma4_lora import variants
 from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.nn.branches import _init
 from gemma4_lora.nn.wrapper import _router_fix
@@ -51,11 +52,14 @@ def check_read(params: Mapping[str, Any], read: Collection[str]) -> None:
       if 'lora' in leaf and '.'.join(leaf) not in read
   ]
   if ignored:
+    own = ''.join(
+        f' {leaf.plural} ({leaf.name}) {variant.setting},'
+        for variant, leaf in variants.owners()
+    )
     raise ValueError(
         f'The parameters have {len(ignored)} LoRA leaves that this model does'
         f' not read, and that would be ignored: {", ".join(ignored[:4])}. A and'
-        ' B need targets=, magnitudes (m) use_dora=True, and what is trained in'
-        ' full modules_to_save=.'
+        f' B need targets=,{own} and what is trained in full modules_to_save=.'
     )
 
 

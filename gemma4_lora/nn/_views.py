@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from gemma4_lora import quant
+from gemma4_lora import variants
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.gemma4 import _weights
 from gemma4_lora.nn import _lora
@@ -21,20 +22,39 @@ class LinearView:
     base: Its part of the base weight, without the axis along which gemma packs
       projections: k of `kv_einsum[2, K, D, H]` is `[K, D, H]`. Of a quantised
       base, what codes and scales stand for, in the model's dtype.
-    lora_a: A, `[*in, rank]`; of experts `[E, *in, rank]`, and of the vision
-      tower, whose layers gemma stacks, `[L, *in, rank]`, as the base there.
-    lora_b: B, `[rank, *out]`; `[E, rank, *out]`, `[L, rank, *out]`.
-    lora_m: DoRA's magnitude, `[*out]`; `[L, *out]`; None without DoRA.
+    leaves: Its LoRA leaves by name; `'a'` and `'b'` in any case. Those of experts
+      have an axis `E` in front, and those of the vision tower, whose layers gemma
+      stacks, an axis `L`, as the base there.
+    variant: Which LoRA it is.
     scale: What A times B is multiplied by. What the base multiplies its weight
       by (`w_scale`) applies to both, and is not in it.
   """
 
   row: _linears.Linear
   base: jax.Array
-  lora_a: jax.Array
-  lora_b: jax.Array
-  lora_m: jax.Array | None
+  leaves: Mapping[str, jax.Array]
+  variant: variants.Variant
   scale: float
+
+  @property
+  def lora_a(self) -> jax.Array:
+    """A, `[*in, rank]`; `[E, *in, rank]`, `[L, *in, rank]`."""
+    return self.leaves['a']
+
+  @property
+  def lora_b(self) -> jax.Array:
+    """B, `[rank, *out]`; `[E, rank, *out]`, `[L, rank, *out]`."""
+    return self.leaves['b']
+
+  @property
+  def lora_m(self) -> jax.Array | None:
+    """The leaf `m`, `[*out]` or `[L, *out]`; None if the variant has none."""
+    return self.leaves.get('m')
+
+  @property
+  def own(self) -> dict[str, jax.Array]:
+    """The leaves that the variant has beside A and B, by name."""
+    return {leaf.name: self.leaves[leaf.name] for leaf in self.variant.own}
 
 
 def linears(
@@ -67,16 +87,14 @@ def linears(
   path, weight = None, None
   for linear in model.adapted:
     row = linear.row
-    lora = get(params, row.lora_path)
     if row.path != path:  # Not once for each projection that it packs.
       path = row.path
       weight = quant.dense(get(params, path), model.model.dtype)
     views[row.name] = LinearView(
         row=row,
         base=_weights.part(weight, row),
-        lora_a=lora['a'],
-        lora_b=lora['b'],
-        lora_m=lora['m'] if linear.use_dora else None,
+        leaves={x: get(params, f'{row.lora_path}.{x}') for x in linear.shapes},
+        variant=linear.variant,
         scale=linear.scale(use_rslora=model.use_rslora),
     )
   return views

@@ -21,8 +21,8 @@ def lora_plus(
 
   The updates of B are those of `optimizer` times `lr_ratio`. As optimizers end
   in a multiplication by the learning rate, this is a larger learning rate,
-  schedules included; as there, decoupled weight decay grows with it. A and
-  DoRA's magnitude keep the updates of `optimizer`.
+  schedules included; as there, decoupled weight decay grows with it. All other
+  leaves keep the updates of `optimizer`.
 
   B are the leaves at `….lora.<projection>.b`.
 

@@ -22,7 +22,7 @@ def changes(run: _run.Run, *, who: str) -> dict[str, _fuse.Change]:
   shapes = {linear.row.lora_path: linear for linear in run.model.adapted}
   for path, linear in shapes.items():
     leaves = _trees.get_at(run.lora, tuple(path.split('.')))
-    for name, shape in zip('ab', linear.shapes, strict=True):
+    for name, shape in linear.shapes.items():
       if leaves[name].shape != shape:
         raise ValueError(
             f'{who}: {path}.{name} is {leaves[name].shape} in the run and'

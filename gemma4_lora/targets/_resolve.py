@@ -6,6 +6,7 @@ import difflib
 import math
 import re
 
+from gemma4_lora import variants
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.gemma4 import _rows
 from gemma4_lora.targets import _match
@@ -21,32 +22,24 @@ class Adapted:
     rank: Of A and B.
     alpha: Numerator of the branch's scale.
     dropout: Rate on the branch's input.
-    use_dora: Whether a magnitude stands beside A and B.
+    variant: What LoRA adds, and which leaves it has for that.
   """
 
   row: _linears.Linear
   rank: int
   alpha: float
   dropout: float
-  use_dora: bool = False
+  variant: variants.Variant = variants.PLAIN
 
   @property
-  def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shapes of A and B."""
-    return self.row.lora_shapes(self.rank)
-
-  @property
-  def magnitude_shape(self) -> tuple[int, ...] | None:
-    """Shape of DoRA's magnitude, `*batch *out`; None without DoRA."""
-    if not self.use_dora:
-      return None
-    return (*self.row.batch_shape, *self.row.out_shape)
+  def shapes(self) -> dict[str, tuple[int, ...]]:
+    """Shape of each LoRA leaf, by name: `'a'`, `'b'`, ..."""
+    return {x.name: x.shape(self.row, self.rank) for x in self.variant.leaves}
 
   @property
   def num_params(self) -> int:
-    """Entries of A and B, and of DoRA's magnitude."""
-    shapes = (*self.shapes, *filter(None, [self.magnitude_shape]))
-    return sum(math.prod(shape) for shape in shapes)
+    """Entries of all its leaves."""
+    return sum(map(math.prod, self.shapes.values()))
 
   def scale(self, *, use_rslora: bool) -> float:
     """What the product of A and B is multiplied by."""
@@ -60,7 +53,7 @@ def resolve(
     rank: int,
     alpha: float | None = None,
     dropout: float = 0.0,
-    use_dora: bool = False,
+    variant: variants.Variant = variants.PLAIN,
 ) -> tuple[Adapted, ...]:
   """Returns what the rules adapt, in the table's order.
 
@@ -70,7 +63,7 @@ def resolve(
     rank: For rules without one.
     alpha: For rules without one; None for the rank.
     dropout: For rules without one.
-    use_dora: For all rules.
+    variant: For all rules.
 
   Returns:
     The live rows that are adapted, each once.
@@ -105,7 +98,7 @@ def resolve(
           rank=rule_rank,
           alpha=rule_rank if rule_alpha is None else rule_alpha,
           dropout=dropout if rule.dropout is None else rule.dropout,
-          use_dora=use_dora,
+          variant=variant,
       )
   return tuple(taken[row.name] for row in rows if row.name in taken)
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from gemma4_lora import _trees
 from gemma4_lora import nn as g4_nn
+from gemma4_lora import variants
 from gemma4_lora.host import _checksums
 from gemma4_lora.nn.branches import _init
 
@@ -201,7 +202,7 @@ def _settings(model: nn.Module) -> dict[str, Any]:
       },
       'settings': {
           'use_rslora': bool(lora.use_rslora),
-          'use_dora': bool(lora.use_dora),
+          **variants.arguments(lora.variant),
           'init_lora_weights': lora.init_lora_weights,
       }
       # As earlier versions have it, where nothing is quantised.
@@ -230,13 +231,20 @@ def _different_lora(saved: Fingerprint, current: Fingerprint) -> Iterator[str]:
           f'{field}= of {_some(names)}: checkpoint {old[first][field]:g}, config'
           f' {new[first][field]:g}'
       )
-  for field in sorted({*saved['settings'], *current['settings']}):
-    a = saved['settings'].get(field, _NONE)
-    b = current['settings'].get(field, _NONE)
+  old_settings, new_settings = _with_variant(saved), _with_variant(current)
+  for field in sorted({*old_settings, *new_settings}):
+    a = old_settings.get(field, _NONE)
+    b = new_settings.get(field, _NONE)
     if a != b:
       yield f'{field}=: checkpoint {a!r}, config {b!r}'
   if old == new or not (old and new):
     yield from _different_leaves('LoRA', saved['leaves'], current['leaves'])
+
+
+def _with_variant(lora: Mapping[str, Any]) -> Mapping[str, Any]:
+  """Returns the settings; variants that are younger than these are off."""
+  settings = lora['settings']
+  return variants.arguments(variants.PLAIN) | settings if settings else settings
 
 
 def _different_formats(

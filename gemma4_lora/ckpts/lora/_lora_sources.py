@@ -12,6 +12,7 @@ import numpy as np
 from gemma4_lora import _trees
 from gemma4_lora import hf
 from gemma4_lora import nn
+from gemma4_lora import variants
 from gemma4_lora.ckpts.lora import _fingerprint
 from gemma4_lora.ckpts.lora import _gemma_head
 from gemma4_lora.ckpts.lora import _lora_file
@@ -75,7 +76,7 @@ def read(
     return Found(
         leaves=leaves,
         scales=dict.fromkeys(paths, 1.0),
-        settings={'use_dora': False},
+        settings=variants.arguments(variants.PLAIN),
         what=f"gemma's own LoRA in {path}",
     )
   return _with_fingerprint(leaves, fingerprint, what=f'the workdir {path}')
@@ -117,7 +118,7 @@ def _peft(path: pathlib.Path, model: nn.LoRA | None, who: str) -> Found:
           for k, x in _trees.flatten(loaded.params).items()
       },
       scales=scales_of(loaded.model),
-      settings={'use_dora': loaded.model.use_dora},
+      settings=variants.arguments(loaded.model.variant),
       what=f'the PEFT folder {path}',
   )
 

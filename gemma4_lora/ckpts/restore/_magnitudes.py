@@ -18,11 +18,10 @@ import jax.numpy as jnp
 
 from gemma4_lora import _trees
 from gemma4_lora import quant
+from gemma4_lora import variants
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.gemma4 import _released
-from gemma4_lora.nn.branches import _dora
 
-_LEAF = 'm'
 # Relative: float32 sums in another order. What was trained on another base is
 # farther away.
 _TOLERANCE = 1e-4
@@ -102,7 +101,7 @@ def _rows_of(params: Any) -> dict[_trees.Path, _linears.Linear]:
   """Returns the row of each magnitude by its path."""
   rows = {}
   for path in _trees.flatten(params):
-    if _trees.is_lora(path) and path[-1] == _LEAF:
+    if _trees.is_lora(path) and variants.from_base(path[-1]):
       row = _released.row_of(path[:-1])
       if row is None:
         raise ValueError(
@@ -126,7 +125,8 @@ def _norms_of(
 ) -> dict[_trees.Path, jax.Array]:
   weights = tuple(_weight(params, path, row) for path, row in rows.items())
   dtype = _dtype(params) if any(map(quant.is_quantized, weights)) else None
-  norms = _norms(weights, tuple(rows.values()), dtype)
+  starts = tuple(map(_start, rows))
+  norms = _norms(weights, tuple(rows.values()), starts, dtype)
   return dict(zip(rows, norms, strict=True))
 
 
@@ -141,13 +141,23 @@ def _dtype(params: Any) -> Any:
   return _trees.get_at(params, ('final_norm', 'scale')).dtype
 
 
-@functools.partial(jax.jit, static_argnames=('rows', 'dtype'))
+def _start(path: _trees.Path) -> Any:
+  """Returns what makes a leaf from its base weight."""
+  owner = variants.owner(path[-1])
+  assert owner is not None
+  return owner[1].start
+
+
+@functools.partial(jax.jit, static_argnames=('rows', 'starts', 'dtype'))
 def _norms(
-    weights: tuple[Any, ...], rows: tuple[_linears.Linear, ...], dtype: Any
+    weights: tuple[Any, ...],
+    rows: tuple[_linears.Linear, ...],
+    starts: tuple[Any, ...],
+    dtype: Any,
 ) -> list[jax.Array]:
   return [
-      _dora.magnitude(quant.dense(w, dtype), row)
-      for w, row in zip(weights, rows, strict=True)
+      start(quant.dense(w, dtype), row)
+      for w, row, start in zip(weights, rows, starts, strict=True)
   ]
 
 

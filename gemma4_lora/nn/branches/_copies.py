@@ -82,7 +82,7 @@ def substitute(
 
 
 def is_copy(keys: Sequence[str]) -> bool:
-  """Whether a path is of a copy, not of an A, a B or a magnitude."""
+  """Whether a path is that of a copy, not of a leaf of LoRA itself."""
   if 'lora' not in keys:
     return False
   *_, scope, name = keys

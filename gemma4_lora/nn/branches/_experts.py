@@ -118,10 +118,13 @@ class ExpertInjector(_injector.Injector):
     """Returns what one projection adds, for rows sorted by expert."""
     _, name = _split(linear)
     weight = getattr(module, name)  # In whose scope the leaves stand.
-    a, b = self._params(weight, linear)
-    x = self._drop(weight, linear, x)
+    leaves = self._params(weight, linear)
     return _low_rank.apply_grouped(
-        x, a, b, sizes, scale=linear.scale(use_rslora=self.use_rslora)
+        self._drop(weight, linear, x),
+        leaves['a'],
+        leaves['b'],
+        sizes,
+        scale=linear.scale(use_rslora=self.use_rslora),
     )
 
 

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from gemma4_lora import quant
+from gemma4_lora import variants
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.gemma4 import _weights
 from gemma4_lora.nn.branches import _base
 from gemma4_lora.nn.branches import _clipped
-from gemma4_lora.nn.branches import _dora
 from gemma4_lora.nn.branches import _init
 from gemma4_lora.nn.branches import _joint
 from gemma4_lora.nn.branches import _low_rank
@@ -54,7 +54,7 @@ class Injector:
         f'lora rslora={self.use_rslora} training={self.is_training}'
         f' dtype={jnp.dtype(self.dtype)} init={self.init} '
         + ','.join(
-            f'{x.row.name}:{x.rank}:{x.alpha!r}:{x.dropout!r}:{x.use_dora}'
+            f'{x.row.name}:{x.rank}:{x.alpha!r}:{x.dropout!r}:{x.variant.name}'
             for x in self.adapted
         )
     )
@@ -105,7 +105,7 @@ class Injector:
         and isinstance(module, _upstream.Einsum)
         and not module.is_initializing()
         and _upstream.weight_scale(module) == 1
-        and not any(linear.use_dora for linear in adapted)
+        and all(linear.variant.is_branch_alone for linear in adapted)
         and _joint.pays(eqn, adapted[0].row.one_layer, x)
     )
 
@@ -120,10 +120,11 @@ class Injector:
     branches = []
     for linear in adapted:
       row = linear.row.one_layer
-      a, b = self._params(module, linear)
-      low = _low_rank.apply_a(eqn, row, self._drop(module, linear, x), a)
+      leaves = self._params(module, linear)
+      dropped = self._drop(module, linear, x)
+      low = _low_rank.apply_a(eqn, row, dropped, leaves['a'])
       scale = linear.scale(use_rslora=self.use_rslora)
-      branches.append((row, low * scale, b))
+      branches.append((row, low * scale, leaves['b']))
     weight = _upstream.weight(module)
     return _joint.apply(eqn, x, weight, branches, self.base_dtype)
 
@@ -166,67 +167,35 @@ class Injector:
       output: jax.Array,
   ) -> jax.Array:
     """Returns what one projection adds to its output."""
+    row = linear.row.one_layer
     scale = linear.scale(use_rslora=self.use_rslora)
-    scale *= _upstream.weight_scale(module)
-    a, b = self._params(module, linear)
+    leaves = self._params(module, linear)
     dropped = self._drop(module, linear, x)
     branch = _low_rank.apply(
-        eqn, linear.row.one_layer, dropped, a, b, scale=scale
-    )
-    if not linear.use_dora:
-      return branch
-    return self._with_magnitude(
-        module,
-        linear,
         eqn,
-        a,
-        b,
-        # As in PEFT, the base's part of DoRA's change has the branch's dropout.
-        x=None if dropped is x else dropped,
-        output=output,
-        branch=branch,
-    )
-
-  def _with_magnitude(
-      self,
-      module: nn.Module,
-      linear: _resolve.Adapted,
-      eqn: str,
-      a: jax.Array,
-      b: jax.Array,
-      *,
-      x: jax.Array | None,
-      output: jax.Array,
-      branch: jax.Array,
-  ) -> jax.Array:
-    """Returns what a projection adds under DoRA.
-
-    Args:
-      module: The linear.
-      linear: The projection.
-      eqn: Einsum of the base.
-      a: A.
-      b: B.
-      x: Input, where it is another than that of `output`.
-      output: What the base gives for the projection.
-      branch: What LoRA would add.
-    """
-    row = linear.row.one_layer
-    weight = _base.weight(module, self.base_dtype)
-    if x is None:
-      output = _upstream.without_bias(module, output)
-    else:
-      output = self._part(module, row, eqn, x)
-    ratio = _dora.ratio(
-        _scope(module, row).param('m', lambda _: _dora.magnitude(weight, row)),
-        weight,
-        # As the branch has them.
-        a.astype(output.dtype),
-        b.astype(output.dtype),
         row,
-        scale=linear.scale(use_rslora=self.use_rslora),
+        dropped,
+        leaves['a'],
+        leaves['b'],
+        scale=scale * _upstream.weight_scale(module),
     )
-    return _dora.delta(output, branch, _low_rank.spread(eqn, row, ratio))
+
+    def base_output():
+      # As in PEFT, the base's part of a change has the branch's dropout.
+      if dropped is x:
+        return _upstream.without_bias(module, output)
+      return self._part(module, row, eqn, dropped)
+
+    call = variants.Call(
+        row=row,
+        leaves=leaves,
+        scale=scale,
+        branch=branch,
+        base_output=base_output,
+        base_weight=lambda: _base.weight(module, self.base_dtype),
+        spread=functools.partial(_low_rank.spread, eqn, row),
+    )
+    return linear.variant.delta(call)
 
   def _part(
       self, module: nn.Module, row: _linears.Linear, eqn: str, x: jax.Array
@@ -245,8 +214,8 @@ class Injector:
 
   def _params(
       self, module: nn.Module, linear: _resolve.Adapted
-  ) -> tuple[jax.Array, jax.Array]:
-    """Returns A and B, made on init.
+  ) -> dict[str, jax.Array]:
+    """Returns the LoRA leaves by name, made on init.
 
     They are made on sub-scopes: gemma patches `nn.Module.param`, which would
     cast them to the base's dtype.
@@ -255,6 +224,20 @@ class Injector:
     scope = _scope(module, row)
     if not module.is_initializing():
       _check_leaves(scope, linear)
+    leaves = self._a_and_b(module, scope, linear)
+
+    def start(_, leaf):
+      return leaf.start(_base.weight(module, self.base_dtype), row)
+
+    for leaf in linear.variant.own:
+      leaves[leaf.name] = scope.param(leaf.name, start, leaf)
+    return leaves
+
+  def _a_and_b(
+      self, module: nn.Module, scope: Any, linear: _resolve.Adapted
+  ) -> dict[str, jax.Array]:
+    """Returns A and B, made on init."""
+    row = linear.row.one_layer
     a_shape, b_shape = row.lora_shapes(linear.rank)
     fan_in = math.prod(row.in_shape)
     if module.is_initializing() and self.init != 'default':
@@ -268,13 +251,17 @@ class Injector:
       # Each expert draws its own.
       key = scope.make_rng('params')
       a, b = jax.vmap(draw)(jax.random.split(key, math.prod(row.batch_shape)))
-      return (
-          scope.param('a', lambda _: a.reshape(a_shape).astype(self.dtype)),
-          scope.param('b', lambda _: b.reshape(b_shape).astype(self.dtype)),
-      )
+      return {
+          'a': scope.param(
+              'a', lambda _: a.reshape(a_shape).astype(self.dtype)
+          ),
+          'b': scope.param(
+              'b', lambda _: b.reshape(b_shape).astype(self.dtype)
+          ),
+      }
     a = scope.param('a', _uniform(fan_in**-0.5), a_shape, self.dtype)
     b = scope.param('b', nn.initializers.zeros, b_shape, self.dtype)
-    return a, b
+    return {'a': a, 'b': b}
 
   def _drop(
       self, module: nn.Module, linear: _resolve.Adapted, x: jax.Array
@@ -302,12 +289,13 @@ def _check_leaves(scope: Any, linear: _resolve.Adapted) -> None:
   leaves at each step.
   """
   path = linear.row.lora_path
-  for name in ('a', 'b', 'm') if linear.use_dora else ('a', 'b'):
-    if not scope.has_variable('params', name):
+  for leaf in linear.variant.leaves:
+    if not scope.has_variable('params', leaf.name):
+      same = ' and '.join(f'{x}=' for x in variants.arguments(variants.PLAIN))
       raise ValueError(
-          f'The parameters have no LoRA leaf {path}.{name}, which g4.nn.LoRA'
-          ' reads. Were they made by this model.init, with the same targets'
-          ' and the same use_dora=?'
+          f'The parameters have no LoRA leaf {path}.{leaf.name}, which'
+          ' g4.nn.LoRA reads. Were they made by this model.init, with the same'
+          f' targets and the same {same}?'
       )
 
 

@@ -16,7 +16,6 @@ from gemma4_lora import quant
 from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.nn.branches import _base
 from gemma4_lora.nn.branches import _clipped
-from gemma4_lora.nn.branches import _dora
 from gemma4_lora.nn.branches import _experts
 from gemma4_lora.targets import _resolve
 
@@ -116,7 +115,7 @@ def make(
     *,
     dtype: Any,
 ) -> None:
-  """Quantises the base, on `init`, and has DoRA's magnitudes follow.
+  """Quantises the base, on `init`; LoRA leaves that start from it follow.
 
   Args:
     module: The model, its own parameters made.
@@ -130,9 +129,10 @@ def make(
   params = quantize(module.variables['params'], layouts)
   for linear in adapted:
     row = linear.row
-    if linear.use_dora and row.path in layouts:
-      weight = quant.dense(_get(params, row.path), dtype)
-      _get(params, row.lora_path)['m'] = _dora.magnitude(weight, row)
+    for leaf in linear.variant.own:
+      if leaf.from_base and row.path in layouts:
+        weight = quant.dense(_get(params, row.path), dtype)
+        _get(params, row.lora_path)[leaf.name] = leaf.start(weight, row)
   scope: Any = module.scope
   for top in {path.split('.')[0] for path in layouts}:
     scope.put_variable('params', top, params[top])

@@ -50,8 +50,7 @@ class Group:
       linear.
     out_shape: Shape that the output gains; that of what is no linear.
     rank: Of A and B, None for what is trained in full.
-    num_params: Entries of A and B, and of DoRA's magnitudes, or of the copies;
-      all layers together.
+    num_params: Entries of its LoRA leaves, or of the copies; all layers together.
     lora_paths: Paths of the `{'a': ..., 'b': ...}` of each, or of the copies.
   """
 
@@ -91,13 +90,12 @@ class Summary:
     left_out: What is not adapted.
     num_projections: How many projections are adapted, each layer's counted.
     num_saved: How many parts of the base are trained in full.
-    trainable: Parameters of all A and B, of DoRA's magnitudes, and of those
-      parts.
+    trainable: Parameters of all LoRA leaves, and of those parts.
     total: Parameters of the model, LoRA included; of what is quantised, without
       scales.
-    dtype: Of what is trained, but for magnitudes.
-    num_magnitudes: How many of the trainable ones are magnitudes, which are
-      float32 always.
+    dtype: Of A, B and those parts.
+    in_float32: How many parameters are in leaves that a variant has beside A and
+      B, which are float32 always, by what they are: `'magnitudes of DoRA'`.
     base: Of a quantised base, how each part of it is held; empty without
       `quantize=`.
   """
@@ -109,13 +107,13 @@ class Summary:
   trainable: int
   total: int
   dtype: jnp.dtype
-  num_magnitudes: int = 0
+  in_float32: Mapping[str, int] = dataclasses.field(default_factory=dict)
   base: tuple[_held.Held, ...] = ()
 
   @property
   def num_bytes(self) -> int:
     """Bytes of all that is trained."""
-    in_float32 = self.num_magnitudes
+    in_float32 = sum(self.in_float32.values())
     return (self.trainable - in_float32) * self.dtype.itemsize + 4 * in_float32
 
   @property
@@ -128,8 +126,9 @@ class Summary:
     """The lines below the table."""
     saved = f' and {self.num_saved} parts in full' if self.num_saved else ''
     dtype = str(self.dtype)
-    if self.num_magnitudes and self.dtype != jnp.float32:
-      dtype += f' ({self.num_magnitudes:,} magnitudes of DoRA in float32)'
+    if self.dtype != jnp.float32:
+      for what, count in self.in_float32.items():
+        dtype += f' ({count:,} {what} in float32)'
     return (
         f'{self.num_projections} projections{saved},'
         f' {self.trainable:,} trainable of {self.total:,} parameters'
@@ -213,11 +212,12 @@ def summary(model: nn.Module) -> Summary:
           )
       ),
       dtype=jnp.dtype(model.dtype),
-      num_magnitudes=sum(
-          math.prod(x.magnitude_shape)
-          for x in adapted
-          if x.magnitude_shape is not None
-      ),
+      in_float32={
+          f'{leaf.plural} of {model.variant.name}': sum(
+              math.prod(x.shapes[leaf.name]) for x in adapted
+          )
+          for leaf in model.variant.own
+      },
       base=_held.held(model) if model.quantize else (),
   )
 

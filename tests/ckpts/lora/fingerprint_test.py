@@ -73,6 +73,14 @@ def test_other_lora_settings(kwargs, match):
     _check(_describe(_model()), _describe(_model(**kwargs)))
 
 
+def test_a_variant_younger_than_the_checkpoint_was_off():
+  saved = _describe(_model())
+  del saved['lora']['settings']['use_dora']
+  _check(saved, _describe(_model()))
+  with pytest.raises(ValueError, match='use_dora=: checkpoint False, config T'):
+    _check(saved, _describe(_model(use_dora=True)))
+
+
 def test_both_ways_out_are_named():
   with pytest.raises(ValueError, match=r'set these back(?s:.*)--cfg\.workdir'):
     _check(_describe(_model()), _describe(_model(rank=2)))

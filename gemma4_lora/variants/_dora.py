@@ -8,6 +8,8 @@ starts at `norm(W)`, so that step 0 is the base model. As the paper suggests
 Reference: https://arxiv.org/abs/2402.09353
 """
 
+from collections.abc import Mapping
+import dataclasses
 import functools
 import string
 
@@ -16,12 +18,46 @@ import jax.numpy as jnp
 
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.gemma4 import _weights
+from gemma4_lora.variants import _leaf
+from gemma4_lora.variants import _variant
 
 
-def magnitude(weight: jax.Array, row: _linears.Linear) -> jax.Array:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Dora(_variant.Variant):
+  """The branch and the base, both times the ratio of magnitude and norm."""
+
+  def delta(self, call: _variant.Call) -> jax.Array:
+    weight, base = call.base_weight(), call.base_output()
+    ratio = _ratio(
+        call.leaves['m'],
+        weight,
+        # As the branch has them.
+        call.leaves['a'].astype(base.dtype),
+        call.leaves['b'].astype(base.dtype),
+        call.row,
+        scale=call.scale,
+    )
+    return _delta(base, call.branch, call.spread(ratio))
+
+  def fused(
+      self,
+      part: jax.Array,
+      change: jax.Array,
+      own: Mapping[str, jax.Array],
+      row: _linears.Linear,
+  ) -> jax.Array:
+    merged = part + change
+    in_axes, _ = _weights.axes(row)
+    norm = jnp.sqrt(jnp.sum(jnp.square(merged), axis=in_axes, keepdims=True))
+    m = _weights.over_outputs(own['m'].astype(jnp.float32), row)
+    # A feature without weights has no direction.
+    return merged * (m / jnp.where(norm > 0, norm, 1))
+
+
+def _magnitude(weight: jax.Array, row: _linears.Linear) -> jax.Array:
   """Returns the magnitude of a base weight, `float32[*out]`.
 
-  Of a stacked weight `float32[L, *out]`: its layers are no input.
+  For a stacked weight `float32[L, *out]`: its layers are no input.
 
   Args:
     weight: The whole base weight.
@@ -30,7 +66,7 @@ def magnitude(weight: jax.Array, row: _linears.Linear) -> jax.Array:
   return jnp.sqrt(_sum_of_squares(_weights.part(weight, row), row))
 
 
-def ratio(
+def _ratio(
     m: jax.Array,
     weight: jax.Array,
     a: jax.Array,
@@ -74,7 +110,7 @@ def ratio(
   return m.astype(jnp.float32) / jax.lax.stop_gradient(norm)
 
 
-def delta(
+def _delta(
     base: jax.Array,
     branch: jax.Array,
     ratio: jax.Array,
@@ -87,7 +123,7 @@ def delta(
   Args:
     base: The base's output for the projection.
     branch: What LoRA would add.
-    ratio: From `ratio`, laid out for broadcasting against the output.
+    ratio: From `_ratio`, laid out for broadcasting against the output.
   """
   change = (ratio - 1) * base.astype(jnp.float32)
   return (change + ratio * branch.astype(jnp.float32)).astype(base.dtype)
@@ -102,3 +138,22 @@ def _sum_of_squares(part: jax.Array, row: _linears.Linear) -> jax.Array:
       part.astype(jnp.float32), info.nexp, info.nmant
   )
   return jnp.sum(jnp.square(part), axis=in_axes)
+
+
+DORA = _Dora(
+    name='DoRA',
+    argument='use_dora',
+    own=(
+        _leaf.OwnLeaf(
+            name='m',
+            sides=('out',),
+            peft=('lora_magnitude_vector', 'lora_magnitude_vector.weight'),
+            plural='magnitudes',
+            start=_magnitude,
+            from_base=True,
+        ),
+    ),
+    is_branch_alone=False,
+    can_unfuse=False,
+    fuses_whole_inputs=True,
+)
