@@ -1,13 +1,12 @@
 """Paths into trees: flatten, select, replace."""
 
+from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
 import jax
 from kauldron import kontext
-
-from gemma4_lora import quant
 
 Path = tuple[str, ...]
 
@@ -26,17 +25,16 @@ def key_path(keys: tuple[Any, ...]) -> Path:
   return tuple(jax.tree_util.keystr((k,), simple=True) for k in keys)
 
 
-def flatten(tree: Any) -> dict[Path, Any]:
-  """Returns `{path: leaf}`, in the order of `jax.tree.leaves`."""
-  flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-  return {key_path(keys): leaf for keys, leaf in flat}
+def flatten(
+    tree: Any, *, is_leaf: Callable[[Any], bool] | None = None
+) -> dict[Path, Any]:
+  """Returns `{path: leaf}`, in the order of `jax.tree.leaves`.
 
-
-def flatten_arrays(tree: Any) -> dict[Path, Any]:
-  """`flatten`, with a quantised array as one leaf: the dict of its parts."""
-  flat, _ = jax.tree_util.tree_flatten_with_path(
-      tree, is_leaf=quant.is_quantized
-  )
+  Args:
+    tree: Any tree.
+    is_leaf: Nodes to keep whole, as `quant.is_quantized`.
+  """
+  flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
   return {key_path(keys): leaf for keys, leaf in flat}
 
 

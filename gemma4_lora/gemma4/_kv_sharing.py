@@ -10,17 +10,15 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 
 from gemma4_lora import _trees
-from gemma4_lora.ckpts.sources import _checkpoint_layouts
+from gemma4_lora.gemma4 import _names
+from gemma4_lora.gemma4 import _released
 
 _Shapes = Mapping[_trees.Path, tuple[int, ...]]
 
-_KEY_NORM = ('attn', 'key_norm', 'scale')
-_KV = (('attn', 'kv_einsum', 'w'), ('attn', 'k_einsum', 'w'), _KEY_NORM)
-_QUERY = ('attn', 'q_einsum', 'w')
-_MLP = ('mlp', 'linear')
+_KV = ('k', 'v', 'key_norm')
 # Of the released models those that share keys and values, and no others, have
 # per-layer inputs.
-_PER_LAYER_INPUT = ('per_layer_input_gate', 'w')
+_PER_LAYER_INPUT = 'per_layer_input_gate'
 
 
 def prunable(
@@ -47,7 +45,7 @@ def prunable(
       more leaves.
     present: Canonical paths below `params` of the other side.
   """
-  n = _checkpoint_layouts.num_layers(declared)
+  n = _names.num_layers(declared)
   layers = [
       {
           p[1:]: shape
@@ -56,14 +54,14 @@ def prunable(
       }
       for i in range(n)
   ]
-  if not n or not all(_PER_LAYER_INPUT in layer for layer in layers):
+  if not n or not all(_has(layer, _PER_LAYER_INPUT) for layer in layers):
     return frozenset()
+  present_in = [
+      {p[1:] for p in present if p[:1] == (f'layer_{i}',)} for i in range(n)
+  ]
 
   def lacks_kv(i: int) -> bool:
-    root = f'layer_{i}'
-    return (root, *_QUERY) in present and not any(
-        (root, *leaf) in present for leaf in _KV
-    )
+    return _has(present_in[i], 'q') and not _has(present_in[i], *_KV)
 
   first = n
   while first > 0 and lacks_kv(first - 1):
@@ -73,7 +71,7 @@ def prunable(
       return frozenset(
           (f'layer_{i}', *leaf)
           for i in range(start, n)
-          for leaf in _KV
+          for leaf in _released.paths_in_layer(*_KV)
           if leaf in layers[i]
       )
   return frozenset()
@@ -81,7 +79,7 @@ def prunable(
 
 def _may_start(layers: Sequence[_Shapes], start: int) -> bool:
   """Whether the layers from `start` on may be the KV-shared ones."""
-  heads = [layer.get(_KEY_NORM, (0,))[-1] for layer in layers]
+  heads = [_shape(layer, 'key_norm')[-1] for layer in layers]
   # Head sizes tell global from local layers, which the tree does not name.
   is_global = [size == max(heads) for size in heads]
   if not all(is_global) and (is_global[start - 2], is_global[start - 1]) != (
@@ -89,7 +87,18 @@ def _may_start(layers: Sequence[_Shapes], start: int) -> bool:
       True,
   ):
     return False
-  widths = [layer.get(_MLP, (0,))[0] for layer in layers]
+  widths = [_shape(layer, 'down')[0] for layer in layers]
   return len(set(widths)) == 1 or (
       len(set(widths[:start])) == 1 and widths[0] not in widths[start:]
   )
+
+
+def _has(layer: Collection[_trees.Path], *projections: str) -> bool:
+  """Whether a layer has any of some rows."""
+  return any(p in layer for p in _released.paths_in_layer(*projections))
+
+
+def _shape(layer: _Shapes, projection: str) -> tuple[int, ...]:
+  """Shape of a row of a layer, `(0,)` where it has none."""
+  paths = _released.paths_in_layer(projection)
+  return next((layer[p] for p in paths if p in layer), (0,))

@@ -9,11 +9,14 @@ Gemma 4's names reads rows.
 from collections.abc import Iterator
 import dataclasses
 
-from gemma4_lora.gemma4 import _linear_rows
+from gemma4_lora.gemma4 import _rows
 from gemma4_lora.gemma4 import _tower_linears
 from gemma4_lora.gemma4 import _upstream
 
-Linear = _linear_rows.Linear
+Linear = _rows.Linear
+
+# Width of a head.
+_HEAD = 'head_dim or global_key_size'
 
 
 def linears(config: _upstream.TransformerConfig) -> tuple[Linear, ...]:
@@ -40,6 +43,7 @@ def _text_linears(config: _upstream.TransformerConfig) -> tuple[Linear, ...]:
                 config.num_layers,
                 config.per_layer_input_dim,
             ),
+            axes=('embed_dim', 'attention_types', 'per_layer_input_dim'),
             in_axes=(0,),
             out_axes=(1, 2),
             hf_name='per_layer_model_projection',
@@ -82,6 +86,7 @@ def _attention(
       group='attention',
       path=f'{scope}.q_einsum.w',
       shape=(heads, width, size),  # NDH
+      axes=('num_heads', 'embed_dim', _HEAD),
       in_axes=(1,),
       out_axes=(0, 2),
       hf_name=f'{hf}.q_proj',
@@ -93,6 +98,7 @@ def _attention(
         group='attention',
         path=f'{scope}.k_einsum.w',
         shape=(kv_heads, width, size),  # KDH
+        axes=('num_global_kv_heads', 'embed_dim', _HEAD),
         in_axes=(1,),
         out_axes=(0, 2),
         live=live,
@@ -106,6 +112,7 @@ def _attention(
           group='attention',
           path=f'{scope}.kv_einsum.w',
           shape=(2, kv_heads, width, size),  # 2KDH
+          axes=(None, 'num_kv_heads', 'embed_dim', _HEAD),
           slot_axis=0,
           slot=slot,
           in_axes=(2,),
@@ -119,6 +126,7 @@ def _attention(
       group='attention',
       path=f'{scope}.attn_vec_einsum.w',
       shape=(heads, size, width),  # NHD
+      axes=('num_heads', _HEAD, 'embed_dim'),
       in_axes=(0, 1),
       out_axes=(2,),
       hf_name=f'{hf}.o_proj',
@@ -131,6 +139,7 @@ def _mlp(
   """gate, up and down of the dense MLP (`mlp2` beside experts)."""
   width = config.embed_dim
   hidden = _upstream.mlp_width(config, layer)
+  field = 'moe_dense_hidden_dim' if config.enable_moe else 'hidden_dim'
   for slot, projection in enumerate(('gate', 'up')):
     yield Linear(
         layer=layer,
@@ -138,6 +147,8 @@ def _mlp(
         group='mlp',
         path=f'layer_{layer}.{scope}.gating_einsum',
         shape=(2, hidden, width),
+        axes=(None, field, 'embed_dim'),
+        own_scopes=0,
         slot_axis=0,
         slot=slot,
         in_axes=(2,),
@@ -150,6 +161,8 @@ def _mlp(
       group='mlp',
       path=f'layer_{layer}.{scope}.linear',
       shape=(hidden, width),
+      axes=(field, 'embed_dim'),
+      own_scopes=0,
       in_axes=(0,),
       out_axes=(1,),
       hf_name=f'layers.{layer}.mlp.down_proj',
@@ -170,6 +183,7 @@ def _experts(
       group='router',
       path=f'{scope}.router_logits.w',
       shape=(width, experts),
+      axes=('embed_dim', 'num_experts'),
       in_axes=(0,),
       out_axes=(1,),
       hf_name=f'layers.{layer}.router.proj',
@@ -181,6 +195,7 @@ def _experts(
         group='experts',
         path=f'{scope}.gating_einsum.w',
         shape=(experts, 2, hidden, width),
+        axes=('num_experts', None, 'expert_dim', 'embed_dim'),
         batch_axes=(0,),
         slot_axis=1,
         slot=slot,
@@ -194,6 +209,7 @@ def _experts(
       group='experts',
       path=f'{scope}.linear.w',
       shape=(experts, hidden, width),
+      axes=('num_experts', 'expert_dim', 'embed_dim'),
       batch_axes=(0,),
       in_axes=(1,),
       out_axes=(2,),
@@ -206,16 +222,18 @@ def _per_layer_inputs(
 ) -> Iterator[Linear]:
   """The two projections that mix the per-layer input into the stream."""
   width, size = config.embed_dim, config.per_layer_input_dim
-  for projection, shape in {
-      'per_layer_input_gate': (width, size),
-      'per_layer_projection': (size, width),
-  }.items():
+  fields = ('embed_dim', 'per_layer_input_dim')
+  for projection, shape, axes in (
+      ('per_layer_input_gate', (width, size), fields),
+      ('per_layer_projection', (size, width), fields[::-1]),
+  ):
     yield Linear(
         layer=layer,
         projection=projection,
         group='per_layer_inputs',
         path=f'layer_{layer}.{projection}.w',
         shape=shape,
+        axes=axes,
         in_axes=(0,),
         out_axes=(1,),
         hf_name=f'layers.{layer}.{projection}',

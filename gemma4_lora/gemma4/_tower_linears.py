@@ -8,10 +8,14 @@ linears, and have no row.
 
 from collections.abc import Iterator
 
-from gemma4_lora.gemma4 import _linear_rows
+from gemma4_lora.gemma4 import _names
+from gemma4_lora.gemma4 import _rows
 from gemma4_lora.gemma4 import _upstream
 
-Linear = _linear_rows.Linear
+Linear = _rows.Linear
+
+# Fields of the config that decide all sizes of a tower.
+_VISION, _AUDIO = 'vision_encoder', 'audio_encoder'
 
 
 def vision(config: _upstream.TransformerConfig) -> Iterator[Linear]:
@@ -26,6 +30,7 @@ def vision(config: _upstream.TransformerConfig) -> Iterator[Linear]:
       group='patch_embedding',
       path='vision_encoder.entry.input_projection.w',
       shape=(3 * tower.patch_size**2, tower.d_model),
+      axes=(_VISION, _VISION),
       in_axes=(0,),
       out_axes=(1,),
       hf_name='vision_tower.patch_embedder.input_proj',
@@ -38,6 +43,7 @@ def vision(config: _upstream.TransformerConfig) -> Iterator[Linear]:
       group='multimodal_projections',
       path='embedder.mm_input_projection.w',
       shape=(tower.d_model, config.embed_dim),
+      axes=(_VISION, 'embed_dim'),
       in_axes=(0,),
       out_axes=(1,),
       hf_name='embed_vision.embedding_projection',
@@ -56,8 +62,9 @@ def _vision_layers(tower: _upstream.VisionEncoder) -> Iterator[Linear]:
         layer=None,
         projection=projection,
         group=group,
-        path=f'vision_encoder.transformer.stacked_layers.block.{module}.w',
+        path=f'{_names.VISION_BLOCK}.{module}.w',
         shape=shape,
+        axes=(_VISION,) * len(shape),
         batch_axes=(0,),
         stacked=True,
         hf_name=(
@@ -127,6 +134,7 @@ def audio(config: _upstream.TransformerConfig) -> Iterator[Linear]:
       group='subsampling',
       path='audio_encoder.feature.input_proj.kernel',
       shape=(*_upstream.AUDIO_SUBSAMPLED, tower.model_dims),
+      axes=(_AUDIO,) * 3,
       in_axes=(0, 1),
       out_axes=(2,),
       hf_name='audio_tower.subsample_conv_projection.input_proj_linear',
@@ -140,6 +148,7 @@ def audio(config: _upstream.TransformerConfig) -> Iterator[Linear]:
       group='output_projection',
       path='audio_encoder.output_projection.kernel',
       shape=(tower.model_dims, tower.lm_model_dims),
+      axes=(_AUDIO, _AUDIO),
       in_axes=(0,),
       out_axes=(1,),
       hf_name='audio_tower.output_proj',
@@ -151,6 +160,7 @@ def audio(config: _upstream.TransformerConfig) -> Iterator[Linear]:
       group='multimodal_projections',
       path='embedder.audio_input_projection.w',
       shape=(tower.lm_model_dims, config.embed_dim),
+      axes=(_AUDIO, 'embed_dim'),
       in_axes=(0,),
       out_axes=(1,),
       hf_name='embed_audio.embedding_projection',
@@ -169,7 +179,17 @@ def _audio_layer(
   width, heads = tower.model_dims, tower.atten_num_heads
   size = width // heads
 
-  def row(projection, group, module, shape, hf, in_axes=(0,), out_axes=(1,)):
+  def row(
+      projection,
+      group,
+      module,
+      shape,
+      hf,
+      *,
+      in_axes=(0,),
+      out_axes=(1,),
+      own_scopes=1,
+  ):
     return Linear(
         tower='audio',
         layer=layer,
@@ -177,9 +197,11 @@ def _audio_layer(
         group=group,
         path=f'audio_encoder.conformer/stacked_layers_{layer}.{module}.kernel',
         shape=shape,
+        axes=(_AUDIO,) * len(shape),
         hf_name=f'audio_tower.layers.{layer}.{hf}',
         in_axes=in_axes,
         out_axes=out_axes,
+        own_scopes=own_scopes,
     )
 
   def feed_forward(module, hf):
@@ -207,6 +229,7 @@ def _audio_layer(
       (width, heads, size),
       'self_attn.relative_k_proj',
       out_axes=(1, 2),
+      own_scopes=2,
   )
   yield row(
       'o',

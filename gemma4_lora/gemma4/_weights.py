@@ -63,6 +63,8 @@ def nameless(row: _linears.Linear) -> _linears.Linear:
       projection='',
       group='',
       path='',
+      axes=(),
+      own_scopes=0,
       attention=None,
       hf_name='',
   )

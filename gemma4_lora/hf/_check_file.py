@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gemma4_lora.gemma4 import _hf_names
 from gemma4_lora.hf import _adapter_config
 from gemma4_lora.hf import _load_peft
 from gemma4_lora.hf import _sites
@@ -113,7 +114,7 @@ def _notes(path: pathlib.Path, num_projections: int):
   is_multimodal = any('language_model.' in name for name in modules)
   yield (
       f'{path}: {num_projections} projections in {len(modules)} modules, named'
-      f' for {_sites.CLASSES[0 if is_multimodal else 1]}.'
+      f' for {_hf_names.class_name(has_towers=is_multimodal)}.'
   )
   if config.rank_pattern or config.alpha_pattern:
     yield (

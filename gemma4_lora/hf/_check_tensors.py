@@ -227,7 +227,7 @@ def _wanted(
     elif config.target_modules is None:
       continue
     elif config.target_modules == 'all-linear' and (
-        row.tower != 'text' or row.group in ('router', 'experts')
+        row.tower != 'text' or row.is_router or row.is_routed
     ):
       continue  # There or not: who wrote it leaves open what linears it knew.
     elif config.targets_module(prefix + name):
@@ -236,7 +236,7 @@ def _wanted(
 
 def _is_expert(site: _sites.Site) -> bool:
   """Whether it is one projection of one expert."""
-  return site.rows[0].group == 'experts' and not site.parameter
+  return site.rows[0].is_routed and not site.parameter
 
 
 def _check_uniform(found: Sequence[Found], tensors: _tensors.Tensors) -> None:

@@ -15,8 +15,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from gemma4_lora.gemma4 import _hf_names
 from gemma4_lora.gemma4 import _leaves
 from gemma4_lora.gemma4 import _linears
+from gemma4_lora.gemma4 import _names
 from gemma4_lora.gemma4 import _weights
 from gemma4_lora.hf import _adapter_config
 from gemma4_lora.hf import _sites
@@ -24,7 +26,6 @@ from gemma4_lora.targets import _full
 from gemma4_lora.targets import _rule
 
 HEAD = 'lm_head'
-_EMBEDDING = 'embedder.input_embedding'
 
 Row = _linears.Linear | _leaves.Leaf
 
@@ -56,17 +57,24 @@ def to_modules(
     who: The function that asks, for messages.
 
   Raises:
-    ValueError: What PEFT cannot keep: it knows whole modules alone.
+    ValueError: A part that has no name in transformers, or is not a whole
+      module there: PEFT keeps nothing else.
   """
   weights = {}
   is_tied = False
   for part, value in copies:
     row = part.row
-    prefix = _sites.prefix(base_model_class, row.tower)
+    prefix = _hf_names.prefix(base_model_class, row.tower)
     if prefix is None:
       raise ValueError(
           f'{who}: {base_model_class} has no {row.tower} tower, of which'
           f' modules_to_save has {row.name}.'
+      )
+    if not row.hf_name:
+      raise ValueError(
+          f'{who}: modules_to_save has {row.name}, whose name in transformers'
+          ' is not known. Leave it out of modules_to_save=, or fuse it:'
+          ' g4.nn.fuse_params.'
       )
     if not _is_module(row):
       raise ValueError(
@@ -76,7 +84,7 @@ def to_modules(
       )
     for name, weight in zip(row.hf_names, _pieces(row, value), strict=True):
       weights[prefix + name] = weight
-    if row.path == _EMBEDDING:
+    if row.path == _names.EMBEDDING:
       weights[HEAD] = value
       is_tied = True
   return Modules(weights=weights, is_tied=is_tied)
@@ -113,13 +121,13 @@ def from_modules(
           f' modules_to_save={list(config.modules_to_save)} of {config.path}'
           ' does not have it.'
       )
-    names = (name for _, name in _sites.candidates(module))
+    names = (name for _, name in _hf_names.candidates(module))
     row = next((by_name[n] for n in names if n in by_name), None)
     if row is None:
       raise ValueError(
           f'{path} has {module}, trained in full, which the model does not have.'
       )
-    name = next(n for _, n in _sites.candidates(module) if n in by_name)
+    name = next(n for _, n in _hf_names.candidates(module) if n in by_name)
     found.setdefault(row.name, {})[name] = weight
   copies = []
   for row in rows:
@@ -162,7 +170,7 @@ def rules(
 def _is_module(row: Row) -> bool:
   """Whether transformers has a module of that weight alone."""
   if isinstance(row, _linears.Linear):
-    return row.group != 'experts'
+    return not row.is_routed
   return row.is_hf_module
 
 
@@ -221,7 +229,7 @@ def _check_tied(
     path: pathlib.Path,
 ) -> None:
   """Raises where the head is not the embedding, as it is here."""
-  table = next((v for p, v in copies if p.row.path == _EMBEDDING), None)
+  table = next((v for p, v in copies if p.row.path == _names.EMBEDDING), None)
   if table is not None and not config.ensure_weight_tying:
     raise ValueError(
         f'{path} has the embedding, trained in full, and {config.path}'
@@ -243,7 +251,7 @@ def _check_there(
 ) -> None:
   """Raises if the config says more than the file has."""
   for target in config.modules_to_save:
-    module = target.removeprefix('model.').removeprefix('language_model.')
+    module = _hf_names.short(target)
     meant = [
         row.name
         for name, row in by_name.items()

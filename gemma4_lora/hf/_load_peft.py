@@ -117,7 +117,7 @@ def _row_loras(
     parts.sort(key=lambda x: x.site.index or 0)
     (row,) = parts[0].site.rows
     branches = [x.branch for x in parts]
-    if row.group == 'experts':
+    if row.is_routed:
       loras.append(_expert_tensors.from_per_expert(row, branches))
     else:
       loras.append(_branch.to_row(row, branches, config.variant))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import dataclasses
 import difflib
 
+from gemma4_lora.gemma4 import _hf_names
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.hf import _adapter_config
 from gemma4_lora.hf import _branch
@@ -80,7 +81,7 @@ def _locate(
     sites: Mapping[str, _sites.Site],
 ) -> tuple[str, str] | None:
   """Returns prefix and name of a module, None if the model has no such."""
-  for prefix, name in _sites.candidates(module):
+  for prefix, name in _hf_names.candidates(module):
     if name in sites and not sites[name].parameter:
       return prefix, name
     parameter = _parameter(prefix, name, tensors, config, sites)
@@ -119,13 +120,11 @@ def _parameter(
 
 def hint(unknown: Sequence[str], rows: Sequence[_linears.Linear]) -> str:
   """Says what unknown modules may mean."""
-  towers = ('vision_tower', 'audio_tower', 'embed_vision', 'embed_audio')
   if all(row.tower == 'text' for row in rows) and any(
-      f'{tower}.' in module for module in unknown for tower in towers
+      map(_hf_names.is_in_tower, unknown)
   ):
     return 'The model has no towers: make it with text_only=False.'
-  # What is left once the longest prefix is taken off.
-  _, name = next(_sites.candidates(unknown[0]))
+  name = _hf_names.short(unknown[0])
   close = difflib.get_close_matches(name, _sites.sites(rows))
   if name in close or not close:
     return ''

@@ -14,12 +14,12 @@ import numpy as np
 import safetensors.numpy
 
 from gemma4_lora import variants
+from gemma4_lora.gemma4 import _hf_names
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.hf import _adapter_config
 from gemma4_lora.hf import _branch
 from gemma4_lora.hf import _expert_tensors
 from gemma4_lora.hf import _full_tensors
-from gemma4_lora.hf import _sites
 from gemma4_lora.hf import _tensors
 from gemma4_lora.hf import _write_config
 from gemma4_lora.host import _new_folder
@@ -162,7 +162,7 @@ def _branches(
   stacked: dict[Any, dict[str, _branch.RowLoRA]] = {}
   for lora in loras:
     row = lora.row
-    if row.group != 'experts':
+    if not row.is_routed:
       branches += _branch.from_row(lora, model.variant)
     elif experts == 'per_expert':
       branches += _expert_tensors.to_per_expert(lora)
@@ -183,7 +183,7 @@ def _named(
   """Returns the tensors by their names in the file."""
   tensors = {}
   for branch in branches:
-    prefix = _sites.prefix(base_model_class, branch.tower)
+    prefix = _hf_names.prefix(base_model_class, branch.tower)
     if prefix is None:
       raise ValueError(
           f'{_WHO}: {base_model_class} has no {branch.tower} tower, which the'
@@ -226,7 +226,7 @@ def _check_arguments(model: Any, base_model_class: str, experts: str) -> None:
         f'{_WHO}(model=...) takes a g4.nn.LoRA. Got: {type(model).__name__}'
     )
   for name, value, choices in (
-      ('base_model_class', base_model_class, _sites.CLASSES),
+      ('base_model_class', base_model_class, _hf_names.CLASSES),
       ('experts', experts, ('stacked', 'per_expert')),
   ):
     if value not in choices:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import re
 from typing import Any
 
+from gemma4_lora.gemma4 import _hf_names
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.hf import _branch
 from gemma4_lora.hf import _patterns
-from gemma4_lora.hf import _sites
 
 # Whose `LoraConfig` has the fields below.
 _PEFT_VERSION = '0.21.2'
@@ -66,7 +66,7 @@ def config(
     **settings: Other fields, as they are.
   """
   names = {
-      (_sites.prefix(base_model_class, x.tower) or '') + x.name: x
+      (_hf_names.prefix(base_model_class, x.tower) or '') + x.name: x
       for x in branches
   }
   modules = [n for n, x in names.items() if not x.is_parameter]
@@ -141,12 +141,12 @@ def _target_modules(
   """Returns plain names where they mean exactly these modules, or a regex."""
   if not modules:
     return []
-  if base_model_class == 'Gemma4ForCausalLM':
+  if _hf_names.prefix(base_model_class, 'vision') is None:
     ends = {_end(name) for name in modules}
     meant = {
-        f'{_sites.prefix(base_model_class, "text")}{row.hf_name}'
+        f'{_hf_names.prefix(base_model_class, "text")}{row.hf_name}'
         for row in rows
-        if row.tower == 'text' and row.live and row.group != 'experts'
+        if row.tower == 'text' and row.live and not row.is_routed
         if _end(row.hf_name) in ends
     }
     if meant == set(modules):
@@ -158,7 +158,7 @@ def _target_parameters(
     parameters: Sequence[str], rows: Sequence[_linears.Linear]
 ) -> list[str]:
   """Returns `experts.down_proj` for all layers, or full names for some."""
-  num_layers = len({row.layer for row in rows if row.group == 'experts'})
+  num_layers = len({row.layer for row in rows if row.is_routed})
   by_end = {}
   for name in parameters:
     end = '.'.join(name.split('.')[-2:])

@@ -19,7 +19,7 @@ def injectors(lora: Any, *, is_training: bool) -> list[_injector.Injector]:
   """
   by_cls = {}
   for linear in lora.adapted:
-    is_expert = linear.row.group == 'experts'
+    is_expert = linear.row.is_routed
     cls = _experts.ExpertInjector if is_expert else _injector.Injector
     by_cls.setdefault(cls, []).append(linear)
   return [

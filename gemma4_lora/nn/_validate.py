@@ -113,7 +113,7 @@ def check_no_experts(
     adapted: Sequence[_resolve.Adapted], *, setting: str
 ) -> None:
   """Raises where a setting would have to reach routed experts."""
-  out = [x.row.name for x in adapted if x.row.group == 'experts']
+  out = [x.row.name for x in adapted if x.row.is_routed]
   if out:
     raise ValueError(
         f'{setting} does not reach routed experts: targets= takes {len(out)}'

@@ -15,16 +15,6 @@ from gemma4_lora.targets import _resolve
 from gemma4_lora.targets import _rule
 
 _ARGUMENT = 'quantize'
-_TABLES = ('embedder.input_embedding', 'embedder.per_layer_embeddings')
-# Linears that only their own name selects stay as they are with `'all'`.
-_GROUPS = (
-    'attention',
-    'mlp',
-    'convolution',
-    'per_layer_inputs',
-    'experts',
-    'multimodal_projections',
-)
 
 
 @functools.lru_cache(maxsize=64)
@@ -62,8 +52,8 @@ def resolve(
 
 def _all_rows(config: _upstream.TransformerConfig) -> list[_rows.Row]:
   """Returns what can be quantised, dead keys and values included."""
-  tables = [x for x in _leaves.leaves(config) if x.path in _TABLES]
-  linears = [x for x in _linears.linears(config) if x.group != 'router']
+  tables = [x for x in _leaves.leaves(config) if x.is_table]
+  linears = [x for x in _linears.linears(config) if not x.is_router]
   return [dataclasses.replace(row, live=True) for row in (*tables, *linears)]
 
 
@@ -73,7 +63,7 @@ def _chosen(
   """Returns the rows of a format, one or more for each leaf."""
   select = format_.select
   if select == _formats.ALL:
-    return [r for r in rows if r.group in _GROUPS or r.path in _TABLES]
+    return [row for row in rows if not row.is_selected_by_name_only]
   rules = _rule.normalize(select, argument=_ARGUMENT)
   chosen: dict[str, _rows.Row] = {}
   for rule in rules:

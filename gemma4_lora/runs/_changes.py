@@ -6,7 +6,7 @@ from typing import Any
 from gemma4_lora import _trees
 from gemma4_lora import nn
 from gemma4_lora.ckpts.lora import _fingerprint
-from gemma4_lora.ckpts.sources import _checkpoint_layouts
+from gemma4_lora.gemma4 import _names
 from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.nn import _fuse
 from gemma4_lora.nn import _views
@@ -73,7 +73,6 @@ def check_settings(
   current['base']['leaves'] = {
       name: spec
       for name, spec in current['base']['leaves'].items()
-      if name in names
-      or not _checkpoint_layouts.tower_of(tuple(name.split('.')))
+      if name in names or not _names.tower_of(tuple(name.split('.')))
   }
   _fingerprint.check(saved, current, who=who, where=where)

@@ -178,7 +178,7 @@ def params_of(
   shapes = _changes.abstract_base(run.model)
   if sharding is not None:
     shapes = kd.sharding.with_sharding_constraint(shapes, sharding)
-  wanted = _trees.flatten_arrays(shapes)
+  wanted = _trees.flatten(shapes, is_leaf=quant.is_quantized)
   leaves = [x for x in run.leaves if tuple(x.path.split('.')) in wanted]
   for group in _fused_leaves.FusedLeaves(run, who=who, unfused=True).read(
       leaves

@@ -28,6 +28,7 @@ from gemma4_lora.ckpts.sources import _checkpoint_layouts
 from gemma4_lora.ckpts.sources import _hugging_face
 from gemma4_lora.ckpts.sources import _open
 from gemma4_lora.ckpts.sources import _stream
+from gemma4_lora.gemma4 import _names
 from gemma4_lora.host import _checksums
 from gemma4_lora.host import _memory
 from gemma4_lora.nn import _fuse
@@ -258,7 +259,7 @@ class FusedLeaves:
     for leaf in group:
       layout = self._layout(leaf)
       if leaf.place is None:
-        value = _checkpoint_layouts.fill_value(tuple(leaf.path.split('.')))
+        value = _names.fill_value(tuple(leaf.path.split('.')))
         filled: Any = np.full(leaf.shape, value, leaf.dtype)
         if layout is not None and self._unfused:
           filled = _quantize_on_load.fill(value, leaf.shape, layout)

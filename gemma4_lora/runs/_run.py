@@ -23,6 +23,7 @@ from gemma4_lora.ckpts.restore import _restore_plan
 from gemma4_lora.ckpts.sources import _checkpoint_layouts
 from gemma4_lora.ckpts.sources import _open
 from gemma4_lora.ckpts.sources import _quantized_leaves
+from gemma4_lora.gemma4 import _names
 from gemma4_lora.gemma4 import _upstream
 
 _ROOT = ('params',)
@@ -136,7 +137,7 @@ def open_run(
     }
   if own is not None:
     found |= {
-        _checkpoint_layouts.canonical(x.path[1:]): Place(
+        _names.canonical(x.path[1:]): Place(
             source=own, stored=x, released=False
         )
         for x in _quantized_leaves.group(own.leaves.values(), who=who)
@@ -232,7 +233,7 @@ def _usable(source, request, shapes, layouts, *, who):
   }
   for x in tree.stored:
     if x.path not in dropped:
-      yield _checkpoint_layouts.canonical(tree.relative(x)), x
+      yield _names.canonical(tree.relative(x)), x
 
 
 def _tree(stored, shapes, layouts, *, old=_ROOT) -> _restore_plan.SubTree:
@@ -272,7 +273,7 @@ def _leaves(
   plan = _restore_plan.make_plan([tree])
   where = ' + '.join(sorted({str(x.source.path) for x in found.values()}))
   # A tower that the model has and the file has not: no run could have used it.
-  absent = [x for x in plan.missing if _checkpoint_layouts.tower_of(x.rel)]
+  absent = [x for x in plan.missing if _names.tower_of(x.rel)]
   missing = tuple(x for x in plan.missing if x not in absent)
   _policy.check(
       dataclasses.replace(plan, missing=missing),
@@ -283,7 +284,7 @@ def _leaves(
       unexpected='error',
       has_policy=True,
   )
-  spelt = {_checkpoint_layouts.canonical(path): path for path in shapes}
+  spelt = {_names.canonical(path): path for path in shapes}
   leaves = []
   for key, place in found.items():
     x = place.stored

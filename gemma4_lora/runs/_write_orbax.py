@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import type_handlers
 import tensorstore as ts
 
-from gemma4_lora.ckpts.sources import _checkpoint_layouts
+from gemma4_lora.gemma4 import _names
 from gemma4_lora.runs import _fused_leaves
 from gemma4_lora.runs import _pieces
 from gemma4_lora.runs import _run
@@ -47,7 +47,7 @@ def write(
         (tree, _Lazy(leaf)),
         (save_args, ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES)),
     ):
-      *parents, name = released(leaf.path)
+      *parents, name = _names.released(tuple(leaf.path.split('.')))
       for key in parents:
         root = root.setdefault(key, {})
       root[name] = value
@@ -69,16 +69,6 @@ def write(
   for path in made.iterdir():
     path.rename(folder / path.name)
   made.rmdir()
-
-
-def released(path: str) -> tuple[str, ...]:
-  """Returns the path of a leaf in released checkpoints: MLPs have `{'w': …}`."""
-  keys = tuple(path.split('.'))
-  return (
-      (*keys, 'w')
-      if _checkpoint_layouts.canonical((*keys, 'w')) == keys
-      else keys
-  )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

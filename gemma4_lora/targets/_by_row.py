@@ -8,19 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from gemma4_lora.gemma4 import _linears
+from gemma4_lora.targets import _match
 from gemma4_lora.targets import _resolve
 from gemma4_lora.targets import _rule
-
-_KINDS = (
-    'text',
-    'attention',
-    'mlp',
-    'per_layer_inputs',
-    'experts',
-    'vision',
-    'audio',
-    'multimodal_projections',
-)
 
 Settings = tuple[int, float]
 
@@ -70,7 +60,7 @@ def _candidates(
     rows: Sequence[_linears.Linear],
 ) -> Iterator[tuple[str, Any]]:
   """Yields what may be selected at once, and in which tower; widest first."""
-  for kind in _KINDS:
+  for kind in _match.KINDS:
     yield kind, None
   for tower, projection in dict.fromkeys((r.tower, r.projection) for r in rows):
     yield projection, None if tower == 'text' else tower

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import re
 from typing import Any
 
+from gemma4_lora.gemma4 import _hf_names
 from gemma4_lora.gemma4 import _rows
 from gemma4_lora.targets import _rule
 
@@ -41,10 +42,6 @@ _IN_SEVERAL_TOWERS = frozenset(
         'post_ffw_norm',
     }
 )
-# As Hugging Face nests the text tower, by class of the model.
-_HF_PREFIXES = ('model.language_model.', 'model.', 'language_model.', '')
-# As it nests the other towers.
-_HF_TOWER_PREFIXES = ('model.', '')
 
 
 def matches(
@@ -65,7 +62,7 @@ def matches(
   """
   if regex:
     pattern = re.compile(target)
-    return row.group != 'router' and _any_name(pattern.fullmatch, target, row)
+    return not row.is_router and _any_name(pattern.fullmatch, target, row)
   if target in KINDS or target == 'all-linear':
     return _is_of_kind(target, row, tower=tower)
   if target == row.name:
@@ -74,9 +71,9 @@ def matches(
     if tower is None and target not in _IN_SEVERAL_TOWERS:
       return True
     return row.tower == (tower or 'text')
-  if row.group == 'router':  # By its own name only.
-    return target in hf_names(row) or target == row.hf_name.split('.', 2)[-1]
-  if _any_name(lambda n: f'.{n}'.endswith(f'.{target}'), target, row):
+  if row.is_router:  # By its own name only.
+    return target in _hf_modules(row)[0] or _below_layer(row) == target
+  if _ends_name(target, row):
     return True
   pattern = _glob(target)
   return any(map(pattern.fullmatch, (row.name, row.path, row.module_path)))
@@ -108,15 +105,22 @@ def layer_numbers(
   return frozenset(number % num_layers for number in numbers)
 
 
-def hf_names(row: _rows.Row) -> list[str]:
-  """Returns what Hugging Face may call the modules of a row."""
-  return [name for names in _hf_modules(row) for name in names]
+def _below_layer(row: _rows.Row) -> str:
+  """`router.proj` of `layers.0.router.proj`."""
+  return row.hf_name.split('.', 2)[-1]
 
 
 def _hf_modules(row: _rows.Row) -> list[list[str]]:
   """What it may call each module: one, or one per layer if they are stacked."""
-  prefixes = _HF_PREFIXES if row.tower == 'text' else _HF_TOWER_PREFIXES
+  prefixes = _hf_names.prefixes(row.tower)
   return [[prefix + name for prefix in prefixes] for name in row.hf_names]
+
+
+def _ends_name(target: str, row: _rows.Row) -> bool:
+  """Whether a string is a Hugging Face name of a row, or the end of one."""
+  if isinstance(row, _rows.Leaf) and row.tower == 'audio' and '.' not in target:
+    return False  # Two of them are a `norm` there, as the text's last one is.
+  return _any_name(lambda n: f'.{n}'.endswith(f'.{target}'), target, row)
 
 
 def _any_name(fits: Callable[[str], Any], target: str, row: _rows.Row) -> bool:

@@ -15,6 +15,8 @@ from kauldron import kd
 import numpy as np
 import orbax.checkpoint as ocp
 
+from gemma4_lora.gemma4 import _names
+from gemma4_lora.gemma4 import _released
 from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.testing import _hf_checkpoint
 
@@ -27,9 +29,6 @@ _BLOCK = 2**24
 
 _Params = dict[str, Any]
 _Flat = dict[tuple[str, ...], Any]
-
-# Of a KV-shared layer, what pruned checkpoints do not carry.
-_SHARED_KV = (('kv_einsum', 'w'), ('k_einsum', 'w'), ('key_norm', 'scale'))
 
 
 def make_checkpoint(
@@ -175,10 +174,9 @@ def _without_shared_kv(flat: _Flat, config: Any) -> _Flat:
         'make_checkpoint: prune_shared_kv=True, and no layer of the model'
         ' shares keys and values of another.'
     )
+  of_kv = _released.paths_in_layer('k', 'v', 'key_norm')
   return {
-      k: v
-      for k, v in flat.items()
-      if not (k[0] in shared and k[1] == 'attn' and k[2:] in _SHARED_KV)
+      k: v for k, v in flat.items() if not (k[0] in shared and k[1:] in of_kv)
   }
 
 
@@ -198,7 +196,7 @@ def _write(
   if layout in ('nested_bare', 'kauldron'):
     tree = _nest(flat)
   else:
-    tree = _nest({_released(k): v for k, v in flat.items()})
+    tree = _nest({_names.released(k): v for k, v in flat.items()})
   if layout.startswith('kauldron'):
     state = kd.train.TrainState(
         step=step, params=tree, opt_state=None, collections={}
@@ -208,18 +206,12 @@ def _write(
       ckpt.wait_until_finished()
     return
   if layout in ('flat', 'stacked'):
-    tree = _flat_layout({_released(k): v for k, v in flat.items()})
+    tree = _flat_layout({_names.released(k): v for k, v in flat.items()})
   if layout == 'stacked':
     tree = _stacked_layout(tree, model.config.attention_types)
   with ocp.StandardCheckpointer() as ckpt:
     ckpt.save(path, tree)
     ckpt.wait_until_finished()
-
-
-def _released(key: tuple[str, ...]) -> tuple[str, ...]:
-  """Returns the released path of a leaf of `model.init`."""
-  is_bare = key[-1] in ('gating_einsum', 'linear')
-  return (*key, 'w') if is_bare else key
 
 
 def _flat_layout(flat: _Flat) -> dict[str, _Params]:

@@ -9,6 +9,7 @@ from gemma.gm.nn.gemma4 import _config
 from gemma.gm.nn.gemma4 import _modules
 import numpy as np
 
+from gemma4_lora.gemma4 import _names
 from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.hf.weights import _shards
 from gemma4_lora.hf.weights import _to_tensors
@@ -54,7 +55,7 @@ def write(
   for path, leaf in flat.items():
     for part in parts[path]:
       writer.write(part.name, part.take(leaf))
-  dtype = str(flat['embedder.input_embedding'].dtype)
+  dtype = str(flat[_names.EMBEDDING].dtype)
   values = {'architectures': [name], 'dtype': dtype} | _text_config(config)
   (folder / 'config.json').write_text(json.dumps(values, indent=2))
 

@@ -7,8 +7,8 @@ import pytest
 
 from gemma4_lora import _trees
 from gemma4_lora import g4
-from gemma4_lora.ckpts.sources import _checkpoint_layouts
 from gemma4_lora.gemma4 import _kv_sharing
+from gemma4_lora.gemma4 import _names
 from gemma4_lora.testing import _checkpoints
 from tests.lib import states
 
@@ -17,7 +17,7 @@ _KV = ('kv_einsum.w', 'key_norm.scale')
 
 def _shapes(model):
   flat = _trees.flatten(_checkpoints.abstract_params(model))
-  return {_checkpoint_layouts.canonical(k): v.shape for k, v in flat.items()}
+  return {_names.canonical(k): v.shape for k, v in flat.items()}
 
 
 def _prunable(shapes, layers, leaves=_KV, prefix=''):
@@ -39,7 +39,7 @@ def _prunable(shapes, layers, leaves=_KV, prefix=''):
 def test_real_models(model, first):
   """The layers that the released models share are excused, all of them."""
   shapes = _shapes(model(tokens='x', text_only=True))
-  n = _checkpoint_layouts.num_layers(shapes)
+  n = _names.num_layers(shapes)
   assert _prunable(shapes, range(first, n)) == list(range(first, n))
   # With a layer less, or one more, something is missing after all.
   assert _prunable(shapes, range(first + 1, n)) != list(range(first + 1, n))

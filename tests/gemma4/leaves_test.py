@@ -31,6 +31,25 @@ def test_tables_are_all_leaves_but_clip_bounds(model):
   assert len(set(names)) == len(names)
 
 
+@pytest.mark.parametrize('model', _models(), ids=lambda m: type(m).__module__)
+def test_each_row_has_names_of_its_own_in_hugging_face(model):
+  """But for gate and up of experts, which are one tensor there as well."""
+  leaves = _leaves.leaves(model.config)
+  linears = [row for row in _linears.linears(model.config) if not row.is_routed]
+  tensors = [name for leaf in leaves for name in leaf.hf_tensors]
+  tensors += [f'{name}.weight' for row in linears for name in row.hf_names]
+  assert all(row.hf_name for row in (*leaves, *linears))
+  assert len(set(tensors)) == len(tensors)
+
+
+@pytest.mark.parametrize('model', _models(), ids=lambda m: type(m).__module__)
+def test_rows_say_which_field_decides_each_axis(model):
+  for row in (*_linears.linears(model.config), *_leaves.leaves(model.config)):
+    assert len(row.axes) == len(row.shape), row.name
+    for axis in filter(None, row.axes):
+      assert all(hasattr(model.config, x) for x in axis.split(' or ')), axis
+
+
 @pytest.mark.parametrize('name', ['e', 'dense', 'moe'])
 def test_hugging_face_has_the_tensors_under_these_names(name):
   """Shapes differ for the per-layer table alone: Hugging Face flattens it."""

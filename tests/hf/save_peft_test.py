@@ -1,6 +1,7 @@
 """`g4.hf.save_peft`: the files, round trips, and what it refuses."""
 
 import ctypes
+import dataclasses
 import json
 import math
 import os
@@ -17,6 +18,7 @@ import safetensors.numpy
 from gemma4_lora import g4
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.hf import _branch
+from gemma4_lora.hf import _full_tensors
 from gemma4_lora.hf import _write_config
 from gemma4_lora.targets import _by_row
 from tests.lib import hf_reference
@@ -600,6 +602,7 @@ def _in_full(modules_to_save, name='Gemma4_E2B', **kwargs):
         'norms',
         ['embeddings', Rule(['k', 'gate', 'o'], layers=0)],
         [Rule('norms', tower='vision'), Rule('v', tower='vision')],
+        [Rule('norms', tower='audio'), Rule('o', tower='audio')],
     ],
 )
 def test_what_is_trained_in_full_comes_back(modules_to_save, tmp_path):
@@ -640,6 +643,29 @@ def test_what_is_no_module_of_transformers(
         tmp_path / 'x', model=model, params=random_leaves.make(model)
     )
   assert not list(tmp_path.iterdir())
+
+
+def test_two_audio_norms_in_full_have_two_names(tmp_path):
+  """As `Gemma4AudioSubSampleConvProjection` of transformers 5.24 has them."""
+  names = [f'audio_encoder.feature.norm_{i}' for i in (0, 1)]
+  model = _in_full(names, text_only=False)
+  g4.hf.save_peft(tmp_path / 'x', model=model, params=random_leaves.make(model))
+  _, tensors = _read(tmp_path / 'x')
+  root = 'base_model.model.model.audio_tower.subsample_conv_projection'
+  assert {f'{root}.layer{i}.norm.weight' for i in (0, 1)} <= set(tensors)
+
+
+def test_what_has_no_name_in_transformers():
+  (saved,) = _in_full('final_norm').saved
+  row = dataclasses.replace(saved.row, hf_name='')
+  saved = dataclasses.replace(saved, row=row)
+  match = 'final_norm, whose name in transformers is not known'
+  with pytest.raises(ValueError, match=match):
+    _full_tensors.to_modules(
+        [(saved, np.ones(32))],
+        base_model_class='Gemma4ForCausalLM',
+        who='g4.hf.save_peft',
+    )
 
 
 def test_dora_on_stacked_layers_comes_back(tmp_path):

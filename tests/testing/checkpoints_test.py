@@ -8,7 +8,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from gemma4_lora import g4
-from gemma4_lora.ckpts.sources import _checkpoint_layouts
+from gemma4_lora.gemma4 import _names
 from gemma4_lora.testing import _checkpoints
 
 _VARIANTS = ('Gemma4_E2B', 'Gemma4_E4B', 'Gemma4_31B', 'Gemma4_26B_A4B')
@@ -29,8 +29,7 @@ def _model(variant, **kwargs):
 def _canonical(params):
   flat = _checkpoints._flatten(params)
   return {
-      _checkpoint_layouts.canonical(k): np.asarray(v, np.float32)
-      for k, v in flat.items()
+      _names.canonical(k): np.asarray(v, np.float32) for k, v in flat.items()
   }
 
 

@@ -8,9 +8,9 @@ import typing
 from typing import Literal
 
 from gemma4_lora.ckpts.restore import _restore_plan
-from gemma4_lora.ckpts.sources import _checkpoint_layouts
 from gemma4_lora.ckpts.sources import _quantized_leaves
 from gemma4_lora.gemma4 import _config_fields
+from gemma4_lora.gemma4 import _names
 
 Policy = Literal['error', 'warn']
 
@@ -61,7 +61,7 @@ def check(
         f' "params.".{did_you_mean(glob, names)}'
     )
   for tree in trees:
-    older = _checkpoint_layouts.older_gemma(
+    older = _names.older_gemma(
         [tree.relative(x) for x in tree.model],
         [tree.relative(x) for x in tree.stored],
     )
@@ -109,12 +109,8 @@ def model_leaf(leaf: _restore_plan.Leaf) -> str:
 
 def _layer_counts(trees: Sequence[_restore_plan.SubTree]) -> Iterable[str]:
   for tree in trees:
-    in_model = _checkpoint_layouts.num_layers(
-        tree.relative(x) for x in tree.model
-    )
-    stored = _checkpoint_layouts.num_layers(
-        tree.relative(x) for x in tree.stored
-    )
+    in_model = _names.num_layers(tree.relative(x) for x in tree.model)
+    stored = _names.num_layers(tree.relative(x) for x in tree.stored)
     if in_model and stored and in_model != stored:
       yield (
           f'The checkpoint has {stored} layers and the model {in_model}: it is'
@@ -192,7 +188,7 @@ def _missing(plan: _restore_plan.Plan, how: str) -> Iterable[str]:
   few = len(plan.missing) <= _SHOWN
   for x in plan.missing:
     yield model_leaf(x) + (did_you_mean(x.name, names) if few else '')
-  if all(_checkpoint_layouts.tower_of(x.rel) for x in plan.missing):
+  if all(_names.tower_of(x.rel) for x in plan.missing):
     yield (
         'All are of vision or audio towers, which the checkpoint does not have:'
         ' build the model with text_only=True, as'

@@ -20,6 +20,7 @@ from gemma4_lora.ckpts.restore import _quantize_on_load
 from gemma4_lora.ckpts.restore import _restore_plan
 from gemma4_lora.ckpts.sources import _checkpoint_layouts
 from gemma4_lora.ckpts.sources import _open
+from gemma4_lora.gemma4 import _names
 from gemma4_lora.host import _threads
 from gemma4_lora.host import _xla_memory
 
@@ -126,7 +127,7 @@ def streamed_leaves(
       for x in sorted(loads, key=_index):
         yield x.model.path, rows.read(_index(x), _index(x) + 1)[0]
     return
-  is_table = load.model.path[-1] in _checkpoint_layouts.TABLES
+  is_table = _names.is_table(load.model.path)
   if others or whole and not is_table:
     return
   if not _quantize_on_load.streams(stored.shape, layout):

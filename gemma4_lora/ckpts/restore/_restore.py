@@ -22,9 +22,9 @@ from gemma4_lora.ckpts.restore import _quantize_on_load
 from gemma4_lora.ckpts.restore import _read
 from gemma4_lora.ckpts.restore import _restore_log
 from gemma4_lora.ckpts.restore import _restore_plan
-from gemma4_lora.ckpts.sources import _checkpoint_layouts
 from gemma4_lora.ckpts.sources import _open
 from gemma4_lora.ckpts.sources import _quantized_leaves
+from gemma4_lora.gemma4 import _names
 from gemma4_lora.host import _memory
 
 _OPTIONAL = 'collections'
@@ -129,8 +129,8 @@ def restore(state: Any, request: Request) -> Any:
         else:
           quantized = _quantize_on_load.quantize(value, layout)
           made[path] = quantized.quality
-          if request.on_quantized is not None and load.model.rel[-1] not in (
-              _checkpoint_layouts.TABLES
+          if request.on_quantized is not None and not _names.is_table(
+              load.model.rel
           ):
             request.on_quantized(load.model.rel, value, quantized.value)
           for part, array in _trees.flatten(quantized.value).items():
@@ -244,7 +244,9 @@ def _sub_trees(
         old=old_path,
         model=tuple(
             _model_leaf(new_path, path, leaf)
-            for path, leaf in _trees.flatten_arrays(sub_state).items()
+            for path, leaf in _trees.flatten(
+                sub_state, is_leaf=quant.is_quantized
+            ).items()
         ),
         stored=_quantized_leaves.group(stored, who=request.who),
     )
@@ -306,7 +308,7 @@ def _filled(
     leaf: _restore_plan.ModelLeaf, old: Mapping[_trees.Path, Any]
 ) -> dict[_trees.Path, Any]:
   """Returns the fixed value of a leaf that the checkpoint does not have."""
-  value: Any = _checkpoint_layouts.fill_value(leaf.path)
+  value: Any = _names.fill_value(leaf.path)
   if leaf.layout is None:
     host = np.broadcast_to(np.asarray(value, leaf.dtype), leaf.shape)
     return {leaf.path: _read.place(host, old[leaf.path])}

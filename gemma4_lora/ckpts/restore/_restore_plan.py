@@ -16,6 +16,7 @@ from gemma4_lora import _trees
 from gemma4_lora import quant
 from gemma4_lora.ckpts.sources import _checkpoint_layouts
 from gemma4_lora.gemma4 import _kv_sharing
+from gemma4_lora.gemma4 import _names
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -236,7 +237,7 @@ def _plan_tree(tree: SubTree, model_globs, stored_globs) -> Plan:
   """Makes the plan of one sub-tree."""
 
   def key(leaf):
-    return _checkpoint_layouts.canonical(tree.relative(leaf))
+    return _names.canonical(tree.relative(leaf))
 
   def matches(globs, leaf):
     return any(_matches(tree.relative(leaf), g) for g in globs.values())
@@ -263,10 +264,8 @@ def _plan_tree(tree: SubTree, model_globs, stored_globs) -> Plan:
   shapes = {k: x.shape for k, x in stored.items()}
   redundant = _kv_sharing.prunable(shapes, model.keys()) & extra.keys()
   left_out[SHARED_KV] = [extra.pop(k) for k in sorted(redundant)]
-  towers = {_checkpoint_layouts.tower_of(k) for k in model}
-  foreign = [
-      k for k in extra if _checkpoint_layouts.tower_of(k) not in {*towers, None}
-  ]
+  towers = {_names.tower_of(k) for k in model}
+  foreign = [k for k in extra if _names.tower_of(k) not in {*towers, None}]
   left_out[TOWERS] = [extra.pop(k) for k in foreign]
 
   pairs = [
@@ -327,9 +326,7 @@ def _parse(arg: str, globs: Iterable[str]) -> dict[str, kontext.GlobPath]:
 def _matches(path: _trees.Path, glob: kontext.GlobPath) -> bool:
   """Whether the glob selects the leaf, or a tree that it is in."""
   spellings = [path]
-  if _checkpoint_layouts.canonical(
-      (*path, 'w')
-  ) == _checkpoint_layouts.canonical(path):
+  if _names.canonical((*path, 'w')) == _names.canonical(path):
     spellings.append((*path, 'w'))  # As released checkpoints have it.
   return any(_select(glob.parts, spelling) for spelling in spellings)
 

@@ -1,7 +1,6 @@
 """Base weights of transformers, as gemma's leaves.
 
-Linears and other leaves go by their tables, which give their names; those of the
-audio tower are here, from transformers' source.
+Linears and other leaves go by their tables, which give their names.
 """
 
 from collections.abc import Callable
@@ -16,54 +15,16 @@ from typing import Any
 
 import numpy as np
 
+from gemma4_lora.gemma4 import _hf_names
 from gemma4_lora.gemma4 import _leaves
 from gemma4_lora.gemma4 import _linears
+from gemma4_lora.gemma4 import _names
 from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.gemma4 import _weights as _parts
-from gemma4_lora.hf import _sites
 from gemma4_lora.hf.weights import _four_bit
 from gemma4_lora.hf.weights import _mapped
 from gemma4_lora.hf.weights import _structure
 from gemma4_lora.host import _memory
-
-# Of the audio tower, leaves that are no linears: gemma's path -> transformers'
-# name, as they are.
-_AUDIO = {
-    'audio_encoder.feature.norm_0.scale': (
-        'audio_tower.subsample_conv_projection.layer0.norm.weight'
-    ),
-    'audio_encoder.feature.norm_1.scale': (
-        'audio_tower.subsample_conv_projection.layer1.norm.weight'
-    ),
-    'audio_encoder.feature.subsampling_0.kernel': (
-        'audio_tower.subsample_conv_projection.layer0.conv.weight'
-    ),
-    'audio_encoder.feature.subsampling_1.kernel': (
-        'audio_tower.subsample_conv_projection.layer1.conv.weight'
-    ),
-    'audio_encoder.output_projection.bias': 'audio_tower.output_proj.bias',
-}
-# Below each layer of the conformer and of the audio tower.
-_AUDIO_LAYER = {
-    'fflayer_start.pre_layer_norm.scale': 'feed_forward1.pre_layer_norm.weight',
-    'fflayer_start.post_layer_norm.scale': (
-        'feed_forward1.post_layer_norm.weight'
-    ),
-    'fflayer_end.pre_layer_norm.scale': 'feed_forward2.pre_layer_norm.weight',
-    'fflayer_end.post_layer_norm.scale': 'feed_forward2.post_layer_norm.weight',
-    'final_ln.scale': 'norm_out.weight',
-    'lconv.ln.scale': 'lconv1d.pre_layer_norm.weight',
-    'lconv.conv_norm.scale': 'lconv1d.conv_norm.weight',
-    'lconv.depthwise_conv1d.kernel': 'lconv1d.depthwise_conv1d.weight',
-    'trans_atten.pre_norm.scale': 'norm_pre_attn.weight',
-    'trans_atten.post_norm.scale': 'norm_post_attn.weight',
-    'trans_atten.self_atten.per_dim_scale': 'self_attn.per_dim_scale',
-}
-# Tables whose axes differ.
-PER_LAYER_EMBEDDINGS = 'embedder.per_layer_embeddings'
-POSITIONS = 'vision_encoder.entry.pos_emb'
-BOUNDS = ('input_min', 'input_max', 'output_min', 'output_max')
-VISION_BLOCK = 'vision_encoder.transformer.stacked_layers.block'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,7 +83,7 @@ def open_weights(path: pathlib.Path, *, who: str) -> dict[str, Leaf]:
   """
   listed = _mapped.list_tensors(path, who=who)
   named = _four_bit.unpacked(listed, path=path, who=who)
-  tensors = {_short(name): tensor for name, tensor in named.items()}
+  tensors = {_hf_names.short(name): tensor for name, tensor in named.items()}
   try:
     config = _structure.config({k: v.shape for k, v in tensors.items()})
   except ValueError as e:
@@ -137,17 +98,11 @@ def open_weights(path: pathlib.Path, *, who: str) -> dict[str, Leaf]:
     leaves[leaf.path] = leaf
     used.update(names)
   for name, tensor in named.items():
-    if _short(name) not in used:
+    if _hf_names.short(name) not in used:
       leaves[name] = Leaf(
           path=name, tensors=(tensor,), shape=tensor.shape, make=_first
       )
   return leaves
-
-
-def _short(name: str) -> str:
-  """Drops what stands before the names of a tower."""
-  _, short = next(_sites.candidates(name))
-  return short
 
 
 _Made = Iterator[tuple[Sequence[str], Leaf]]
@@ -160,7 +115,7 @@ def _linear_leaves(rows: Sequence[_linears.Linear], tensors: _Tensors) -> _Made:
   for row in rows:
     by_path.setdefault(row.path, []).append(row)
   for path, packed in by_path.items():
-    experts = packed[0].group == 'experts'
+    experts = packed[0].is_routed
     ends = '' if experts else '.weight'
     names = [f'{name}{ends}' for row in packed for name in row.hf_names]
     if experts:
@@ -180,7 +135,7 @@ def _sized(row: _linears.Linear, shape: tuple[int, ...]) -> _linears.Linear:
   first follows.
   """
   sizes = list(row.shape)
-  fan_out = shape[-2] // (2 if row.group == 'experts' and row.slot_axis else 1)
+  fan_out = shape[-2] // (2 if row.is_routed and row.slot_axis else 1)
   for axes, total in ((row.out_axes, fan_out), (row.in_axes, shape[-1])):
     rest = math.prod(sizes[axis] for axis in axes[1:])
     sizes[axes[0]] = total // rest
@@ -192,9 +147,9 @@ def _maker(
 ) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
   """Returns what packs the weights of transformers as gemma does."""
   row = rows[0]
-  if row.group == 'experts' and row.slot is not None:
+  if row.is_routed and row.slot is not None:
     return lambda arrays: arrays[0].reshape(row.shape)
-  if row.group == 'experts':
+  if row.is_routed:
     return lambda arrays: arrays[0].swapaxes(1, 2)
 
   def make(arrays):
@@ -231,7 +186,7 @@ def _clips(rows: Sequence[_linears.Linear], tensors: _Tensors) -> _Made:
     if row.hf_name.endswith('.linear'):
       by_module.setdefault(row.module_path, []).append(row)
   for module, packed in by_module.items():
-    for bound in BOUNDS:
+    for bound in _names.CLIP_BOUNDS:
       names = [
           f'{name.removesuffix(".linear")}.{bound}'
           for row in packed
@@ -266,19 +221,18 @@ def _clip_maker(
 
 def _other_leaves(config, tensors: _Tensors) -> _Made:
   """Yields all that is no linear."""
-  for path, names in other_names(config).items():
+  for path, leaf in other_leaves(config).items():
+    names = leaf.hf_tensors
     if all(name in tensors for name in names):
       parts = tuple(tensors[name] for name in names)
-      shape, make = _shape_and_maker(path, parts[0].shape, len(parts), config)
+      shape, make = _shape_and_maker(leaf, parts[0].shape, len(parts), config)
       yield names, Leaf(path=path, tensors=parts, shape=shape, make=make)
 
 
-def other_names(
+def other_leaves(
     config: _upstream.TransformerConfig,
-) -> dict[str, tuple[str, ...]]:
-  """Returns short names of the tensors of each leaf that is no linear.
-
-  One, or one per layer of a stacked leaf.
+) -> dict[str, _leaves.Leaf]:
+  """Returns all leaves that are no linears, by their paths.
 
   Args:
     config: Of the model. A vision tower may have less than is named.
@@ -288,44 +242,23 @@ def other_names(
         config.vision_encoder, standardize_embeddings=True
     )
     config = dataclasses.replace(config, vision_encoder=vision)
-  names = {
-      leaf.path: leaf.hf_tensors
-      for leaf in _leaves.leaves(config)
-      if leaf.hf_tensors
-  }
-  if config.audio_encoder is not None:
-    names |= {ours: (theirs,) for ours, theirs in _AUDIO.items()}
-    for i in range(config.audio_encoder.num_layers):
-      for ours, theirs in _AUDIO_LAYER.items():
-        path = f'audio_encoder.conformer/stacked_layers_{i}.{ours}'
-        names[path] = (f'audio_tower.layers.{i}.{theirs}',)
-  return names
-
-
-def is_stacked(path: str) -> bool:
-  """Whether a leaf has an axis of layers."""
-  return path.startswith(f'{VISION_BLOCK}.')
-
-
-def is_convolution(path: str) -> bool:
-  """Whether a leaf is `[*window, in, out]`, and its tensor `[out, in, *window]`."""
-  return path.endswith('.kernel')
+  return {leaf.path: leaf for leaf in _leaves.leaves(config)}
 
 
 def _shape_and_maker(
-    path: str, shape: tuple[int, ...], count: int, config
+    leaf: _leaves.Leaf, shape: tuple[int, ...], count: int, config
 ) -> tuple[tuple[int, ...], Callable[[Sequence[np.ndarray]], np.ndarray]]:
   """Returns the shape of a leaf, and what makes it of tensors of a shape."""
-  if is_stacked(path):
+  if leaf.stacked:
     return (count, *shape), _stack
-  if is_convolution(path):
+  if leaf.is_kernel:
     out, into, *window = shape
     return (*window, into, out), _kernel
-  if path == PER_LAYER_EMBEDDINGS:
+  if leaf.path == _names.PER_LAYER_EMBEDDINGS:
     vocab, size = shape
     new = (vocab, config.num_layers, size // config.num_layers)
     return new, lambda arrays: arrays[0].reshape(new)
-  if path == POSITIONS:
+  if leaf.path == _names.POSITIONS:
     axes, length, width = shape
     return (length, axes, width), lambda arrays: arrays[0].swapaxes(0, 1)
   return shape, _first

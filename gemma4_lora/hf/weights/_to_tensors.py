@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from collections.abc import Mapping
-from collections.abc import Sequence
 import dataclasses
 import math
 import re
@@ -10,7 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from gemma4_lora.gemma4 import _hf_names
+from gemma4_lora.gemma4 import _leaves
 from gemma4_lora.gemma4 import _linears
+from gemma4_lora.gemma4 import _names
 from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.gemma4 import _weights as _parts
 from gemma4_lora.hf import _sites
@@ -73,18 +75,16 @@ def parts(
 def class_name(shapes: Shapes) -> str:
   """Returns the class of transformers that loads these leaves."""
   towers = not all(map(_is_text, shapes))
-  return _sites.CLASSES[0 if towers else 1]
+  return _hf_names.class_name(has_towers=towers)
 
 
 def _prefix(shapes: Shapes, is_text: bool) -> str:
   tower = 'text' if is_text else 'vision'
-  return _sites.prefix(class_name(shapes), tower) or ''
+  return _hf_names.prefix(class_name(shapes), tower) or ''
 
 
 def _is_text(path: str) -> bool:
-  return not re.match(
-      r'vision_encoder\.|audio_encoder\.|embedder\.(mm|audio)_', path
-  )
+  return _names.encoder_of(tuple(path.split('.'))) is None
 
 
 def _with_towers(
@@ -94,7 +94,7 @@ def _with_towers(
 
   Their other sizes are not needed: shapes are the leaves' own.
   """
-  vision = _count(shapes, rf'{re.escape(_base_weights.VISION_BLOCK)}\.', axis=0)
+  vision = _count(shapes, rf'{re.escape(_names.VISION_BLOCK)}\.', axis=0)
   audio = _count(shapes, r'audio_encoder\.conformer/stacked_layers_(\d+)\.')
   return dataclasses.replace(
       config,
@@ -135,11 +135,11 @@ def _linear_parts(
   known: dict[str, tuple[Part, ...]] = {}
   for path, rows in by_path.items():
     live = [row for row in rows if row.live]
-    if rows[0].group == 'experts':
+    if rows[0].is_routed:
       known[path] = (_experts(rows[0]),)
     else:
       known[path] = tuple(x for row in live for x in _matrices(row))
-    for bound in _base_weights.BOUNDS:
+    for bound in _names.CLIP_BOUNDS:
       clip = f'{rows[0].module_path}.clip_{bound}'
       if clip in shapes:
         known[clip] = tuple(x for row in live for x in _bounds(row, bound))
@@ -206,8 +206,8 @@ def _other_parts(
 ) -> dict[str, tuple[Part, ...]]:
   """Returns the tensors of all that is no linear."""
   known = {
-      path: _other(path, names, shapes[path])
-      for path, names in _base_weights.other_names(config).items()
+      path: _other(leaf, shapes[path])
+      for path, leaf in _base_weights.other_leaves(config).items()
       if path in shapes
   }
   for layer, shared in enumerate(_upstream.shares_kv(config)):
@@ -216,20 +216,18 @@ def _other_parts(
   return known
 
 
-def _other(
-    path: str, names: Sequence[str], shape: tuple[int, ...]
-) -> tuple[Part, ...]:
+def _other(leaf: _leaves.Leaf, shape: tuple[int, ...]) -> tuple[Part, ...]:
   """Returns the tensors of one leaf."""
-  name = names[0]
-  if _base_weights.is_stacked(path):
+  name, *_ = names = leaf.hf_tensors
+  if leaf.stacked:
     return tuple(
         Part(name=name, shape=shape[1:], take=lambda leaf, i=i: leaf[i])
         for i, name in enumerate(names)
     )
-  if _base_weights.is_convolution(path):
+  if leaf.is_kernel:
     *window, into, out = shape
     return _one(name, (out, into, *window), _kernel)
-  if path == _base_weights.PER_LAYER_EMBEDDINGS:
+  if leaf.path == _names.PER_LAYER_EMBEDDINGS:
     vocab, layers, size = shape
     width = layers * size
     return _one(
@@ -238,7 +236,7 @@ def _other(
         lambda leaf: leaf.reshape(-1, width),
         by_rows=True,
     )
-  if path == _base_weights.POSITIONS:
+  if leaf.path == _names.POSITIONS:
     length, axes, width = shape
     return _one(name, (axes, length, width), lambda leaf: leaf.swapaxes(0, 1))
   return _one(name, shape, lambda leaf: leaf, by_rows=True)

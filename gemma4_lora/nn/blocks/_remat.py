@@ -12,26 +12,23 @@ from flax import linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
+from gemma4_lora.gemma4 import _released
 from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.nn.attention import _blockwise
 
-# Outputs of linears, LoRA branch included, by the last name of their path.
-_LINEARS = (
-    'q_einsum',
-    'kv_einsum',
-    'k_einsum',
-    'attn_vec_einsum',
-    'gating_einsum',
-    'linear',
-    'per_layer_input_gate',
-    'per_layer_projection',
-)
+# Outputs of a block's linears, LoRA branch included, but for the router's.
+_LINEARS = {
+    row.weight_name
+    for row in _released.linears()
+    if row.tower == 'text' and row.layer is not None
+    if not row.is_router
+}
 # What each policy keeps.
 POLICIES = {
     'none': None,
     'block': (),
     'attention': (_blockwise.NAME,),
-    'dots': (_blockwise.NAME, *_LINEARS),
+    'dots': (_blockwise.NAME, *sorted(_LINEARS)),
 }
 
 

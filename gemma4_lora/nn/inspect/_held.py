@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from gemma4_lora.gemma4 import _leaves
 from gemma4_lora.gemma4 import _linears
+from gemma4_lora.gemma4 import _names
 from gemma4_lora.gemma4 import _rows
 from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.nn import _lora
@@ -19,7 +20,6 @@ from gemma4_lora.quant import _kinds
 
 _COLUMNS = ('base', 'parameters', 'bits', 'bytes', 'held as')
 _NUMBERS = ('parameters', 'bits', 'bytes')
-_PER_LAYER_TABLES = 'embedder.per_layer_embeddings'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,7 @@ def _bytes(num: float) -> str:
 def _name(path: str, rows: Mapping[str, _rows.Row]) -> str:
   """Returns the part of the base that a leaf belongs to."""
   row = rows.get(path)
-  if path == _PER_LAYER_TABLES:
+  if path == _names.PER_LAYER_EMBEDDINGS:
     return 'per-layer tables'
   if row is not None and row.tower == 'text':
     return row.group.replace('_', ' ')

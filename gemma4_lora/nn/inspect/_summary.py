@@ -232,7 +232,7 @@ def _left_out(
       continue
     if not row.live:
       reason = 'the model never uses them (KV-shared layers)'
-    elif row.group == 'router':
+    elif row.is_router:
       reason = "chosen only by its own name, targets=['router']"
     else:
       reason = 'not chosen by targets='

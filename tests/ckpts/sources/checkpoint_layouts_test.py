@@ -1,7 +1,6 @@
 """Names of released layouts, renamed without a file."""
 
 import numpy as np
-import pytest
 
 from gemma4_lora.ckpts.sources import _checkpoint_layouts
 
@@ -69,54 +68,3 @@ def test_stacked():
       'params.layer_8.skip_scale': (2, (1,)),
       'params.embedder.input_embedding': (None, (2, 3)),
   }
-
-
-@pytest.mark.parametrize(
-    ('path', 'want'),
-    [
-        ('layer_0.mlp.linear.w', 'layer_0.mlp.linear'),
-        ('layer_0.mlp2.gating_einsum.w', 'layer_0.mlp2.gating_einsum'),
-        ('layer_0.mlp.linear', 'layer_0.mlp.linear'),
-        (
-            'layer_0.mlp.linear.clip_input_max',
-            'layer_0.mlp.linear.clip_input_max',
-        ),
-        ('layer_0.attn.q_einsum.w', 'layer_0.attn.q_einsum.w'),
-        ('audio_encoder.conformer/x_0.w', 'audio_encoder.conformer.x_0.w'),
-    ],
-)
-def test_canonical(path, want):
-  got = _checkpoint_layouts.canonical(tuple(path.split('.')))
-  assert '.'.join(got) == want
-
-
-@pytest.mark.parametrize(
-    ('path', 'want'),
-    [
-        ('vision_encoder.entry.w', 'vision_encoder'),
-        ('audio_encoder.x', 'audio_encoder'),
-        ('embedder.mm_input_projection.w', 'embedder.mm_*'),
-        ('embedder.audio_input_projection.w', 'embedder.audio_*'),
-        ('embedder.input_embedding', None),
-        ('layer_0.vision_encoder', None),
-    ],
-)
-def test_tower_of(path, want):
-  assert _checkpoint_layouts.tower_of(tuple(path.split('.'))) == want
-
-
-def test_older_gemma():
-  model = [('layer_0', 'skip_scale'), ('layer_0', 'mlp', 'linear')]
-  gemma3 = [('layer_0', 'attn', '_key_norm', 'scale')]
-  gemma2 = [('layer_0', 'mlp', 'linear')]
-  assert _checkpoint_layouts.older_gemma(model, gemma3) == 'Gemma 3'
-  assert (
-      _checkpoint_layouts.older_gemma(model, gemma2) == 'a Gemma before Gemma 4'
-  )
-  assert _checkpoint_layouts.older_gemma(model, model) is None
-  assert _checkpoint_layouts.older_gemma(gemma2, gemma3) is None
-  # Of a part of a model nothing can be said.
-  assert (
-      _checkpoint_layouts.older_gemma([('skip_scale',)], [('mlp', 'linear')])
-      is None
-  )

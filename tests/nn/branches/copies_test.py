@@ -259,6 +259,16 @@ def test_names(names, expected):
     assert found == expected
 
 
+def test_a_bare_name_of_hugging_face_means_no_leaf_of_the_audio_tower():
+  """Its convolutions have a `norm` each, as the text tower has."""
+  model = _base(text_only=False)
+  lora = g4.nn.LoRA(rank=2, model=model, modules_to_save='norm')
+  assert [part.row.name for part in lora.saved] == ['final_norm']
+  lora = g4.nn.LoRA(rank=2, model=model, modules_to_save='layer1.norm')
+  (saved,) = lora.saved
+  assert saved.row.name == 'audio_encoder.feature.norm_1'
+
+
 def test_norms_of_the_vision_tower():
   model = _base(text_only=False)
   rule = g4.targets.Rule('norms', tower='vision')

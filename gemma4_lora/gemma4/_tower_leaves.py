@@ -1,0 +1,192 @@
+"""The leaves of the vision and audio towers that are no linears.
+
+Names of transformers were read in its 5.24:
+https://github.com/huggingface/transformers/blob/main/src/transformers/models/gemma4/modeling_gemma4.py
+"""
+
+from collections.abc import Iterator
+import itertools
+
+from gemma4_lora.gemma4 import _names
+from gemma4_lora.gemma4 import _rows
+from gemma4_lora.gemma4 import _upstream
+
+Leaf = _rows.Leaf
+
+
+def vision(config: _upstream.TransformerConfig) -> Iterator[Leaf]:
+  """Positions, norms of all layers at once, and the final standardisation."""
+  tower = config.vision_encoder
+  if tower is None:
+    return
+  width = tower.d_model
+  yield _vision(
+      _names.POSITIONS,
+      'patch_embedder.position_embedding_table',
+      (*tower.pos_emb_shape_yx, width),
+      projection='pos_emb',
+      group='embeddings',
+  )
+  yield from _vision_norms(tower)
+  if tower.standardize_embeddings:
+    for name in ('bias', 'scale'):
+      yield _vision(
+          f'vision_encoder.standardize.{name}',
+          f'std_{name}',
+          (width,),
+          projection=name,
+          group='others',
+      )
+
+
+def _vision_norms(tower: _upstream.VisionEncoder) -> Iterator[Leaf]:
+  width, size = tower.d_model, tower.d_model // tower.num_heads
+  for name, hf_name, length in (
+      ('pre_attention_norm', 'input_layernorm', width),
+      ('attn.query_norm', 'self_attn.q_norm', size),
+      ('attn.key_norm', 'self_attn.k_norm', size),
+      ('post_attention_norm', 'post_attention_layernorm', width),
+      ('pre_ffw_norm', 'pre_feedforward_layernorm', width),
+      ('post_ffw_norm', 'post_feedforward_layernorm', width),
+  ):
+    yield _vision(
+        f'{_names.VISION_BLOCK}.{name}.scale',
+        f'encoder.layers.*.{hf_name}',
+        (tower.num_layers, length),
+        projection=name.rpartition('.')[2],
+        group='norms',
+        stacked=True,
+    )
+
+
+def _vision(
+    path: str,
+    hf_name: str,
+    shape: tuple[int, ...],
+    *,
+    projection: str,
+    group: str,
+    stacked: bool = False,
+) -> Leaf:
+  return Leaf(
+      tower='vision',
+      layer=None,
+      projection=projection,
+      group=group,
+      path=path,
+      shape=shape,
+      axes=('vision_encoder',) * len(shape),
+      stacked=stacked,
+      hf_name=f'vision_tower.{hf_name}',
+      is_hf_module=group == 'norms',
+  )
+
+
+def audio(config: _upstream.TransformerConfig) -> Iterator[Leaf]:
+  """Convolutions, which are no linears, with their norms; layers; a bias."""
+  tower = config.audio_encoder
+  if tower is None:
+    return
+  channels = _upstream.AUDIO_FILTERS
+  for i, (fewer, more) in enumerate(itertools.pairwise((1, *channels))):
+    hf_name = f'subsample_conv_projection.layer{i}'
+    yield _kernel(
+        f'feature.subsampling_{i}', f'{hf_name}.conv', (3, 3, fewer, more)
+    )
+    yield _audio_norm(f'feature.norm_{i}', f'{hf_name}.norm', more)
+  for layer in range(tower.num_layers):
+    yield from _audio_layer(tower, layer)
+  yield _audio(
+      'output_projection.bias',
+      'output_proj.bias',
+      (tower.lm_model_dims,),
+      projection='bias',
+      group='others',
+  )
+
+
+def _audio_layer(
+    tower: _upstream.ConformerConfig, layer: int
+) -> Iterator[Leaf]:
+  """The leaves of one layer, in the order of the forward pass."""
+  width = tower.model_dims
+  path = f'conformer/stacked_layers_{layer}'
+  hf_path = f'layers.{layer}'
+
+  def norm(name, hf_name):
+    return _audio_norm(
+        f'{path}.{name}', f'{hf_path}.{hf_name}', width, layer=layer
+    )
+
+  for name in ('pre_layer_norm', 'post_layer_norm'):
+    yield norm(f'fflayer_start.{name}', f'feed_forward1.{name}')
+  yield norm('trans_atten.pre_norm', 'norm_pre_attn')
+  yield _audio(
+      f'{path}.trans_atten.self_atten.per_dim_scale',
+      f'{hf_path}.self_attn.per_dim_scale',
+      (width // tower.atten_num_heads,),
+      projection='per_dim_scale',
+      group='scalars',
+      layer=layer,
+  )
+  yield norm('trans_atten.post_norm', 'norm_post_attn')
+  yield norm('lconv.ln', 'lconv1d.pre_layer_norm')
+  yield _kernel(
+      f'{path}.lconv.depthwise_conv1d',
+      f'{hf_path}.lconv1d.depthwise_conv1d',
+      (tower.conv_kernel_size, 1, width),
+      layer=layer,
+  )
+  yield norm('lconv.conv_norm', 'lconv1d.conv_norm')
+  for name in ('pre_layer_norm', 'post_layer_norm'):
+    yield norm(f'fflayer_end.{name}', f'feed_forward2.{name}')
+  yield norm('final_ln', 'norm_out')
+
+
+def _audio_norm(
+    path: str, hf_name: str, size: int, layer: int | None = None
+) -> Leaf:
+  return _audio(
+      f'{path}.scale',
+      hf_name,
+      (size,),
+      projection=path.rpartition('.')[2],
+      group='norms',
+      layer=layer,
+  )
+
+
+def _kernel(
+    path: str, hf_name: str, shape: tuple[int, ...], layer: int | None = None
+) -> Leaf:
+  """A convolution's `[*window, in, out]`; its tensor is `[out, in, *window]`."""
+  return _audio(
+      f'{path}.kernel',
+      f'{hf_name}.weight',
+      shape,
+      projection=path.rpartition('.')[2],
+      group='others',
+      layer=layer,
+  )
+
+
+def _audio(
+    path: str,
+    hf_name: str,
+    shape: tuple[int, ...],
+    *,
+    projection: str,
+    group: str,
+    layer: int | None = None,
+) -> Leaf:
+  return Leaf(
+      tower='audio',
+      layer=layer,
+      projection=projection,
+      group=group,
+      path=f'audio_encoder.{path}',
+      shape=shape,
+      axes=('audio_encoder',) * len(shape),
+      hf_name=f'audio_tower.{hf_name}',
+      is_hf_module=group == 'norms',
+  )
