@@ -22,7 +22,9 @@ from gemma4_lora.host import _xla_memory
 from gemma4_lora.nn.branches import _copies
 
 # Variants with leaves that start from the base.
-_FROM_BASE = [x.name for x, leaf in variants.owners() if leaf.from_base]
+_FROM_BASE = dict.fromkeys(
+    variant.name for variant, leaf in variants.owners() if leaf.from_base
+)
 
 
 class UnknownError(Exception):

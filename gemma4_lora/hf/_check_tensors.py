@@ -146,7 +146,7 @@ def _check_pairs(
 
 
 def _settings(config: _adapter_config.PeftConfig) -> str:
-  """Says which variant a config chooses: `use_dora=False`."""
+  """Says which variant a config chooses."""
   settings = variants.arguments(config.variant).items()
   return ', '.join(f'{name}={value}' for name, value in settings)
 

@@ -77,9 +77,8 @@ def unfuse_params(
     stays dequantised: they are those of `model.clone(quantize=None)`.
 
   Raises:
-    ValueError: `fused` has LoRA leaves, or `lora` lacks some; or the model has
-      `use_dora` or `modules_to_save`, where fusing forgets the norm of the base
-      or all of it.
+    ValueError: `fused` has LoRA leaves, or `lora` lacks some; or fusing forgets
+      the base: all of it with `modules_to_save`, its norm with some variants.
   """
   if any(_LORA in path for path in _paths(fused)):
     raise ValueError(
@@ -87,13 +86,15 @@ def unfuse_params(
         ' g4.nn.fuse_params returns.'
     )
   check_lora(model, lora, who='g4.nn.unfuse_params')
-  if not model.variant.can_unfuse or model.modules_to_save:
-    can_unfuse = model.variant.can_unfuse
-    setting = 'modules_to_save=' if can_unfuse else model.variant.setting
-    raise ValueError(
-        f'g4.nn.unfuse_params: with {setting} the base cannot be had back from'
-        ' fused weights. Restore it from its checkpoint.'
-    )
+  for setting, forgets in (
+      (model.variant.setting, not model.variant.can_unfuse),
+      ('modules_to_save=', bool(model.modules_to_save)),
+  ):
+    if forgets:
+      raise ValueError(
+          f'g4.nn.unfuse_params: with {setting} the base cannot be had back'
+          ' from fused weights. Restore it from its checkpoint.'
+      )
   base, _ = peft.split_params(dict(fused))  # New dicts of the same arrays.
   _, lora = peft.split_params(dict(lora))
   for path, change in changes_of(model, base, lora).items():

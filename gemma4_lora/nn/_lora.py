@@ -224,8 +224,7 @@ class LoRA(_wrapper.ModelWrapper):
   @property
   def variant(self) -> variants.Variant:
     """What is added to each linear, and which leaves that takes."""
-    arguments = variants.arguments(variants.PLAIN)
-    return variants.chosen({name: getattr(self, name) for name in arguments})
+    return variants.chosen({x: getattr(self, x) for x in variants.ARGUMENTS})
 
   @property
   def adapted(self) -> tuple[_resolve.Adapted, ...]:

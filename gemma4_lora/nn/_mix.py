@@ -71,8 +71,8 @@ class LoRAMix:
 
     Raises:
       ValueError: None is given; their base models differ, or how they quantise
-        it; or one has what is no sum of branches: `use_dora`,
-        `modules_to_save`, PiSSA or OLoRA.
+        it; or one has what is no sum of branches: a variant that adds more
+        than A times B, `modules_to_save`, PiSSA or OLoRA.
     """
     if not loras:
       raise ValueError('g4.nn.LoRAMix takes one LoRA or more, by name.')

@@ -10,6 +10,7 @@ from gemma4_lora.variants._leaf import B
 from gemma4_lora.variants._leaf import Leaf
 from gemma4_lora.variants._leaf import OwnLeaf
 from gemma4_lora.variants._plain import PLAIN
+from gemma4_lora.variants._table import ARGUMENTS
 from gemma4_lora.variants._table import arguments
 from gemma4_lora.variants._table import chosen
 from gemma4_lora.variants._table import from_base

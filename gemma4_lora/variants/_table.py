@@ -12,6 +12,9 @@ from gemma4_lora.variants import _variant
 # The first is the default, which no argument chooses.
 ALL = (_plain.PLAIN, _dora.DORA)
 
+# Of `g4.nn.LoRA`, and fields of the same names in PEFT's `LoraConfig`.
+ARGUMENTS = tuple(x.argument for x in ALL if x.argument is not None)
+
 
 def chosen(settings: Mapping[str, Any]) -> _variant.Variant:
   """Returns the variant that the arguments of `g4.nn.LoRA` choose.

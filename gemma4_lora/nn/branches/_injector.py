@@ -291,7 +291,7 @@ def _check_leaves(scope: Any, linear: _resolve.Adapted) -> None:
   path = linear.row.lora_path
   for leaf in linear.variant.leaves:
     if not scope.has_variable('params', leaf.name):
-      same = ' and '.join(f'{x}=' for x in variants.arguments(variants.PLAIN))
+      same = ' and '.join(f'{x}=' for x in variants.ARGUMENTS)
       raise ValueError(
           f'The parameters have no LoRA leaf {path}.{leaf.name}, which'
           ' g4.nn.LoRA reads. Were they made by this model.init, with the same'

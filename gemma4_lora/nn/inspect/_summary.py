@@ -95,7 +95,7 @@ class Summary:
       scales.
     dtype: Of A, B and those parts.
     in_float32: How many parameters are in leaves that a variant has beside A and
-      B, which are float32 always, by what they are: `'magnitudes of DoRA'`.
+      B, which are float32 always; by what they are.
     base: Of a quantised base, how each part of it is held; empty without
       `quantize=`.
   """
