@@ -25,8 +25,8 @@ _ATTENTION_TYPES = _config.make_attention_layers_types(
     (_LOCAL, _LOCAL, _GLOBAL), num_layers=6
 )
 
-# What all four have in common: vocabulary of `g4.testing.Tokenizer`, a global
-# head that is wider than the local one, a window shorter than a test sequence.
+# What all four have in common: the vocabulary of `g4.testing.Gemma4Tokenizer`, a
+# global head wider than the local one, a window shorter than a test sequence.
 _TINY = dict(
     num_embed=1024,
     head_dim=8,

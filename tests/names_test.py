@@ -1,0 +1,71 @@
+"""Each public name that docs, errors and configs give exists.
+
+Read from the faces' sources: importing them would import jax.
+"""
+
+import ast
+import pathlib
+import re
+
+import pytest
+
+_ROOT = pathlib.Path(__file__).parents[1]
+_PACKAGE = _ROOT / 'gemma4_lora'
+# `g4.nn.LoRA`, `g4.nn`; and neither `gemma4_lora.g4` nor `g4.py`.
+_NAME = re.compile(r'(?<![\w./])g4\.(?!py\b)([a-z]+)(?:\.([A-Za-z]\w*))?')
+
+
+def _imported(path: pathlib.Path) -> set[str]:
+  return {
+      alias.asname or alias.name
+      for node in ast.walk(ast.parse(path.read_text()))
+      if isinstance(node, ast.ImportFrom)
+      for alias in node.names
+  }
+
+
+_PUBLIC = {
+    name: _imported(_PACKAGE / name / '__init__.py')
+    for name in _imported(_PACKAGE / 'g4.py') - {'epy', '_epy'}
+}
+
+
+def _unknown(text: str) -> set[str]:
+  """Returns names of `g4` that there are not."""
+  return {
+      match.group()
+      for match in _NAME.finditer(text)
+      if match[1] not in _PUBLIC
+      or match[2] is not None
+      and match[2] not in _PUBLIC[match[1]]
+  }
+
+
+def _texts() -> list[pathlib.Path]:
+  suffixes = ('.py', '.md', '.ipynb')
+  folders = (_PACKAGE, _ROOT / 'configs', _ROOT / 'colabs')
+  files = [x for folder in folders for x in folder.rglob('*')]
+  return [x for x in (*files, *_ROOT.glob('*.md')) if x.suffix in suffixes]
+
+
+def test_each_name_of_g4_that_is_written_exists():
+  unknown = {
+      str(x): found for x in _texts() if (found := _unknown(x.read_text()))
+  }
+  assert unknown == {}
+
+
+@pytest.mark.parametrize(
+    'text',
+    ['as `g4.testing.Tokenizer`', 'g4.nm.LoRA(rank=4)', "'g4.nn.Lora: no'"],
+)
+def test_a_name_that_is_none_is_seen(text):
+  assert _unknown(text)
+
+
+@pytest.mark.parametrize(
+    'text',
+    ['g4.nn.LoRA(rank=4)', 'of `g4.nn`.', 'gemma4_lora.g4:x.y', 'g4.py'],
+)
+def test_others_are_left_alone(text):
+  assert not _unknown(text)
