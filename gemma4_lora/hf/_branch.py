@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
-import math
 
 import numpy as np
 
@@ -75,16 +74,6 @@ class Branch:
   @property
   def is_parameter(self) -> bool:
     return self.name != self.module
-
-
-def scale(alpha: float, rank: int, *, use_rslora: bool) -> float:
-  """What A times B is multiplied by."""
-  return alpha / (math.sqrt(rank) if use_rslora else rank)
-
-
-def alpha_for(factor: float, rank: int, *, use_rslora: bool) -> float:
-  """Inverse of `scale`."""
-  return factor * (math.sqrt(rank) if use_rslora else rank)
 
 
 def from_row(lora: RowLoRA, variant: variants.Variant) -> Iterator[Branch]:

@@ -27,6 +27,7 @@ import numpy as np
 
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.hf import _branch
+from gemma4_lora.targets import _scale
 
 # Key in the metadata of the safetensors file: JSON of `{parameter: [rank of
 # gate, rank of up]}`, where the two do not share A.
@@ -147,12 +148,12 @@ def from_stacked(
         _branch.RowLoRA(row=gate, alpha=branch.alpha, a=a, b=b_gate),
         _branch.RowLoRA(row=up, alpha=branch.alpha, a=a, b=b_up),
     ]
-  factor = _branch.scale(branch.alpha, branch.rank, use_rslora=use_rslora)
+  factor = _scale.scale(branch.alpha, branch.rank, use_rslora=use_rslora)
   of_gate, of_up = slice(None, halves[0]), slice(halves[0], None)
   return [
       _branch.RowLoRA(
           row=row,
-          alpha=_tidy(_branch.alpha_for(factor, rank, use_rslora=use_rslora)),
+          alpha=_tidy(_scale.alpha_for(factor, rank, use_rslora=use_rslora)),
           a=a[..., part],
           b=b[:, part],
       )
@@ -192,8 +193,8 @@ def _join(
         [lora.rank, 0] if up is None else [0, lora.rank],
     )
   # One scale for both. Exact where the scales are equal, or as 2 is to 1.
-  factor = _branch.scale(gate.alpha, gate.rank, use_rslora=use_rslora)
-  of_up = _branch.scale(up.alpha, up.rank, use_rslora=use_rslora)
+  factor = _scale.scale(gate.alpha, gate.rank, use_rslora=use_rslora)
+  of_up = _scale.scale(up.alpha, up.rank, use_rslora=use_rslora)
   b_up = up.b if of_up == factor else up.b * np.float32(of_up / factor)
   if _same_bits(gate.a, up.a):
     return _with(gate, a=gate.a, b=np.concatenate([gate.b, b_up], -1)), None
@@ -205,7 +206,7 @@ def _join(
           gate,
           a=np.concatenate([gate.a, up.a], axis=-1),
           b=np.concatenate([b_gate, b_up], axis=-1),
-          alpha=_branch.alpha_for(factor, rank, use_rslora=use_rslora),
+          alpha=_scale.alpha_for(factor, rank, use_rslora=use_rslora),
       ),
       [gate.rank, up.rank],
   )

@@ -10,6 +10,7 @@ from gemma import peft
 import jax
 import jax.numpy as jnp
 
+from gemma4_lora import _trees
 from gemma4_lora import quant
 from gemma4_lora import variants
 from gemma4_lora.gemma4 import _linears
@@ -19,8 +20,6 @@ from gemma4_lora.nn import _validate
 from gemma4_lora.nn import _views
 from gemma4_lora.nn.branches import _quantized_base
 from gemma4_lora.targets import _full
-
-_LORA = 'lora'
 
 
 def fuse_params(model: _lora.LoRA, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,7 +79,7 @@ def unfuse_params(
     ValueError: `fused` has LoRA leaves, or `lora` lacks some; or fusing forgets
       the base: all of it with `modules_to_save`, its norm with some variants.
   """
-  if any(_LORA in path for path in _paths(fused)):
+  if any(map(_trees.is_lora, _paths(fused))):
     raise ValueError(
         'g4.nn.unfuse_params: fused has LoRA leaves: it is not what'
         ' g4.nn.fuse_params returns.'
@@ -271,7 +270,7 @@ def check_lora(model: Any, params: Mapping[str, Any], *, who: str) -> None:
   """Raises unless the parameters have LoRA, and all of it is the model's."""
   if not isinstance(model, _lora.LoRA):
     raise ValueError(f'{who} takes a g4.nn.LoRA. Got: {type(model).__name__}')
-  if not any(_LORA in path for path in _paths(params)):
+  if not any(map(_trees.is_lora, _paths(params))):
     raise ValueError(
         f'{who}: the parameters have no LoRA leaf. They are fused already,'
         ' or are those of the base model.'

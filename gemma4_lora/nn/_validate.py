@@ -11,6 +11,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from gemma4_lora import _trees
 from gemma4_lora import variants
 from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.nn.branches import _init
@@ -43,13 +44,13 @@ def check_read(params: Mapping[str, Any], read: Collection[str]) -> None:
     read: What the model reads, by dotted path.
   """
   leaves = [
-      tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+      _trees.key_path(path)
       for path, _ in jax.tree_util.tree_leaves_with_path(params)
   ]
   ignored = [
       '.'.join(leaf)
       for leaf in leaves
-      if 'lora' in leaf and '.'.join(leaf) not in read
+      if _trees.is_lora(leaf) and '.'.join(leaf) not in read
   ]
   if ignored:
     own = ''.join(

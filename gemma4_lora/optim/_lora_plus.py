@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import optax
 
+from gemma4_lora import _trees
+
 
 def lora_plus(
     optimizer: optax.GradientTransformation, *, lr_ratio: float
@@ -60,5 +62,5 @@ def _mask(params: Any) -> Any:
 
 
 def _is_b(path: tuple[Any, ...]) -> bool:
-  keys = [jax.tree_util.keystr((key,), simple=True) for key in path]
-  return keys[-1] == 'b' and 'lora' in keys[:-1]
+  *scope, name = _trees.key_path(path)
+  return name == 'b' and _trees.is_lora(tuple(scope))

@@ -12,6 +12,7 @@ import jax
 from jax.extend import core
 import optax
 
+from gemma4_lora import _trees
 from gemma4_lora.optim import _dataflow
 
 _SHOWN = 3
@@ -39,7 +40,7 @@ def frozen_gradients(
   """
   program, state = _program(optimizer, params)
   paths = [_keys(path) for path, _ in _with_path(params)]
-  is_base = ['lora' not in path for path in paths]
+  is_base = [not _trees.is_lora(path) for path in paths]
   base = {path for path, mark in zip(paths, is_base, strict=True) if mark}
   of_state = [
       any(path[i:] in base for i in range(len(path)))

@@ -5,6 +5,7 @@ import dataclasses
 import math
 from typing import Any
 
+from gemma4_lora import _trees
 from gemma4_lora.gemma4 import _leaves
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.targets import _resolve
@@ -31,7 +32,7 @@ class Saved:
     if isinstance(self.row, _linears.Linear):
       return f'{self.row.lora_path}.w'
     *_, last = self.row.path.split('.')
-    return '.'.join(filter(None, (self.row.module_path, 'lora', last)))
+    return '.'.join(filter(None, (self.row.module_path, _trees.LORA_KEY, last)))
 
   @property
   def shape(self) -> tuple[int, ...]:

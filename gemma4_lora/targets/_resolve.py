@@ -11,6 +11,7 @@ from gemma4_lora.gemma4 import _linears
 from gemma4_lora.gemma4 import _rows
 from gemma4_lora.targets import _match
 from gemma4_lora.targets import _rule
+from gemma4_lora.targets import _scale
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ class Adapted:
 
   def scale(self, *, use_rslora: bool) -> float:
     """What the product of A and B is multiplied by."""
-    return self.alpha / (math.sqrt(self.rank) if use_rslora else self.rank)
+    return _scale.scale(self.alpha, self.rank, use_rslora=use_rslora)
 
 
 def resolve(

@@ -15,6 +15,7 @@ from kauldron import kd
 import numpy as np
 import orbax.checkpoint as ocp
 
+from gemma4_lora import _trees
 from gemma4_lora.gemma4 import _names
 from gemma4_lora.gemma4 import _released
 from gemma4_lora.gemma4 import _upstream
@@ -91,7 +92,7 @@ def make_checkpoint(
   model = base_model(model)
   if params is None:
     params = random_params(abstract_params(model), seed=seed)
-  flat = {k: v for k, v in _flatten(params).items() if 'lora' not in k}
+  flat = {k: v for k, v in _flatten(params).items() if not _trees.is_lora(k)}
   del params
   for key in flat:  # One by one: never two copies of them all.
     flat[key] = jnp.asarray(flat[key], dtype or flat[key].dtype)

@@ -10,6 +10,7 @@ import flax
 import jax
 from kauldron import kd
 
+from gemma4_lora import _trees
 from gemma4_lora.tpu import _batch
 from gemma4_lora.tpu import _errors
 
@@ -30,8 +31,8 @@ class Shapes:
     """Bytes by what they are for; the largest share of any device."""
     params = self.state.params
     return {
-        'weights': _bytes(params, lambda path: 'lora' not in path),
-        'lora': _bytes(params, lambda path: 'lora' in path),
+        'weights': _bytes(params, lambda path: not _trees.is_lora(path)),
+        'lora': _bytes(params, _trees.is_lora),
         'optimizer': _bytes(self.state.opt_state),
         'batch': _bytes(self.batch),
         'other': _bytes((self.state.step, self.state.collections)),
@@ -120,8 +121,7 @@ def _bytes(tree: Any, keep=lambda path: True) -> int:
   """Bytes on one device."""
   total = 0
   for path, x in jax.tree_util.tree_leaves_with_path(tree):
-    names = jax.tree_util.keystr(path, simple=True, separator='/').split('/')
-    if keep(names):
+    if keep(_trees.key_path(path)):
       # Two codes of 4 bits lie in a byte, of which `itemsize` knows nothing.
       bits = jax.dtypes.itemsize_bits(x.dtype)
       total += math.prod(x.sharding.shard_shape(x.shape)) * bits // 8

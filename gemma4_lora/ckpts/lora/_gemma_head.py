@@ -23,6 +23,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from gemma4_lora import _trees
 from gemma4_lora.gemma4 import _linears
 
 _MARK = '_LoRAEinsum_'
@@ -68,7 +69,7 @@ def _path(row: _linears.Linear) -> str:
   *scope, name = row.path.split('.')
   # An MLP's linears share its scope; others have one of their own.
   einsum = '0' if name in ('w', 'kernel') else name
-  return '.'.join((*scope, f'{_MARK}{einsum}', 'lora'))
+  return '.'.join((*scope, f'{_MARK}{einsum}', _trees.LORA_KEY))
 
 
 def _weight_scale(row: _linears.Linear) -> float:

@@ -18,6 +18,7 @@ from gemma4_lora.ckpts.lora import _gemma_head
 from gemma4_lora.ckpts.lora import _lora_file
 from gemma4_lora.ckpts.lora import _lora_item
 from gemma4_lora.gemma4 import _linears
+from gemma4_lora.targets import _scale
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,11 +97,11 @@ def _with_fingerprint(
   if fingerprint is None:  # Kauldron's own checkpointer wrote no settings.
     return Found(leaves=leaves, what=what)
   settings = fingerprint['lora']['settings']
-  power = 0.5 if settings.get('use_rslora') else 1.0
+  use_rslora = bool(settings.get('use_rslora'))
   return Found(
       leaves=leaves,
       scales={
-          path: x['alpha'] / x['rank'] ** power
+          path: _scale.scale(x['alpha'], x['rank'], use_rslora=use_rslora)
           for path, x in fingerprint['lora']['projections'].items()
       },
       settings=settings,

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gemma4_lora import _trees
 from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.host import _placement
 from gemma4_lora.nn.blocks import _loops
@@ -331,8 +332,8 @@ def _split(
   """Returns what is picked of a layer and what is stacked, None for the rest."""
 
   def is_stacked(path, x):
-    keys = [name, *(key.key for key in path)]
-    return x.ndim < 2 or 'lora' in keys or '.'.join(keys) in trained
+    keys = (name, *_trees.key_path(path))
+    return x.ndim < 2 or _trees.is_lora(keys) or _trees.join(keys) in trained
 
   def only(wanted):
     return jax.tree_util.tree_map_with_path(

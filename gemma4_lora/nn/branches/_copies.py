@@ -13,6 +13,7 @@ from typing import Any
 from flax import linen as nn
 import jax
 
+from gemma4_lora import _trees
 from gemma4_lora.gemma4 import _weights
 from gemma4_lora.targets import _full
 
@@ -81,12 +82,12 @@ def substitute(
   return new
 
 
-def is_copy(keys: Sequence[str]) -> bool:
+def is_copy(path: _trees.Path) -> bool:
   """Whether a path is that of a copy, not of a leaf of LoRA itself."""
-  if 'lora' not in keys:
+  if not _trees.is_lora(path):
     return False
-  *_, scope, name = keys
-  return name == 'w' or (scope == 'lora' and name not in ('a', 'b'))
+  *_, scope, name = path
+  return name == 'w' or (scope == _trees.LORA_KEY and name not in ('a', 'b'))
 
 
 def _get(params: Mapping[str, Any], path: str) -> Any:

@@ -10,6 +10,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from gemma4_lora import _trees
 from gemma4_lora import quant
 from gemma4_lora import variants
 from gemma4_lora.gemma4 import _linears
@@ -277,7 +278,7 @@ class Injector:
 def _scope(module: nn.Module, row: _linears.Linear) -> Any:
   """Returns the scope that holds a projection's LoRA leaves."""
   scope: Any = module.scope
-  for name in ('lora', row.projection):
+  for name in (_trees.LORA_KEY, row.projection):
     scope = scope.push(name, reuse=True)
   return scope
 
