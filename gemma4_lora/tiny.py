@@ -22,9 +22,10 @@ from typing import Any
 
 from kauldron import konfig
 
+from gemma4_lora.gemma4 import _sizes
+
 _Node = konfig.ConfigDict
 
-_MODELS = ('Gemma4_E2B', 'Gemma4_E4B', 'Gemma4_31B', 'Gemma4_26B_A4B')
 _TASKS = ('data.ChatTask', 'data.PreferenceTask', 'data.Seq2SeqTask')
 _DATASETS = (
     'data.py.Tfds',
@@ -79,7 +80,7 @@ def shrink(cfg: konfig.ConfigDict) -> konfig.ConfigDict:
   Raises:
     ValueError: There is no Gemma 4 model in it, or a dataset has no task.
   """
-  models = [x for x in _nodes(cfg.model) if _is(x, 'nn.', _MODELS)]
+  models = [x for x in _nodes(cfg.model) if _is(x, 'nn.', _sizes.NAMES)]
   if len(models) != 1:
     raise ValueError(
         f'tiny.shrink(cfg): cfg.model has {len(models)} gm.nn.Gemma4_…, and it'

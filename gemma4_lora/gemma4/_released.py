@@ -10,7 +10,7 @@ from gemma4_lora import _trees
 from gemma4_lora.gemma4 import _leaves
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.gemma4 import _rows
-from gemma4_lora.gemma4 import _upstream
+from gemma4_lora.gemma4 import _sizes
 
 
 def row_of(path: _trees.Path) -> _linears.Linear | None:
@@ -37,7 +37,7 @@ def row_at(path: _trees.Path, num_axes: int) -> _rows.Row | None:
 def linears() -> tuple[_linears.Linear, ...]:
   """Returns the linears of all released models."""
   return tuple(
-      row for cls in _upstream.RELEASED for row in _linears.linears(cls.config)
+      row for size in _sizes.SIZES for row in _linears.linears(size.cls.config)
   )
 
 
@@ -45,7 +45,7 @@ def linears() -> tuple[_linears.Linear, ...]:
 def leaves() -> tuple[_leaves.Leaf, ...]:
   """Returns the other leaves of all released models."""
   return tuple(
-      row for cls in _upstream.RELEASED for row in _leaves.leaves(cls.config)
+      row for size in _sizes.SIZES for row in _leaves.leaves(size.cls.config)
   )
 
 

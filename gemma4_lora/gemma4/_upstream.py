@@ -10,7 +10,6 @@ import string
 from typing import Any
 
 from flax import linen as nn
-from gemma import gm
 from gemma.gm.math import _positional_embeddings
 from gemma.gm.nn.gemma4 import _config
 from gemma.gm.nn.gemma4 import _layers
@@ -21,6 +20,8 @@ from gemma.gm.nn.gemma4.vision import _encoder as _vision
 from gemma.gm.nn.gemma4.vision import _preprocessing
 import jax
 import jax.numpy as jnp
+
+from gemma4_lora.gemma4 import _sizes
 
 Transformer = _transformer.Transformer
 TransformerConfig = _config.TransformerConfig
@@ -46,15 +47,6 @@ AUDIO_FILTERS = _audio.SubSamplingBlock.filters_list
 
 # The method of `_moe.MoERagged` that computes the experts of sorted tokens.
 EXPERTS_METHOD = '_run_ffw_and_routing'
-
-
-# The released models, by whose configs the tables differ.
-RELEASED = (
-    gm.nn.Gemma4_E2B,
-    gm.nn.Gemma4_E4B,
-    gm.nn.Gemma4_31B,
-    gm.nn.Gemma4_26B_A4B,
-)
 
 
 def weight(module: nn.Module) -> Any:
@@ -96,9 +88,8 @@ def check_is_gemma4(model: nn.Module, *, argument: str) -> None:
   if not isinstance(model, Transformer):
     got = f'{type(model).__module__}.{type(model).__qualname__}'
     raise ValueError(
-        f'{argument} takes a Gemma 4 model: gm.nn.Gemma4_E2B, Gemma4_E4B,'
-        f' Gemma4_31B or Gemma4_26B_A4B. Got: {got}. For older Gemma models use'
-        ' gm.nn.LoRA.'
+        f'{argument} takes a Gemma 4 model: {_sizes.listed()}. Got: {got}. For'
+        ' older Gemma models use gm.nn.LoRA.'
     )
 
 

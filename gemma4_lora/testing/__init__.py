@@ -3,14 +3,7 @@
 from gemma4_lora.testing._chat_rows import ChatRows
 from gemma4_lora.testing._checkpoints import make_checkpoint
 from gemma4_lora.testing._echo import EchoCheckpoint
-from gemma4_lora.testing._models import Gemma4_26B_A4B
-from gemma4_lora.testing._models import Gemma4_26B_A4B_Images
-from gemma4_lora.testing._models import Gemma4_31B
-from gemma4_lora.testing._models import Gemma4_31B_Images
-from gemma4_lora.testing._models import Gemma4_E2B
-from gemma4_lora.testing._models import Gemma4_E2B_Images
-from gemma4_lora.testing._models import Gemma4_E4B
-from gemma4_lora.testing._models import Gemma4_E4B_Images
+from gemma4_lora.testing._models import *  # noqa: F403  One for each size.
 from gemma4_lora.testing._pairs import EnFrPairs
 from gemma4_lora.testing._random import ImageVocabulary
 from gemma4_lora.testing._random import RandomCheckpoint

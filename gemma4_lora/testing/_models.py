@@ -9,12 +9,15 @@ As in the released ones, `text_only=True` (the default) drops the towers.
 """
 
 import dataclasses
+from typing import Any
 
 from gemma import gm
 from gemma.gm.nn.gemma4 import _config
 from gemma.gm.nn.gemma4 import _modules
 from gemma.gm.nn.gemma4.audio import _modules as _audio
 from gemma.gm.nn.gemma4.vision import _encoder as _vision
+
+from gemma4_lora.gemma4 import _sizes
 
 _LOCAL = _modules.AttentionType.LOCAL_SLIDING
 _GLOBAL = _modules.AttentionType.GLOBAL
@@ -25,8 +28,8 @@ _ATTENTION_TYPES = _config.make_attention_layers_types(
     (_LOCAL, _LOCAL, _GLOBAL), num_layers=6
 )
 
-# What all four have in common: the vocabulary of `g4.testing.Gemma4Tokenizer`, a
-# global head wider than the local one, a window shorter than a test sequence.
+# What all have in common: vocabulary of `g4.testing.Gemma4Tokenizer`, a global
+# head that is wider than the local one, a window shorter than a test sequence.
 _TINY = dict(
     num_embed=1024,
     head_dim=8,
@@ -149,33 +152,17 @@ class Gemma4_26B_A4B(gm.nn.Gemma4_26B_A4B):  # pylint: disable=invalid-name
 _FULL_VOCABULARY = 262144
 
 
-class Gemma4_E2B_Images(Gemma4_E2B):  # pylint: disable=invalid-name
-  """Tiny E2B with Gemma 4's whole vocabulary: 24 M parameters."""
-
-  config: _config.TransformerConfig = dataclasses.replace(
-      Gemma4_E2B.config, num_embed=_FULL_VOCABULARY
-  )
-
-
-class Gemma4_E4B_Images(Gemma4_E4B):  # pylint: disable=invalid-name
-  """Tiny E4B with Gemma 4's whole vocabulary: 30 M parameters."""
-
-  config: _config.TransformerConfig = dataclasses.replace(
-      Gemma4_E4B.config, num_embed=_FULL_VOCABULARY
-  )
+def _with_whole_vocabulary(cls: Any) -> Any:
+  """Returns the twin with all of Gemma 4's tokens: 11 M to 30 M parameters."""
+  config = dataclasses.replace(cls.config, num_embed=_FULL_VOCABULARY)
+  fields = {'__annotations__': {'config': type(config)}, 'config': config}
+  names = {'__module__': __name__, '__doc__': f'{cls.__name__}, for images.'}
+  return type(f'{cls.__name__}_Images', (cls,), names | fields)
 
 
-class Gemma4_31B_Images(Gemma4_31B):  # pylint: disable=invalid-name
-  """Tiny 31B with Gemma 4's whole vocabulary: 11 M parameters."""
-
-  config: _config.TransformerConfig = dataclasses.replace(
-      Gemma4_31B.config, num_embed=_FULL_VOCABULARY
-  )
-
-
-class Gemma4_26B_A4B_Images(Gemma4_26B_A4B):  # pylint: disable=invalid-name
-  """Tiny 26B_A4B with Gemma 4's whole vocabulary: 11 M parameters."""
-
-  config: _config.TransformerConfig = dataclasses.replace(
-      Gemma4_26B_A4B.config, num_embed=_FULL_VOCABULARY
-  )
+_TWINS = tuple(globals()[name] for name in _sizes.NAMES)
+MODELS = {
+    cls.__name__: cls for cls in (*_TWINS, *map(_with_whole_vocabulary, _TWINS))
+}
+globals().update(MODELS)
+__all__ = tuple(MODELS)

@@ -5,16 +5,15 @@ import pytest
 from gemma4_lora import g4
 from gemma4_lora.gemma4 import _leaves
 from gemma4_lora.gemma4 import _linears
+from gemma4_lora.gemma4 import _sizes
 from gemma4_lora.gemma4 import _upstream
 from tests.lib import hf_reference
 from tests.lib import training
 
-_TINY = ['Gemma4_E2B', 'Gemma4_E4B', 'Gemma4_31B', 'Gemma4_26B_A4B']
-
 
 def _models():
-  tiny = [getattr(g4.testing, name)(text_only=False) for name in _TINY]
-  return [*tiny, *(cls(text_only=False) for cls in _upstream.RELEASED)]
+  tiny = [getattr(g4.testing, name)(text_only=False) for name in _sizes.NAMES]
+  return [*tiny, *(size.cls(text_only=False) for size in _sizes.SIZES)]
 
 
 @pytest.mark.parametrize('model', _models(), ids=lambda m: type(m).__module__)

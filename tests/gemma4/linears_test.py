@@ -10,20 +10,11 @@ import pytest
 
 from gemma4_lora import g4
 from gemma4_lora.gemma4 import _linears
+from gemma4_lora.gemma4 import _sizes
 from tests.lib import training
 
-_RELEASED = [
-    gm.nn.Gemma4_E2B,
-    gm.nn.Gemma4_E4B,
-    gm.nn.Gemma4_31B,
-    gm.nn.Gemma4_26B_A4B,
-]
-_TINY = [
-    g4.testing.Gemma4_E2B,
-    g4.testing.Gemma4_E4B,
-    g4.testing.Gemma4_31B,
-    g4.testing.Gemma4_26B_A4B,
-]
+_RELEASED = [size.cls for size in _sizes.SIZES]
+_TINY = [getattr(g4.testing, name) for name in _sizes.NAMES]
 # Leaves that no linear multiplies an activation by.
 _NOT_LINEAR = (
     'scale',

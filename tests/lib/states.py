@@ -10,9 +10,10 @@ import numpy as np
 
 from gemma4_lora import _trees
 from gemma4_lora import g4
+from gemma4_lora.gemma4 import _sizes
 from gemma4_lora.testing import _checkpoints
 
-VARIANTS = ('Gemma4_E2B', 'Gemma4_E4B', 'Gemma4_31B', 'Gemma4_26B_A4B')
+VARIANTS = _sizes.NAMES
 LAYOUTS = (
     'nested',
     'nested_bare',

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
+from gemma4_lora.gemma4 import _sizes
 from tests.lib import sampling
 from tests.lib import training
 
@@ -16,9 +17,7 @@ def _model(name):
   return g4.nn.LoRA(rank=3, model=base)
 
 
-@pytest.mark.parametrize(
-    'name', ['Gemma4_E2B', 'Gemma4_E4B', 'Gemma4_31B', 'Gemma4_26B_A4B']
-)
+@pytest.mark.parametrize('name', _sizes.NAMES)
 def test_cached_decode_equals_the_uncached_forward(name):
   """Greedy text of the sampler is the argmax of whole forward passes."""
   model = _model(name)

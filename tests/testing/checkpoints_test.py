@@ -9,9 +9,10 @@ import pytest
 
 from gemma4_lora import g4
 from gemma4_lora.gemma4 import _names
+from gemma4_lora.gemma4 import _sizes
 from gemma4_lora.testing import _checkpoints
 
-_VARIANTS = ('Gemma4_E2B', 'Gemma4_E4B', 'Gemma4_31B', 'Gemma4_26B_A4B')
+_VARIANTS = _sizes.NAMES
 _LAYOUTS = (
     'nested',
     'nested_bare',

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import dataclasses
 import math
 
+from gemma4_lora.gemma4 import _sizes
 from gemma4_lora.gemma4 import _upstream
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -46,7 +47,7 @@ def config(shapes: Shapes) -> _upstream.TransformerConfig:
   hidden = shapes['layers.0.mlp.gate_proj.weight'][0]
   per_layer = shapes.get('per_layer_model_projection.weight', (0,))[0]
   return dataclasses.replace(
-      _upstream.RELEASED[0].config,
+      _sizes.SIZES[0].cls.config,
       num_embed=shapes['embed_tokens.weight'][0],
       embed_dim=shapes['embed_tokens.weight'][1],
       hidden_dim=hidden,

@@ -13,6 +13,7 @@ from gemma4_lora.gemma4 import _hf_names
 from gemma4_lora.gemma4 import _leaves
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.gemma4 import _names
+from gemma4_lora.gemma4 import _sizes
 from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.gemma4 import _weights as _parts
 from gemma4_lora.hf import _sites
@@ -106,7 +107,7 @@ def _with_towers(
 def _tower(field: str, num_layers: int) -> Any:
   if not num_layers:
     return None
-  tower = getattr(_upstream.RELEASED[0].config, field)
+  tower = getattr(_sizes.SIZES[0].cls.config, field)
   return dataclasses.replace(tower, num_layers=num_layers)
 
 
