@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import pathlib
 import re
 
@@ -37,11 +36,6 @@ def _kernel():
   """One process for all of them: a third of their time would be imports."""
   with pytest.MonkeyPatch.context() as monkeypatch:
     monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
-    # They train the same tiny model: with one cache it compiles once.
-    monkeypatch.setenv(
-        'JAX_COMPILATION_CACHE_DIR', os.environ['GEMMA4_LORA_TEST_CACHE']
-    )
-    monkeypatch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
     kernel = jupyter_client.KernelManager(kernel_name='python3')
     kernel.start_kernel()
   yield kernel

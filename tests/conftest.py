@@ -1,15 +1,14 @@
 """Settings of all tests."""
 
-import atexit
 import gc
 import os
 import pathlib
-import shutil
 import sys
-import tempfile
 
 import jax
 import pytest
+
+from tests.lib import caches
 
 # `libtpu` is here for tests that compile for TPUs. Left to itself, jax would
 # load it in every process, and look for a TPU.
@@ -34,17 +33,18 @@ os.environ['XLA_FLAGS'] = ' '.join(
 # what is sharded in earnest is sharded in tests.
 jax.config.update('jax_num_cpu_devices', 8)
 
-# Tests compile the same tiny models again and again. One cache for this run and
-# its worker processes, which inherit the variable.
-if 'GEMMA4_LORA_TEST_CACHE' not in os.environ:
-  os.environ['GEMMA4_LORA_TEST_CACHE'] = tempfile.mkdtemp(prefix='jax_cache_')
-  atexit.register(
-      shutil.rmtree, os.environ['GEMMA4_LORA_TEST_CACHE'], ignore_errors=True
-  )
+# Tests compile the same tiny models again and again, in every run. Programs stay
+# in the user's cache folder, by version: `~/.cache/gemma4_lora/tests`, or the
+# folder that GEMMA4_LORA_TEST_CACHE names. If that variable is empty, they go
+# when the run ends. By variables, as child processes compile the same models.
+_CACHE = caches.folder()
+caches.keep_bytecode(_CACHE / 'bytecode')
+os.environ['JAX_COMPILATION_CACHE_DIR'] = os.fspath(_CACHE / 'programs')
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 jax.config.update(
-    'jax_compilation_cache_dir', os.environ['GEMMA4_LORA_TEST_CACHE']
+    'jax_compilation_cache_dir', os.environ['JAX_COMPILATION_CACHE_DIR']
 )
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
 
 
 # Fixtures of several folders.
