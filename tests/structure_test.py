@@ -41,6 +41,7 @@ _ROOMS = (
     'tpu',
     'tpu/program',
     'data',
+    'data/layouts',
     'data/conversations',
     'optim',
     'quant',

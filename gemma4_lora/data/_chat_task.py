@@ -9,15 +9,20 @@ from kauldron import kd
 import numpy as np
 
 from gemma4_lora.data import _images
+from gemma4_lora.data import _loss_weights
 from gemma4_lora.data import _malformed
+from gemma4_lora.data import _max_length
 from gemma4_lora.data import _row_task
 from gemma4_lora.data import _tokens
-from gemma4_lora.data.conversations import _columns
 from gemma4_lora.data.conversations import _conversation
-from gemma4_lora.data.conversations import _fields
 from gemma4_lora.data.conversations import _render
+from gemma4_lora.data.layouts import _columns
+from gemma4_lora.data.layouts import _fields
+from gemma4_lora.data.layouts import _layout
+from gemma4_lora.data.layouts import _layouts
 
 
+@_layouts.documented
 @dataclasses.dataclass(kw_only=True, frozen=True)
 class ChatTask(_row_task.RowTask, gm.data.Seq2SeqTask):
   r"""Conversations, in Gemma 4's own turn format.
@@ -54,14 +59,7 @@ class ChatTask(_row_task.RowTask, gm.data.Seq2SeqTask):
 
   Layouts, by the names that datasets use:
 
-  * `'prompt_response'`: two texts, at `in_prompt` and `in_response`.
-  * `'messages'`: `[{"role": "user", "content": "Hello"}, ...]`. Roles `system`
-    (`developer`), `user`, `assistant` (`model`) and `tool`; content is text or
-    a list of `{"type": "text"}` and `{"type": "image"}`; `tool_calls` as OpenAI
-    has them, or Hugging Face's `tool_responses`; thoughts at `reasoning`,
-    `reasoning_content` or `thinking`; a number at `weight`.
-  * `'sharegpt'`: `[{"from": "human", "value": "Hello"}, ...]`. `system`,
-    `human`, `gpt`, `function_call` and `observation`.
+  {layouts}
 
   Thoughts are those fields, and `<|channel>thought\n...<channel|>` in a text of
   the model. What becomes of them, in training, in preference pairs
@@ -87,8 +85,7 @@ class ChatTask(_row_task.RowTask, gm.data.Seq2SeqTask):
     layout: How the row is laid out, see above.
     in_prompt: Key of the prompt: `str`, or `bytes` as TFDS gives them.
     in_response: Key of the response.
-    in_messages: Key of the messages. Default: `messages`, for ShareGPT
-      `conversations`.
+    in_messages: Key of the messages. Default: that of the layout.
     in_system: Key of a system text that is not among the messages.
     in_tools: Key of the declared tools: as OpenAI's or MCP's, or that as JSON.
     in_images: Key of the images, for a model with `text_only=False` and
@@ -154,12 +151,16 @@ class ChatTask(_row_task.RowTask, gm.data.Seq2SeqTask):
 
   def __post_init__(self):
     _tokens.check_format(self.tokenizer, name='ChatTask')
-    _render.check_choice('layout', self.layout)
+    _ = self._layout  # Checks its name.
     _malformed.check_limit(self.max_malformed, name='ChatTask')
     if self.max_length is None and not self.sampling:
       raise ValueError('ChatTask needs `max_length=`, in tokens.')
-    _ = self._columns  # Checks its arguments, as does the style.
-    _ = self._style
+    if self.in_messages is not None and not self._layout.is_chat:
+      raise ValueError(
+          f'ChatTask: in_messages={self.in_messages!r} is of other layouts than'
+          f' layout={self.layout!r}. Write {_layouts.chats()}.'
+      )
+    _ = self._style  # Checks its arguments.
 
   def fields(self, element: Any) -> dict[str, Any]:
     """Returns the output fields of an example.
@@ -241,8 +242,13 @@ class ChatTask(_row_task.RowTask, gm.data.Seq2SeqTask):
     ids, weights = self.tokenize(_render.render(conversation, self._style))
     if images is not None:
       ids, weights = _images.expand(ids, weights, images.counts, self.tokenizer)
-    length = self._check_length(ids, weights) + 1
-    return ids[:length], weights[:length]
+    return _max_length.cut(
+        ids,
+        weights,
+        max_length=self.row_length,
+        truncate=self.truncate,
+        in_prompt=None if self._layout.is_chat else self.in_prompt,
+    )
 
   def tokens_or_none(
       self, element: Any
@@ -276,18 +282,7 @@ class ChatTask(_row_task.RowTask, gm.data.Seq2SeqTask):
       ValueError: None has a weight, or one that a mask cannot say.
     """
     ids, weights = _tokens.tokenize(rendered, self._checked_tokenizer)
-    if not weights.any():
-      raise ValueError(
-          'ChatTask: nothing of the conversation would be trained: it has no'
-          f' turn of the model with a weight (loss_on={self.loss_on!r},'
-          f' thinking={self.thinking!r}).'
-      )
-    if not self.token_weights and not np.isin(weights, (0, 1)).all():
-      raise ValueError(
-          "ChatTask: a message has the 'weight'"
-          f' {float(weights[~np.isin(weights, (0, 1))][0])}, which a mask of'
-          ' bools cannot say. Set `token_weights=True`.'
-      )
+    _loss_weights.check(weights, self._style, token_weights=self.token_weights)
     return ids, weights
 
   def conversation(self, element: Any) -> _conversation.Conversation:
@@ -297,7 +292,7 @@ class ChatTask(_row_task.RowTask, gm.data.Seq2SeqTask):
       ValueError: Fields that say nothing.
       KeyError: A field is missing.
     """
-    return self._columns.conversation(element)
+    return self._layout.conversation(element, self._columns)
 
   def _read_images(self, element: Any) -> _images.Images | None:
     """Returns the images of an example, None if none are read."""
@@ -330,10 +325,13 @@ class ChatTask(_row_task.RowTask, gm.data.Seq2SeqTask):
         enable_thinking=self.enable_thinking,
     )
 
+  @property
+  def _layout(self) -> _layout.Layout:
+    return _layouts.by_name(self.layout)
+
   @functools.cached_property
   def _columns(self) -> _columns.Columns:
     return _columns.Columns(
-        layout=self.layout,
         in_prompt=self.in_prompt,
         in_response=self.in_response,
         in_messages=self.in_messages,
@@ -344,34 +342,4 @@ class ChatTask(_row_task.RowTask, gm.data.Seq2SeqTask):
   @property
   def _in_keys(self) -> list[str]:
     images = [] if self.in_images is None else [self.in_images]
-    return [*self._columns.keys, *images]
-
-  def _check_length(self, ids: np.ndarray, weights: np.ndarray) -> int:
-    """Returns `max_length`, if the example fits or may be cut to it."""
-    # The last token of the sequence is a target only.
-    length = len(ids) - 1
-    if length <= self.row_length:
-      return self.row_length
-    prompt = int(np.argmax(weights > 0))
-    lengths = (
-        f'{length} tokens (prompt {prompt}, response {len(ids) - prompt}, less'
-        f' the last) and max_length={self.max_length}'
-    )
-    if not self.truncate:
-      raise ValueError(
-          f'ChatTask: the example has {lengths}. Raise `max_length`, or set'
-          ' `truncate=True` to cut its end.'
-      )
-    if prompt > self.row_length:
-      drop = (
-          f' put `g4.data.DropLongPrompts(in_prompt={self.in_prompt!r},'
-          f' tokenizer=..., max_length={self.max_length})` before ChatTask.'
-      )
-      if self.layout != 'prompt_response':
-        drop = ' set `max_malformed=` to a share of the rows.'
-      raise ValueError(
-          f'ChatTask: the example has {lengths}: `truncate=True` would cut the'
-          ' whole response, and nothing of it would be trained. Raise'
-          f' `max_length`, or drop such examples:{drop}'
-      )
-    return self.row_length
+    return [*self._layout.keys(self._columns), *images]

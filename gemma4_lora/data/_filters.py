@@ -9,9 +9,10 @@ from grain import python as grain
 from kauldron import kd
 
 from gemma4_lora.data import _tokens
-from gemma4_lora.data.conversations import _fields
-from gemma4_lora.data.conversations import _layouts
 from gemma4_lora.data.conversations import _render
+from gemma4_lora.data.conversations import _style
+from gemma4_lora.data.layouts import _fields
+from gemma4_lora.data.layouts import _prompt_response
 
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
@@ -49,10 +50,10 @@ class DropLongPrompts(grain.FilterTransform):
   def filter(self, element: Any) -> bool:
     """Returns whether to keep the example."""
     text = _fields.get_text(element, self.in_prompt)
-    conversation = _layouts.from_texts(
+    conversation = _prompt_response.from_texts(
         text, "", in_prompt=self.in_prompt, in_response="response"
     )
-    prompt = _render.render(conversation, _render.Style()).prompt
+    prompt = _render.render(conversation, _style.Style()).prompt
     length = len(self.tokenizer.encode(prompt, add_bos=True))
     keep = length <= self.max_length
     if not keep:

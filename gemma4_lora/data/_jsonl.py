@@ -11,7 +11,7 @@ from grain import python as grain
 from kauldron import kd
 import numpy as np
 
-from gemma4_lora.data.conversations import _fields
+from gemma4_lora.data.layouts import _fields
 
 
 @dataclasses.dataclass(frozen=True)

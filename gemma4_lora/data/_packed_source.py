@@ -85,13 +85,15 @@ class PackedSource(grain.RandomAccessDataSource):
 
   def __getitem__(self, index: SupportsIndex) -> dict[str, np.ndarray]:
     task = self._task
-    parts = []
+    conversations = []
     for i in self.bins[index]:
       ids, weights = task.tokens(self._before(i))
       # The last token of each is a target only.
-      parts.append((ids[:-1], ids[1:], weights[1:], np.arange(len(ids) - 1)))
+      conversations.append(
+          (ids[:-1], ids[1:], weights[1:], np.arange(len(ids) - 1))
+      )
     tokens, targets, weights, positions = (
-        np.concatenate(part) for part in zip(*parts, strict=True)
+        np.concatenate(arrays) for arrays in zip(*conversations, strict=True)
     )
     fields = task.pad_fields(tokens, targets, weights)
     positions = _tokens.pad(positions.astype(np.int32), task.row_length)

@@ -10,7 +10,7 @@ from kauldron import kontext
 
 @dataclasses.dataclass(eq=True, frozen=True, kw_only=True)
 class PaddingEfficiency(kd.metrics.Metric):
-  """Which part of the tokens is no padding: 1 is best.
+  """Share of the tokens that are not padding: 1 is best.
 
   ```python
   train_metrics={
@@ -19,8 +19,8 @@ class PaddingEfficiency(kd.metrics.Metric):
   ```
 
   Attributes:
-    tokens: Key of the tokens, in which 0 is padding. Of a loss mask it gives the
-      part that is trained.
+    tokens: Key of the tokens, in which 0 is padding. The key of a loss mask
+      gives the share that is trained.
   """
 
   tokens: kontext.Key = kontext.REQUIRED

@@ -1,4 +1,4 @@
-"""What a pipeline of data is made of."""
+"""The objects of a data pipeline: sources, transforms, tokenizers."""
 
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -8,23 +8,23 @@ from typing import Any
 
 
 @functools.singledispatch
-def parts(x: Any) -> Iterator[Any]:
-  """Gives an object and what its fields hold, down to the leaves."""
+def walk(x: Any) -> Iterator[Any]:
+  """Yields an object, and all that it holds in its fields and containers."""
   yield x
   if dataclasses.is_dataclass(x) and not isinstance(x, type):
     for field in dataclasses.fields(x):
       if field.init and hasattr(x, field.name):
-        yield from parts(vars(x).get(field.name))
+        yield from walk(vars(x).get(field.name))
 
 
-@parts.register(list)
-@parts.register(tuple)
+@walk.register(list)
+@walk.register(tuple)
 def _(x) -> Iterator[Any]:
   for item in x:
-    yield from parts(item)
+    yield from walk(item)
 
 
-@parts.register(Mapping)
+@walk.register(Mapping)
 def _(x) -> Iterator[Any]:
   for item in x.values():
-    yield from parts(item)
+    yield from walk(item)

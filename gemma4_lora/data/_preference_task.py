@@ -13,7 +13,9 @@ from gemma4_lora.data import _chat_task
 from gemma4_lora.data import _malformed
 from gemma4_lora.data import _row_task
 from gemma4_lora.data import _tokens
-from gemma4_lora.data.conversations import _fields
+from gemma4_lora.data.layouts import _fields
+from gemma4_lora.data.layouts import _layout
+from gemma4_lora.data.layouts import _layouts
 
 _CONVERSATION = 'conversation'
 
@@ -36,15 +38,14 @@ class PreferenceTask(_row_task.RowTask, grain.MapTransform):
   These are what `g4.losses.DpoLoss` and `gm.losses.DpoLoss` take. The mask is on
   the last turn of the model.
 
-  Layouts:
-
-  * `'prompt_response'`: texts, at `in_prompt`, `in_chosen` and `in_rejected`.
-  * `'messages'` or `'sharegpt'`: lists of messages, as of `ChatTask`. With
-    `in_prompt=None` chosen and rejected are whole conversations; else they
-    follow the messages (or the text) of the prompt, unless they begin with them.
+  Layouts are those of `ChatTask`. With two texts per row, the prompt and both
+  answers are texts. With lists of messages, an answer is a list or the text of
+  the model's message. It follows the prompt, a list or the text of the user's
+  message, unless it begins with it. With `in_prompt=None` both answers are whole
+  conversations.
 
   Attributes:
-    layout: See above.
+    layout: As of `ChatTask`.
     in_prompt: Key of the prompt.
     in_chosen: Key of the preferred answer.
     in_rejected: Key of the other.
@@ -86,10 +87,10 @@ class PreferenceTask(_row_task.RowTask, grain.MapTransform):
 
   def __post_init__(self):
     _malformed.check_limit(self.max_malformed, name='PreferenceTask')
-    if self.layout == 'prompt_response' and self.in_prompt is None:
+    if self.in_prompt is None and not self._layout.is_chat:
       raise ValueError(
-          "PreferenceTask: layout='prompt_response' needs `in_prompt=`. Whole"
-          " conversations are of layout='messages' or layout='sharegpt'."
+          f'PreferenceTask: layout={self.layout!r} needs `in_prompt=`. Whole'
+          f' conversations are of {_layouts.chats()}.'
       )
     _ = self._chat  # Checks its arguments.
 
@@ -136,12 +137,11 @@ class PreferenceTask(_row_task.RowTask, grain.MapTransform):
   @functools.cached_property
   def _chat(self) -> _chat_task.ChatTask:
     """Renders each of the two."""
-    is_text = self.layout == 'prompt_response'
     return _chat_task.ChatTask(
         layout=self.layout,
         in_prompt='prompt',
         in_response=_CONVERSATION,
-        in_messages=None if is_text else _CONVERSATION,
+        in_messages=_CONVERSATION if self._layout.is_chat else None,
         in_system=self.in_system and 'system',
         in_tools=self.in_tools and 'tools',
         tokenizer=self.tokenizer,
@@ -164,28 +164,14 @@ class PreferenceTask(_row_task.RowTask, grain.MapTransform):
     for name, key in (('system', self.in_system), ('tools', self.in_tools)):
       if key is not None:
         row[name] = _fields.get(element, key)
-    if self.layout == 'prompt_response':
-      assert self.in_prompt is not None  # See `__post_init__`.
-      row['prompt'] = _fields.get_text(element, self.in_prompt)
-      row[_CONVERSATION] = _fields.get_text(element, answer)
-      return row
-    messages = _fields.get(element, answer)
-    if isinstance(messages, str) and self.in_prompt is not None:
-      messages = [self._message('assistant', messages)]
-    messages = _fields.rows(messages, field=answer)
-    if self.in_prompt is not None:
-      prompt = _fields.get(element, self.in_prompt)
-      if isinstance(prompt, str):
-        prompt = [self._message('user', prompt)]
-      prompt = _fields.rows(prompt, field=self.in_prompt)
-      if messages[: len(prompt)] != prompt:
-        messages = [*prompt, *messages]
-    return row | {_CONVERSATION: messages}
+    row['prompt'], row[_CONVERSATION] = self._layout.read_answer(
+        element, in_prompt=self.in_prompt, in_answer=answer
+    )
+    return row
 
-  def _message(self, role: str, text: str) -> dict[str, str]:
-    if self.layout == 'messages':
-      return {'role': role, 'content': text}
-    return {'from': role, 'value': text}
+  @property
+  def _layout(self) -> _layout.Layout:
+    return _layouts.by_name(self.layout)
 
   @property
   def _in_keys(self) -> list[str]:

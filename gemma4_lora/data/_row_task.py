@@ -8,7 +8,7 @@ from typing import Any
 from etils.etree import jax as etree  # pylint: disable=g-importing-member
 
 from gemma4_lora.data import _malformed
-from gemma4_lora.data.conversations import _fields
+from gemma4_lora.data.layouts import _fields
 
 
 @dataclasses.dataclass(kw_only=True, frozen=True)

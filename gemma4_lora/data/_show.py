@@ -53,11 +53,11 @@ class Shown:
 
   def as_text(self, *, colour: bool) -> str:
     """Returns the text: in ANSI colours, or with what is trained in ⟦⟧."""
-    parts = []
+    texts = []
     for i, tokens in enumerate(self.rows):
       body = _ansi(tokens) if colour else _plain(tokens)
-      parts.append(f'{self._title(i)}\n{body}')
-    return '\n\n'.join(parts)
+      texts.append(f'{self._title(i)}\n{body}')
+    return '\n\n'.join(texts)
 
   def _repr_html_(self) -> str:
     """Returns the same for a notebook; hover over a token for its id."""
@@ -168,11 +168,11 @@ def _decoded(pairs: Any, tokenizer: gm.text.Tokenizer) -> list[_Token]:
   ids: tuple[int, ...] = ()
   data = b''
   for token_id, weight in pairs:
-    piece = tokenizer.tokens[token_id]
+    token = tokenizer.tokens[token_id]
     ids += (token_id,)
-    byte = _BYTE.fullmatch(piece)
+    byte = _BYTE.fullmatch(token)
     if byte is None:
-      text = piece.replace('\u2581', ' ')
+      text = token.replace('\u2581', ' ')
     else:
       data += bytes([int(byte[1], 16)])
       try:
@@ -194,13 +194,13 @@ def _visible(text: str) -> str:
 
 
 def _ansi(tokens: tuple[_Token, ...]) -> str:
-  parts = []
+  texts = []
   for i, token in enumerate(tokens):
     colour = _ANSI[token.weight > 0][i % 2]
     # A background would run to the end of the line.
     text = _visible(token.text).replace('\n', f'{_RESET}\n{colour}')
-    parts.append(f'{colour}{text}{_RESET}')
-  return ''.join(parts)
+    texts.append(f'{colour}{text}{_RESET}')
+  return ''.join(texts)
 
 
 def _plain(tokens: tuple[_Token, ...]) -> str:
@@ -215,16 +215,16 @@ def _plain(tokens: tuple[_Token, ...]) -> str:
 
 
 def _html(tokens: tuple[_Token, ...]) -> str:
-  parts = []
+  texts = []
   for i, token in enumerate(tokens):
     colour = _HTML[token.weight > 0][i % 2]
     ids = ', '.join(map(str, token.ids))
     weight = f', weight {token.weight:g}' if token.weight not in (0, 1) else ''
-    parts.append(
+    texts.append(
         f'<span title="{ids}{weight}" style="background:{colour};color:#111">'
         f'{html.escape(_visible(token.text))}</span>'
     )
-  return ''.join(parts)
+  return ''.join(texts)
 
 
 def _has_colour() -> bool:

@@ -1,4 +1,4 @@
-"""From pieces of text to the arrays that a model trains on."""
+"""From spans of text to the arrays that a model trains on."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from etils import enp
 from gemma import gm
 import numpy as np
 
-from gemma4_lora.data.conversations import _render
+from gemma4_lora.data.conversations import _spans
 
 _TURN_TAGS = (dialog.Tags.TURN.open, dialog.Tags.TURN.close)
 
@@ -39,11 +39,11 @@ def check_vocabulary(tokenizer: gm.text.Tokenizer, *, name: str) -> None:
 
 
 def tokenize(
-    rendered: _render.Rendered, tokenizer: gm.text.Tokenizer
+    rendered: _spans.Rendered, tokenizer: gm.text.Tokenizer
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns the tokens, `<bos>` included, and the weight of each as a target.
 
-  Each piece is tokenized by itself: what a sampler is given for a turn, and
+  Each span is tokenized by itself: what a sampler is given for a turn, and
   what the model says to it, are tokens of their own.
 
   Returns:
@@ -51,10 +51,10 @@ def tokenize(
   """
   ids = [int(tokenizer.special_tokens.BOS)]
   weights = [0.0]
-  for segment in rendered.segments:
-    new = tokenizer.encode(segment.text)
+  for span in rendered.spans:
+    new = tokenizer.encode(span.text)
     ids.extend(new)
-    weights.extend([segment.weight] * len(new))
+    weights.extend([span.weight] * len(new))
   return np.asarray(ids, np.int32), np.asarray(weights, np.float32)
 
 

@@ -9,6 +9,7 @@ from typing import SupportsIndex
 from grain import python as grain
 import numpy as np
 
+from gemma4_lora.data.layouts import _layouts
 from gemma4_lora.testing import _pairs
 
 _IMAGE_SIZES = ((24, 24), (12, 36), (24, 12))
@@ -56,43 +57,24 @@ class ChatRows(grain.RandomAccessDataSource):
     images = self._images(int(index))
     if self.in_images is not None:
       row[self.in_images] = images
-    is_text = self.layout == 'prompt_response'
-    if is_text and images:
+    layout = _layouts.by_name(self.layout)
+    is_pair = self.in_rejected is not None
+    if not layout.is_chat and images:
       prompt = f'<|image|>{prompt}'
-    if self.in_prompt is not None and (is_text or self.in_rejected):
+    if self.in_prompt is not None and (is_pair or not layout.is_chat):
       row[self.in_prompt] = prompt
-
-    def say(answer):
-      return answer if is_text else self._messages(prompt, answer, images)
-
+    say = functools.partial(
+        layout.write,
+        None if is_pair and self.in_prompt is not None else prompt,
+        num_images=None if self.in_images is None else len(images),
+    )
     if self.in_rejected is not None:
       row |= {self.in_response: say(answer), self.in_rejected: say(prompt)}
-    elif is_text:
-      row[self.in_response] = answer
+    elif layout.in_messages is not None:
+      row[self.in_messages or layout.in_messages] = say(answer)
     else:
-      default = 'messages' if self.layout == 'messages' else 'conversations'
-      row[self.in_messages or default] = say(answer)
+      row[self.in_response] = say(answer)
     return row
-
-  def _messages(
-      self, prompt: str, answer: str, images: list[np.ndarray] | None
-  ) -> list[dict[str, Any]]:
-    """Returns the conversation: what answers a prompt of its own without it."""
-    has_prompt = self.in_rejected is not None and self.in_prompt is not None
-    if self.layout == 'sharegpt':
-      turns = [
-          {'from': 'human', 'value': '<|image|>' * bool(images) + prompt},
-          {'from': 'gpt', 'value': answer},
-      ]
-    else:
-      parts = [{'type': 'image', 'text': None, 'index': 0}] if images else []
-      parts.append({'type': 'text', 'text': prompt, 'index': None})
-      content: Any = prompt if self.in_images is None else parts
-      turns = [
-          {'role': 'user', 'content': content},
-          {'role': 'assistant', 'content': answer},
-      ]
-    return turns[1:] if has_prompt else turns
 
   def _images(self, index: int) -> list[np.ndarray]:
     if self.in_images is None or index % 2:

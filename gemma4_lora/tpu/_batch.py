@@ -251,7 +251,7 @@ def _fields(
 
 def _task(ds: Any) -> gm.data.Seq2SeqTask | None:
   """Returns the transform that writes tokens, targets and mask."""
-  tasks = [x for x in _pipeline.parts(ds) if isinstance(x, gm.data.Seq2SeqTask)]
+  tasks = [x for x in _pipeline.walk(ds) if isinstance(x, gm.data.Seq2SeqTask)]
   return tasks[-1] if tasks else None
 
 
@@ -260,15 +260,15 @@ def _writer(ds: Any) -> Any:
 
   The outermost: a source of packed rows has a task within it.
   """
-  writers = [x for x in _pipeline.parts(ds) if hasattr(type(x), 'field_specs')]
-  inner = {id(y) for x in writers for y in _pipeline.parts(x) if y is not x}
+  writers = [x for x in _pipeline.walk(ds) if hasattr(type(x), 'field_specs')]
+  inner = {id(y) for x in writers for y in _pipeline.walk(x) if y is not x}
   outer = [x for x in writers if id(x) not in inner]
   return outer[-1] if outer else None
 
 
 def _absent(ds: Any) -> Iterator[str]:
   """Gives what would have to be downloaded to read a pipeline."""
-  for part in _pipeline.parts(ds):
+  for part in _pipeline.walk(ds):
     # By name: Kauldron has two, one of which is not always there.
     if type(part).__name__ == 'Tfds':
       if not _is_prepared(part.name, part.data_dir):

@@ -21,7 +21,7 @@ def check(trainer: kd.train.Trainer) -> None:
   """
   key = kontext.get_keypaths(trainer.model).get('positions')
   for name, ds in _datasets(trainer):
-    for part in _pipeline.parts(ds):
+    for part in _pipeline.walk(ds):
       if not isinstance(part, data.PackedSource):
         continue
       wanted = f'batch.{part.out_positions}'

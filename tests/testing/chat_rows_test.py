@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
+from gemma4_lora.data.layouts import _layouts
 
 _PAIR = g4.testing.EnFrPairs(split='train')[1]
 _COMMON = dict(tokenizer=g4.testing.Gemma4Tokenizer(), max_length=64)
@@ -30,10 +31,10 @@ def test_conversations(fields):
   assert _trained(example) == _PAIR['fr'] + '<turn|>'
 
 
-@pytest.mark.parametrize('layout', ['prompt_response', 'messages', 'sharegpt'])
+@pytest.mark.parametrize('layout', _layouts.LAYOUTS)
 @pytest.mark.parametrize('in_prompt', ['prompt', None])
 def test_pairs(layout, in_prompt):
-  if layout == 'prompt_response' and in_prompt is None:
+  if in_prompt is None and not _layouts.LAYOUTS[layout].is_chat:
     return  # There is no such task.
   row = g4.testing.ChatRows(
       layout=layout,
@@ -54,7 +55,7 @@ def test_pairs(layout, in_prompt):
   assert text.count(_PAIR['en']) == 1
 
 
-@pytest.mark.parametrize('layout', ['prompt_response', 'messages', 'sharegpt'])
+@pytest.mark.parametrize('layout', _layouts.LAYOUTS)
 def test_every_other_row_has_an_image(layout):
   rows = g4.testing.ChatRows(layout=layout, in_images='image')
   task = g4.data.ChatTask(

@@ -1,1 +1,1 @@
-"""From the fields of a row to a conversation, and to its text."""
+"""Conversations, and their text in Gemma 4's turns."""

@@ -85,8 +85,8 @@ class Message:
     calls: Of tools.
     responses: To the calls.
     weight: Of the message in the loss.
-    is_list: Whether the content was a list of parts, which Hugging Face's
-      template strips one by one.
+    is_list: Whether the content was a list, whose texts Hugging Face's template
+      strips one by one.
   """
 
   role: str
@@ -136,19 +136,18 @@ def parse_text(
   if role != MODEL or _CHANNEL_CLOSE not in text and _CHANNEL_OPEN not in text:
     return _split_images(text, item)
   parts: list[Part] = []
-  # Odd pieces are what the pattern's group matched.
-  for i, piece in enumerate(_THOUGHT.split(text)):
-    if i % 2:
-      parts.append(Thought(piece, is_inline=True))
+  for i, inner in enumerate(_THOUGHT.split(text)):
+    if i % 2:  # What the pattern's group matched.
+      parts.append(Thought(inner, is_inline=True))
       continue
     for tag in (_CHANNEL_OPEN, _CHANNEL_CLOSE):
-      if tag in piece:
+      if tag in inner:
         raise ValueError(
             f'Field {field!r} has the tag {tag!r} without its other half. A'
             f' thought is {_THOUGHT_OPEN!r}, text, {_CHANNEL_CLOSE!r}. Got:'
             f' {text!r:.200}'
         )
-    parts.extend(_split_images(piece, item))
+    parts.extend(_split_images(inner, item))
   return parts
 
 
@@ -166,9 +165,9 @@ def said(text: str) -> str:
 
 def _split_images(text: str, item: int) -> list[Part]:
   parts: list[Part] = []
-  for i, piece in enumerate(text.split(IMAGE_TAG)):
+  for i, between in enumerate(text.split(IMAGE_TAG)):
     if i:
       parts.append(Image(item))
-    if piece:
-      parts.append(Text(piece, item))
+    if between:
+      parts.append(Text(between, item))
   return parts

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 import dataclasses
-import difflib
 import functools
 import json
 from typing import Any
 
 from kauldron import kd
 import numpy as np
+
+from gemma4_lora.data.conversations import _choices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +82,7 @@ def plain(value: Any) -> Any:
   return value
 
 
-def rows(value: Any, *, field: str) -> list[dict[str, Any]]:
+def dicts(value: Any, *, field: str) -> list[dict[str, Any]]:
   """Returns a list of dicts, from one, or from a dict of lists, or from JSON.
 
   TFDS and old Hugging Face datasets turn a list of dicts inside out.
@@ -130,10 +131,10 @@ def from_json(value: str, *, field: str) -> Any:
 
 def delete(element: Any, key: kd.kontext.Key) -> None:
   """Deletes the field at `key`, if it is still there."""
-  *parts, last = _path(key).parts
+  *parents, last = _path(key).parts
   parent = element
-  for part in parts:
-    parent = parent[part]
+  for name in parents:
+    parent = parent[name]
   parent.pop(last, None)
 
 
@@ -149,12 +150,6 @@ def _path(key: kd.kontext.Key, cls: Any = kd.kontext.Path) -> Any:
   return cls.from_str(key)
 
 
-def close_match(name: str, names: Any) -> str:
-  """Returns a question, or nothing."""
-  close = difflib.get_close_matches(str(name), [str(n) for n in names])
-  return f' Did you mean {close[0]!r}?' if close else ''
-
-
 def _is_list(value: Any) -> bool:
   return isinstance(value, list | np.ndarray)
 
@@ -162,6 +157,6 @@ def _is_list(value: Any) -> bool:
 def _missing(element: Any, key: kd.kontext.Key) -> str:
   fields = list(kd.kontext.flatten_with_path(element))
   return (
-      f'The example has no field {key!r}.{close_match(key, fields)} Its fields'
-      f' are: {fields}.'
+      f'The example has no field {key!r}.{_choices.close_match(key, fields)}'
+      f' Its fields are: {fields}.'
   )

@@ -1,0 +1,32 @@
+"""Weights of tokens in the loss: which ones a task can train with."""
+
+import numpy as np
+
+from gemma4_lora.data.conversations import _style
+
+
+def check(
+    weights: np.ndarray, style: _style.Style, *, token_weights: bool
+) -> None:
+  """Raises for weights that train nothing, or that the mask cannot hold.
+
+  Args:
+    weights: Of each token of an example, f32 `[L]`.
+    style: Its policies decide what has a weight.
+    token_weights: Whether the mask holds weights, not bools.
+
+  Raises:
+    ValueError: All are 0; or the mask is of bools, and some are not 0 or 1.
+  """
+  if not weights.any():
+    raise ValueError(
+        'ChatTask: nothing of the conversation would be trained: it has no'
+        f' turn of the model with a weight (loss_on={style.loss_on!r},'
+        f' thinking={style.thinking!r}).'
+    )
+  other = weights[~np.isin(weights, (0, 1))]
+  if other.size and not token_weights:
+    raise ValueError(
+        f"ChatTask: a message has the 'weight' {float(other[0])}, which a mask"
+        ' of bools cannot say. Set `token_weights=True`.'
+    )

@@ -1,0 +1,21 @@
+"""Values that an argument may have, and which of them was meant."""
+
+from collections.abc import Iterable
+from collections.abc import Sequence
+import difflib
+from typing import Any
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+  """Raises a ValueError for a value that an argument does not have."""
+  if value not in choices:
+    raise ValueError(
+        f'{name}={value!r} is none of {list(choices)}.'
+        f'{close_match(value, choices)}'
+    )
+
+
+def close_match(name: Any, names: Iterable[Any]) -> str:
+  """Returns ` Did you mean ...?`, or nothing if no name is close."""
+  close = difflib.get_close_matches(str(name), [str(n) for n in names])
+  return f' Did you mean {close[0]!r}?' if close else ''

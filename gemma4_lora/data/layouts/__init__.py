@@ -1,0 +1,1 @@
+"""From the fields of a row to a conversation, one module per layout."""

@@ -1,0 +1,19 @@
+"""Which fields of a row hold a conversation."""
+
+import dataclasses
+
+from kauldron import kd
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Columns:
+  """Keys of the fields of a conversation; for the attributes see `ChatTask`.
+
+  Each layout reads some of them.
+  """
+
+  in_prompt: kd.kontext.Key
+  in_response: kd.kontext.Key
+  in_messages: kd.kontext.Key | None
+  in_system: kd.kontext.Key | None
+  in_tools: kd.kontext.Key | None

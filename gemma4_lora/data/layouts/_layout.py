@@ -1,0 +1,124 @@
+"""What each layout says: how the fields of a row hold a conversation."""
+
+import abc
+import dataclasses
+from typing import Any
+from typing import ClassVar
+
+from kauldron import kd
+
+from gemma4_lora.data.conversations import _conversation
+from gemma4_lora.data.layouts import _columns
+from gemma4_lora.data.layouts import _fields
+from gemma4_lora.data.layouts import _tool_fields
+
+Columns = _columns.Columns
+Conversation = _conversation.Conversation
+
+
+class Layout(abc.ABC):
+  """How a dataset lays out conversations in rows.
+
+  A subclass's docstring is what `g4.data.ChatTask` documents of it.
+
+  Attributes:
+    name: The value of `layout=`.
+    in_messages: Default key of the messages; None if a conversation is a prompt
+      and a response in fields of their own.
+  """
+
+  name: ClassVar[str]
+  in_messages: ClassVar[str | None] = None
+
+  @property
+  def is_chat(self) -> bool:
+    """Whether a conversation is a list of messages in one field."""
+    return self.in_messages is not None
+
+  def keys(self, columns: Columns) -> list[kd.kontext.Key]:
+    """Returns the keys of all fields that are read."""
+    optional = (columns.in_system, columns.in_tools)
+    keys = self.conversation_keys(columns)
+    return keys + [key for key in optional if key is not None]
+
+  def conversation(self, row: Any, columns: Columns) -> Conversation:
+    """Returns the conversation of a row, with its system text and its tools.
+
+    Raises:
+      ValueError: A field does not hold what the layout wants.
+      KeyError: A field is missing.
+    """
+    tools = (
+        None if columns.in_tools is None else _fields.get(row, columns.in_tools)
+    )
+    conversation = dataclasses.replace(
+        self.parse(row, columns), tools=_tool_fields.parse_tools(tools)
+    )
+    if columns.in_system is None:
+      return conversation
+    text = _fields.get_text(row, columns.in_system)
+    return _with_system(conversation, text, field=columns.in_system)
+
+  @abc.abstractmethod
+  def conversation_keys(self, columns: Columns) -> list[kd.kontext.Key]:
+    """Returns the keys of the fields that `parse` reads."""
+
+  @abc.abstractmethod
+  def parse(self, row: Any, columns: Columns) -> Conversation:
+    """Returns the conversation, without what stands in fields of its own.
+
+    Raises:
+      ValueError: A field does not hold what the layout wants.
+      KeyError: A field is missing.
+    """
+
+  @abc.abstractmethod
+  def read_answer(
+      self,
+      row: Any,
+      *,
+      in_prompt: kd.kontext.Key | None,
+      in_answer: kd.kontext.Key,
+  ) -> tuple[str | None, Any]:
+    """Returns the prompt and one of its answers, of a row that has several.
+
+    Returns:
+      What `parse` reads: a prompt and a response, or None and messages.
+
+    Raises:
+      ValueError: A field does not hold what the layout wants.
+      KeyError: A field is missing.
+    """
+
+  @abc.abstractmethod
+  def write(
+      self, prompt: str | None, answer: str, *, num_images: int | None = None
+  ) -> Any:
+    """Returns an answer as datasets hold it.
+
+    Args:
+      prompt: Goes before the answer if it is a chat; None for an answer alone.
+      answer: What the model says.
+      num_images: How many images go before the prompt. None for a dataset
+        without images.
+    """
+
+
+def _with_system(
+    conversation: Conversation, text: str, *, field: str
+) -> Conversation:
+  """Returns the conversation after a system message.
+
+  Raises:
+    ValueError: It has one already.
+  """
+  if conversation.messages and conversation.messages[0].role == 'system':
+    raise ValueError(
+        f'Field {field!r} is a second system message: the messages begin with'
+        ' one. Drop `in_system=`, or the message.'
+    )
+  parts = _conversation.parse_text(text, role='system', field=field)
+  system = _conversation.Message(role='system', parts=tuple(parts))
+  return dataclasses.replace(
+      conversation, messages=(system, *conversation.messages)
+  )

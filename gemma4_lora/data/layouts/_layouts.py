@@ -1,0 +1,53 @@
+"""The table of layouts: to add one, write its module and its line here."""
+
+import textwrap
+
+from gemma4_lora.data.conversations import _choices
+from gemma4_lora.data.layouts import _layout
+from gemma4_lora.data.layouts import _messages
+from gemma4_lora.data.layouts import _prompt_response
+from gemma4_lora.data.layouts import _sharegpt
+
+LAYOUTS: dict[str, _layout.Layout] = {
+    layout.name: layout
+    for layout in (
+        _prompt_response.PromptResponse(),
+        _messages.Messages(),
+        _sharegpt.ShareGpt(),
+    )
+}
+
+
+def by_name(name: str) -> _layout.Layout:
+  """Returns the layout of `layout=`.
+
+  Raises:
+    ValueError: There is none of that name.
+  """
+  _choices.check_choice('layout', name, tuple(LAYOUTS))
+  return LAYOUTS[name]
+
+
+def chats() -> str:
+  """Returns the choices of `layout=` that are lists of messages, for errors."""
+  names = [name for name, layout in LAYOUTS.items() if layout.is_chat]
+  return ' or '.join(f'layout={name!r}' for name in names)
+
+
+def documented[T: type](task: T) -> T:
+  """Writes each layout's docstring into that of a task, at `{layouts}`."""
+  if task.__doc__:  # Python drops docstrings with -OO.
+    entries = '\n'.join(map(_entry, LAYOUTS.values()))
+    task.__doc__ = task.__doc__.replace('  {layouts}', entries)
+  return task
+
+
+def _entry(layout: _layout.Layout) -> str:
+  text = ' '.join((type(layout).__doc__ or '').split())
+  return textwrap.fill(
+      f'`{layout.name!r}`: {text}',
+      width=78,
+      initial_indent='  * ',
+      subsequent_indent='    ',
+      break_on_hyphens=False,
+  )

@@ -1,0 +1,155 @@
+"""Tests of messages of role and content: of all readers, and their errors."""
+
+import json
+
+import numpy as np
+import pytest
+
+from gemma4_lora import g4
+
+_TASK = g4.data.ChatTask(
+    layout='messages', tokenizer=g4.testing.Gemma4Tokenizer(), max_length=256
+)
+
+_MESSAGES = [
+    {'role': 'system', 'content': 'Be kind.'},
+    {'role': 'user', 'content': 'Hello.'},
+    {'role': 'assistant', 'content': 'Où ?'},
+]
+_TEXT = (
+    '<|turn>system\nBe kind.<turn|>\n<|turn>user\nHello.<turn|>\n'
+    '<|turn>model\nOù ?<turn|>'
+)
+
+
+def _columns(rows):
+  return {key: [row[key] for row in rows] for key in rows[0]}
+
+
+def _bytes(rows):
+  return [{k: v.encode() for k, v in row.items()} for row in rows]
+
+
+@pytest.mark.parametrize(
+    'value',
+    [
+        _MESSAGES,
+        tuple(_MESSAGES),
+        json.dumps(_MESSAGES),
+        np.array(_MESSAGES, object),
+        _columns(_MESSAGES),
+        _bytes(_MESSAGES),
+        # As TFDS gives a Sequence of features.
+        {
+            k: np.array(v, object)
+            for k, v in _columns(_bytes(_MESSAGES)).items()
+        },
+        [
+            dict(m, role=m['role'].replace('assistant', 'model'))
+            for m in _MESSAGES
+        ],
+        [dict(m, tool_calls=None, weight=None) for m in _MESSAGES],
+        [
+            dict(m, content=[{'type': 'text', 'text': m['content']}])
+            for m in _MESSAGES
+        ],
+    ],
+    ids=range(10),
+)
+def test_messages_of_all_readers_are_the_same(value):
+  assert _TASK.render({'messages': value}).text == _TEXT
+
+
+def _with(message, *, at=1):
+  messages = [dict(m) for m in _MESSAGES]
+  messages[at] = message
+  return {'messages': messages}
+
+
+@pytest.mark.parametrize(
+    'row, match',
+    [
+        ({'messages': []}, "'messages' has no messages"),
+        ({'messages': 3}, "'messages' should be a list of dicts, .* int: 3"),
+        ({'messages': '[{'}, "'messages' is a text that is not JSON"),
+        ({'messages': ['a']}, r"'messages\[0\]' should be a dict, .* str: 'a'"),
+        (
+            _with({'role': 'usr', 'content': 'a'}),
+            r"'messages\[1\].role' is 'usr', .* Did you mean 'user'",
+        ),
+        (
+            _with({'from': 'human', 'value': 'a'}),
+            r"'messages\[1\]' has no 'role'.*Is `layout=` the right one",
+        ),
+        (_with({'role': 'user'}), r"'messages\[1\]' has no 'content'"),
+        (
+            _with({'role': 'user', 'content': 3}),
+            r"'messages\[1\].content' should be text .* int: 3",
+        ),
+        (
+            _with({'role': 'user', 'content': [{'type': 'video'}]}),
+            r"'messages\[1\].content\[0\]' should be .*video",
+        ),
+        (
+            _with({'role': 'user', 'content': [{'type': 'text'}]}),
+            r"'messages\[1\].content\[0\].text' should be text",
+        ),
+        (
+            _with({'role': 'user', 'content': 'a<turn|>'}),
+            r"'messages\[1\].content' has the turn tag '<turn\|>'",
+        ),
+        (
+            _with({'role': 'user', 'content': 'a', 'tool_calls': [{}]}),
+            r"'messages\[1\].tool_calls\[0\]' should be a call",
+        ),
+        (
+            _with(
+                {
+                    'role': 'user',
+                    'content': 'a',
+                    'tool_calls': [{'name': 'f', 'arguments': {}}],
+                }
+            ),
+            r"'messages\[1\]' has tool calls, but its role is 'user'",
+        ),
+        (
+            _with(
+                {
+                    'role': 'assistant',
+                    'tool_calls': [{'name': 'f', 'arguments': '[1]'}],
+                }
+            ),
+            r"'messages\[1\].tool_calls\[0\].arguments' should be a dict",
+        ),
+        (
+            _with({'role': 'tool', 'content': 'a'}),
+            r"'messages\[1\]' is a tool's answer, but the message before",
+        ),
+        (
+            {
+                'messages': [
+                    {'role': 'assistant', 'tool_calls': [{'name': 'f'}]},
+                    {'role': 'tool', 'content': 'a'},
+                    {'role': 'tool', 'content': 'b'},
+                ]
+            },
+            r"'messages\[2\]' is a tool's answer, and does not say of which",
+        ),
+        (
+            _with({'role': 'assistant', 'content': 'a', 'weight': -1}, at=2),
+            r"'messages\[2\].weight' should be a number .* -1",
+        ),
+        (
+            {'messages': _MESSAGES[:2]},
+            "nothing of the conversation would be trained.*loss_on='all'",
+        ),
+        (
+            _with({'role': 'assistant', 'content': 'a', 'weight': 0}, at=2),
+            'nothing of the conversation would be trained',
+        ),
+    ],
+)
+def test_a_malformed_row_is_an_error_that_says_where(row, match):
+  with pytest.raises(ValueError, match=match) as e:
+    _TASK.map(row)
+  assert 'In the row: {' in str(e.value)

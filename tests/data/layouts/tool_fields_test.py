@@ -1,0 +1,70 @@
+"""Tests of tools in the fields of a row."""
+
+import dataclasses
+import json
+
+import pytest
+
+from gemma4_lora import g4
+
+_TASK = g4.data.ChatTask(
+    layout='messages',
+    in_tools='tools',
+    tokenizer=g4.testing.Gemma4Tokenizer(),
+    max_length=256,
+)
+_MESSAGES = [
+    {'role': 'system', 'content': 'Be kind.'},
+    {'role': 'user', 'content': 'Hello.'},
+    {'role': 'assistant', 'content': 'Où ?'},
+]
+_TOOL = {
+    'name': 'f',
+    'description': 'Does.',
+    'parameters': {'type': 'object', 'properties': {'x': {'type': 'integer'}}},
+}
+_DECLARATION = (
+    '<|tool>declaration:f{description:<|"|>Does.<|"|>,parameters:{properties:'
+    '{x:{type:<|"|>INTEGER<|"|>}},type:<|"|>OBJECT<|"|>}}<tool|>'
+)
+
+
+@pytest.mark.parametrize(
+    'tools',
+    [
+        [{'type': 'function', 'function': _TOOL}],
+        [_TOOL],
+        json.dumps([_TOOL]),
+        [
+            {
+                'name': 'f',
+                'description': 'Does.',
+                'inputSchema': _TOOL['parameters'],
+            }
+        ],
+        [dict(_TOOL, parameters=json.dumps(_TOOL['parameters']))],
+    ],
+    ids=['openai', 'bare', 'json', 'mcp', 'inner_json'],
+)
+def test_tools_of_all_kinds_are_declared(tools):
+  row = {'messages': _MESSAGES, 'tools': tools}
+  assert f'Be kind.{_DECLARATION}<turn|>' in _TASK.render(row).text
+  row['messages'] = _MESSAGES[1:]  # No system turn to put them into.
+  text = _TASK.render(row).text
+  assert text.startswith(f'<|turn>system\n{_DECLARATION}<turn|>\n<|turn>user')
+  without = dataclasses.replace(_TASK, in_tools=None)
+  for none in (None, [], ''):
+    row = {'messages': _MESSAGES, 'tools': none}
+    assert _TASK.render(row) == without.render(row)
+
+
+@pytest.mark.parametrize(
+    'tools, match',
+    [
+        ([{'description': 'a'}], r"'tools\[0\]' has no 'name'"),
+        (['{'], r"'tools\[0\]' should be a dict"),
+    ],
+)
+def test_a_malformed_tool_is_an_error(tools, match):
+  with pytest.raises(ValueError, match=match):
+    _TASK.map({'messages': _MESSAGES, 'tools': tools})
