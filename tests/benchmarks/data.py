@@ -9,6 +9,7 @@ tiny tokenizer. Counted are the tokens of conversations, not of padding, in
 seconds of processor time: other jobs on the machine do not count.
 """
 
+import itertools
 import time
 
 from kauldron import kd
@@ -20,32 +21,29 @@ _NUM_ROWS = 2000
 
 
 def main():
-  rows = _rows(_NUM_ROWS)
   print(f'| {"what":30} | tokens | tokens/s/core |')
   print(f'|{"-" * 32}|--------|---------------|')
-  for name, run in (
-      ('ChatTask, dialog', lambda: _chat(rows, template='dialog')),
-      ('ChatTask, transformers', lambda: _chat(rows, template='transformers')),
-      ('ChatTask, one short turn', _pairs),
-      ('PackedSource, plan and rows', lambda: _packed(rows)),
-      ('batches of Kauldron', lambda: _batches(rows)),
-  ):
-    tokens, seconds = measure(run)
+  for name, (tokens, seconds) in measure(_NUM_ROWS).items():
     print(f'| {name:30} | {tokens} | {tokens / seconds:13,.0f} |')
 
 
-def measure(run):
-  """Returns the number of tokens, and seconds of this process."""
+def measure(num_rows):
+  """Returns the tokens and the seconds of this process, of each way."""
+  rows = _rows(num_rows)
+  ways = {
+      'ChatTask, dialog': lambda: _chat(rows, template='dialog'),
+      'ChatTask, transformers': lambda: _chat(rows, template='transformers'),
+      'ChatTask, one short turn': lambda: _pairs(num_rows),
+      'PackedSource, plan and rows': lambda: _packed(rows),
+      'batches of Kauldron': lambda: _batches(rows),
+  }
+  return {name: _timed(run) for name, run in ways.items()}
+
+
+def _timed(run):
   begin = time.process_time()
   tokens = run()
   return tokens, time.process_time() - begin
-
-
-def chat_rate(num_rows):
-  """Returns the tokens per second of `ChatTask`."""
-  rows = _rows(num_rows)
-  tokens, seconds = measure(lambda: _chat(rows, template='dialog'))
-  return tokens / seconds
 
 
 def _rows(number):
@@ -81,14 +79,15 @@ def _chat(rows, **kwargs):
   return sum(int((task.map(row)['target'] > 0).sum()) for row in rows)
 
 
-def _pairs():
+def _pairs(number):
   task = g4.data.ChatTask(
       in_prompt='en',
       in_response='fr',
       tokenizer=g4.testing.Gemma4Tokenizer(),
       max_length=48,
   )
-  pairs = list(g4.testing.EnFrPairs(split='train')) * 10
+  pairs = itertools.cycle(g4.testing.EnFrPairs(split='train'))
+  pairs = itertools.islice(pairs, number)
   return sum(int((task.map(pair)['target'] > 0).sum()) for pair in pairs)
 
 

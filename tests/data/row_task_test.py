@@ -1,21 +1,49 @@
-"""What every task of rows has to say."""
+"""Tests of `RowTask`, by a task that doubles a number."""
 
-import inspect
+import dataclasses
 
 import pytest
 
-from gemma4_lora.data import _chat_task
-from gemma4_lora.data import _preference_task
 from gemma4_lora.data import _row_task
 
 
-def test_a_task_that_says_nothing_of_its_rows_cannot_be_made():
-  with pytest.raises(TypeError, match="'_check', '_in_keys', 'fields'"):
-    _row_task.RowTask()
+@dataclasses.dataclass(kw_only=True, frozen=True)
+class _Double(_row_task.RowTask):
+  """Doubles the number at `x`, which must not be negative."""
+
+  is_broken: bool = False
+
+  def fields(self, element):
+    if element['x'] < 0:
+      raise ValueError('a negative number')
+    return {'y': 2 * element['x']}
+
+  @property
+  def _in_keys(self):
+    return ['x']
+
+  def _check(self):
+    if self.is_broken:
+      raise ValueError('a broken task')
 
 
-@pytest.mark.parametrize(
-    "task", [_chat_task.ChatTask, _preference_task.PreferenceTask]
-)
-def test_tasks_leave_nothing_open(task):
-  assert not inspect.isabstract(task)
+def test_outputs_are_added_and_inputs_dropped_in_a_copy():
+  row = {'x': 2, 'id': 7}
+  assert _Double().map(row) == {'y': 4, 'id': 7}
+  assert _Double(drop_inputs=False).map(row) == {'x': 2, 'y': 4, 'id': 7}
+  assert row == {'x': 2, 'id': 7}
+
+
+def test_rows_are_counted_and_malformed_ones_left_out_within_the_limit():
+  task = _Double(max_malformed=1)
+  assert [task.map({'x': x}) for x in (1, -1)] == [{'y': 2}, None]
+  assert (task.malformed.num_rows, task.malformed.num_malformed) == (2, 1)
+  with pytest.raises(ValueError, match='_Double: 2 of 3 rows are malformed'):
+    task.map({'x': -2})
+
+
+def test_an_error_of_the_task_is_no_malformed_row():
+  task = _Double(is_broken=True, max_malformed=5)
+  with pytest.raises(ValueError, match='a broken task'):
+    task.map({'x': -1})
+  assert task.malformed.num_rows == 0
