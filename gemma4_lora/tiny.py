@@ -20,9 +20,13 @@ import copy
 import dataclasses
 from typing import Any
 
+from etils import epy
 from kauldron import konfig
 
 from gemma4_lora.gemma4 import _sizes
+
+with epy.lazy_imports():  # It imports jax.
+  from gemma4_lora.quant import _formats
 
 _Node = konfig.ConfigDict
 
@@ -50,7 +54,6 @@ _BATCH_SIZE = 8  # As many as devices of a host.
 _LENGTH = 64  # In tokens. The longest chat of the pairs has 44.
 _ANSWER = 8
 _SOFT_TOKENS = 4  # Of an image.
-_GROUPED = {'int4': 'quant.Int4', 'nf4': 'quant.NF4'}
 _GROUP_SIZE = 2  # Weights that share a scale: divides all tiny widths.
 
 
@@ -110,8 +113,6 @@ def shrink(cfg: konfig.ConfigDict) -> konfig.ConfigDict:
       _shrink_task(node)
     elif _is(node, 'evals.', ('Evaluator', 'SamplerEvaluator')):
       _shrink_evaluator(node)
-    elif _is(node, '', tuple(_GROUPED.values())):
-      node.group_size = _GROUP_SIZE
     elif _is(node, 'sharding.', ('FSDPSharding',)):
       node.min_size_to_shard_mb = 0  # All leaves are small.
   cfg.num_train_steps = _STEPS
@@ -138,15 +139,20 @@ def _shrink_loader(node: _Node, model: _Node) -> None:
 
 
 def _shrink_formats(node: _Node) -> None:
-  """Spells formats out, for group sizes to be set."""
+  """Sets group sizes; formats that have one are spelled out for it."""
+  grouped = [x for x in _formats.FORMATS if hasattr(x, 'group_size')]
+  names = {x.kind: f'quant.{x.__name__}' for x in grouped}
   formats = node.quantize
   if not isinstance(formats, list | tuple):
     formats = [formats]
-  named = [
-      _new(_GROUPED[x]) if isinstance(x, str) and x in _GROUPED else x
+  formats = [
+      _new(names[x]) if isinstance(x, str) and x in names else x
       for x in formats
   ]
-  _set(node, 'quantize', named)
+  for format_ in formats:
+    if _is(format_, '', tuple(names.values())):
+      format_.group_size = _GROUP_SIZE
+  _set(node, 'quantize', formats)
 
 
 def _shrink_dataset(node: _Node) -> None:

@@ -15,6 +15,7 @@ from gemma4_lora.ckpts.sources import _quantized_leaves
 from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.host import _new_folder
 from gemma4_lora.nn.branches import _quantized_base
+from gemma4_lora.quant import _arrays
 from gemma4_lora.runs import _run
 
 _WHO = 'g4.ckpts.save_quantized'
@@ -65,7 +66,7 @@ def save_quantized(
       checkpointer.save(
           made,
           args=ocp.args.PyTreeSave(
-              jax.tree.map(_storable, base),
+              jax.tree.map(_arrays.stored, base, is_leaf=_arrays.is_quantized),
               ocdbt_target_data_file_size=_FILE_BYTES,
           ),
       )
@@ -109,10 +110,10 @@ def quantize_checkpoint(
         ' g4.ckpts.SkipLoRA4(wrapped=g4.ckpts.PartialLoad(path=…)).'
     )
   params = dict(_upstream.abstract_params(model.model))
-  for name, layout in model.quantized.items():
+  for name, encoding in model.quantized.items():
     key = tuple(name.split('.'))
     shape = _trees.get_at(params, key).shape
-    params = _trees.replace_at(params, key, layout.abstract(shape))
+    params = _trees.replace_at(params, key, encoding.abstract(shape))
   params = _restore.restore({'params': params}, request)['params']
   save_quantized(path, model=model, params=params, overwrite=overwrite)
   argument = _quantized_leaves.argument(model.quantized.values())
@@ -125,10 +126,3 @@ def _check_model(model: Any, *, who: str) -> None:
         f'{who}: model= quantises nothing. Give g4.nn.LoRA(quantize=…), as'
         f" quantize='int4'. Got: {type(model).__name__}."
     )
-
-
-def _storable(leaf: Any) -> Any:
-  """Returns a leaf in a dtype that files have."""
-  return leaf.astype(
-      _quantized_leaves.STORED_DTYPE.get(np.dtype(leaf.dtype), leaf.dtype)
-  )

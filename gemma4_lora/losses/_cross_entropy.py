@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from kauldron import kd
 
-from gemma4_lora import quant
 from gemma4_lora.losses import _tiles
+from gemma4_lora.quant import _arrays
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,7 +126,7 @@ def _backward(settings, kept, cotangent):
   made, hidden, table, labels = kept
   scaled = cotangent[..., None] * made['grad'].astype(jnp.float32)
   to_table = None
-  if not quant.is_quantized(table):
+  if not _arrays.is_quantized(table):
     z = made['shift'], made['total']
     to_table = _table_grad(settings, hidden, table, labels, z, cotangent)
   return scaled.astype(hidden.dtype), to_table, None
@@ -159,7 +159,7 @@ def _losses(
     `loss`, f32 `[B, C]`; `shift` and `total`, the same, with `Z = total *
     exp(shift)`; and `grad`, `[B, C, D]`.
   """
-  num_tokens, _ = quant.shape_of(table)
+  num_tokens, _ = _arrays.shape_of(table)
   smoothing = settings.label_smoothing
   per_token = jnp.zeros(labels.shape, jnp.float32)
   vector = jnp.zeros(hidden.shape, jnp.float32)
@@ -240,7 +240,7 @@ def _losses(
   if smoothing:
     grad -= smoothing / num_tokens * sums['spread']
   on_label = -p_others + z_term * p_label + smoothing * (1 - 1 / num_tokens)
-  rows = quant.take(table, jnp.clip(labels, 0, num_tokens - 1), hidden.dtype)
+  rows = _arrays.take(table, jnp.clip(labels, 0, num_tokens - 1), hidden.dtype)
   rows = rows.astype(jnp.float32)
   grad += (on_label * sums['slope'])[..., None] * rows
   outputs['grad'] = grad.astype(hidden.dtype)
@@ -312,7 +312,7 @@ def _check(hidden: jax.Array, embedding: Any, labels: jax.Array) -> None:
         f'hidden is {hidden.shape}, so labels must be {hidden.shape[:-1]}:'
         f' they are {labels.shape}.'
     )
-  shape = quant.shape_of(embedding)
+  shape = _arrays.shape_of(embedding)
   if shape[1:] != hidden.shape[-1:]:
     raise ValueError(
         f'embedding is {shape}, but hidden is {hidden.shape}: the last'

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gemma4_lora import quant
+from gemma4_lora.quant import _arrays
 
 # A tile of logits in float32 is 64 MiB: the table is then read once for 2048
 # tokens, and the sums over the vocabulary once for 8192 of its entries.
@@ -67,12 +67,12 @@ def over_vocab(
   Returns:
     The last carry.
   """
-  num_tokens, _ = quant.shape_of(table)
+  num_tokens, _ = _arrays.shape_of(table)
   size = min(vocab_tile, num_tokens)
 
   def step(i, carry):
     start = jnp.minimum(i * size, num_tokens - size)
-    rows = quant.slice_rows(table, start, size, hidden.dtype)
+    rows = _arrays.slice_rows(table, start, size, hidden.dtype)
     logits = dot(hidden, rows, contract=(-1, -1))
     slope = jnp.ones((), jnp.float32)
     if soft_cap is not None:

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from gemma4_lora import _trees
-from gemma4_lora import quant
 from gemma4_lora import variants
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.gemma4 import _weights
@@ -19,6 +18,7 @@ from gemma4_lora.nn import _lora
 from gemma4_lora.nn import _validate
 from gemma4_lora.nn import _views
 from gemma4_lora.nn.branches import _quantized_base
+from gemma4_lora.quant import _arrays
 from gemma4_lora.targets import _full
 
 
@@ -129,7 +129,7 @@ class Change:
       leaf: An array, or a quantised one.
       dtype: Of what was quantised.
     """
-    if not quant.is_quantized(leaf):
+    if not _arrays.is_quantized(leaf):
       return self.fuse(leaf)
     if not self.branches and not self.copies:
       return _dequantized(leaf, dtype)
@@ -209,11 +209,13 @@ def changes_of(
 
 def _dequantized(leaf: Mapping[str, Any], dtype: Any) -> jax.Array:
   """Returns what a quantised leaf stands for, where its codes are."""
-  return _like(_dequantize(dict(leaf), jnp.dtype(dtype)), leaf['codes'])
+  return _like(
+      _dequantize(dict(leaf), jnp.dtype(dtype)), _arrays.codes_of(leaf)
+  )
 
 
 # Compiled: nothing of the leaf's size in float32 on the way to bfloat16.
-_dequantize = jax.jit(quant.dequantize, static_argnums=1)
+_dequantize = jax.jit(_arrays.dequantize, static_argnums=1)
 
 
 def _added(

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from kauldron import kd
 from kauldron import kontext
 
-from gemma4_lora import quant
 from gemma4_lora import variants
 from gemma4_lora.gemma4 import _leaves
 from gemma4_lora.gemma4 import _linears
@@ -28,6 +27,8 @@ from gemma4_lora.nn.branches import _injector
 from gemma4_lora.nn.branches import _quantized_base
 from gemma4_lora.nn.wrapper import _output
 from gemma4_lora.nn.wrapper import _wrapper
+from gemma4_lora.quant import _by_leaf
+from gemma4_lora.quant import _formats
 from gemma4_lora.targets import _full
 from gemma4_lora.targets import _resolve
 from gemma4_lora.targets import _rule
@@ -191,7 +192,9 @@ class LoRA(_wrapper.ModelWrapper):
     object.__setattr__(self, 'targets', _rule.normalize(self.targets))
     modules_to_save = _full.normalize_full(self.modules_to_save)
     object.__setattr__(self, 'modules_to_save', modules_to_save)
-    object.__setattr__(self, 'quantize', quant.normalize(self.quantize) or None)
+    object.__setattr__(
+        self, 'quantize', _formats.normalize(self.quantize) or None
+    )
     adapted = self.adapted  # A target that matches nothing fails here.
     _init.check(self.init_lora_weights)
     _attention.check(self.attention)
@@ -261,7 +264,7 @@ class LoRA(_wrapper.ModelWrapper):
     """How each quantised leaf of the base is, by its dotted path."""
     if not self.quantize:
       return {}
-    return quant.resolve(self.quantize, self.model.config)
+    return _by_leaf.resolve(self.quantize, self.model.config)
 
   @property
   def lora_shapes(self) -> dict[str, tuple[int, ...]]:

@@ -6,11 +6,11 @@ from typing import Any
 
 import jax
 
-from gemma4_lora import quant
 from gemma4_lora import variants
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.gemma4 import _weights
 from gemma4_lora.nn import _lora
+from gemma4_lora.quant import _arrays
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ def linears(
     row = linear.row
     if row.path != path:  # Not once for each projection that it packs.
       path = row.path
-      weight = quant.dense(get(params, path), model.model.dtype)
+      weight = _arrays.dense(get(params, path), model.model.dtype)
     views[row.name] = LinearView(
         row=row,
         base=_weights.part(weight, row),

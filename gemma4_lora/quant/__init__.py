@@ -18,20 +18,10 @@ g4.nn.LoRA(
 ```
 """
 
-from gemma4_lora.quant._arrays import dense
 from gemma4_lora.quant._arrays import dequantize
 from gemma4_lora.quant._arrays import is_quantized
-from gemma4_lora.quant._arrays import layout_of
-from gemma4_lora.quant._arrays import nbytes
 from gemma4_lora.quant._arrays import quantize
-from gemma4_lora.quant._arrays import shape_of
-from gemma4_lora.quant._arrays import slice_in_dim
-from gemma4_lora.quant._arrays import slice_rows
-from gemma4_lora.quant._arrays import take
-from gemma4_lora.quant._by_leaf import resolve
-from gemma4_lora.quant._formats import Format
-from gemma4_lora.quant._formats import Int4
-from gemma4_lora.quant._formats import Int8
-from gemma4_lora.quant._formats import NF4
-from gemma4_lora.quant._formats import normalize
-from gemma4_lora.quant._kinds import Layout
+from gemma4_lora.quant._format import Format
+from gemma4_lora.quant._int4 import Int4
+from gemma4_lora.quant._int8 import Int8
+from gemma4_lora.quant._nf4 import NF4

@@ -8,83 +8,82 @@ A quantised array stands in the tree of parameters as a dict:
 
 Codes have the array's own shape. Along one axis a group of neighbours shares a
 scale; `array ~ levels(codes) * scales`. With double quantisation `scales` is
-such a dict in turn, and has an `offset`.
+such a dict in turn, and has an `offset`. Name and dtype of the codes tell the
+format.
 """
 
 from collections.abc import Mapping
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import qwix
 
-from gemma4_lora.quant import _grid
-from gemma4_lora.quant import _kinds
-from gemma4_lora.quant import _nf4
-
-_BY_DTYPE = {jnp.dtype(k.dtype): k for k in _kinds.KINDS.values()}
+from gemma4_lora.quant import _format
+from gemma4_lora.quant import _formats
 
 
 def is_quantized(value: Any) -> bool:
   """Whether a node of the parameters is a quantised array."""
-  return isinstance(value, Mapping) and _kinds.CODES in value
+  return isinstance(value, Mapping) and any(map(_format.is_codes, value))
 
 
-def layout_of(value: Mapping[str, Any]) -> _kinds.Layout:
-  """Returns how a quantised array is, from its shapes and dtypes.
+def codes_of(value: Mapping[str, Any]) -> Any:
+  """Returns the codes of a quantised array.
 
   Args:
     value: A quantised array; of arrays or `jax.ShapeDtypeStruct`s.
 
   Raises:
-    ValueError: Its codes are of a dtype that is none of ours.
+    ValueError: The format is unknown.
   """
-  codes, scales = value[_kinds.CODES], value[_kinds.SCALES]
-  kind = _BY_DTYPE.get(jnp.dtype(codes.dtype))
-  if kind is None:
-    known = ', '.join(
-        f'{k.name} ({k.dtype.__name__})' for k in _BY_DTYPE.values()
-    )
-    raise ValueError(
-        f'Codes of dtype {codes.dtype} are of no format that g4.quant knows:'
-        f' {known}.'
-    )
-  double = is_quantized(scales)
-  shape = scales[_kinds.CODES].shape if double else scales.shape
-  return _kinds.Layout(
-      kind=kind.name,
-      block=tuple(n // s for n, s in zip(codes.shape, shape, strict=True)),
-      scale_dtype=jnp.dtype(jnp.float32 if double else scales.dtype),
-      double=double,
+  return value[_formats.format_of(value).codes_name]
+
+
+def encoding_of(value: Mapping[str, Any]) -> _format.Encoding:
+  """Returns how a quantised array is held, from its shapes and dtypes.
+
+  Args:
+    value: A quantised array; of arrays or `jax.ShapeDtypeStruct`s.
+
+  Raises:
+    ValueError: The format is unknown.
+  """
+  scales, scales_format = value[_format.SCALES], None
+  scale_dtype = getattr(scales, 'dtype', jnp.float32)
+  if is_quantized(scales):
+    scales_format = _formats.format_of(scales)
+    scales = codes_of(scales)
+  pairs = zip(codes_of(value).shape, scales.shape, strict=True)
+  return _format.Encoding(
+      format=_formats.format_of(value),
+      block=tuple(n // s for n, s in pairs),
+      scale_dtype=jnp.dtype(scale_dtype),
+      scales_format=scales_format,
   )
 
 
-def quantize(array: Any, layout: _kinds.Layout) -> dict[str, Any]:
+def quantize(array: Any, encoding: _format.Encoding) -> dict[str, Any]:
   """Returns an array as codes and scales.
 
   Args:
-    array: Floating, of any shape that the layout's groups divide.
-    layout: How to quantise it.
+    array: Floating, of any shape that the encoding's groups divide.
+    encoding: How to quantise it: `g4.quant.Int8().encoding(…)`.
   """
-  array = jnp.asarray(array)
-  scale_dtype = jnp.dtype(layout.scale_dtype)
-  match layout.kind:
-    case 'int8':
-      made = qwix.quantize(
-          array.astype(jnp.float32),
-          jnp.int8,
-          tiled_axes=dict(enumerate(layout.block)),
-      )
-      codes, scales = made.qvalue, made.scale.astype(scale_dtype)
-    case 'int4':
-      codes, scales = _in_groups(_grid.quantize, array, layout, scale_dtype)
-    case _:
-      codes, scales = _in_groups(_nf4.quantize, array, layout, scale_dtype)
-  if not layout.double:
-    return {_kinds.CODES: codes, _kinds.SCALES: scales}
-  return {_kinds.CODES: codes, _kinds.SCALES: _double(scales, layout.axis)}
+  codes, scales = encoding.format.encode(jnp.asarray(array), encoding)
+  held: Any = scales
+  if encoding.double:
+    held = _around_mean(scales.astype(jnp.float32), encoding)
+  return {encoding.format.codes_name: codes, _format.SCALES: held}
+
+
+def _around_mean(
+    scales: jax.Array, encoding: _format.Encoding
+) -> dict[str, Any]:
+  """Returns scales quantised, around the mean of those along an axis."""
+  offset = scales.mean(encoding.axis, keepdims=True)
+  inner = encoding.of_scales(scales.shape)
+  assert inner is not None
+  return quantize(scales - offset, inner) | {_format.OFFSET: offset}
 
 
 def dequantize(value: Mapping[str, Any], dtype: Any) -> jax.Array:
@@ -92,14 +91,17 @@ def dequantize(value: Mapping[str, Any], dtype: Any) -> jax.Array:
 
   Args:
     value: A quantised array.
-    dtype: Of the result: each entry is rounded to it once.
+    dtype: Dtype of the result: each entry is rounded to it once.
+
+  Raises:
+    ValueError: The format is unknown.
   """
-  codes, scales = value[_kinds.CODES], value[_kinds.SCALES]
+  codes, scales = codes_of(value), value[_format.SCALES]
   if is_quantized(scales):
     scales = dequantize(scales, jnp.float32)
   # What two bfloat16 numbers multiply to is rounded once either way.
   compute = dtype if scales.dtype == dtype else jnp.float32
-  levels = _levels(codes, compute)
+  levels = _formats.format_of(value).levels(codes, compute)
   block = [n // s for n, s in zip(codes.shape, scales.shape, strict=True)]
   split = [
       m for n, b in zip(codes.shape, block, strict=True) for m in (n // b, b)
@@ -107,8 +109,8 @@ def dequantize(value: Mapping[str, Any], dtype: Any) -> jax.Array:
   spread = [m for n in scales.shape for m in (n, 1)]
   product = levels.reshape(split) * scales.astype(compute).reshape(spread)
   product = product.reshape(codes.shape)
-  if _kinds.OFFSET in value:
-    product += value[_kinds.OFFSET]
+  if _format.OFFSET in value:
+    product += value[_format.OFFSET]
   return product.astype(dtype)
 
 
@@ -122,7 +124,7 @@ def dense(value: Any, dtype: Any = None) -> Any:
   if not is_quantized(value):
     return value
   dtype = jnp.bfloat16 if dtype is None else dtype
-  codes = value[_kinds.CODES]
+  codes = codes_of(value)
   if isinstance(codes, jax.ShapeDtypeStruct):
     return jax.ShapeDtypeStruct(codes.shape, dtype)
   return dequantize(value, dtype)
@@ -141,9 +143,7 @@ def take(value: Any, rows: jax.Array, dtype: Any) -> jax.Array:
   shape = rows.shape
   # `dequantize` wants axes that scales and codes have in common.
   picked = jax.tree.map(lambda x: x[rows.reshape(-1)], value)
-  return dequantize(picked, dtype).reshape(
-      *shape, *value[_kinds.CODES].shape[1:]
-  )
+  return dequantize(picked, dtype).reshape(*shape, *shape_of(value)[1:])
 
 
 def slice_in_dim(value: Any, start: Any, size: int, *, axis: int) -> Any:
@@ -175,47 +175,23 @@ def slice_rows(value: Any, start: Any, size: int, dtype: Any) -> jax.Array:
 
 def shape_of(value: Any) -> tuple[int, ...]:
   """Shape of an array, quantised or not."""
-  return (value[_kinds.CODES] if is_quantized(value) else value).shape
-
-
-def _in_groups(
-    quantize_groups: Any,
-    array: jax.Array,
-    layout: _kinds.Layout,
-    scale_dtype: Any,
-) -> tuple[jax.Array, jax.Array]:
-  """Returns codes and scales by a function of `[groups, entries of a group]`."""
-  pairs = zip(array.shape, layout.block, strict=True)
-  split = [m for n, b in pairs for m in (n // b, b)]
-  order = [*range(0, 2 * array.ndim, 2), *range(1, 2 * array.ndim, 2)]
-  groups = array.reshape(split).transpose(order)
-  scales_shape = layout.scales_shape(array.shape)
-  codes, scales = quantize_groups(
-      groups.reshape(math.prod(scales_shape), -1), scale_dtype=scale_dtype
-  )
-  codes = codes.reshape(groups.shape).transpose(np.argsort(order).tolist())
-  return codes.reshape(array.shape), scales.reshape(scales_shape)
-
-
-def _double(scales: jax.Array, axis: int) -> dict[str, Any]:
-  """Returns scales as int8, around the mean of those along an axis."""
-  scales = scales.astype(jnp.float32)
-  offset = scales.mean(axis, keepdims=True)
-  layout = _kinds.Layout(
-      kind='int8',
-      block=tuple(n if i == axis else 1 for i, n in enumerate(scales.shape)),
-      scale_dtype=jnp.float32,
-  )
-  return quantize(scales - offset, layout) | {_kinds.OFFSET: offset}
-
-
-def _levels(codes: jax.Array, dtype: Any) -> jax.Array:
-  """Returns what codes stand for, before their scale."""
-  if codes.dtype == jnp.uint4:
-    return _nf4.levels(codes, dtype)
-  return codes.astype(dtype)
+  return (codes_of(value) if is_quantized(value) else value).shape
 
 
 def nbytes(value: Any) -> int:
   """Bytes of the arrays of a tree, two codes of 4 bits in a byte."""
-  return sum(-(-_kinds.num_bits(x) // 8) for x in jax.tree.leaves(value))
+  return sum(-(-_format.num_bits(x) // 8) for x in jax.tree.leaves(value))
+
+
+def stored(value: Any) -> Any:
+  """Returns an array as files have it: tensorstore lacks some dtypes of codes.
+
+  Args:
+    value: Quantised or not.
+  """
+  if not is_quantized(value):
+    return value
+  cls = _formats.format_of(value)
+  codes = codes_of(value).astype(cls.stored_dtype or cls.codes_dtype)
+  scales = stored(value[_format.SCALES])
+  return {**value, cls.codes_name: codes, _format.SCALES: scales}

@@ -9,18 +9,17 @@ from gemma4_lora.gemma4 import _leaves
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.gemma4 import _rows
 from gemma4_lora.gemma4 import _upstream
-from gemma4_lora.quant import _formats
-from gemma4_lora.quant import _kinds
+from gemma4_lora.quant import _format
 from gemma4_lora.targets import _resolve
 from gemma4_lora.targets import _rule
 
-_ARGUMENT = 'quantize'
+_ARGUMENT = _format.ARGUMENT
 
 
 @functools.lru_cache(maxsize=64)
 def resolve(
-    formats: tuple[_formats.Format, ...], config: _upstream.TransformerConfig
-) -> Mapping[str, _kinds.Layout]:
+    formats: tuple[_format.Format, ...], config: _upstream.TransformerConfig
+) -> Mapping[str, _format.Encoding]:
   """Returns how each leaf that is quantised is, by its dotted path.
 
   Args:
@@ -33,10 +32,10 @@ def resolve(
       divide one.
   """
   rows = _all_rows(config)
-  layouts: dict[str, _kinds.Layout] = {}
+  encodings: dict[str, _format.Encoding] = {}
   for format_ in formats:
     chosen = _chosen(format_, rows)
-    new = [row for row in chosen if row.path not in layouts]
+    new = [row for row in chosen if row.path not in encodings]
     if not new:
       raise ValueError(
           f'{_ARGUMENT}={format_!r} selects only what an earlier format took:'
@@ -44,10 +43,10 @@ def resolve(
           ' narrower one first, or drop this one.'
       )
     for row in new:
-      layouts[row.path] = format_.layout(
+      encodings[row.path] = format_.encoding(
           row.shape, _shared_axes(row), name=row.name
       )
-  return layouts
+  return encodings
 
 
 def _all_rows(config: _upstream.TransformerConfig) -> list[_rows.Row]:
@@ -58,11 +57,11 @@ def _all_rows(config: _upstream.TransformerConfig) -> list[_rows.Row]:
 
 
 def _chosen(
-    format_: _formats.Format, rows: Sequence[_rows.Row]
+    format_: _format.Format, rows: Sequence[_rows.Row]
 ) -> list[_rows.Row]:
   """Returns the rows of a format, one or more for each leaf."""
   select = format_.select
-  if select == _formats.ALL:
+  if select == _format.ALL:
     return [row for row in rows if not row.is_selected_by_name_only]
   rules = _rule.normalize(select, argument=_ARGUMENT)
   chosen: dict[str, _rows.Row] = {}

@@ -42,8 +42,8 @@ def changes(run: _run.Run, *, who: str) -> dict[str, _fuse.Change]:
 def abstract_base(model: nn.LoRA) -> dict[str, Any]:
   """Returns shapes and dtypes of a model's base, as it is quantised."""
   shapes = _upstream.abstract_params(model.model)
-  for path, layout in model.quantized.items():
-    _fuse.put(shapes, path, layout.abstract(_views.get(shapes, path).shape))
+  for path, encoding in model.quantized.items():
+    _fuse.put(shapes, path, encoding.abstract(_views.get(shapes, path).shape))
   return shapes
 
 

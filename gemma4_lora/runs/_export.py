@@ -15,13 +15,13 @@ from kauldron import kd
 from gemma4_lora import _trees
 from gemma4_lora import hf
 from gemma4_lora import nn
-from gemma4_lora import quant
 from gemma4_lora.ckpts.lora import _lora_item
 from gemma4_lora.ckpts.restore import _read
 from gemma4_lora.hf.weights import _shards
 from gemma4_lora.hf.weights import _to_tensors
 from gemma4_lora.host import _new_folder
 from gemma4_lora.nn import _fuse
+from gemma4_lora.quant import _arrays
 from gemma4_lora.runs import _changes
 from gemma4_lora.runs import _fused_leaves
 from gemma4_lora.runs import _pieces
@@ -178,13 +178,13 @@ def params_of(
   shapes = _changes.abstract_base(run.model)
   if sharding is not None:
     shapes = kd.sharding.with_sharding_constraint(shapes, sharding)
-  wanted = _trees.flatten(shapes, is_leaf=quant.is_quantized)
+  wanted = _trees.flatten(shapes, is_leaf=_arrays.is_quantized)
   leaves = [x for x in run.leaves if tuple(x.path.split('.')) in wanted]
   for group in _fused_leaves.FusedLeaves(run, who=who, unfused=True).read(
       leaves
   ):
     for leaf, array in group:
-      if quant.is_quantized(array):
+      if _arrays.is_quantized(array):
         if sharding is not None:
           like = wanted[tuple(leaf.path.split('.'))]
           array = jax.tree.map(_read.place, array, like)

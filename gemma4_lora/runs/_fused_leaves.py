@@ -34,6 +34,7 @@ from gemma4_lora.host import _memory
 from gemma4_lora.nn import _fuse
 from gemma4_lora.nn.branches import _init
 from gemma4_lora.nn.from_base import _init_from_base
+from gemma4_lora.quant import _format
 from gemma4_lora.runs import _changes
 from gemma4_lora.runs import _pieces
 from gemma4_lora.runs import _run
@@ -57,9 +58,9 @@ class FusedLeaves:
     self._run, self._who, self._unfused = run, who, unfused
     self._changes: Mapping[str, _fuse.Change] = {}
     # The base alone, which was not trained on, is as it is in the file.
-    self._layouts: Mapping[str, quant.Layout] = {}
+    self._encodings: Mapping[str, _format.Encoding] = {}
     if run.lora and isinstance(run.model, nn.LoRA):
-      self._layouts = run.model.quantized
+      self._encodings = run.model.quantized
     if run.lora:
       self._changes = _changes.changes(run, who=who)
     self._checksums: Mapping[str, str] = {}
@@ -74,13 +75,13 @@ class FusedLeaves:
   @property
   def num_quantized(self) -> int:
     """How many leaves the run had quantised."""
-    return len(self._layouts)
+    return len(self._encodings)
 
-  def _layout(self, leaf: _run.BaseLeaf) -> quant.Layout | None:
+  def _encoding(self, leaf: _run.BaseLeaf) -> _format.Encoding | None:
     """Returns how the run had a leaf quantised; None if it had not."""
-    if leaf.place is not None and leaf.place.stored.layout is not None:
-      return leaf.place.stored.layout
-    return self._layouts.get(leaf.path)
+    if leaf.place is not None and leaf.place.stored.encoding is not None:
+      return leaf.place.stored.encoding
+    return self._encodings.get(leaf.path)
 
   def read(
       self, leaves: Sequence[_run.BaseLeaf], *, in_pieces: Collection[str] = ()
@@ -106,7 +107,7 @@ class FusedLeaves:
   ) -> Iterator[_pieces.Group]:
     """Yields the leaves of one array in one group, or as they are read."""
     place = group[0].place
-    if place is not None and self._layout(group[0]) is not None:
+    if place is not None and self._encoding(group[0]) is not None:
       yield from self._read_quantized(group, place, in_pieces)
       return
     is_stacked = place is not None and place.stored.index is not None
@@ -152,7 +153,7 @@ class FusedLeaves:
         rel=path,
         shape=leaf.shape,
         dtype=leaf.model_dtype,
-        layout=self._layout(leaf),
+        encoding=self._encoding(leaf),
     )
     return _restore_plan.Load(model=model, stored=leaf.place.stored)
 
@@ -171,17 +172,17 @@ class FusedLeaves:
       array: As it is there: quantised, or yet to be.
       in_pieces: Paths of leaves that may come in pieces.
     """
-    layout = self._layout(leaf)
-    assert layout is not None
+    encoding = self._encoding(leaf)
+    assert encoding is not None
     if not quant.is_quantized(array):
-      array = _quantize_on_load.quantize(array, layout).value
+      array = _quantize_on_load.quantize(array, encoding).value
     for part, x in _trees.flatten(array).items():
       path = '.'.join((leaf.path, *part))
       self._check(leaf, place, _checksum_of(x), path=path)
     if self._unfused:
       return array
     change = self._changes.get(leaf.path, _fuse.Change())
-    by_rows = change.by_rows and layout.block[0] == 1 and layout.axis > 0
+    by_rows = change.by_rows and encoding.block[0] == 1 and encoding.axis > 0
     part, step = _pieces.piece_rows(leaf) if by_rows else (1, leaf.shape[0])
 
     def pieces():
@@ -257,12 +258,12 @@ class FusedLeaves:
     }
     out: _pieces.Group = []
     for leaf in group:
-      layout = self._layout(leaf)
+      encoding = self._encoding(leaf)
       if leaf.place is None:
         value = _names.fill_value(tuple(leaf.path.split('.')))
         filled: Any = np.full(leaf.shape, value, leaf.dtype)
-        if layout is not None and self._unfused:
-          filled = _quantize_on_load.fill(value, leaf.shape, layout)
+        if encoding is not None and self._unfused:
+          filled = _quantize_on_load.fill(value, leaf.shape, encoding)
         out.append((leaf, filled))
         continue
       stored = leaf.place.stored
@@ -273,7 +274,7 @@ class FusedLeaves:
         continue
       array = arrays[leaf.place.source, stored.key]
       array = np.asarray(array if stored.index is None else array[stored.index])
-      if layout is not None:
+      if encoding is not None:
         value = self._of_quantized(leaf, leaf.place, array, in_pieces)
       else:
         value = self._value(leaf, leaf.place, array)
@@ -375,12 +376,12 @@ def _nested(
     for key in scopes:
       scope = scope.setdefault(key, {})
     scope[name] = np.asarray(arrays[source, part.key])
-  assert stored.layout is not None
+  assert stored.encoding is not None
   # Some dtypes are wider in the file.
   return jax.tree.map(
       lambda x, like: x.astype(like.dtype, copy=False),
       value,
-      stored.layout.abstract(stored.shape),
+      stored.encoding.abstract(stored.shape),
   )
 
 

@@ -112,7 +112,7 @@ def open_run(
   base = model.model if isinstance(model, nn.LoRA) else model
   _upstream.check_is_gemma4(base, argument=f'{who}: model=')
   shapes = _trees.flatten(_upstream.abstract_params(base))
-  layouts = model.quantized if isinstance(model, nn.LoRA) else {}
+  encodings = model.quantized if isinstance(model, nn.LoRA) else {}
   request = base_request(init_transform)
   lora, fingerprint, own = {}, None, None
   if workdir is not None:
@@ -133,7 +133,7 @@ def open_run(
     source = _opened(request, who=who)
     found |= {
         key: Place(source=source, stored=x, released=True)
-        for key, x in _usable(source, request, shapes, layouts, who=who)
+        for key, x in _usable(source, request, shapes, encodings, who=who)
     }
   if own is not None:
     found |= {
@@ -145,7 +145,7 @@ def open_run(
     }
   return Run(
       model=model,
-      leaves=_leaves(found, shapes, layouts, who=who),
+      leaves=_leaves(found, shapes, encodings, who=who),
       lora=lora,
       fingerprint=fingerprint,
       where=' + '.join(
@@ -208,7 +208,7 @@ def _opened(request: _restore.Request, *, who: str) -> _open.Source:
   return source
 
 
-def _usable(source, request, shapes, layouts, *, who):
+def _usable(source, request, shapes, encodings, *, who):
   """Yields what the run may have taken, by canonical path."""
   old = _trees.parts(request.new_to_old['params'])
   tree = _tree(
@@ -216,7 +216,7 @@ def _usable(source, request, shapes, layouts, *, who):
           [x for p, x in source.leaves.items() if p[: len(old)] == old], who=who
       ),
       shapes,
-      layouts,
+      encodings,
       old=old,
   )
   plan = _restore_plan.make_plan(
@@ -236,7 +236,7 @@ def _usable(source, request, shapes, layouts, *, who):
       yield _names.canonical(tree.relative(x)), x
 
 
-def _tree(stored, shapes, layouts, *, old=_ROOT) -> _restore_plan.SubTree:
+def _tree(stored, shapes, encodings, *, old=_ROOT) -> _restore_plan.SubTree:
   return _restore_plan.SubTree(
       new=_ROOT,
       old=old,
@@ -246,7 +246,7 @@ def _tree(stored, shapes, layouts, *, old=_ROOT) -> _restore_plan.SubTree:
               rel=path,
               shape=x.shape,
               dtype=x.dtype,
-              layout=layouts.get(_trees.join(path)),
+              encoding=encodings.get(_trees.join(path)),
           )
           for path, x in shapes.items()
       ),
@@ -257,7 +257,7 @@ def _tree(stored, shapes, layouts, *, old=_ROOT) -> _restore_plan.SubTree:
 def _leaves(
     found: Mapping[_trees.Path, Place],
     shapes: Mapping[_trees.Path, Any],
-    layouts: Mapping[str, Any],
+    encodings: Mapping[str, Any],
     *,
     who: str,
 ) -> tuple[BaseLeaf, ...]:
@@ -268,7 +268,7 @@ def _leaves(
           for key, x in found.items()
       ],
       shapes,
-      layouts,
+      encodings,
   )
   plan = _restore_plan.make_plan([tree])
   where = ' + '.join(sorted({str(x.source.path) for x in found.values()}))
@@ -291,7 +291,7 @@ def _leaves(
     path = spelt.get(key, x.path[1:] if place.source.layout != 'flat' else key)
     like = shapes.get(path, x)
     dtype, model_dtype = x.dtype, like.dtype
-    if x.layout is not None:  # Of codes.
+    if x.encoding is not None:  # Of codes.
       model_dtype = like.dtype if path in shapes else jax.numpy.bfloat16
       dtype = model_dtype
     leaves.append(

@@ -20,6 +20,8 @@ import numpy as np
 from gemma4_lora import _trees
 from gemma4_lora.ckpts import _requests
 from gemma4_lora.ckpts.restore import _read
+from gemma4_lora.quant import _arrays
+from gemma4_lora.quant import _formats
 from gemma4_lora.train import _eager
 
 _PARAMS = 'params'
@@ -125,14 +127,19 @@ def check_storable(shapes: kd.train.TrainState, checkpointer: Any) -> None:
   """
   if type(checkpointer) is not kd.ckpts.Checkpointer:
     return
-  for path, leaf in _trees.flatten(shapes).items():
-    if leaf.dtype == jnp.uint4:
+  for path, leaf in _arrays.flatten(shapes).items():
+    if not _arrays.is_quantized(leaf):
+      continue
+    cls = _formats.format_of(leaf)
+    if cls.stored_dtype is not None:
+      others = [x.kind for x in _formats.FORMATS if x.stored_dtype is None]
       raise ValueError(
-          f'{_trees.join(path)} is uint4, as codes of nf4 are, which Orbax cannot'
-          ' write (tensorstore has no such dtype):'
+          f'{_trees.join((*path, cls.codes_name))} is'
+          f' {jnp.dtype(cls.codes_dtype)}, as codes of {cls.kind} are, which'
+          ' Orbax cannot write (tensorstore has no such dtype):'
           ' checkpointer=kd.ckpts.Checkpointer(…) would save them. Use'
           ' checkpointer=g4.ckpts.LoRACheckpointer(…), which does not save the'
-          " base, or quantize='int4'."
+          f' base, or quantize= one of {others}.'
       )
 
 

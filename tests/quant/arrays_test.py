@@ -8,39 +8,43 @@ import qwix
 
 from gemma4_lora import g4
 from gemma4_lora.quant import _arrays
-from gemma4_lora.quant import _kinds
+from gemma4_lora.quant import _format
+from gemma4_lora.quant import _formats
 
 _RNG = np.random.default_rng(0)
 
 
-def _layout(kind, block, *, double=False):
-  scale_dtype = jnp.dtype(_kinds.KINDS[kind].scale_dtype)
-  return _kinds.Layout(
-      kind=kind, block=block, scale_dtype=scale_dtype, double=double
+def _encoding(kind, block, *, double=False):
+  cls = _formats.named(kind)
+  return _format.Encoding(
+      format=cls,
+      block=block,
+      scale_dtype=jnp.dtype(cls.default_scale_dtype),
+      scales_format=g4.quant.Int8 if double else None,
   )
 
 
-_LAYOUTS = [
+_ENCODINGS = [
     # Largest relative error of a random normal matrix that each may have.
-    (_layout('int8', (1, 64, 1)), 8 + 32 / 64, 0.007),
-    (_layout('int4', (1, 32, 1)), 4 + 16 / 32, 0.11),
-    (_layout('int4', (1, 4, 5)), 4 + 16 / 20, 0.1),
-    (_layout('nf4', (1, 32, 1)), 4 + 32 / 32, 0.095),
-    (_layout('nf4', (1, 16, 1), double=True), 4 + 8 / 16 + 64 / 64, 0.095),
+    (_encoding('int8', (1, 64, 1)), 8 + 32 / 64, 0.007),
+    (_encoding('int4', (1, 32, 1)), 4 + 16 / 32, 0.11),
+    (_encoding('int4', (1, 4, 5)), 4 + 16 / 20, 0.1),
+    (_encoding('nf4', (1, 32, 1)), 4 + 32 / 32, 0.095),
+    (_encoding('nf4', (1, 16, 1), double=True), 4 + 8 / 16 + 64 / 64, 0.095),
 ]
 
 
-@pytest.mark.parametrize(('layout', 'bits', 'bound'), _LAYOUTS)
-def test_layout_is_read_from_the_arrays_and_bits_are_counted(
-    layout, bits, bound
+@pytest.mark.parametrize(('encoding', 'bits', 'bound'), _ENCODINGS)
+def test_encoding_is_read_from_the_arrays_and_bits_are_counted(
+    encoding, bits, bound
 ):
   w = _RNG.standard_normal((3, 64, 10)).astype(np.float32)
-  value = _arrays.quantize(w, layout)
-  assert _arrays.layout_of(value) == layout
-  abstract = layout.abstract(w.shape)
+  value = _arrays.quantize(w, encoding)
+  assert _arrays.encoding_of(value) == encoding
+  abstract = encoding.abstract(w.shape)
   assert _specs(value) == _specs(abstract)
-  assert layout.bits_per_entry(w.shape) == pytest.approx(bits)
-  assert g4.quant.nbytes(value) == pytest.approx(bits * w.size / 8, abs=1)
+  assert encoding.bits_per_entry(w.shape) == pytest.approx(bits)
+  assert _arrays.nbytes(value) == pytest.approx(bits * w.size / 8, abs=1)
   error = np.asarray(_arrays.dequantize(value, jnp.float32)) - w
   assert np.linalg.norm(error) / np.linalg.norm(w) < bound
 
@@ -53,8 +57,8 @@ def _specs(tree):
 def test_codes_and_scales_are_those_of_qwix(kind):
   w = _RNG.standard_normal((256, 24)).astype(np.float32)
   w[:64] = 0  # A group, and more than one channel has.
-  layout = _layout(kind, (64, 1))
-  value = _arrays.quantize(w, layout)
+  encoding = _encoding(kind, (64, 1))
+  value = _arrays.quantize(w, encoding)
   want = qwix.quantize(
       jnp.asarray(w),
       'nf4' if kind == 'nf4' else jnp.int8,
@@ -72,16 +76,16 @@ def test_codes_and_scales_are_those_of_qwix(kind):
   )
 
 
-@pytest.mark.parametrize(('layout', 'bits', 'bound'), _LAYOUTS)
-def test_zeros_stay_zero(layout, bits, bound):
+@pytest.mark.parametrize(('encoding', 'bits', 'bound'), _ENCODINGS)
+def test_zeros_stay_zero(encoding, bits, bound):
   del bits, bound
-  value = _arrays.quantize(np.zeros((3, 64, 10), np.float32), layout)
+  value = _arrays.quantize(np.zeros((3, 64, 10), np.float32), encoding)
   assert not np.any(_arrays.dequantize(value, jnp.float32))
 
 
 def test_rows_are_dequantized_after_they_were_picked():
   w = _RNG.standard_normal((12, 3, 8)).astype(np.float32)
-  value = _arrays.quantize(w, _layout('int4', (1, 1, 4)))
+  value = _arrays.quantize(w, _encoding('int4', (1, 1, 4)))
   whole = np.asarray(_arrays.dequantize(value, jnp.bfloat16))
   rows = jnp.asarray([[3, 3], [0, 11], [5, 7]])
   picked = _arrays.take(value, rows, jnp.bfloat16)
@@ -103,7 +107,33 @@ def test_other_arrays_pass():
   np.testing.assert_array_equal(_arrays.slice_rows(w, 1, 2, None), w[1:3])
 
 
-def test_unknown_codes_are_an_error():
-  value = {'codes': jnp.ones((4, 2), jnp.int16), 'scales': jnp.ones((1, 2))}
-  with pytest.raises(ValueError, match='int16 are of no format.*int8'):
-    _arrays.layout_of(value)
+@pytest.mark.parametrize(
+    'codes',
+    [
+        {'codes': jnp.ones((4, 2), jnp.int16)},
+        {'fp3_codes': jnp.ones((4, 2), jnp.uint4)},
+        {'codes': jnp.ones((4, 2), jnp.int8), 'b_codes': jnp.ones((4, 2))},
+    ],
+)
+def test_unknown_codes_are_an_error(codes):
+  value = {**codes, 'scales': jnp.ones((1, 2))}
+  known = (
+      r"no format of g4.quant. It knows int8 \('codes' of dtype int8\), int4"
+  )
+  for function in (_arrays.encoding_of, _arrays.codes_of, _arrays.stored):
+    with pytest.raises(ValueError, match=f'codes.*{known}'):
+      function(value)
+  with pytest.raises(ValueError, match=known):
+    _arrays.dequantize(value, jnp.float32)
+
+
+def test_files_have_codes_in_dtypes_of_tensorstore():
+  w = _RNG.standard_normal((64, 10)).astype(np.float32)
+  value = _arrays.quantize(w, _encoding('nf4', (16, 1), double=True))
+  stored = _arrays.stored(value)
+  assert stored['codes'].dtype == jnp.uint8
+  assert _formats.held_dtype('codes', stored['codes'].dtype) == jnp.uint4
+  assert _formats.held_dtype('scales', jnp.dtype('uint8')) == jnp.uint8
+  np.testing.assert_array_equal(stored['codes'], value['codes'])
+  assert _specs(stored['scales']) == _specs(value['scales'])
+  assert _arrays.stored(w) is w

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
+from gemma4_lora.quant import _arrays
+from gemma4_lora.quant import _by_leaf
+from gemma4_lora.quant import _formats
 
 _ROUTER_AND_SMALL = ('router', 'scale', 'norm', 'bias', 'clip', 'pos_emb')
 
 
 def _resolve(model, *formats):
-  return g4.quant.resolve(g4.quant.normalize(list(formats)), model.config)
+  return _by_leaf.resolve(_formats.normalize(list(formats)), model.config)
 
 
 def _leaves(model):
@@ -40,14 +43,14 @@ def test_all_of_the_released_models_but_what_is_small(name, ratio):
   """Bytes of 4 bits: at most 0.3 of bfloat16's; dead keys and values too."""
   model = getattr(gm.nn, name)()
   leaves = _leaves(model)
-  layouts = _resolve(model, 'int4')
-  assert layouts.keys() <= leaves.keys()
-  for path in leaves.keys() - layouts.keys():
+  encodings = _resolve(model, 'int4')
+  assert encodings.keys() <= leaves.keys()
+  for path in leaves.keys() - encodings.keys():
     assert any(x in path for x in _ROUTER_AND_SMALL), path
   before = sum(2 * math.prod(x.shape) for x in leaves.values())
   after = sum(
-      g4.quant.nbytes(layouts[path].abstract(x.shape))
-      if path in layouts
+      _arrays.nbytes(encodings[path].abstract(x.shape))
+      if path in encodings
       else 2 * math.prod(x.shape)
       for path, x in leaves.items()
   )
@@ -57,36 +60,36 @@ def test_all_of_the_released_models_but_what_is_small(name, ratio):
 
 def test_towers_are_quantized_layer_by_layer():
   model = g4.testing.Gemma4_E2B(text_only=False)
-  layouts = _resolve(model, g4.quant.Int4(group_size=2))
+  encodings = _resolve(model, g4.quant.Int4(group_size=2))
   path = 'vision_encoder.transformer.stacked_layers.block.attn.q_einsum.w'
-  assert layouts[path].block[0] == 1
-  assert any(path.startswith('audio_encoder') for path in layouts)
-  assert 'embedder.mm_input_projection.w' in layouts
+  assert encodings[path].block[0] == 1
+  assert any(path.startswith('audio_encoder') for path in encodings)
+  assert 'embedder.mm_input_projection.w' in encodings
 
 
 def test_the_first_that_selects_a_part_decides():
   model = g4.testing.Gemma4_26B_A4B()
-  layouts = _resolve(
+  encodings = _resolve(
       model,
       g4.quant.Int8(['embeddings', g4.targets.attention(layers=0)]),
       g4.quant.NF4('experts', group_size=2),
       g4.quant.Int4(group_size=2),
   )
-  assert layouts['embedder.input_embedding'].kind == 'int8'
-  assert layouts['layer_0.attn.q_einsum.w'].kind == 'int8'
-  assert layouts['layer_1.attn.q_einsum.w'].kind == 'int4'
-  assert layouts['layer_0.mlp.gating_einsum.w'].kind == 'nf4'
-  assert layouts['layer_0.mlp.linear.w'].kind == 'nf4'
-  assert layouts['layer_0.mlp2.linear'].kind == 'int4'
-  assert not [path for path in layouts if 'router' in path]
+  assert encodings['embedder.input_embedding'].kind == 'int8'
+  assert encodings['layer_0.attn.q_einsum.w'].kind == 'int8'
+  assert encodings['layer_1.attn.q_einsum.w'].kind == 'int4'
+  assert encodings['layer_0.mlp.gating_einsum.w'].kind == 'nf4'
+  assert encodings['layer_0.mlp.linear.w'].kind == 'nf4'
+  assert encodings['layer_0.mlp2.linear'].kind == 'int4'
+  assert not [path for path in encodings if 'router' in path]
 
 
 def test_dead_keys_and_values_are_quantized_with_the_others():
   """They are there, and the checkpoint may have them."""
   model = g4.testing.Gemma4_E2B()
-  layouts = _resolve(model, g4.quant.Int8('attention'))
+  encodings = _resolve(model, g4.quant.Int8('attention'))
   last = model.config.num_layers - 1
-  assert f'layer_{last}.attn.kv_einsum.w' in layouts
+  assert f'layer_{last}.attn.kv_einsum.w' in encodings
 
 
 @pytest.mark.parametrize(
@@ -112,7 +115,7 @@ def test_bad_input(formats, message):
 
 
 def test_scales_of_a_table_are_by_row():
-  layouts = _resolve(g4.testing.Gemma4_E2B(), g4.quant.Int8('embeddings'))
-  table = layouts['embedder.per_layer_embeddings']
+  encodings = _resolve(g4.testing.Gemma4_E2B(), g4.quant.Int8('embeddings'))
+  table = encodings['embedder.per_layer_embeddings']
   assert table.scales_shape((1024, 6, 10)) == (1024, 6, 1)
   assert table.abstract((1024, 6, 10))['scales'].dtype == jnp.float32

@@ -7,15 +7,16 @@ from kauldron import konfig
 import pytest
 
 from gemma4_lora import g4
+from gemma4_lora.quant import _formats
 
 
 def test_names_stand_for_formats():
-  assert g4.quant.normalize('int4') == (g4.quant.Int4(),)
-  assert g4.quant.normalize(['int8', g4.quant.NF4('mlp')]) == (
+  assert _formats.normalize('int4') == (g4.quant.Int4(),)
+  assert _formats.normalize(['int8', g4.quant.NF4('mlp')]) == (
       g4.quant.Int8(),
       g4.quant.NF4('mlp'),
   )
-  assert g4.quant.normalize(None) == ()
+  assert _formats.normalize(None) == ()
 
 
 @pytest.mark.parametrize(
@@ -35,9 +36,9 @@ def test_names_stand_for_formats():
 def test_neighbours_along_the_input_share_a_scale(
     format_, shape, in_axes, block
 ):
-  layout = format_.layout(shape, in_axes, name='x')
-  assert layout.block == block
-  assert layout.kind == format_.kind
+  encoding = format_.encoding(shape, in_axes, name='x')
+  assert encoding.block == block
+  assert encoding.kind == format_.kind
 
 
 @pytest.mark.parametrize(
@@ -52,15 +53,15 @@ def test_a_group_size_that_does_not_divide_is_an_error(
       ValueError,
       match=rf'group_size={group_size} does not divide the input of layer_0.q',
   ):
-    format_.layout(shape, in_axes, name='layer_0.q')
+    format_.encoding(shape, in_axes, name='layer_0.q')
 
 
 @pytest.mark.parametrize(
     ('make', 'message'),
     [
-        (lambda: g4.quant.normalize([]), r'quantize=\[\] quantises nothing'),
-        (lambda: g4.quant.normalize('int3'), "takes 'int8', 'int4'.*'int3'"),
-        (lambda: g4.quant.normalize(4), 'Got: 4'),
+        (lambda: _formats.normalize([]), r'quantize=\[\] quantises nothing'),
+        (lambda: _formats.normalize('int3'), "takes 'int8', 'int4'.*'int3'"),
+        (lambda: _formats.normalize(4), 'Got: 4'),
         (lambda: g4.quant.Int4(group_size=0), 'group_size= takes a positive'),
         (lambda: g4.quant.NF4(group_size=2.0), 'Got: 2.0'),
         (lambda: g4.quant.Int4(scale_dtype='int8'), 'scale_dtype= takes'),
@@ -72,8 +73,10 @@ def test_bad_input(make, message):
 
 
 def test_scales_of_the_wanted_dtype():
-  layout = g4.quant.Int4(scale_dtype='float32').layout((64, 2), (0,), name='x')
-  assert layout.scale_dtype == jnp.float32
+  encoding = g4.quant.Int4(scale_dtype='float32').encoding(
+      (64, 2), (0,), name='x'
+  )
+  assert encoding.scale_dtype == jnp.float32
 
 
 def test_formats_survive_a_config():
@@ -88,7 +91,81 @@ def test_formats_survive_a_config():
       }
   )
   config = konfig.ConfigDict(json.loads(config.to_json()))
-  assert g4.quant.normalize(konfig.resolve(config).quantize) == (
+  assert _formats.normalize(konfig.resolve(config).quantize) == (
       g4.quant.Int8(('embeddings', 'mlp')),
       g4.quant.NF4(group_size=32, double=True),
   )
+
+
+class _Other(g4.quant.NF4):
+  """A format of 4 bits whose codes are as NF4's."""
+
+  kind = 'other'
+
+
+class _OtherName(_Other):
+  codes_name = 'other_codes'
+
+
+class _Bytes(g4.quant.Int8):
+  """Its codes are in memory as those of NF4 are in files."""
+
+  kind = 'bytes'
+  codes_dtype = jnp.uint8
+
+
+@pytest.mark.parametrize(
+    ('cls', 'stored', 'message'),
+    [
+        (_Other, False, "NF4 and _Other both have 'codes' of dtype uint4:"),
+        (_Bytes, True, "'codes' of dtype uint8 in files.*'bytes_codes'"),
+    ],
+)
+def test_nothing_but_name_and_dtype_of_codes_tells_formats_apart(
+    cls, stored, message
+):
+  with pytest.raises(ValueError, match=message):
+    _formats.by_codes((*_formats.FORMATS, cls), stored=stored)
+
+
+def test_formats_with_codes_of_one_dtype_stand_side_by_side():
+  found = _formats.by_codes((*_formats.FORMATS, _OtherName))
+  assert found['codes', jnp.dtype('uint4')] is g4.quant.NF4
+  assert found['other_codes', jnp.dtype('uint4')] is _OtherName
+
+
+def test_names_of_formats_are_their_own():
+  with pytest.raises(ValueError, match="Two formats have kind 'nf4'"):
+    _formats.by_name((g4.quant.NF4, type('Same', (g4.quant.NF4,), {})))
+
+
+def test_names_of_codes_are_known_without_the_format():
+  bad = type('Bad', (_Other,), {'codes_name': 'levels'})
+  with pytest.raises(ValueError, match='codes_name should end in "_codes"'):
+    _formats.by_codes((bad,))
+
+
+@pytest.mark.parametrize(
+    ('format_', 'held', 'constructor'),
+    [
+        (g4.quant.Int8(), 'int8', 'Int8()'),
+        (g4.quant.Int4(), 'int4, groups of 32', 'Int4(group_size=32)'),
+        (
+            g4.quant.Int4(group_size=2, scale_dtype='float32'),
+            'int4, groups of 2, float32 scales',
+            "Int4(group_size=2, scale_dtype='float32')",
+        ),
+        (g4.quant.NF4(), 'nf4, groups of 64', 'NF4(group_size=64)'),
+        (
+            g4.quant.NF4(double=True),
+            'nf4, groups of 64, int8 scales',
+            'NF4(group_size=64, double=True)',
+        ),
+    ],
+)
+def test_encodings_in_words_and_as_a_user_would_write_them(
+    format_, held, constructor
+):
+  encoding = format_.encoding((128, 4), (0,), name='x')
+  assert encoding.text == held
+  assert encoding.constructor == f'g4.quant.{constructor}'

@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 
 from gemma4_lora import _trees
-from gemma4_lora import quant
 from gemma4_lora import variants
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.gemma4 import _released
+from gemma4_lora.quant import _arrays
 
 # Relative: float32 sums in another order. What was trained on another base is
 # farther away.
@@ -124,7 +124,7 @@ def _norms_of(
     params: Any, rows: Mapping[_trees.Path, _linears.Linear]
 ) -> dict[_trees.Path, jax.Array]:
   weights = tuple(_weight(params, path, row) for path, row in rows.items())
-  dtype = _dtype(params) if any(map(quant.is_quantized, weights)) else None
+  dtype = _dtype(params) if any(map(_arrays.is_quantized, weights)) else None
   starts = tuple(map(_start, rows))
   norms = _norms(weights, tuple(rows.values()), starts, dtype)
   return dict(zip(rows, norms, strict=True))
@@ -156,7 +156,7 @@ def _norms(
     dtype: Any,
 ) -> list[jax.Array]:
   return [
-      start(quant.dense(w, dtype), row)
+      start(_arrays.dense(w, dtype), row)
       for w, row, start in zip(weights, rows, starts, strict=True)
   ]
 

@@ -168,12 +168,12 @@ def _wrong_format(loads: Sequence[_restore_plan.Load]) -> Iterable[str]:
   yield from _list(
       loads,
       lambda x: (
-          f'  {x.model.name}: model {x.model.layout or none}, checkpoint'
-          f' {x.stored.layout or none}'
+          f'  {x.model.name}: model {x.model.encoding or none}, checkpoint'
+          f' {x.stored.encoding or none}'
       ),
   )
-  layouts = (x.stored.layout for x in loads)
-  argument = _quantized_leaves.argument(filter(None, layouts))
+  encodings = (x.stored.encoding for x in loads)
+  argument = _quantized_leaves.argument(filter(None, encodings))
   yield (
       f'Build the model as g4.nn.LoRA({argument}), which is what they were made'
       ' with, or restore from a checkpoint that is not quantised.'

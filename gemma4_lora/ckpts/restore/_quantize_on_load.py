@@ -21,6 +21,7 @@ from gemma4_lora.ckpts.sources import _quantized_leaves
 from gemma4_lora.ckpts.sources import _stream
 from gemma4_lora.host import _memory
 from gemma4_lora.host import _threads
+from gemma4_lora.quant import _format
 
 # Of a piece as the file has it; what computes codes takes 15 times this, for
 # each of the pieces that are in work at once.
@@ -58,26 +59,28 @@ class Quantized:
   quality: _quantized_leaves.Quality
 
 
-def streams(shape: tuple[int, ...], layout: quant.Layout) -> bool:
+def streams(shape: tuple[int, ...], encoding: _format.Encoding) -> bool:
   """Whether an array can be quantised from some of its rows at a time."""
-  return 0 in _free_axes(shape, layout)
+  return 0 in _free_axes(shape, encoding)
 
 
-def quantize(array: np.ndarray | Streamed, layout: quant.Layout) -> Quantized:
+def quantize(
+    array: np.ndarray | Streamed, encoding: _format.Encoding
+) -> Quantized:
   """Returns an array quantised, on the host.
 
   Args:
     array: The array. What is streamed is read once.
-    layout: How, such that `streams` is true of what is streamed.
+    encoding: How, such that `streams` is true of what is streamed.
   """
-  abstract = layout.abstract(array.shape)
+  abstract = encoding.abstract(array.shape)
   value = jax.tree.map(lambda x: _memory.empty(x.shape, x.dtype), abstract)
-  axis = 0 if isinstance(array, Streamed) else _axis(array.shape, layout)
+  axis = 0 if isinstance(array, Streamed) else _axis(array.shape, encoding)
   squares, is_exact = np.zeros(2), True
   # The one more is read while all workers are at work.
   for start, made, sums, same in _threads.in_order(
-      functools.partial(_on_cpu, layout=layout),
-      _pieces(array, axis, layout),
+      functools.partial(_on_cpu, encoding=encoding),
+      _pieces(array, axis, encoding),
       limit=_NUM_WORKERS + 1,
   ):
     for part, x in zip(
@@ -91,32 +94,32 @@ def quantize(array: np.ndarray | Streamed, layout: quant.Layout) -> Quantized:
     is_exact &= bool(same)
   error = math.sqrt(squares[0] / squares[1]) if squares[1] else 0.0
   quality = _quantized_leaves.Quality(
-      layout=layout, error=error, is_exact=is_exact
+      encoding=encoding, error=error, is_exact=is_exact
   )
   return Quantized(value=value, quality=quality)
 
 
 def fill(
-    value: float, shape: tuple[int, ...], layout: quant.Layout
+    value: float, shape: tuple[int, ...], encoding: _format.Encoding
 ) -> dict[str, Any]:
   """Returns a constant, quantised."""
-  one = quant.quantize(jnp.full(layout.block, value, jnp.float32), layout)
+  one = quant.quantize(jnp.full(encoding.block, value, jnp.float32), encoding)
   return jax.tree.map(
       lambda x, like: np.broadcast_to(np.asarray(x).reshape(-1)[0], like.shape),
       one,
-      layout.abstract(shape),
+      encoding.abstract(shape),
   )
 
 
 def _pieces(
-    array: np.ndarray | Streamed, axis: int, layout: quant.Layout
+    array: np.ndarray | Streamed, axis: int, encoding: _format.Encoding
 ) -> Iterator[tuple[int, np.ndarray]]:
   """Yields pieces along an axis, each with where it begins."""
   length = array.shape[axis]
   num_bytes = math.prod(array.shape) * array.dtype.itemsize
   size = length
-  if axis in _free_axes(array.shape, layout):
-    multiple = layout.block[axis]
+  if axis in _free_axes(array.shape, encoding):
+    multiple = encoding.block[axis]
     if isinstance(array, Streamed):
       multiple = math.lcm(multiple, array.multiple)
     size = length * PIECE_BYTES // max(1, num_bytes)
@@ -136,23 +139,23 @@ def _divisor(count: int, limit: int) -> int:
   return next((n for n in near if count % n == 0), limit)
 
 
-def _axis(shape: tuple[int, ...], layout: quant.Layout) -> int:
+def _axis(shape: tuple[int, ...], encoding: _format.Encoding) -> int:
   """Returns along which axis to cut: the first that can be cut most."""
-  free = _free_axes(shape, layout) or [0]
-  return max(free, key=lambda i: shape[i] // layout.block[i])
+  free = _free_axes(shape, encoding) or [0]
+  return max(free, key=lambda i: shape[i] // encoding.block[i])
 
 
-def _free_axes(shape: tuple[int, ...], layout: quant.Layout) -> list[int]:
+def _free_axes(shape: tuple[int, ...], encoding: _format.Encoding) -> list[int]:
   """Returns the axes along which pieces have nothing in common."""
   return [
       i
-      for i, (n, b) in enumerate(zip(shape, layout.block, strict=True))
-      if n > b and not (layout.double and i == layout.axis)
+      for i, (n, b) in enumerate(zip(shape, encoding.block, strict=True))
+      if n > b and not (encoding.double and i == encoding.axis)
   ]
 
 
 def _on_cpu(
-    piece: tuple[int, np.ndarray], layout: quant.Layout
+    piece: tuple[int, np.ndarray], encoding: _format.Encoding
 ) -> tuple[int, Any, np.ndarray, np.ndarray]:
   """Returns codes and scales of a piece, and how far they are from it.
 
@@ -161,12 +164,12 @@ def _on_cpu(
 
   Args:
     piece: Where it begins, which is returned first; and itself, on the host.
-    layout: How.
+    encoding: How.
   """
   start, host = piece
   with jax.default_device(_cpu()):
     array = jax.device_put(np.ascontiguousarray(host), _cpu())
-    return start, *jax.device_get(_quantize(array, layout))
+    return start, *jax.device_get(_quantize(array, encoding))
 
 
 @functools.cache
@@ -177,12 +180,12 @@ def _cpu() -> jax.Device:
     return jax.local_devices()[0]
 
 
-@jax.jit(static_argnames='layout')
+@jax.jit(static_argnames='encoding')
 def _quantize(
-    array: jax.Array, layout: quant.Layout
+    array: jax.Array, encoding: _format.Encoding
 ) -> tuple[Any, jax.Array, jax.Array]:
   """Returns codes and scales; sums of squares; whether all is as before."""
-  made = quant.quantize(array, layout)
+  made = quant.quantize(array, encoding)
   back = quant.dequantize(made, array.dtype)
   wide = array.astype(jnp.float32)
   difference = back.astype(jnp.float32) - wide

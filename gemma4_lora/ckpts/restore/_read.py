@@ -117,8 +117,8 @@ def streamed_leaves(
     whole: Whether leaves other than tables must be.
   """
   load, *others = loads
-  stored, layout = load.stored, load.model.layout
-  if not all(x.quantizes for x in loads) or layout is None:
+  stored, encoding = load.stored, load.model.encoding
+  if not all(x.quantizes for x in loads) or encoding is None:
     return
   if stored.index is not None:
     # Layers in one array: one after the other.
@@ -130,7 +130,7 @@ def streamed_leaves(
   is_table = _names.is_table(load.model.path)
   if others or whole and not is_table:
     return
-  if not _quantize_on_load.streams(stored.shape, layout):
+  if not _quantize_on_load.streams(stored.shape, encoding):
     return
   rows = source.open_rows(stored.key)
   if rows is not None:

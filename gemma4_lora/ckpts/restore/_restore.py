@@ -15,7 +15,6 @@ import jax
 import numpy as np
 
 from gemma4_lora import _trees
-from gemma4_lora import quant
 from gemma4_lora.ckpts.lora import _fingerprint
 from gemma4_lora.ckpts.restore import _policy
 from gemma4_lora.ckpts.restore import _quantize_on_load
@@ -26,6 +25,7 @@ from gemma4_lora.ckpts.sources import _open
 from gemma4_lora.ckpts.sources import _quantized_leaves
 from gemma4_lora.gemma4 import _names
 from gemma4_lora.host import _memory
+from gemma4_lora.quant import _arrays
 
 _OPTIONAL = 'collections'
 # Giving memory back takes half a second.
@@ -123,11 +123,11 @@ def restore(state: Any, request: Request) -> Any:
       while group:
         path, value = group.popitem()
         load = quantizing.get(path)
-        layout = None if load is None else load.model.layout
-        if load is None or layout is None:
+        encoding = None if load is None else load.model.encoding
+        if load is None or encoding is None:
           placing.append(pool.submit(put, path, value))
         else:
-          quantized = _quantize_on_load.quantize(value, layout)
+          quantized = _quantize_on_load.quantize(value, encoding)
           made[path] = quantized.quality
           if request.on_quantized is not None and not _names.is_table(
               load.model.rel
@@ -245,7 +245,7 @@ def _sub_trees(
         model=tuple(
             _model_leaf(new_path, path, leaf)
             for path, leaf in _trees.flatten(
-                sub_state, is_leaf=quant.is_quantized
+                sub_state, is_leaf=_arrays.is_quantized
             ).items()
         ),
         stored=_quantized_leaves.group(stored, who=request.who),
@@ -255,15 +255,15 @@ def _sub_trees(
 def _model_leaf(
     root: _trees.Path, path: _trees.Path, leaf: Any
 ) -> _restore_plan.ModelLeaf:
-  layout = None
-  if quant.is_quantized(leaf):
-    layout, leaf = quant.layout_of(leaf), leaf['codes']
+  encoding = None
+  if _arrays.is_quantized(leaf):
+    encoding, leaf = _arrays.encoding_of(leaf), _arrays.codes_of(leaf)
   return _restore_plan.ModelLeaf(
       path=(*root, *path),
       rel=path,
       shape=leaf.shape,
       dtype=leaf.dtype,
-      layout=layout,
+      encoding=encoding,
   )
 
 
@@ -309,10 +309,12 @@ def _filled(
 ) -> dict[_trees.Path, Any]:
   """Returns the fixed value of a leaf that the checkpoint does not have."""
   value: Any = _names.fill_value(leaf.path)
-  if leaf.layout is None:
+  if leaf.encoding is None:
     host = np.broadcast_to(np.asarray(value, leaf.dtype), leaf.shape)
     return {leaf.path: _read.place(host, old[leaf.path])}
-  parts = _trees.flatten(_quantize_on_load.fill(value, leaf.shape, leaf.layout))
+  parts = _trees.flatten(
+      _quantize_on_load.fill(value, leaf.shape, leaf.encoding)
+  )
   paths = {part: (*leaf.path, *part) for part in parts}
   return {paths[p]: _read.place(x, old[paths[p]]) for p, x in parts.items()}
 

@@ -13,10 +13,10 @@ from kauldron.kontext import path_parser
 import numpy as np
 
 from gemma4_lora import _trees
-from gemma4_lora import quant
 from gemma4_lora.ckpts.sources import _checkpoint_layouts
 from gemma4_lora.gemma4 import _kv_sharing
 from gemma4_lora.gemma4 import _names
+from gemma4_lora.quant import _format
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,14 +28,14 @@ class ModelLeaf:
     rel: Its path in the sub-tree that is restored: `('layer_0', …)`.
     shape: Its shape.
     dtype: Its dtype; of what is quantised, that of the codes.
-    layout: How it is quantised; `None` if it is not.
+    encoding: How it is quantised; `None` if it is not.
   """
 
   path: _trees.Path
   rel: _trees.Path
   shape: tuple[int, ...]
   dtype: np.dtype
-  layout: quant.Layout | None = None
+  encoding: _format.Encoding | None = None
 
   @property
   def name(self) -> str:
@@ -44,7 +44,7 @@ class ModelLeaf:
   @functools.cached_property
   def parts(self) -> dict[_trees.Path, 'ModelLeaf']:
     """The arrays of the state that it is, by path below its own."""
-    if self.layout is None:
+    if self.encoding is None:
       return {(): self}
     return {
         part: ModelLeaf(
@@ -53,7 +53,9 @@ class ModelLeaf:
             shape=x.shape,
             dtype=np.dtype(x.dtype),
         )
-        for part, x in _trees.flatten(self.layout.abstract(self.shape)).items()
+        for part, x in _trees.flatten(
+            self.encoding.abstract(self.shape)
+        ).items()
     }
 
 
@@ -70,12 +72,12 @@ class Load:
   @property
   def quantizes(self) -> bool:
     """Whether the value is to be quantised when it is read."""
-    return self.model.layout is not None and self.stored.layout is None
+    return self.model.encoding is not None and self.stored.encoding is None
 
   @property
   def arrays(self) -> Iterable['Load']:
     """The same, of arrays: of codes and scales that the checkpoint has."""
-    if self.stored.layout is None:
+    if self.stored.encoding is None:
       return (self,)
     return tuple(
         Load(model=self.model.parts[x.path[len(self.stored.path) :]], stored=x)
@@ -143,7 +145,7 @@ class Plan:
     return tuple(
         x
         for x in self.loads
-        if x.model.layout is None and x.model.dtype != x.stored.dtype
+        if x.model.encoding is None and x.model.dtype != x.stored.dtype
     )
 
   @functools.cached_property
@@ -290,12 +292,12 @@ def _plan_tree(tree: SubTree, model_globs, stored_globs) -> Plan:
 
 def _is_readable(load: Load) -> bool:
   """Whether what is quantised in the checkpoint is so in the model."""
-  return load.stored.layout in (None, load.model.layout)
+  return load.stored.encoding in (None, load.model.encoding)
 
 
 def _converts(load: Load) -> bool:
   """Whether the value may be cast while it is read: from float to float."""
-  if load.stored.layout is not None:
+  if load.stored.encoding is not None:
     return True
   if load.quantizes:
     return _is_float(load.stored.dtype)

@@ -18,7 +18,7 @@ import re
 import numpy as np
 
 from gemma4_lora import _trees
-from gemma4_lora import quant
+from gemma4_lora.quant import _format
 
 _FLAT_ROOTS = {
     'transformer': (),
@@ -39,7 +39,7 @@ class Stored:
     key: Path of the array in the file that holds the leaf.
     index: Which slice of the array's first axis it is; `None` for all of it.
     chunk_shape: Shape of the pieces in which the file stores the array.
-    layout: How it is quantised; `None` if it is not.
+    encoding: How it is quantised; `None` if it is not.
     parts: Of what is quantised, the leaves that it consists of.
   """
 
@@ -49,7 +49,7 @@ class Stored:
   key: _trees.Path
   index: int | None = None
   chunk_shape: tuple[int, ...] | None = None
-  layout: quant.Layout | None = None
+  encoding: _format.Encoding | None = None
   parts: tuple['Stored', ...] = ()
 
   @property

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
-import math
 from typing import Any
 
 import jax
@@ -12,14 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from gemma4_lora import _trees
-from gemma4_lora import quant
 from gemma4_lora.ckpts.sources import _checkpoint_layouts
-
-_CODES = 'codes'
-
-# Codes of NF4 are uint4, which zarr does not have.
-STORED_DTYPE = {np.dtype(jnp.uint4): np.dtype(np.uint8)}
-_HELD_DTYPE = {stored: held for held, stored in STORED_DTYPE.items()}
+from gemma4_lora.quant import _arrays
+from gemma4_lora.quant import _format
+from gemma4_lora.quant import _formats
 
 
 def group(
@@ -37,7 +32,7 @@ def group(
   by_path = {x.path: x for x in leaves}
   grouped: dict[_trees.Path, _checkpoint_layouts.Stored] = {}
   for path in by_path:
-    if path[-1] != _CODES or not _has_scales(by_path, path[:-1]):
+    if not _format.is_codes(path[-1]) or not _has_scales(by_path, path[:-1]):
       continue
     # Scales that are quantised in turn have codes too.
     if any(path[:i] in grouped for i in range(len(path))):
@@ -52,7 +47,7 @@ def group(
 
 
 def _has_scales(paths: Iterable[_trees.Path], node: _trees.Path) -> bool:
-  return any(p[: len(node) + 1] == (*node, 'scales') for p in paths)
+  return any(p[: len(node) + 1] == (*node, _format.SCALES) for p in paths)
 
 
 def _of_parts(
@@ -64,12 +59,11 @@ def _of_parts(
     scope = shapes
     for key in scopes:
       scope = scope.setdefault(key, {})
-    dtype = _HELD_DTYPE.get(x.dtype, x.dtype)
+    dtype = _formats.held_dtype(name, x.dtype)
     scope[name] = jax.ShapeDtypeStruct(x.shape, dtype)
-  codes = shapes[_CODES]
   try:
-    layout = quant.layout_of(shapes)
-    fits = _flat(layout.abstract(codes.shape)) == _flat(shapes)
+    encoding, codes = _arrays.encoding_of(shapes), _arrays.codes_of(shapes)
+    fits = _flat(encoding.abstract(codes.shape)) == _flat(shapes)
   except (ValueError, KeyError, AttributeError, ZeroDivisionError) as e:
     raise ValueError(
         f'{who}: {_trees.join(node)} of the checkpoint is quantised in a format'
@@ -85,7 +79,7 @@ def _of_parts(
       shape=codes.shape,
       dtype=np.dtype(codes.dtype),
       key=node,
-      layout=layout,
+      encoding=encoding,
       parts=tuple(parts),
   )
 
@@ -102,13 +96,13 @@ class Quality:
   """What quantising an array did to it.
 
   Attributes:
-    layout: How it is quantised.
+    encoding: How it is quantised.
     error: Norm of the difference over the norm of the array, both in the dtype
       of the file.
     is_exact: Whether there is no difference.
   """
 
-  layout: quant.Layout
+  encoding: _format.Encoding
   error: float
   is_exact: bool
 
@@ -117,14 +111,17 @@ def report(made: Mapping[_trees.Path, Quality]) -> str:
   """Says what was quantised, and what it lost."""
   count: dict[str, int] = {}
   for x in made.values():
-    name = _constructor(x.layout).removeprefix('g4.quant.')
+    name = x.encoding.constructor.removeprefix('g4.quant.')
     count[name] = count.get(name, 0) + 1
   formats = ', '.join(f'{n} as {name}' for name, n in count.items())
-  int4 = [x for x in made.values() if x.layout.kind == 'int4']
-  on_grid = ''
-  if int4:
-    num = sum(x.is_exact for x in int4)
-    on_grid = f', {num} of {len(int4)} int4 without loss (on the int4 grid)'
+  grids: dict[str, list[bool]] = {}
+  for x in made.values():
+    if x.encoding.format.has_grid:
+      grids.setdefault(x.encoding.kind, []).append(x.is_exact)
+  on_grid = ''.join(
+      f', {sum(exact)} of {len(exact)} {kind} without loss (on the {kind} grid)'
+      for kind, exact in grids.items()
+  )
   worst = max(made, key=lambda path: made[path].error)
   return (
       f'quantised {len(made)} leaves ({formats}){on_grid}; largest relative'
@@ -132,13 +129,13 @@ def report(made: Mapping[_trees.Path, Quality]) -> str:
   )
 
 
-def argument(layouts: Iterable[quant.Layout | None]) -> str:
-  """Returns what `quantize=` was, as far as the layouts tell."""
+def argument(encodings: Iterable[_format.Encoding | None]) -> str:
+  """Returns what `quantize=` was, as far as the encodings tell."""
   count: dict[str, int] = {}
-  for layout in layouts:
-    if layout is None:
+  for encoding in encodings:
+    if encoding is None:
       continue
-    name = _constructor(layout)
+    name = encoding.constructor
     count[name] = count.get(name, 0) + 1
   # Where an input is shorter than a group, it is the group.
   common: dict[str, str] = {}
@@ -148,17 +145,3 @@ def argument(layouts: Iterable[quant.Layout | None]) -> str:
   if len(names) == 1:
     return f'quantize={names[0]}'
   return f'quantize=[{", ".join(names)}], each with what it selects'
-
-
-def _constructor(layout: quant.Layout) -> str:
-  size = math.prod(layout.block)
-  match layout.kind:
-    case 'int8':
-      return 'g4.quant.Int8()'
-    case 'int4':
-      scales = jnp.dtype(layout.scale_dtype).name
-      more = '' if scales == 'bfloat16' else f', scale_dtype={scales!r}'
-      return f'g4.quant.Int4(group_size={size}{more})'
-    case _:
-      more = ', double=True' if layout.double else ''
-      return f'g4.quant.NF4(group_size={size}{more})'

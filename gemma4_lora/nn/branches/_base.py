@@ -11,13 +11,13 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from gemma4_lora import quant
 from gemma4_lora.gemma4 import _upstream
+from gemma4_lora.quant import _arrays
 
 
 def is_quantized(module: nn.Module) -> bool:
   """Whether the weight of a linear, one of `_upstream.LINEARS`, is quantised."""
-  return quant.is_quantized(_upstream.weight(module))
+  return _arrays.is_quantized(_upstream.weight(module))
 
 
 def weight(module: nn.Module, dtype: Any) -> jax.Array:
@@ -27,7 +27,7 @@ def weight(module: nn.Module, dtype: Any) -> jax.Array:
     module: One of `_upstream.LINEARS`.
     dtype: Of the weight, where it is quantised.
   """
-  return quant.dense(_upstream.weight(module), dtype)
+  return _arrays.dense(_upstream.weight(module), dtype)
 
 
 def product(module: nn.Module, eqn: str, x: jax.Array, dtype: Any) -> jax.Array:
@@ -40,7 +40,7 @@ def product(module: nn.Module, eqn: str, x: jax.Array, dtype: Any) -> jax.Array:
     dtype: Of the weight, where it is quantised.
   """
   value, scale = _upstream.weight(module), _upstream.weight_scale(module)
-  if not quant.is_quantized(value):
+  if not _arrays.is_quantized(value):
     return jnp.einsum(eqn, x, value * scale)
   return einsum(eqn, x, value, dtype, scale=scale)
 
@@ -59,7 +59,7 @@ def einsum(
   """
 
   def apply(x, value):
-    array = quant.dequantize(value, dtype)
+    array = _arrays.dequantize(value, dtype)
     # A product with 1 would be there in the program.
     return jnp.einsum(eqn, x, array if scale == 1 else array * scale)
 

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gemma4_lora import quant
 from gemma4_lora.nn.branches import _base
+from gemma4_lora.quant import _arrays
 
 # What a tile may take in full width: small against an expert weight, and large
 # enough for the matrix unit.
@@ -30,7 +30,7 @@ def gate_up(
     sizes: i32`[E]`, rows of each expert.
     dtype: Of the weight, where it is quantised.
   """
-  if not quant.is_quantized(weight):
+  if not _arrays.is_quantized(weight):
     weight = jnp.transpose(weight, (0, 3, 1, 2))
     hidden = jax.lax.ragged_dot(
         rows, weight.reshape(*weight.shape[:2], -1), sizes
@@ -62,7 +62,7 @@ def down(
     sizes: i32`[E]`, rows of each expert.
     dtype: Of the weight, where it is quantised.
   """
-  if not quant.is_quantized(weight):
+  if not _arrays.is_quantized(weight):
     return jax.lax.ragged_dot(hidden, weight, sizes)
   return _tiled(hidden, weight, sizes, axis=2, dtype=dtype)
 
@@ -79,14 +79,14 @@ def _tiled(
     axis: Of the output features, which have scales of their own.
     dtype: Of the weight.
   """
-  num_experts, *_ = shape = quant.shape_of(weight)
+  num_experts, *_ = shape = _arrays.shape_of(weight)
   num_out = shape[axis]
   like = jax.ShapeDtypeStruct(x.shape, x.dtype)
   tile = _tile(num_out, num_experts * x.shape[-1] * jnp.dtype(dtype).itemsize)
 
   def rows_of(start, weight):
-    cut = quant.slice_in_dim(weight, start, tile, axis=axis)
-    part = quant.dequantize(cut, dtype)
+    cut = _arrays.slice_in_dim(weight, start, tile, axis=axis)
+    part = _arrays.dequantize(cut, dtype)
     return part.swapaxes(1, 2) if axis == 1 else part  # [E, I, tile]
 
   def apply(x, arrays):

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from gemma4_lora import _trees
-from gemma4_lora import quant
 from gemma4_lora import variants
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.gemma4 import _upstream
@@ -21,6 +20,7 @@ from gemma4_lora.nn.branches import _clipped
 from gemma4_lora.nn.branches import _init
 from gemma4_lora.nn.branches import _joint
 from gemma4_lora.nn.branches import _low_rank
+from gemma4_lora.quant import _arrays
 from gemma4_lora.targets import _resolve
 
 
@@ -204,7 +204,7 @@ class Injector:
     """Returns what the base makes of an input, for one projection."""
 
     def apply(x, value):
-      weight = quant.dense(value, self.base_dtype)
+      weight = _arrays.dense(value, self.base_dtype)
       part = _weights.part(weight, row) * _upstream.weight_scale(module)
       return _low_rank.project(eqn, row, x, part)
 

@@ -21,9 +21,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gemma4_lora import quant
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.nn.branches import _low_rank
+from gemma4_lora.quant import _arrays
 
 
 def pays(eqn: str, row: _linears.Linear, x: jax.Array) -> bool:
@@ -64,8 +64,8 @@ def apply(
     dtype: Of the weight, where it is quantised.
   """
   lows = [low for _, low, _ in branches]
-  shape = quant.shape_of(weight)
-  if not quant.is_quantized(weight):
+  shape = _arrays.shape_of(weight)
+  if not _arrays.is_quantized(weight):
     dtype = weight.dtype
   parts = [
       _laid_out(eqn, row, b.astype(dtype), shape) for row, _, b in branches
@@ -105,18 +105,18 @@ def _laid_out(
 def _product(eqn, axis, dtype, x, weight, low, part):
   """`[x, low] @ [[weight], [part]]`"""
   inputs = jnp.concatenate([x, low], axis=-1)
-  weight = quant.dense(weight, dtype)
+  weight = _arrays.dense(weight, dtype)
   return jnp.einsum(eqn, inputs, jnp.concatenate([weight, part], axis=axis))
 
 
 def _backward(eqn, axis, dtype, kept, gradient):
   x, weight, low, part = kept
-  weights = jnp.concatenate([quant.dense(weight, dtype), part], axis=axis)
+  weights = jnp.concatenate([_arrays.dense(weight, dtype), part], axis=axis)
   width = x.shape[-1]
   inputs = jax.ShapeDtypeStruct((*x.shape[:-1], width + low.shape[-1]), x.dtype)
   to_inputs = _to_input(eqn, inputs, weights, gradient)
   to_weight = None
-  if not quant.is_quantized(weight):
+  if not _arrays.is_quantized(weight):
     to_weight = _to_weight(eqn, x, weight, gradient)
   return (
       to_inputs[..., :width],

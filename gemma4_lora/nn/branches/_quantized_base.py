@@ -12,11 +12,11 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from gemma4_lora import quant
 from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.nn.branches import _base
 from gemma4_lora.nn.branches import _clipped
 from gemma4_lora.nn.branches import _experts
+from gemma4_lora.quant import _arrays
 from gemma4_lora.targets import _resolve
 
 
@@ -50,7 +50,7 @@ class Quantized:
       if method is not None:
         name, function = method
         table = module.get_variable('params', name)
-        if quant.is_quantized(table):
+        if _arrays.is_quantized(table):
           return function(module, table, self._dtype, *args, **kwargs)
     elif context.method_name == _upstream.EXPERTS_METHOD:
       if _experts.is_quantized(module):
@@ -66,29 +66,30 @@ class Quantized:
     return y if bias is None else y + bias.astype(y.dtype)
 
 
-def check(params: Mapping[str, Any], layouts: Mapping[str, Any]) -> None:
+def check(params: Mapping[str, Any], encodings: Mapping[str, Any]) -> None:
   """Raises unless what is quantised is what the model reads so.
 
   Args:
     params: Nested.
-    layouts: How the model reads its base, by dotted path.
+    encodings: How the model reads its base, by dotted path.
 
   Raises:
     ValueError: Another part is quantised, or otherwise.
   """
   found = {
-      path: quant.layout_of(value) for path, value in quantized_nodes(params)
+      path: _arrays.encoding_of(value)
+      for path, value in quantized_nodes(params)
   }
-  if found == layouts:
+  if found == encodings:
     return
-  paths = sorted(found.keys() | layouts.keys())
-  wrong = [x for x in paths if found.get(x) != layouts.get(x)]
+  paths = sorted(found.keys() | encodings.keys())
+  wrong = [x for x in paths if found.get(x) != encodings.get(x)]
   none = 'not quantised'
   raise ValueError(
       f'{len(wrong)} leaves of the base are not as'
       ' g4.nn.LoRA(quantize=...) has them:\n'
       + '\n'.join(
-          f'  {x}: model {layouts.get(x, none)}, parameters'
+          f'  {x}: model {encodings.get(x, none)}, parameters'
           f' {found.get(x, none)}'
           for x in wrong[:4]
       )
@@ -102,7 +103,7 @@ def quantized_nodes(
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
   """Yields the quantised arrays of nested parameters, by dotted path."""
   for key, value in params.items():
-    if quant.is_quantized(value):
+    if _arrays.is_quantized(value):
       yield '.'.join((*prefix, key)), value
     elif isinstance(value, Mapping):
       yield from quantized_nodes(value, *prefix, key)
@@ -110,7 +111,7 @@ def quantized_nodes(
 
 def make(
     module: nn.Module,
-    layouts: Mapping[str, Any],
+    encodings: Mapping[str, Any],
     adapted: Sequence[_resolve.Adapted],
     *,
     dtype: Any,
@@ -119,39 +120,39 @@ def make(
 
   Args:
     module: The model, its own parameters made.
-    layouts: How, by dotted path.
+    encodings: How, by dotted path.
     adapted: What LoRA adapts.
     dtype: Of weights when they are used.
 
   Raises:
     ValueError: `init` has not made what is to be quantised.
   """
-  params = quantize(module.variables['params'], layouts)
+  params = quantize(module.variables['params'], encodings)
   for linear in adapted:
     row = linear.row
     for leaf in linear.variant.own:
-      if leaf.from_base and row.path in layouts:
-        weight = quant.dense(_get(params, row.path), dtype)
+      if leaf.from_base and row.path in encodings:
+        weight = _arrays.dense(_get(params, row.path), dtype)
         _get(params, row.lora_path)[leaf.name] = leaf.start(weight, row)
   scope: Any = module.scope
-  for top in {path.split('.')[0] for path in layouts}:
+  for top in {path.split('.')[0] for path in encodings}:
     scope.put_variable('params', top, params[top])
 
 
 def quantize(
-    params: Mapping[str, Any], layouts: Mapping[str, Any]
+    params: Mapping[str, Any], encodings: Mapping[str, Any]
 ) -> dict[str, Any]:
   """Returns parameters with a quantised base.
 
   Args:
     params: Nested.
-    layouts: How, by dotted path.
+    encodings: How, by dotted path.
 
   Raises:
     ValueError: A leaf is not there.
   """
   new = _copy(params)
-  for path, layout in layouts.items():
+  for path, encoding in encodings.items():
     *scopes, name = path.split('.')
     node = new
     for key in scopes:
@@ -162,7 +163,7 @@ def quantize(
           ' towers only when init is given their input. Give it images= and'
           ' audio=, or name parts without them.'
       )
-    node[name] = quant.quantize(node[name], layout)
+    node[name] = _arrays.quantize(node[name], encoding)
   return new
 
 
@@ -174,7 +175,7 @@ def dequantized(params: Any, dtype: Any) -> Any:
     dtype: Of those arrays.
   """
   return jax.tree.map(
-      lambda x: quant.dense(x, dtype), params, is_leaf=quant.is_quantized
+      lambda x: _arrays.dense(x, dtype), params, is_leaf=_arrays.is_quantized
   )
 
 
@@ -192,7 +193,7 @@ def _copy(node: Any) -> Any:
 
 
 def _encode(module, table, dtype, x):
-  rows = quant.take(table, x, dtype)
+  rows = _arrays.take(table, x, dtype)
   return _upstream.scaled_embeddings(rows, module.embed_dim)
 
 
@@ -213,7 +214,7 @@ def _encode_per_layer_input(
   x = _upstream.per_layer_projection(module, x)
   if ignore_ple_tokens:
     return x
-  rows = quant.take(table, _upstream.known_tokens(module, t), dtype)
+  rows = _arrays.take(table, _upstream.known_tokens(module, t), dtype)
   rows = _upstream.scaled_embeddings(rows, module.per_layer_input_dim)
   return _upstream.mean_of_per_layer_inputs(x, rows)
 

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gemma4_lora import quant
 from gemma4_lora.nn import _fuse
 from gemma4_lora.nn import _lora
 from gemma4_lora.nn import _views
 from gemma4_lora.nn.branches import _quantized_base
 from gemma4_lora.nn.inspect import _report
 from gemma4_lora.nn.wrapper import _router_fix
+from gemma4_lora.quant import _arrays
 
 _NUM_TOKENS = 16
 # Of the logits' own size: what fusing may change, by rounding, in any case.
@@ -143,11 +143,11 @@ def not_fused(
   wrong = []
   for path, change in _fuse.changes_of(model, base, lora).items():
     leaf, got = _views.get(base, path), _views.get(fused, path)
-    if quant.is_quantized(got):
+    if _arrays.is_quantized(got):
       wrong.append(f'{path} is quantised still')
       continue
     want = change.fused(leaf, model.model.dtype)
-    old = quant.dense(leaf, want.dtype).astype(jnp.float32)
+    old = _arrays.dense(leaf, want.dtype).astype(jnp.float32)
     dtype, want = want.dtype, want.astype(jnp.float32)
     there = jnp.asarray(got, jnp.float32)
     if there.shape != want.shape:
@@ -178,10 +178,10 @@ def dequantized(model: _lora.LoRA, base: Mapping[str, Any]) -> Iterator[str]:
   nodes = dict(_quantized_base.quantized_nodes(base))
   if not nodes:
     return
-  kinds = sorted({quant.layout_of(x).kind for x in nodes.values()})
-  few = sum(map(quant.nbytes, nodes.values()))
+  kinds = sorted({_arrays.encoding_of(x).kind for x in nodes.values()})
+  few = sum(map(_arrays.nbytes, nodes.values()))
   many = sum(
-      quant.nbytes(quant.dense(jax.tree.map(_shape, x), model.model.dtype))
+      _arrays.nbytes(_arrays.dense(jax.tree.map(_shape, x), model.model.dtype))
       for x in nodes.values()
   )
   yield (

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gemma4_lora import quant
 from gemma4_lora.gemma4 import _rows
 from gemma4_lora.gemma4 import _weights
 from gemma4_lora.nn import _lora
 from gemma4_lora.nn import _views
+from gemma4_lora.quant import _arrays
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,5 +101,5 @@ def _squares(a: Any, b: Any, num_batch: int) -> jax.Array:
 
 
 def _size(weight: Any, row: _rows.Row) -> float:
-  part = _weights.part(quant.dense(weight, jnp.float32), row)
+  part = _weights.part(_arrays.dense(weight, jnp.float32), row)
   return float(jnp.sqrt(jnp.sum(jnp.square(part.astype(jnp.float32)))))

@@ -5,9 +5,6 @@ from collections.abc import Sequence
 import dataclasses
 import html
 import math
-from typing import Any
-
-import jax.numpy as jnp
 
 from gemma4_lora.gemma4 import _leaves
 from gemma4_lora.gemma4 import _linears
@@ -16,7 +13,7 @@ from gemma4_lora.gemma4 import _rows
 from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.nn import _lora
 from gemma4_lora.nn import _views
-from gemma4_lora.quant import _kinds
+from gemma4_lora.quant import _format
 
 _COLUMNS = ('base', 'parameters', 'bits', 'bytes', 'held as')
 _NUMBERS = ('parameters', 'bits', 'bytes')
@@ -47,7 +44,7 @@ class Held:
 
 def held(model: _lora.LoRA) -> tuple[Held, ...]:
   """Returns all parts of a model's base, the largest first."""
-  layouts = model.quantized
+  encodings = model.quantized
   config = model.model.config
   rows = {
       row.path: row
@@ -56,12 +53,12 @@ def held(model: _lora.LoRA) -> tuple[Held, ...]:
   parts: dict[str, list[tuple[int, int, str]]] = {}
   for path, x in _views.flat(_upstream.abstract_params(model.model)).items():
     num = math.prod(x.shape)
-    layout = layouts.get(path)
-    if layout is None:
-      entry = num, _kinds.num_bits(x), str(x.dtype)
+    encoding = encodings.get(path)
+    if encoding is None:
+      entry = num, _format.num_bits(x), str(x.dtype)
     else:
-      bits = round(num * layout.bits_per_entry(x.shape))
-      entry = num, bits, _format(layout)
+      bits = round(num * encoding.bits_per_entry(x.shape))
+      entry = num, bits, encoding.text
     parts.setdefault(_name(path, rows), []).append(entry)
   found = [
       Held(
@@ -144,13 +141,3 @@ def _name(path: str, rows: Mapping[str, _rows.Row]) -> str:
     if path.startswith(f'{tower}_encoder.'):
       return tower
   return row.group.replace('_', ' ') if row is not None else 'others'
-
-
-def _format(layout: Any) -> str:
-  """`int4, groups of 32`, `int8 per channel`."""
-  if layout.kind == 'int8':
-    return 'int8'
-  double = ', int8 scales' if layout.double else ''
-  if jnp.dtype(layout.scale_dtype) != _kinds.KINDS[layout.kind].scale_dtype:
-    double = f', {jnp.dtype(layout.scale_dtype)} scales'
-  return f'{layout.kind}, groups of {math.prod(layout.block)}{double}'

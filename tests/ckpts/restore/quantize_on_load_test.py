@@ -53,7 +53,7 @@ def _state(model, *, abstract=True, sharding=None):
   return states.wrap(jax.tree_util.tree_map_with_path(leaf, _shapes(model)))
 
 
-_quantize_one = jax.jit(g4.quant.quantize, static_argnames='layout')
+_quantize_one = jax.jit(g4.quant.quantize, static_argnames='encoding')
 
 
 def _wanted(model, written, pruned=()):
@@ -61,8 +61,8 @@ def _wanted(model, written, pruned=()):
   flat = training.flat(written)
   if pruned:
     flat |= {path: _filled(path, flat[path]) for path in pruned}
-  for path, layout in model.quantized.items():
-    value = _quantize_one(jnp.asarray(flat.pop(path)), layout)
+  for path, encoding in model.quantized.items():
+    value = _quantize_one(jnp.asarray(flat.pop(path)), encoding)
     flat |= {f'{path}.{k}': x for k, x in training.flat(value).items()}
   return flat
 
@@ -223,12 +223,12 @@ def _on_grid(model, written, *, seed=1):
   bf16 = jnp.bfloat16.dtype
   flat = dict(training.flat(written))
   grids = {}
-  for path, layout in model.quantized.items():
-    shape = layout.scales_shape(flat[path].shape)
+  for path, encoding in model.quantized.items():
+    shape = encoding.scales_shape(flat[path].shape)
     codes = rng.integers(-8, 8, flat[path].shape)
     scales = (0.01 * rng.uniform(1, 2, shape)).astype(bf16)
     wide = scales.astype(np.float32)
-    for axis, size in enumerate(layout.block):
+    for axis, size in enumerate(encoding.block):
       wide = np.repeat(wide, size, axis)
     grids[path] = codes, scales
     flat[path] = (codes.astype(np.float32) * wide).astype(bf16)

@@ -14,7 +14,7 @@ from gemma4_lora import quant
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.nn.branches import _joint
 from gemma4_lora.nn.branches import _low_rank
-from gemma4_lora.quant import _kinds
+from gemma4_lora.quant import _format
 from tests.lib import dequantized
 from tests.lib import training
 
@@ -101,10 +101,10 @@ def test_one_product(names, is_quantized):
     return
   block = [1] * weight.ndim
   block[rows[0].in_axes[0]] = 16
-  layout = _kinds.Layout(
-      kind='int4', block=tuple(block), scale_dtype=jnp.float32
+  encoding = _format.Encoding(
+      format=quant.Int4, block=tuple(block), scale_dtype=jnp.float32
   )
-  value = quant.quantize(weight, layout)
+  value = quant.quantize(weight, encoding)
   dense = jnp.asarray(dequantized.array(value))
   _assert_close(
       _gradients(lambda x, pairs: joint(x, value, pairs), (x, pairs)),

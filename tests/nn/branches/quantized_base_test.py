@@ -12,6 +12,7 @@ import pytest
 from gemma4_lora import g4
 from gemma4_lora.nn.branches import _expert_products
 from gemma4_lora.nn.branches import _quantized_base
+from gemma4_lora.quant import _arrays
 from tests.lib import dequantized
 from tests.lib import multimodal
 from tests.lib import sampling
@@ -171,7 +172,7 @@ def test_no_weight_of_full_width_is_kept_for_the_backward_pass(name):
   )
   shapes = jax.eval_shape(model.init, jax.random.key(0), _TOKENS)['params']
   of_base = {
-      tuple(sorted(g4.quant.shape_of(x)))
+      tuple(sorted(_arrays.shape_of(x)))
       for _, x in _quantized_base.quantized_nodes(shapes)
   }
 
@@ -206,13 +207,13 @@ def test_no_expert_weight_of_full_width_is_ever_there():
   )
   shapes = jax.eval_shape(model.init, jax.random.key(0), _TOKENS)['params']
   weight = shapes['layer_0']['mlp']['gating_einsum']['w']
-  size = math.prod(g4.quant.shape_of(weight))
+  size = math.prod(_arrays.shape_of(weight))
 
   def loss(hidden, value):
     sizes = jnp.asarray([3, 5] + [0] * (value['codes'].shape[0] - 2))
     return _expert_products.gate_up(hidden, value, sizes, jnp.bfloat16).sum()
 
-  hidden = jnp.ones((8, g4.quant.shape_of(weight)[-1]), jnp.bfloat16)
+  hidden = jnp.ones((8, _arrays.shape_of(weight)[-1]), jnp.bfloat16)
   program = jax.make_jaxpr(jax.value_and_grad(loss, allow_int=True))
   sizes = {
       x.size
@@ -271,7 +272,7 @@ def test_init_quantizes_what_it_draws():
   model = g4.nn.LoRA(rank=2, model=_base('Gemma4_31B'), quantize=_MIXED)
   shapes = jax.eval_shape(model.init, jax.random.key(0), _TOKENS)['params']
   found = {
-      path: g4.quant.layout_of(value)
+      path: _arrays.encoding_of(value)
       for path, value in _quantized_base.quantized_nodes(shapes)
   }
   assert found == model.quantized

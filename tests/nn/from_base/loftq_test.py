@@ -35,8 +35,8 @@ def _set(model):
   quantized = _quantized_base.quantize(params, model.quantized)
   loftq = _loftq.LoftQ(model)
   flat = training.flat(params)
-  for path, layout in model.quantized.items():
-    loftq.add(path, flat[path], g4.quant.quantize(flat[path], layout))
+  for path, encoding in model.quantized.items():
+    loftq.add(path, flat[path], g4.quant.quantize(flat[path], encoding))
   return params, loftq.set(quantized)
 
 
