@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 from gemma4_lora import _trees
 from gemma4_lora import nn
 from gemma4_lora.ckpts.restore import _restore
+from gemma4_lora.ckpts.sources import _format_file
 from gemma4_lora.ckpts.sources import _quantized_leaves
 from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.host import _new_folder
@@ -37,7 +38,8 @@ def save_quantized(
   ```
 
   `g4.ckpts.PartialLoad(path='gemma4_e2b_int4')`, and with it `SkipLoRA4`, reads
-  codes and scales as they are, into a model with the same `quantize=`.
+  codes and scales as they are, into a model with the same `quantize=`. The file
+  `quantized.json` beside them names the format of each array.
 
   Args:
     path: Folder to make. It appears under its name once it is complete.
@@ -73,6 +75,7 @@ def save_quantized(
     for file in made.iterdir():
       file.rename(folder / file.name)
     made.rmdir()
+    _format_file.write(folder, model.quantized)
 
 
 def quantize_checkpoint(

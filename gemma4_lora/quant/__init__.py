@@ -18,6 +18,9 @@ g4.nn.LoRA(
 ```
 """
 
+from typing import Any
+
+from gemma4_lora.quant import _formats
 from gemma4_lora.quant._arrays import dequantize
 from gemma4_lora.quant._arrays import is_quantized
 from gemma4_lora.quant._arrays import quantize
@@ -25,3 +28,14 @@ from gemma4_lora.quant._format import Format
 from gemma4_lora.quant._int4 import Int4
 from gemma4_lora.quant._int8 import Int8
 from gemma4_lora.quant._nf4 import NF4
+
+# Public until 0.1, and callable in a config with what JSON holds: configs that
+# were saved with it still resolve. Other names that left took arrays, or models'
+# configs, which no config holds.
+_IN_SAVED_CONFIGS = {'normalize': _formats.normalize}
+
+
+def __getattr__(name: str) -> Any:
+  if name in _IN_SAVED_CONFIGS:
+    return _IN_SAVED_CONFIGS[name]
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -88,6 +88,11 @@ def held_dtype(name: str, dtype: Any) -> Any:
   return dtype if cls is None else jnp.dtype(cls.codes_dtype)
 
 
+def of_codes(name: str, dtype: Any) -> type[_format.Format] | None:
+  """Returns the format whose codes have a name and a dtype; None if none has."""
+  return _BY_CODES.get((name, jnp.dtype(dtype)))
+
+
 def format_of(value: Mapping[str, Any]) -> type[_format.Format]:
   """Returns the format of a quantised array.
 
@@ -97,20 +102,16 @@ def format_of(value: Mapping[str, Any]) -> type[_format.Format]:
   Raises:
     ValueError: The format is unknown.
   """
-  codes = {
-      key: jnp.dtype(x.dtype)
-      for key, x in value.items()
-      if _format.is_codes(key)
-  }
-  found = [_BY_CODES[x] for x in codes.items() if x in _BY_CODES]
-  if len(codes) != 1 or not found:
+  codes = {k: x.dtype for k, x in value.items() if _format.is_codes(k)}
+  cls = of_codes(*next(iter(codes.items()))) if len(codes) == 1 else None
+  if cls is None:
     got = ' and '.join(f'{key!r} of dtype {x}' for key, x in codes.items())
     known = ', '.join(
         f'{x.kind} ({x.codes_name!r} of dtype {jnp.dtype(x.codes_dtype)})'
         for x in FORMATS
     )
     raise ValueError(f'{got}: no format of g4.quant. It knows {known}.')
-  return found[0]
+  return cls
 
 
 def normalize(quantize: Any) -> tuple[_format.Format, ...]:

@@ -20,7 +20,6 @@ import numpy as np
 from gemma4_lora import _trees
 from gemma4_lora.ckpts import _requests
 from gemma4_lora.ckpts.restore import _read
-from gemma4_lora.quant import _arrays
 from gemma4_lora.quant import _formats
 from gemma4_lora.train import _eager
 
@@ -127,16 +126,13 @@ def check_storable(shapes: kd.train.TrainState, checkpointer: Any) -> None:
   """
   if type(checkpointer) is not kd.ckpts.Checkpointer:
     return
-  for path, leaf in _arrays.flatten(shapes).items():
-    if not _arrays.is_quantized(leaf):
-      continue
-    cls = _formats.format_of(leaf)
-    if cls.stored_dtype is not None:
+  for path, leaf in _trees.flatten(shapes).items():
+    cls = _formats.of_codes(path[-1], leaf.dtype)
+    if cls is not None and cls.stored_dtype is not None:
       others = [x.kind for x in _formats.FORMATS if x.stored_dtype is None]
       raise ValueError(
-          f'{_trees.join((*path, cls.codes_name))} is'
-          f' {jnp.dtype(cls.codes_dtype)}, as codes of {cls.kind} are, which'
-          ' Orbax cannot write (tensorstore has no such dtype):'
+          f'{_trees.join(path)} is {leaf.dtype}, as codes of {cls.kind} are,'
+          ' which Orbax cannot write (tensorstore has no such dtype):'
           ' checkpointer=kd.ckpts.Checkpointer(…) would save them. Use'
           ' checkpointer=g4.ckpts.LoRACheckpointer(…), which does not save the'
           f' base, or quantize= one of {others}.'

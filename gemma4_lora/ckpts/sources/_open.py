@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 
 from gemma4_lora import _trees
 from gemma4_lora.ckpts.sources import _checkpoint_layouts
+from gemma4_lora.ckpts.sources import _format_file
 from gemma4_lora.ckpts.sources import _hugging_face
 from gemma4_lora.ckpts.sources import _integrity
 from gemma4_lora.ckpts.sources import _locate
@@ -100,6 +101,7 @@ def open_source(path: epath.PathLike, *, step: int = -1, who: str) -> Source:
         f' {e}'
     ) from e
   layout, leaves = _checkpoint_layouts.nested(_stored(tree))
+  _format_file.check(directory, leaves, who=who)
   return OrbaxSource(
       path=directory,
       layout=layout,

@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import json
 import logging
+import shutil
 
 from flax import traverse_util
 import jax
@@ -157,6 +159,24 @@ def test_saved_codes_and_scales_are_read_as_they_are(saved):
   for key, x in training.flat(state.params).items():
     assert x.dtype == wanted[key].dtype
     np.testing.assert_array_equal(x, wanted[key], err_msg=key)
+
+
+def test_formats_are_named_beside_the_codes(saved, tmp_path):
+  model = _model('Gemma4_E2B', _MIXED)
+  kinds = json.loads((saved[0] / 'quantized.json').read_text())
+  assert kinds == {k: x.kind for k, x in model.quantized.items()}
+  path = shutil.copytree(saved[0], tmp_path / 'ckpt')
+  kinds['layer_0.mlp.linear'] = 'int4'
+  (path / 'quantized.json').write_text(json.dumps(kinds))
+  load, state = g4.ckpts.PartialLoad(path=path), _state(model)
+  with pytest.raises(
+      ValueError, match='layer_0.mlp.linear of the checkpoint is int4 by .*nf4'
+  ):
+    load.transform(state)
+  (path / 'quantized.json').unlink()  # As checkpoints had none before.
+  got = load.transform(state)
+  for key, x in training.flat(saved[1]).items():
+    np.testing.assert_array_equal(training.flat(got.params)[key], x)
 
 
 @pytest.mark.parametrize(
