@@ -109,8 +109,8 @@ class LoRA(_wrapper.ModelWrapper):
       `['final_norm', g4.targets.Rule('q', layers=-1)]`. What is trained is a
       copy, `final_norm.lora.scale` or `layer_34.attn.q_einsum.lora.q.w`, and
       starts as the base. Linears among them get no A and B.
-    quantize: How the frozen base is held: `'int8'`, `'int4'`, `'nf4'`, or
-      formats of `g4.quant`, each for some parts of it. None: as released. A
+    quantize: How the frozen base is held: formats of `g4.quant`, each for some
+      parts of it, or the name of one, such as `'int4'`. None: as released. A
       quantised weight is codes and scales, `layer_0.attn.q_einsum.w.codes`; it
       is dequantised where it is used, and once more in the backward pass.
       `g4.ckpts.SkipLoRA4` and `g4.ckpts.PartialLoad` quantise what they read.
