@@ -171,14 +171,6 @@ def test_encodings_in_words_and_as_a_user_would_write_them(
   assert encoding.constructor == f'g4.quant.{constructor}'
 
 
-def test_a_saved_config_may_call_what_was_public():
-  with konfig.imports():
-    from gemma4_lora import g4 as lazy  # pylint: disable=g-import-not-at-top
-  config = konfig.ConfigDict({'x': lazy.quant.normalize(['int8'])})
-  config = konfig.ConfigDict(json.loads(config.to_json()))
-  assert konfig.resolve(config).x == (g4.quant.Int8(),)
-
-
 def test_all_formats_are_public_and_what_users_never_write_is_not():
   public = {x for x in vars(g4.quant) if x[0] != '_'} - {'Any'}
   assert public == {
