@@ -1,4 +1,4 @@
-"""Each public name that docs, errors and configs give exists.
+"""Each public name and path that docs, errors and configs give exists.
 
 Read from the faces' sources: importing them would import jax.
 """
@@ -13,6 +13,11 @@ _ROOT = pathlib.Path(__file__).parents[1]
 _PACKAGE = _ROOT / 'gemma4_lora'
 # `g4.nn.LoRA`, `g4.nn`; and neither `gemma4_lora.g4` nor `g4.py`.
 _NAME = re.compile(r'(?<![\w./])g4\.(?!py\b)([a-z]+)(?:\.([A-Za-z]\w*))?')
+# `tests/nn/lora_test.py`, from this repository's root.
+_PATH = re.compile(
+    r'(?<![\w./-])((?:colabs|configs|gemma4_lora|tests)/[\w/.-]+'
+    r'\.(?:ipynb|jsonl?|md|py))\b'
+)
 
 
 def _imported(path: pathlib.Path) -> set[str]:
@@ -53,6 +58,21 @@ def test_each_name_of_g4_that_is_written_exists():
       str(x): found for x in _texts() if (found := _unknown(x.read_text()))
   }
   assert unknown == {}
+
+
+def test_each_path_that_is_written_exists():
+  files = (
+      *_texts(),
+      _ROOT / 'pyproject.toml',
+      _ROOT / 'tests/testdata/README.md',
+  )
+  missing = [
+      f'{file}: {path}'
+      for file in files
+      for path in _PATH.findall(file.read_text())
+      if not (_ROOT / path).exists()
+  ]
+  assert missing == []
 
 
 @pytest.mark.parametrize(

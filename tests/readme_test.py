@@ -30,7 +30,7 @@ _RUN_BY = {
     'python -m gemma4_lora train': 'tests/jobs/train_test.py',
     'python -m gemma4_lora fuse': 'tests/main_test.py',
     'xmanager launch': 'tests/jobs/xm_test.py',
-    'python -m pytest tests/targets_test.py': '.ci/run',
+    'python -m pytest tests/targets/targets_test.py': '.ci/run',
     'bash .ci/run': None,  # It runs this.
     'docker build': None,  # Docker, and a registry.
     'pip install "gemma4_lora': None,  # An address of this repository.

@@ -44,6 +44,7 @@ _ROOMS = (
     'data/layouts',
     'data/conversations',
     'optim',
+    'peft',
     'quant',
     'targets',
     'variants',
@@ -60,7 +61,6 @@ _MOST_MODULES = 16
 _ARROWS_UP = {
     'gemma4_lora.ckpts._save_quantized -> gemma4_lora.runs._run',
     'gemma4_lora.ckpts.lora._lora_item -> gemma4_lora.ckpts.restore._read',
-    'gemma4_lora.nn.inspect._check -> gemma4_lora.hf._check_file',
 }
 _IMPORTS_OF_TESTS = {
     'tests.jobs.submit_test -> tests.jobs.job_test',

@@ -29,7 +29,7 @@ class Row:
     axes: For each axis, the field of the config that decides its length.
     stacked: Whether axis 0 is the layers of a tower that runs them by `nn.scan`
       (the vision tower).
-    slot_axis: Axis of the base leaf along which projections are packed.
+    slot_axis: Axis of the base leaf along which it holds several projections.
     slot: Index of this projection along `slot_axis`.
     attention: `'local'` or `'global'`: the attention of its layer, None outside
       the text tower's layers.

@@ -1,35 +1,21 @@
 """From a PEFT folder to a `g4.nn.LoRA` and its leaves."""
 
-from collections.abc import Mapping
-from collections.abc import Sequence
 import dataclasses
-import json
 import os
-import pathlib
 from typing import Any
 
 from absl import logging
 import flax
 from flax import linen as nn
 import jax.numpy as jnp
-import numpy as np
 
 from gemma4_lora import variants
-from gemma4_lora.gemma4 import _leaves
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.gemma4 import _upstream
-from gemma4_lora.hf import _adapter_config
-from gemma4_lora.hf import _branch
-from gemma4_lora.hf import _check_tensors
-from gemma4_lora.hf import _expert_tensors
-from gemma4_lora.hf import _full_tensors
-from gemma4_lora.hf import _peft_modules
-from gemma4_lora.hf import _tensors
 from gemma4_lora.nn import _lora
 from gemma4_lora.nn.branches import _init
+from gemma4_lora.peft import _read_folder
 from gemma4_lora.targets import _by_row
-from gemma4_lora.targets import _full
-from gemma4_lora.targets import _rule
 
 _WHO = 'g4.hf.load_peft'
 
@@ -79,66 +65,20 @@ def load_peft(path: os.PathLike[str] | str, *, model: nn.Module) -> LoadedLoRA:
       config; each names tensor or setting, and both sides.
   """
   _check_bare(model)
-  config_path, tensors_path = _tensors.find(pathlib.Path(path), who=_WHO)
-  config = _adapter_config.read(config_path)
-  tensors = _tensors.read(tensors_path)
-  rows = _linears.linears(model.config)
-  found = _check_tensors.match(tensors, config, rows)
-  loras = _row_loras(found, config, _ranks_apart(tensors))
-  order = {row.name: i for i, row in enumerate(rows)}
-  loras.sort(key=lambda lora: order[lora.row.name])
-  everything = (*rows, *_leaves.leaves(model.config))
-  copies = _full_tensors.from_modules(
-      tensors.full, config, everything, path=tensors.path
+  folder = _read_folder.read(path, model_config=model.config, who=_WHO)
+  return LoadedLoRA(
+      model=_wrap(model, folder),
+      params=flax.traverse_util.unflatten_dict(
+          {path: jnp.asarray(x) for path, x in folder.leaves.items()}, sep='.'
+      ),
   )
-  wrapped = _wrap(model, config, loras, _full_tensors.rules(copies, everything))
-  return LoadedLoRA(model=wrapped, params=_nested(loras, copies))
 
 
-def _row_loras(
-    found: Sequence[_peft_modules.Found],
-    config: _adapter_config.PeftConfig,
-    ranks_apart: Mapping[str, Sequence[int]],
-) -> list[_branch.RowLoRA]:
-  """Puts together what the modules of each row hold."""
-  loras, by_row = [], {}
-  for x in found:
-    if x.site.parameter:
-      loras += _expert_tensors.from_stacked(
-          x.branch,
-          {row.projection: row for row in x.site.rows},
-          ranks=ranks_apart.get(x.branch.name),
-          use_rslora=config.use_rslora,
-      )
-    else:
-      (row,) = x.site.rows
-      by_row.setdefault(row.name, []).append(x)
-  for parts in by_row.values():
-    parts.sort(key=lambda x: x.site.index or 0)
-    (row,) = parts[0].site.rows
-    branches = [x.branch for x in parts]
-    if row.is_routed:
-      loras.append(_expert_tensors.from_per_expert(row, branches))
-    else:
-      loras.append(_branch.to_row(row, branches, config.variant))
-  return loras
-
-
-def _ranks_apart(tensors: _tensors.Tensors) -> dict[str, Sequence[int]]:
-  """Returns what `save_peft` noted of gate and up that do not share A."""
-  noted = tensors.metadata.get(_expert_tensors.METADATA)
-  return {} if noted is None else json.loads(noted)
-
-
-def _wrap(
-    model: nn.Module,
-    config: _adapter_config.PeftConfig,
-    loras: Sequence[_branch.RowLoRA],
-    modules_to_save: Sequence[_rule.Rule],
-) -> _lora.LoRA:
+def _wrap(model: nn.Module, folder: _read_folder.Folder) -> _lora.LoRA:
   """Wraps the model with the targets of the file."""
+  config = folder.config
   rank, alpha, rules = _by_row.rules(
-      {lora.row.name: (lora.rank, lora.alpha) for lora in loras},
+      {lora.row.name: (lora.rank, lora.alpha) for lora in folder.loras},
       _linears.linears(model.config),
   )
   if _init.is_from_base(config.init_lora_weights):
@@ -158,22 +98,8 @@ def _wrap(
       use_rslora=config.use_rslora,
       **variants.arguments(config.variant),
       init_lora_weights=config.init_lora_weights,
-      modules_to_save=modules_to_save,
+      modules_to_save=folder.modules_to_save,
       model=model,
-  )
-
-
-def _nested(
-    loras: Sequence[_branch.RowLoRA],
-    copies: Sequence[tuple[_full.Saved, np.ndarray]],
-) -> dict[str, Any]:
-  """Returns the leaves at their paths."""
-  leaves = {part.path: value for part, value in copies}
-  for lora in loras:
-    path = lora.row.lora_path
-    leaves |= {f'{path}.{name}': x for name, x in lora.leaves.items()}
-  return flax.traverse_util.unflatten_dict(
-      {path: jnp.asarray(x) for path, x in leaves.items()}, sep='.'
   )
 
 

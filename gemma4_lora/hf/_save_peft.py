@@ -16,15 +16,15 @@ import safetensors.numpy
 from gemma4_lora import variants
 from gemma4_lora.gemma4 import _hf_names
 from gemma4_lora.gemma4 import _linears
-from gemma4_lora.hf import _adapter_config
-from gemma4_lora.hf import _branch
-from gemma4_lora.hf import _expert_tensors
-from gemma4_lora.hf import _full_tensors
-from gemma4_lora.hf import _tensors
-from gemma4_lora.hf import _write_config
 from gemma4_lora.host import _new_folder
 from gemma4_lora.nn import _lora
 from gemma4_lora.nn import _views
+from gemma4_lora.peft import _adapter_config
+from gemma4_lora.peft import _branch
+from gemma4_lora.peft import _expert_tensors
+from gemma4_lora.peft import _full_tensors
+from gemma4_lora.peft import _tensors
+from gemma4_lora.peft import _write_config
 from gemma4_lora.targets import _full
 
 _WHO = 'g4.hf.save_peft'

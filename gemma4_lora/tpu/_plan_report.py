@@ -59,7 +59,7 @@ def bar(plan: _plan_numbers.PlanNumbers, *, width: int = 640) -> str:
     plan: Of which.
     width: In pixels.
   """
-  parts = [(name, num) for name, num in _parts(plan) if num]
+  parts = [(name, num) for name, num in _memory_items(plan) if num]
   limit = plan.hbm_bytes
   largest = max(limit or 0, sum(num for _, num in parts), 1)
   scale = width / largest / 1.02
@@ -116,7 +116,7 @@ def _verdict(plan: _plan_numbers.PlanNumbers) -> str:
   return f'does not fit: {share}'
 
 
-def _parts(plan: _plan_numbers.PlanNumbers) -> Iterator[tuple[str, int]]:
+def _memory_items(plan: _plan_numbers.PlanNumbers) -> Iterator[tuple[str, int]]:
   """Gives what the peak is the sum of."""
   of = plan.argument_bytes
   yield 'weights', of['weights']
@@ -132,7 +132,7 @@ def _parts(plan: _plan_numbers.PlanNumbers) -> Iterator[tuple[str, int]]:
 
 def _memory_rows(plan: _plan_numbers.PlanNumbers) -> list[tuple[str, str, str]]:
   rows = [('memory per device', '', '')]
-  rows += [(name, _gib(num), '') for name, num in _parts(plan)]
+  rows += [(name, _gib(num), '') for name, num in _memory_items(plan)]
   if plan.memory is None and plan.temporary_bytes is not None:
     name, num, _ = rows.pop()
     rows.append((name, num, 'what the compiler wanted, less the rows above'))

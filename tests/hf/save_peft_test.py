@@ -17,9 +17,9 @@ import safetensors.numpy
 
 from gemma4_lora import g4
 from gemma4_lora.gemma4 import _linears
-from gemma4_lora.hf import _branch
-from gemma4_lora.hf import _full_tensors
-from gemma4_lora.hf import _write_config
+from gemma4_lora.peft import _branch
+from gemma4_lora.peft import _full_tensors
+from gemma4_lora.peft import _write_config
 from gemma4_lora.targets import _by_row
 from tests.lib import hf_reference
 from tests.lib import random_leaves

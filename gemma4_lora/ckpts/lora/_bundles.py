@@ -15,19 +15,19 @@ import orbax.checkpoint as ocp
 
 from gemma4_lora import _trees
 
-# Of a packed array; chunks are compressed, written and read in parallel.
+# Of a bundle; chunks are compressed, written and read in parallel.
 _CHUNK_BYTES = 2**26
 
 # By the name of an array, its dtype and what lies in it one after the other:
 # `{'params_float32': ['float32', [[['layer_0', ..., 'a'], [32, 4]], ...]]}`. An
-# array under the path of its only leaf is that leaf, not packed.
+# array under the path of its only leaf is that leaf, no bundle.
 Index = Mapping[str, Any]
 
 
-def pack(
+def bundle(
     leaves: Mapping[_trees.Path, Any],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Packs leaves by their first key and their dtype.
+  """Bundles leaves by their first key and their dtype.
 
   Args:
     leaves: For example `{('params', 'layer_0', ..., 'a'): f32[32, 4], ...}`.
@@ -36,17 +36,17 @@ def pack(
     For example `{'params_float32': f32[n], ...}`, and what lies in them. Leaves
     of which this process has but a part stay as they are.
   """
-  packed = {path: x for path, x in leaves.items() if _is_here(x)}
+  small = {path: x for path, x in leaves.items() if _is_here(x)}
   groups: dict[str, list[_trees.Path]] = {}
-  for path, leaf in packed.items():
+  for path, leaf in small.items():
     groups.setdefault(f'{path[0]}_{leaf.dtype}', []).append(path)
   # One transfer for all, rather than one per leaf.
-  host = jax.device_get(packed)
+  host = jax.device_get(small)
   arrays = {
       name: np.concatenate([np.reshape(host[path], -1) for path in paths])
       for name, paths in groups.items()
   }
-  whole = {path: x for path, x in leaves.items() if path not in packed}
+  whole = {path: x for path, x in leaves.items() if path not in small}
   arrays |= {_trees.join(path): x for path, x in whole.items()}
   groups |= {_trees.join(path): [path] for path in whole}
   index = {
@@ -59,8 +59,8 @@ def pack(
   return arrays, index
 
 
-def unpack(arrays: Mapping[str, Any], index: Index) -> dict[_trees.Path, Any]:
-  """Undoes `pack`, for those arrays that are given."""
+def unbundle(arrays: Mapping[str, Any], index: Index) -> dict[_trees.Path, Any]:
+  """Undoes `bundle`, for those arrays that are given."""
   leaves = {}
   for name, array in arrays.items():
     start = 0
@@ -84,7 +84,7 @@ def specs(index: Index) -> dict[_trees.Path, tuple[str, tuple[int, ...]]]:
 
 
 def save_args(arrays: Mapping[str, Any], index: Index) -> ocp.args.PyTreeSave:
-  """Returns how Orbax should save packed arrays."""
+  """Returns how Orbax should save bundles."""
   args = {
       name: ocp.SaveArgs(
           chunk_byte_size=None if _is_whole(name, index) else _CHUNK_BYTES
@@ -97,12 +97,12 @@ def save_args(arrays: Mapping[str, Any], index: Index) -> ocp.args.PyTreeSave:
 def restore_args(
     index: Index, leaves: Mapping[_trees.Path, Any]
 ) -> ocp.args.PyTreeRestore:
-  """Returns how Orbax should read packed arrays.
+  """Returns how Orbax should read bundles.
 
   Args:
-    index: What was packed.
+    index: What was bundled.
     leaves: The leaves to restore into. They give the shardings of what was not
-      packed.
+      bundled.
   """
   item = {
       name: leaves[tuple(entries[0][0])] if _is_whole(name, index) else 0

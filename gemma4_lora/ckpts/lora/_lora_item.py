@@ -92,7 +92,7 @@ class LoRAItem(kd.ckpts.items.CheckpointItem):
     }
 
   def __kd_ocp_save_args__(self) -> ocp.args.CheckpointArgs:
-    arrays, index = _bundles.pack(self.leaves)
+    arrays, index = _bundles.bundle(self.leaves)
     args = _parts(self.item.__kd_ocp_save_args__())
     args[self._key] = _bundles.save_args(arrays, index)
     args[_fingerprint.ITEM] = ocp.args.JsonSave(
@@ -109,7 +109,7 @@ class LoRAItem(kd.ckpts.items.CheckpointItem):
 
   def __kd_ocp_restore_post__(self, value: Any) -> Any:
     parts = dict(value.items())
-    new = _bundles.unpack(parts[self._key], self.fingerprint[_INDEX])
+    new = _bundles.unbundle(parts[self._key], self.fingerprint[_INDEX])
 
     specs = _bundles.specs(self.fingerprint[_INDEX])
     counts = [new[k] for k in new if _is_count(k, specs[k])]
@@ -196,7 +196,7 @@ def read_lora(
         for name, x in fingerprint[_INDEX].items()
         if x[1][0][0][0] == _ROOT
     }
-    leaves = _bundles.unpack(_arrays(source, set(index), who=who), index)
+    leaves = _bundles.unbundle(_arrays(source, set(index), who=who), index)
   else:
     paths = {
         _trees.join(x.key): x.path

@@ -20,7 +20,7 @@ from gemma4_lora.gemma4 import _leaves
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.gemma4 import _names
 from gemma4_lora.gemma4 import _upstream
-from gemma4_lora.gemma4 import _weights as _parts
+from gemma4_lora.gemma4 import _weights
 from gemma4_lora.hf.weights import _four_bit
 from gemma4_lora.hf.weights import _mapped
 from gemma4_lora.hf.weights import _structure
@@ -114,16 +114,16 @@ def _linear_leaves(rows: Sequence[_linears.Linear], tensors: _Tensors) -> _Made:
   by_path: dict[str, list[_linears.Linear]] = {}
   for row in rows:
     by_path.setdefault(row.path, []).append(row)
-  for path, packed in by_path.items():
-    experts = packed[0].is_routed
+  for path, slots in by_path.items():
+    experts = slots[0].is_routed
     ends = '' if experts else '.weight'
-    names = [f'{name}{ends}' for row in packed for name in row.hf_names]
+    names = [f'{name}{ends}' for row in slots for name in row.hf_names]
     if experts:
       names = names[:1]
     if not all(name in tensors for name in names):
       continue  # k and v of KV-shared layers; or it is reported as missing.
     parts = tuple(tensors[name] for name in names)
-    sized = [_sized(row, tensors[names[0]].shape) for row in packed]
+    sized = [_sized(row, tensors[names[0]].shape) for row in slots]
     make = _maker(sized)
     yield names, Leaf(path=path, tensors=parts, shape=sized[0].shape, make=make)
 
@@ -174,7 +174,7 @@ def _maker(
 def _from_matrix(array: np.ndarray, row: _linears.Linear) -> np.ndarray:
   """Returns `[out, in]` as gemma's part of a weight."""
   row = row.one_layer
-  in_axes, out_axes = _parts.axes(row)
+  in_axes, out_axes = _weights.axes(row)
   array = array.reshape(*row.out_shape, *row.in_shape)
   return array.transpose(np.argsort((*out_axes, *in_axes)).tolist())
 
@@ -185,30 +185,30 @@ def _clips(rows: Sequence[_linears.Linear], tensors: _Tensors) -> _Made:
   for row in rows:
     if row.hf_name.endswith('.linear'):
       by_module.setdefault(row.module_path, []).append(row)
-  for module, packed in by_module.items():
+  for module, slots in by_module.items():
     for bound in _names.CLIP_BOUNDS:
       names = [
           f'{name.removesuffix(".linear")}.{bound}'
-          for row in packed
+          for row in slots
           for name in row.hf_names
       ]
       if not all(name in tensors for name in names):
         continue
-      stacked = packed[0].stacked
+      stacked = slots[0].stacked
       path = f'{module}.clip_{bound}'
       yield names, Leaf(
           path=path,
           tensors=tuple(tensors[name] for name in names),
-          shape=(len(names) // len(packed),) if stacked else (),
-          make=_clip_maker(path, len(packed), stacked=stacked),
+          shape=(len(names) // len(slots),) if stacked else (),
+          make=_clip_maker(path, len(slots), stacked=stacked),
       )
 
 
 def _clip_maker(
-    path: str, num_packed: int, *, stacked: bool
+    path: str, num_slots: int, *, stacked: bool
 ) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
   def make(arrays):
-    bounds = np.stack(arrays).reshape(num_packed, -1)
+    bounds = np.stack(arrays).reshape(num_slots, -1)
     if (bounds != bounds[0]).any():
       raise ValueError(
           f'The checkpoint clips what {path} packs at different bounds, and'

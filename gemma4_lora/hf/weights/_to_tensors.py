@@ -15,9 +15,9 @@ from gemma4_lora.gemma4 import _linears
 from gemma4_lora.gemma4 import _names
 from gemma4_lora.gemma4 import _sizes
 from gemma4_lora.gemma4 import _upstream
-from gemma4_lora.gemma4 import _weights as _parts
-from gemma4_lora.hf import _sites
+from gemma4_lora.gemma4 import _weights
 from gemma4_lora.hf.weights import _base_weights
+from gemma4_lora.peft import _sites
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -169,13 +169,13 @@ def _experts(row: _linears.Linear) -> Part:
 def _matrices(row: _linears.Linear) -> list[Part]:
   """One `[out, in]`, or one per layer of a stacked leaf."""
   one = row.one_layer
-  in_axes, out_axes = _parts.axes(one)
+  in_axes, out_axes = _weights.axes(one)
   order = (*out_axes, *in_axes)
   shape = (math.prod(row.out_shape), math.prod(row.in_shape))
 
   def take(leaf, index):
     layer = leaf if index is None else leaf[index]
-    return _parts.part(layer, one).transpose(order).reshape(shape)
+    return _weights.part(layer, one).transpose(order).reshape(shape)
 
   indices = row.layers if row.stacked else (None,)
   return [

@@ -91,7 +91,7 @@ class ExpertInjector(_injector.Injector):
       }
       if not branches:
         return None
-      return _low_rank.pack(branches, num_slots=2, axis=1)
+      return _low_rank.stack_slots(branches, num_slots=2, axis=1)
 
     def down(hidden, sizes):
       for linear in adapted.values():

@@ -143,15 +143,15 @@ class Injector:
       (linear,) = adapted
       return self._branch(module, linear, eqn, x, output)
     slot_axis = row.slot_axis
-    axis = _low_rank.packing_axis(eqn, slot_axis)
-    return _low_rank.pack(
+    axis = _low_rank.output_slot_axis(eqn, slot_axis)
+    return _low_rank.stack_slots(
         {
             linear.row.slot: self._branch(
                 module,
                 linear,
                 eqn,
                 x,
-                _low_rank.unpack(output, slot=linear.row.slot, axis=axis),
+                _low_rank.take_slot(output, slot=linear.row.slot, axis=axis),
             )
             for linear in adapted
         },

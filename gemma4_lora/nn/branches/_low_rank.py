@@ -142,29 +142,29 @@ def spread(eqn: str, row: _linears.Linear, features: jax.Array) -> jax.Array:
   )
 
 
-def packing_axis(eqn: str, slot_axis: int) -> int:
-  """Returns where the base's output has the axis of packed projections.
+def output_slot_axis(eqn: str, slot_axis: int) -> int:
+  """Returns where the base's output has the axis of slots.
 
   `BSD,CKDH->CBSKH` has it at 0, `...F,NHF->...NH` at -2: behind an ellipsis of
   unknown length it is counted from the end.
 
   Args:
     eqn: Einsum of the base.
-    slot_axis: Axis of the weight along which projections are packed.
+    slot_axis: Axis of the weight that has the slots.
   """
   _, w_axes, out_axes = split(eqn)
   axis = out_axes.index(w_axes[slot_axis])
   return axis - len(out_axes) if '.' in out_axes[:axis] else axis
 
 
-def pack(
+def stack_slots(
     branches: Mapping[int | None, jax.Array], *, num_slots: int, axis: int
 ) -> jax.Array:
-  """Stacks branches as the base packs projections, zeros where there is none.
+  """Stacks branches by slot as the base does, zeros where there is none.
 
   Args:
     branches: Branch by slot, all of one shape; at least one.
-    num_slots: How many projections the base packs.
+    num_slots: How many slots the base has.
     axis: Where the base's output has them.
   """
   zeros = jnp.zeros_like(next(iter(branches.values())))
@@ -173,8 +173,8 @@ def pack(
   )
 
 
-def unpack(output: jax.Array, *, slot: int | None, axis: int) -> jax.Array:
-  """Returns one projection of what the base packs."""
+def take_slot(output: jax.Array, *, slot: int | None, axis: int) -> jax.Array:
+  """Returns the output of one slot."""
   assert slot is not None
   return jax.lax.index_in_dim(output, slot, axis, keepdims=False)
 

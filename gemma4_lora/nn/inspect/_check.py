@@ -13,6 +13,7 @@ from gemma4_lora.nn import _lora
 from gemma4_lora.nn import _views
 from gemma4_lora.nn.branches import _init
 from gemma4_lora.nn.inspect import _agreement
+from gemma4_lora.nn.inspect import _check_file
 from gemma4_lora.nn.inspect import _effect
 from gemma4_lora.nn.inspect import _report
 
@@ -85,9 +86,6 @@ def check(
           ' left of the released one, without which LoRA is not to be used.'
       )
   if file is not None:
-    # Files are of `hf`, which stands above.
-    from gemma4_lora.hf import _check_file  # pylint: disable=g-import-not-at-top
-
     found = _check_file.check_file(file, model=model, lora=lora)
     problems += found.problems
     notes += found.notes

@@ -1,6 +1,6 @@
 """Reads from a compiled program's text what devices exchange.
 
-As `_hlo`, it knows XLA's text format; `tests/tpu/exchanges_test.py` holds it to
+As `_hlo`, it knows XLA's text format; `tests/tpu/program/exchanges_test.py` holds it to
 programs that XLA compiled.
 """
 

@@ -1,6 +1,6 @@
 """Reads a compiled program's text: its computations and loops.
 
-Only what is said here is known of XLA's text format; `tests/tpu/hlo_test.py`
+Only what is said here is known of XLA's text format; `tests/tpu/program/hlo_test.py`
 holds it to programs that XLA compiled.
 """
 

@@ -7,11 +7,11 @@ import math
 
 from gemma4_lora import variants
 from gemma4_lora.gemma4 import _linears
-from gemma4_lora.hf import _adapter_config
-from gemma4_lora.hf import _expert_tensors
-from gemma4_lora.hf import _peft_modules
-from gemma4_lora.hf import _sites
-from gemma4_lora.hf import _tensors
+from gemma4_lora.peft import _adapter_config
+from gemma4_lora.peft import _expert_tensors
+from gemma4_lora.peft import _peft_modules
+from gemma4_lora.peft import _sites
+from gemma4_lora.peft import _tensors
 
 Found = _peft_modules.Found
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from gemma4_lora.gemma4 import _hf_names
 from gemma4_lora.gemma4 import _linears
-from gemma4_lora.hf import _branch
-from gemma4_lora.hf import _patterns
+from gemma4_lora.peft import _branch
+from gemma4_lora.peft import _patterns
 
 # Whose `LoraConfig` has the fields below.
 _PEFT_VERSION = '0.21.2'

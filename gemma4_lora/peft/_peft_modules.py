@@ -7,10 +7,10 @@ import difflib
 
 from gemma4_lora.gemma4 import _hf_names
 from gemma4_lora.gemma4 import _linears
-from gemma4_lora.hf import _adapter_config
-from gemma4_lora.hf import _branch
-from gemma4_lora.hf import _sites
-from gemma4_lora.hf import _tensors
+from gemma4_lora.peft import _adapter_config
+from gemma4_lora.peft import _branch
+from gemma4_lora.peft import _sites
+from gemma4_lora.peft import _tensors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from gemma4_lora.gemma4 import _hf_names
-from gemma4_lora.hf import _adapter_config
-from gemma4_lora.hf import _load_peft
-from gemma4_lora.hf import _sites
-from gemma4_lora.hf import _tensors
 from gemma4_lora.nn import _lora
 from gemma4_lora.nn import _views
+from gemma4_lora.peft import _adapter_config
+from gemma4_lora.peft import _read_folder
+from gemma4_lora.peft import _sites
+from gemma4_lora.peft import _tensors
 
 _WHO = 'g4.nn.check'
 # What stacked gate and up of several As cost in float32, relative.
@@ -40,13 +40,16 @@ def check_file(
     lora: Its LoRA leaves, nested.
   """
   try:
-    loaded = _load_peft.load_peft(path, model=model.model)
+    folder = _read_folder.read(path, model_config=model.model.config, who=_WHO)
   except (ValueError, FileNotFoundError) as e:
     # Names that PEFT or vLLM would ignore, missing experts, NaN, …: it says so.
     return Found(problems=(str(e),), notes=())
   problems = []
-  wanted = {linear.row.name: linear for linear in model.adapted}
-  there = {linear.row.name: linear for linear in loaded.model.adapted}
+  wanted = {
+      linear.row.name: linear.scale(use_rslora=model.use_rslora)
+      for linear in model.adapted
+  }
+  there = folder.scales
   lacking = [name for name in wanted if name not in there]
   if lacking:
     problems.append(
@@ -59,32 +62,24 @@ def check_file(
         f'{path} has {len(extra)} projections that the model does not adapt:'
         f' {_sites.listed(extra)}.'
     )
-  ours, theirs = _scales(model), _scales(loaded.model)
   other = [
-      name for name in wanted if name in there and ours[name] != theirs[name]
+      name for name in wanted if name in there and wanted[name] != there[name]
   ]
   if other:
     problems.append(
         f'{path} has another scale for {len(other)} projections:'
-        f' {other[0]} {theirs[other[0]]:g}, model {ours[other[0]]:g}.'
+        f' {other[0]} {there[other[0]]:g}, model {wanted[other[0]]:g}.'
     )
-  problems += _values(path, lora, loaded.params)
+  problems += _values(path, lora, folder.leaves)
   return Found(
       problems=tuple(problems),
       notes=tuple(_notes(pathlib.Path(path), len(there))),
   )
 
 
-def _scales(model: _lora.LoRA) -> dict[str, float]:
-  return {
-      linear.row.name: linear.scale(use_rslora=model.use_rslora)
-      for linear in model.adapted
-  }
-
-
-def _values(path, lora, loaded):
+def _values(path, lora, theirs):
   """Yields whose values are not those of the model."""
-  ours, theirs = _views.flat(lora), _views.flat(loaded)
+  ours = _views.flat(lora)
   other = [
       name
       for name in theirs

@@ -9,8 +9,8 @@ import numpy as np
 import safetensors
 
 from gemma4_lora import variants
-from gemma4_lora.hf import _adapter_config
-from gemma4_lora.hf import _sites
+from gemma4_lora.peft import _adapter_config
+from gemma4_lora.peft import _sites
 
 NAME = 'adapter_model.safetensors'
 

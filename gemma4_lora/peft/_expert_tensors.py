@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from gemma4_lora.gemma4 import _linears
-from gemma4_lora.hf import _branch
+from gemma4_lora.peft import _branch
 from gemma4_lora.targets import _scale
 
 # Key in the metadata of the safetensors file: JSON of `{parameter: [rank of

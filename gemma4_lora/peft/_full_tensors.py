@@ -20,8 +20,8 @@ from gemma4_lora.gemma4 import _leaves
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.gemma4 import _names
 from gemma4_lora.gemma4 import _weights
-from gemma4_lora.hf import _adapter_config
-from gemma4_lora.hf import _sites
+from gemma4_lora.peft import _adapter_config
+from gemma4_lora.peft import _sites
 from gemma4_lora.targets import _full
 from gemma4_lora.targets import _rule
 

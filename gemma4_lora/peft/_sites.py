@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import dataclasses
 
 from gemma4_lora.gemma4 import _linears
-from gemma4_lora.hf import _expert_tensors
+from gemma4_lora.peft import _expert_tensors
 
 # What PEFT puts around the model: `base_model` is the tuner, `model` the model.
 ROOT = 'base_model.model.'
@@ -38,8 +38,8 @@ def sites(rows: Iterable[_linears.Linear]) -> dict[str, Site]:
   names = {}
   for row in rows:
     if row.is_routed:
-      packed = names[row.hf_name].rows if row.hf_name in names else ()
-      names[row.hf_name] = Site(rows=(*packed, row), parameter=True)
+      earlier = names[row.hf_name].rows if row.hf_name in names else ()
+      names[row.hf_name] = Site(rows=(*earlier, row), parameter=True)
       for e, name in enumerate(_expert_tensors.module_names(row)):
         names[name] = Site(rows=(row,), index=e)
     elif row.stacked:

@@ -1,0 +1,1 @@
+"""PEFT folders: names, settings and tensors, by the rows of a model."""

@@ -1,0 +1,129 @@
+"""Reads a PEFT folder into LoRA by the rows of a model."""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from gemma4_lora.gemma4 import _leaves
+from gemma4_lora.gemma4 import _linears
+from gemma4_lora.peft import _adapter_config
+from gemma4_lora.peft import _branch
+from gemma4_lora.peft import _check_tensors
+from gemma4_lora.peft import _expert_tensors
+from gemma4_lora.peft import _full_tensors
+from gemma4_lora.peft import _peft_modules
+from gemma4_lora.peft import _tensors
+from gemma4_lora.targets import _full
+from gemma4_lora.targets import _rule
+from gemma4_lora.targets import _scale
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Folder:
+  """What a PEFT folder holds.
+
+  Attributes:
+    config: Its settings.
+    loras: LoRA of each row that it adapts, in the table's order.
+    copies: What it trained in full.
+    modules_to_save: Rules that select these.
+  """
+
+  config: _adapter_config.PeftConfig
+  loras: Sequence[_branch.RowLoRA]
+  copies: Sequence[tuple[_full.Saved, np.ndarray]]
+  modules_to_save: Sequence[_rule.Rule]
+
+  @property
+  def leaves(self) -> dict[str, np.ndarray]:
+    """LoRA leaves by their dotted path in the model's parameters."""
+    leaves = {part.path: value for part, value in self.copies}
+    for lora in self.loras:
+      path = lora.row.lora_path
+      leaves |= {f'{path}.{name}': x for name, x in lora.leaves.items()}
+    return leaves
+
+  @property
+  def scales(self) -> dict[str, float]:
+    """What the product of A and B is multiplied by, by the name of the row."""
+    return {
+        x.row.name: _scale.scale(
+            x.alpha, x.rank, use_rslora=self.config.use_rslora
+        )
+        for x in self.loras
+    }
+
+
+def read(
+    path: os.PathLike[str] | str, *, model_config: Any, who: str
+) -> Folder:
+  """Reads a folder that PEFT wrote, or `g4.hf.save_peft`.
+
+  Args:
+    path: Folder with `adapter_config.json` and `adapter_model.safetensors`.
+    model_config: Config of the model that it belongs to.
+    who: What asks, for messages.
+
+  Raises:
+    FileNotFoundError: There is no such folder or file.
+    ValueError: Not a LoRA, not of this model, damaged, or at odds with its
+      config; each names tensor or setting, and both sides.
+  """
+  config_path, tensors_path = _tensors.find(pathlib.Path(path), who=who)
+  config = _adapter_config.read(config_path)
+  tensors = _tensors.read(tensors_path)
+  rows = _linears.linears(model_config)
+  found = _check_tensors.match(tensors, config, rows)
+  loras = _row_loras(found, config, _ranks_apart(tensors))
+  order = {row.name: i for i, row in enumerate(rows)}
+  everything = (*rows, *_leaves.leaves(model_config))
+  copies = _full_tensors.from_modules(
+      tensors.full, config, everything, path=tensors.path
+  )
+  return Folder(
+      config=config,
+      loras=sorted(loras, key=lambda lora: order[lora.row.name]),
+      copies=copies,
+      modules_to_save=_full_tensors.rules(copies, everything),
+  )
+
+
+def _row_loras(
+    found: Sequence[_peft_modules.Found],
+    config: _adapter_config.PeftConfig,
+    ranks_apart: Mapping[str, Sequence[int]],
+) -> list[_branch.RowLoRA]:
+  """Puts together what the modules of each row hold."""
+  loras, by_row = [], {}
+  for x in found:
+    if x.site.parameter:
+      loras += _expert_tensors.from_stacked(
+          x.branch,
+          {row.projection: row for row in x.site.rows},
+          ranks=ranks_apart.get(x.branch.name),
+          use_rslora=config.use_rslora,
+      )
+    else:
+      (row,) = x.site.rows
+      by_row.setdefault(row.name, []).append(x)
+  for parts in by_row.values():
+    parts.sort(key=lambda x: x.site.index or 0)
+    (row,) = parts[0].site.rows
+    branches = [x.branch for x in parts]
+    if row.is_routed:
+      loras.append(_expert_tensors.from_per_expert(row, branches))
+    else:
+      loras.append(_branch.to_row(row, branches, config.variant))
+  return loras
+
+
+def _ranks_apart(tensors: _tensors.Tensors) -> dict[str, Sequence[int]]:
+  """Returns what `save_peft` noted of gate and up that do not share A."""
+  noted = tensors.metadata.get(_expert_tensors.METADATA)
+  return {} if noted is None else json.loads(noted)
