@@ -33,6 +33,11 @@ _PUBLIC = {
     name: _imported(_PACKAGE / name / '__init__.py')
     for name in _imported(_PACKAGE / 'g4.py') - {'epy', '_epy'}
 }
+# Its face takes all names of a module that makes a class for each size.
+_SIZES = re.findall(
+    r"\bname='(Gemma4_\w+)'", (_PACKAGE / 'gemma4' / '_sizes.py').read_text()
+)
+_PUBLIC['testing'] |= {f'{x}{end}' for x in _SIZES for end in ('', '_Images')}
 
 
 def _unknown(text: str) -> set[str]:
