@@ -4,7 +4,6 @@ Whatever needs to know a name of Gemma 4's reads rows.
 """
 
 import dataclasses
-import math
 import re
 
 from gemma4_lora import _trees
@@ -193,16 +192,6 @@ class Linear(Row):
         batch_axes=tuple(axis - 1 for axis in self.batch_axes[1:]),
         slot_axis=slot_axis,
     )
-
-  def lora_shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shapes of A (`*batch *in rank`) and B (`*batch rank *out`)."""
-    return (
-        (*self.batch_shape, *self.in_shape, rank),
-        (*self.batch_shape, rank, *self.out_shape),
-    )
-
-  def num_lora_params(self, rank: int) -> int:
-    return sum(math.prod(s) for s in self.lora_shapes(rank))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

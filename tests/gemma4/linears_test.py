@@ -143,6 +143,5 @@ def test_lora_params_are_counted_from_the_shapes():
   )
   # Global layer: 1 head of 512; width 1536.
   assert row.shape == (2, 1, 1536, 512)
-  assert row.lora_shapes(rank=8) == ((1536, 8), (8, 1, 512))
-  assert row.num_lora_params(rank=8) == 8 * (1536 + 512)
+  assert (row.in_shape, row.out_shape) == ((1536,), (1, 512))
   assert dataclasses.replace(row, slot=0).in_shape == (1536,)

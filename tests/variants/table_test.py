@@ -61,8 +61,6 @@ def test_leaves_start_in_their_shapes(variant, name):
   for row in rows:
     if row.group == 'experts' and not variant.is_branch_alone:
       continue
-    a, b = (leaf.shape(row, 3) for leaf in variant.leaves[:2])
-    assert (a, b) == row.lora_shapes(3)
     for leaf in variant.own:
       weight = jax.ShapeDtypeStruct(row.shape, jnp.bfloat16)
       start = jax.eval_shape(functools.partial(leaf.start, row=row), weight)

@@ -239,7 +239,8 @@ class Injector:
   ) -> dict[str, jax.Array]:
     """Returns A and B, made on init."""
     row = linear.row.one_layer
-    a_shape, b_shape = row.lora_shapes(linear.rank)
+    a_shape = variants.A.shape(row, linear.rank)
+    b_shape = variants.B.shape(row, linear.rank)
     fan_in = math.prod(row.in_shape)
     if module.is_initializing() and self.init != 'default':
       draw = functools.partial(
