@@ -1,9 +1,8 @@
-"""Commands, in this process, which is faster than in a shell.
+"""The commands of `python -m gemma4_lora`, in this process.
 
-As a shell runs them: the last one here, and `tpu/command_test.py`.
+As a shell runs them: the last one here, and `tpu/plan_command_test.py`.
 """
 
-import dataclasses
 import io
 import os
 import pathlib
@@ -11,65 +10,23 @@ import re
 import subprocess
 import sys
 
-from absl import flags
-from absl import logging
 from gemma import gm
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gemma4_lora import __main__ as main
 from gemma4_lora import _trees
 from gemma4_lora import g4
 from gemma4_lora.jobs import _yaml as jobs_yaml
 from tests.lib import sampling
 from tests.lib import states
+from tests.lib import trained
 from tests.lib import training
-from tests.runs import export_test
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _CONFIG = f'--cfg={_ROOT}/configs/gemma4_e2b_lora_mtnt.py'
 _JOB = ('--region=us-east5', '--workdir=gs://b/run', '--dry-run', '--noplan')
-
-
-@dataclasses.dataclass(frozen=True)
-class _Done:
-  """What a command left: as `subprocess.run`."""
-
-  returncode: int
-  stdout: str
-  stderr: str
-
-
-@pytest.fixture(name='run_command')
-def _run_command(capsys, monkeypatch):
-  """Runs a command in this process, with flags of its own."""
-  verbosity = logging.get_verbosity()
-  logger = logging.get_absl_logger()
-  level = logger.level
-
-  def run(*args):
-    # The flag of the config looks there for its overrides.
-    monkeypatch.setattr(sys, 'argv', ['gemma4_lora', *args])
-    code = 0
-    capsys.readouterr()
-    defined = set(flags.FLAGS)
-    try:
-      main.main(flags.FLAGS(sys.argv))
-    except SystemExit as e:
-      code = int(e.code or 0)
-    finally:  # `flagsaver` cannot save the flag of a config that is not given.
-      for name in set(flags.FLAGS) - defined:
-        delattr(flags.FLAGS, name)
-      for name in defined:
-        if flags.FLAGS[name].present:
-          flags.FLAGS[name].unparse()
-    return _Done(code, *capsys.readouterr())
-
-  yield run
-  logging.set_verbosity(verbosity)
-  logger.setLevel(level)  # Which `set_verbosity` set, too.
 
 
 def test_summary_of_a_config_with_an_override(run_command):
@@ -86,7 +43,7 @@ with konfig.imports():
   from jax import numpy as jnp
   from kauldron import kd
   from gemma4_lora import g4
-  from tests import training
+  from tests.lib import training
 
 
 def get_config():
@@ -125,7 +82,7 @@ def _trained(tmp_path_factory):
   # rounds of their sum is larger than `check` allows.
   base = g4.testing.Gemma4_31B(tokens='batch.input', dtype=jnp.float32)
   model = g4.nn.LoRA(rank=2, targets='q', model=training.shallow(base))
-  run = export_test.Run(path, model)
+  run = trained.Run(path, model)
   config = path / 'config.py'
   config.write_text(_RUN_CONFIG.replace('{path}', os.fspath(run.released)))
   return run, (f'--cfg={config}', f'--cfg.workdir={run.workdir}')
@@ -346,19 +303,6 @@ def test_vertex_prints_the_job(run_command, monkeypatch):
       '--cfg.seed=7',
       "--cfg.model.targets=['q', 'v']",
   ]
-
-
-def test_vertex_as_the_readme_says(run_command, monkeypatch):
-  monkeypatch.chdir(_ROOT)
-  readme = (_ROOT / 'README.md').read_text()
-  commands = re.findall(
-      r'^python -m gemma4_lora (vertex [^>\n]*)', readme, re.M
-  )
-  assert len(commands) == 2
-  for command in commands:
-    done = run_command(*command.split(), '--noplan')
-    assert done.returncode == 0, done.stderr
-    assert 'us-east5-docker.pkg.dev' in done.stdout or 'COPY' in done.stdout
 
 
 def test_vertex_with_two_workdirs(run_command):

@@ -13,31 +13,27 @@ from gemma4_lora import __main__ as main
 from gemma4_lora import g4
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.targets import _resolve
-from tests import main_test
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _README = (_ROOT / 'README.md').read_text()
 
 
-# Commands, by words in them, and what runs them: `.ci/run` or a test. None is
-# what needs something that is not here.
+# Commands, by words in them, and what runs them: `.ci/run`, or a file of tests.
+# None is for a command that needs something that is missing here.
 _RUN_BY = {
     'kauldron.main --cfg=configs/quickstart.py': '.ci/run',
     'uv run --extra dev pytest': '.ci/run',
     'python -m tests.benchmarks': 'tests/benchmarks/table_test.py',
     'python -m gemma4_lora plan': 'tests/tpu/plan_command_test.py',
-    'python -m gemma4_lora vertex': 'tests/readme_test.py',
     'python -m gemma4_lora train': 'tests/jobs/train_test.py',
-    'python -m gemma4_lora fuse': 'tests/main_test.py',
     'xmanager launch': 'tests/jobs/xm_test.py',
-    'python -m pytest tests/targets/targets_test.py': '.ci/run',
+    'python -m gemma4_lora': 'tests/main_test.py',
+    'python -m pytest tests/': None,  # One file of all tests.
     'bash .ci/run': None,  # It runs this.
     'docker build': None,  # Docker, and a registry.
     'pip install "gemma4_lora': None,  # An address of this repository.
     'git clone': None,  # The same.
 }
-
-_run_command = main_test._run_command  # A fixture.
 
 
 def _blocks(language):
@@ -68,8 +64,7 @@ def test_python_blocks_run(capsys):
 
 def test_ci_runs_the_readmes_commands():
   """`.ci/run` looks each up by the words that it is known by."""
-  ci = (_ROOT / '.ci' / 'run').read_text()
-  words = re.findall(r'\$\(readme "(.*)"\)', ci)
+  words = _words_of_ci()
   assert len(words) == 2
   for known_by in words:
     assert len([c for c in _commands() if known_by in c]) == 1
@@ -78,17 +73,30 @@ def test_ci_runs_the_readmes_commands():
 @pytest.mark.parametrize('command', _commands())
 def test_each_command_is_run(command):
   """By CI or a test, which names it; configs by `configs_test`."""
-  (config,) = re.findall(r'--cfg=(configs/\S+)', command) or [None]
-  assert config is None or (_ROOT / config).exists()
+  for path in re.findall(r'(?:configs|tests)/\S+\.py', command):
+    assert (_ROOT / path).exists()
   known = [by for words, by in _RUN_BY.items() if words in command]
-  ours = _ours(command)
-  if not known and ours:
-    assert f"'{ours[0]}'" in (_ROOT / 'tests/main_test.py').read_text()
-  elif not known:
-    assert 'python -m kauldron.main' in command and config, 'What runs it?'
-  elif known[0] is not None:
-    text = (_ROOT / known[0]).read_text()
-    assert not ours or ours[0] in text
+  if not known:
+    assert 'python -m kauldron.main --cfg=configs/' in command, 'What runs it?'
+  elif known[0] == '.ci/run':
+    assert any(words in command for words in _words_of_ci())
+  elif known[0]:
+    texts = _literals(_ROOT / known[0])
+    assert _ours(command) is None or _ours(command)[0] in texts
+
+
+def _words_of_ci():
+  ci = (_ROOT / '.ci' / 'run').read_text()
+  return re.findall(r'\$\(readme "(.*)"\)', ci)
+
+
+def _literals(path):
+  """Every text in a file that stands alone, as arguments of commands do."""
+  return {
+      node.value
+      for node in ast.walk(ast.parse(path.read_text()))
+      if isinstance(node, ast.Constant)
+  }
 
 
 @pytest.mark.parametrize(

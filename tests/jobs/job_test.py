@@ -10,19 +10,7 @@ from gemma4_lora.jobs import _job
 from gemma4_lora.jobs import _machines
 from gemma4_lora.jobs import _request
 from gemma4_lora.jobs import _yaml
-
-
-def request_of(**changes):
-  return _request.Request(
-      **{
-          'config': _request.Config(path='configs/quickstart.py'),
-          'topology': 'v6e:1x1',
-          'region': 'us-east5',
-          'workdir': 'gs://bucket/run',
-          'project': 'my-project',
-      }
-      | changes
-  )
+from tests.lib import jobs
 
 
 @pytest.mark.parametrize(
@@ -37,7 +25,7 @@ def test_what_gcloud_reads(topology, machine_type, shape):
   """A slice is one replica, of however many hosts; numbers are numbers."""
   overrides = ("--cfg.model.targets=['q', 'v']", '--cfg.seed=1')
   config = _request.Config(path='configs/quickstart.py', overrides=overrides)
-  spec = request_of(topology=topology, config=config).job().job_spec
+  spec = jobs.request_of(topology=topology, config=config).job().job_spec
   text = _yaml.to_yaml(spec)
   tree = yaml.safe_load(text)
   assert tree == {
@@ -89,26 +77,26 @@ def test_text_that_is_no_job(text, says):
 
 
 def test_text_that_is_another_job(monkeypatch):
-  spec = request_of().job().job_spec
+  spec = jobs.request_of().job().job_spec
   monkeypatch.setattr(_yaml, 'from_yaml', lambda _: types.CustomJobSpec())
   with pytest.raises(ValueError, match='YAML cannot hold this job'):
     _yaml.to_yaml(spec)
 
 
 def test_spot():
-  request = request_of(spot=True, service_account='me@my-project')
+  request = jobs.request_of(spot=True, service_account='me@my-project')
   spec = request.job().job_spec
   assert spec.scheduling.strategy == types.Scheduling.Strategy.SPOT
   assert spec.scheduling.restart_job_on_worker_restart
   assert spec.service_account == 'me@my-project'
   # One host of eight chips is no pod.
-  assert request_of(spot=True, topology='v6e:2x4').job()
+  assert jobs.request_of(spot=True, topology='v6e:2x4').job()
   for changes in (
       {'topology': 'v6e:4x4'},
       {'topology': 'v6e:2x4', 'machine_type': 'ct6e-standard-4t'},
   ):
     with pytest.raises(ValueError, match='--spot .* hosts .*Leave --spot out'):
-      request_of(spot=True, **changes).job()
+      jobs.request_of(spot=True, **changes).job()
 
 
 @pytest.mark.parametrize(
@@ -125,7 +113,7 @@ def test_spot():
 )
 def test_what_is_missing_or_wrong(changes, says):
   with pytest.raises(ValueError, match=says):
-    request_of(**changes)
+    jobs.request_of(**changes)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +134,7 @@ def test_what_is_no_image(image):
     ],
 )
 def test_images(image):
-  pools = request_of(image=image).job().job_spec.worker_pool_specs
+  pools = jobs.request_of(image=image).job().job_spec.worker_pool_specs
   assert pools[0].container_spec.image_uri == image
 
 
@@ -163,14 +151,14 @@ def test_path_of_the_config_in_the_image(tmp_path, monkeypatch):
 
 
 def test_notes():
-  assert not request_of().notes
-  (note,) = request_of(topology='v5p:2x2x1').notes
+  assert not jobs.request_of().notes
+  (note,) = jobs.request_of(topology='v5p:2x2x1').notes
   assert 'no v5p' in note
-  (note,) = request_of(project=None, dry_run=True).notes
+  (note,) = jobs.request_of(project=None, dry_run=True).notes
   assert 'PROJECT_ID' in note
 
 
 def test_without_google_cloud_aiplatform(monkeypatch):
   monkeypatch.setitem(sys.modules, 'google.cloud.aiplatform_v1', None)
   with pytest.raises(ValueError, match=r'pip install "gemma4_lora\[vertex\]"'):
-    request_of().job()
+    jobs.request_of().job()

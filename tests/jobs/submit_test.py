@@ -3,14 +3,14 @@
 import pytest
 
 from gemma4_lora.jobs import _submit
-from tests.jobs import job_test
+from tests.lib import jobs
 
 _PARENT = 'projects/my-project/locations/us-east5'
 
 
 def test_a_job(vertex):
   handler, client = vertex
-  job = job_test.request_of(topology='v6e:4x4').job()
+  job = jobs.request_of(topology='v6e:4x4').job()
   created = _submit.submit(job, parent=_PARENT, client=client)
   (request,) = handler.requests
   assert request.parent == _PARENT
@@ -22,7 +22,7 @@ def test_a_job(vertex):
 
 def test_a_job_that_is_refused(vertex):
   _, client = vertex
-  job = job_test.request_of(name='no quota').job()
+  job = jobs.request_of(name='no quota').job()
   with pytest.raises(ValueError, match='does not take the job.*no chips left'):
     _submit.submit(job, parent=_PARENT, client=client)
 
@@ -30,4 +30,4 @@ def test_a_job_that_is_refused(vertex):
 def test_without_credentials(monkeypatch, tmp_path):
   monkeypatch.setenv('GOOGLE_APPLICATION_CREDENTIALS', str(tmp_path / 'none'))
   with pytest.raises(ValueError, match='without credentials: gcloud auth'):
-    _submit.submit(job_test.request_of().job(), parent=_PARENT)
+    _submit.submit(jobs.request_of().job(), parent=_PARENT)

@@ -6,7 +6,7 @@ from gemma4_lora.jobs import _plan_first
 from gemma4_lora.jobs import _vertex_command
 from gemma4_lora.jobs import _yaml
 from gemma4_lora.tpu import _plan_command as plan_command
-from tests.jobs import job_test
+from tests.lib import jobs
 
 
 @pytest.fixture(name='planner')
@@ -27,7 +27,7 @@ def _planner(monkeypatch):
 
 
 def _run(*, plan=True, force=False, **changes):
-  request = job_test.request_of(dry_run=True, **changes)
+  request = jobs.request_of(dry_run=True, **changes)
   return _vertex_command.run(
       'cfg', request, plan=plan, force=force, cache='none'
   )
@@ -40,8 +40,7 @@ def test_a_config_that_fits_is_printed(planner, capsys):
   out, err = capsys.readouterr()
   assert 'the plan' in err and 'the plan' not in out
   assert (
-      _yaml.from_yaml(out)
-      == job_test.request_of(topology='v6e:2x4').job().job_spec
+      _yaml.from_yaml(out) == jobs.request_of(topology='v6e:2x4').job().job_spec
   )
   assert out.startswith(
       '# configs/quickstart.py on v6e:2x4: 8 x v6e in 1 x ct6e-standard-8t.\n'

@@ -14,7 +14,7 @@ from gemma4_lora.jobs import _machines
 from gemma4_lora.jobs import _request
 from gemma4_lora.jobs import _xm_client
 from gemma4_lora.jobs import _yaml
-from tests.jobs import job_test
+from tests.lib import jobs
 
 _ROOT = pathlib.Path(__file__).parent.parent.parent
 _OVERRIDE = "--cfg.model.targets=['q', 'v']"
@@ -39,7 +39,7 @@ def test_launch(tmp_path):
   )
   assert done.returncode == 0, done.stderr
   config = _request.Config(path='configs/quickstart.py', overrides=(_OVERRIDE,))
-  want = job_test.request_of(topology='v6e:4x4', config=config).job().job_spec
+  want = jobs.request_of(topology='v6e:4x4', config=config).job().job_spec
   text = done.stdout[: done.stdout.index('strategy: STANDARD\n') + 19]
   assert _yaml.from_yaml(text) == want
   assert (tmp_path / '.xmanager' / 'experiments.sqlite3').exists()
@@ -60,7 +60,7 @@ def test_requirements_of_an_executor(topology, vertex):
   """The chips that XManager's own client raises KeyError for."""
   server, client = vertex
   tpu = _machines.slice_of(topology)
-  request = job_test.request_of(topology=topology)
+  request = jobs.request_of(topology=topology)
   made = _xm_client.VertexClient(request, client)
   requirements = _xm_client.executor(tpu).requirements
   assert str(requirements.accelerator) == f'TPU_{tpu.chip.upper()}'
@@ -79,7 +79,7 @@ def test_requirements_of_an_executor(topology, vertex):
 def test_what_xmanager_has_no_word_for(vertex):
   server, client = vertex
   changes = {'topology': 'v6e:2x4', 'machine_type': 'ct6e-standard-4t'}
-  request = job_test.request_of(**changes, service_account='me@my-project')
+  request = jobs.request_of(**changes, service_account='me@my-project')
   made = _xm_client.VertexClient(request, client)
   made.launch('x', [_job(xm.JobRequirements(tpu_v6e='2x4'))])
   spec = server.requests[0].custom_job.job_spec
@@ -89,7 +89,7 @@ def test_what_xmanager_has_no_word_for(vertex):
 
 
 def test_chips_that_vertex_has_not():
-  client = _xm_client.VertexClient(job_test.request_of())
+  client = _xm_client.VertexClient(jobs.request_of())
   with pytest.raises(ValueError, match="no chip 'v4'"):
     client.launch('x', [_job(xm.JobRequirements(tpu_v4='2x2x1'))])
   with pytest.raises(ValueError, match="no chip 'none'"):
@@ -97,7 +97,7 @@ def test_chips_that_vertex_has_not():
 
 
 def test_a_group_of_jobs():
-  client = _xm_client.VertexClient(job_test.request_of())
-  jobs = [_job(xm.JobRequirements(tpu_v6e='1x1'))] * 2
+  client = _xm_client.VertexClient(jobs.request_of())
+  group = [_job(xm.JobRequirements(tpu_v6e='1x1'))] * 2
   with pytest.raises(ValueError, match='one job .* Got: 2 jobs'):
-    client.launch('x', jobs)
+    client.launch('x', group)

@@ -7,12 +7,14 @@ from etils import epath
 import pytest
 
 from gemma4_lora import g4
-from tests.lib import states
 
 
 @pytest.fixture(scope='session')
 def checkpoint(tmp_path_factory: pytest.TempPathFactory):
   """Returns `(variant, layout, **kwargs) -> (path, written params)`."""
+
+  # Not above: the process that hands out tests need not import gemma.
+  from tests.lib import states
 
   @functools.cache
   def make(

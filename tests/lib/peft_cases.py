@@ -23,7 +23,7 @@ from gemma4_lora import _trees
 from gemma4_lora import g4
 from tests.lib import hf_reference
 from tests.lib import random_leaves
-from tests.runs import export_test
+from tests.lib import trained
 
 Rule = g4.targets.Rule
 
@@ -178,7 +178,7 @@ def _save_fused(path: pathlib.Path, base: str, lora) -> None:
   model = g4.nn.LoRA(**({'rank': 4, 'model': ref.model} | lora))
   params, leaves = random_lora(model, ref.params)
   with tempfile.TemporaryDirectory() as tmp:
-    run = export_test.Run(
+    run = trained.Run(
         pathlib.Path(tmp), model, base=hf_reference.TESTDATA / base
     )
     run.workdir = pathlib.Path(tmp) / 'trained'

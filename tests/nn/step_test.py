@@ -2,7 +2,6 @@
 
 import functools
 
-from gemma import peft
 import jax
 import jax.numpy as jnp
 from kauldron import kd
@@ -11,6 +10,7 @@ import optax
 import pytest
 
 from gemma4_lora import g4
+from tests.lib import steps
 from tests.lib import training
 
 # The others have no feature that these have not: 26B_A4B has 31B's attention,
@@ -18,98 +18,22 @@ from tests.lib import training
 _VARIANTS = ['Gemma4_E2B', 'Gemma4_26B_A4B']
 
 
-def _tokens():
-  """Two rows, one with padding."""
-  tokens = np.random.default_rng(0).integers(3, 1000, (2, 20))
-  tokens[1, 13:] = 0
-  return jnp.asarray(tokens)
-
-
-def _made(name, **kwargs):
-  """A model in float32 with B far from zero, and its parameters."""
-  base = getattr(g4.testing, name)(dtype=jnp.float32)
-  targets = ['text']
-  if name == 'Gemma4_26B_A4B':
-    base, targets = training.one_layer(base), ['text', 'experts']
-  else:
-    base = training.shallow(base)
-  model = g4.nn.LoRA(rank=2, targets=targets, model=base, **kwargs)
-  return model, training.random_params(model)
-
-
-@functools.cache
-def _wanted(name):
-  """A model, its parameters in float64, and its step without any option."""
-  model, params = _made(name)
-  with jax.enable_x64(True):  # In float32 these models round to 6e-5.
-    params = jax.tree.map(lambda x: x.astype(jnp.float64), params)
-    return model, params, _step(model, params)
-
-
-@functools.cache
-def _thin(**kwargs):
-  """As `_made`, of one dense layer, and its step."""
-  base = training.one_layer(g4.testing.Gemma4_31B(dtype=jnp.float32))
-  model = g4.nn.LoRA(rank=2, targets='q', model=base, **kwargs)
-  params = training.random_params(model)
-  return model, params, _step(model, params)
-
-
-def _step(model, params):
-  """Loss of the tokens that follow, logits and the LoRA leaves' gradients."""
-  original, lora = peft.split_params(params)
-  tokens = _tokens()
-  labels, live = tokens[:, 1:], tokens[:, 1:] > 0
-
-  def loss(lora):
-    output = model.apply(
-        {'params': peft.merge_params(original, lora)},
-        tokens,
-        is_training_property=True,
-        rngs={'dropout': jax.random.key(1)},
-    )
-    if output.logits is not None:
-      losses = optax.softmax_cross_entropy_with_integer_labels(
-          output.logits[:, :-1], labels
-      )
-    else:
-      losses = g4.losses.softmax_cross_entropy(
-          output.head.hidden[:, :-1],
-          output.head.embedding,
-          labels,
-          soft_cap=output.head.soft_cap,
-          chunk_size=16,
-      )
-    return (losses * live).sum() / live.sum(), output
-
-  (value, output), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(lora)
-  return value, output, grads
-
-
 def _with(model, **kwargs):
   return model.clone(**kwargs)
-
-
-def _assert_same_step(got, wanted, *, rtol):
-  np.testing.assert_allclose(got[0], wanted[0], rtol=rtol)
-  paths = jax.tree.leaves_with_path(wanted[2])
-  for (path, y), x in zip(paths, jax.tree.leaves(got[2]), strict=True):
-    error = np.linalg.norm(x - y)
-    assert error <= rtol * np.linalg.norm(y), jax.tree_util.keystr(path)
 
 
 @pytest.mark.parametrize('name', _VARIANTS)
 def test_all_at_once(name):
   """Loss and gradients, with each option on, against none; in float32."""
-  model, params = _made(name)
-  wanted = _step(model, params)
+  model, params = steps.made(name)
+  wanted = steps.step(model, params)
   saving = _with(
       model, logits_in_training=False, remat='attention', attention='blockwise'
   )
-  got = _step(saving, params)
+  got = steps.step(saving, params)
   assert got[1].logits is None
   assert got[1].hidden_states is None
-  _assert_same_step(got, wanted, rtol=2e-5)
+  steps.assert_same_step(got, wanted, rtol=2e-5)
 
 
 @pytest.mark.parametrize(
@@ -117,34 +41,34 @@ def test_all_at_once(name):
 )
 def test_blockwise_attention_and_remat(name, remat):
   """Logits of the tokens; those of padding look at nothing that counts."""
-  model, params, wanted = _wanted(name)
+  model, params, wanted = steps.wanted(name)
   with jax.enable_x64(True):
-    got = _step(_with(model, attention='blockwise', remat=remat), params)
-  live = _tokens() > 0
+    got = steps.step(_with(model, attention='blockwise', remat=remat), params)
+  live = steps.tokens() > 0
   np.testing.assert_allclose(
       got[1].logits[live], wanted[1].logits[live], atol=1e-6
   )
   assert np.isfinite(got[1].logits).all()
-  _assert_same_step(got, wanted, rtol=1e-6)
+  steps.assert_same_step(got, wanted, rtol=1e-6)
 
 
 def test_remat_draws_the_same_dropout():
   """In the forward pass, and again in the recomputed one."""
-  model, params, wanted = _thin(dropout=0.5)
-  got = _step(_with(model, remat='block'), params)
+  model, params, wanted = steps.thin(dropout=0.5)
+  got = steps.step(_with(model, remat='block'), params)
   np.testing.assert_allclose(got[1].logits, wanted[1].logits, atol=1e-5)
-  _assert_same_step(got, wanted, rtol=1e-5)
-  without = _thin()[2]
+  steps.assert_same_step(got, wanted, rtol=1e-5)
+  without = steps.thin()[2]
   assert abs(without[0] - wanted[0]) > 1e-3
 
 
 def test_blockwise_attention_under_a_mask():
   """Of the user's: two rows packed in one, each with positions of its own."""
-  model, params = _made('Gemma4_E2B', attention='blockwise')
+  model, params = steps.made('Gemma4_E2B', attention='blockwise')
   segment = np.array([[0] * 10 + [1] * 10])
   mask = np.tri(20, dtype=bool) & (segment[:, :, None] == segment[:, None])
   positions = np.concatenate([np.arange(10), np.arange(10)])[None]
-  tokens = _tokens()[:1]
+  tokens = steps.tokens()[:1]
   packed = model.apply(
       {'params': params}, tokens, attention_mask=mask, positions=positions
   ).logits
@@ -153,9 +77,9 @@ def test_blockwise_attention_under_a_mask():
 
 
 def test_samplers_and_evaluators_get_logits():
-  model, params, wanted = _thin()
+  model, params, wanted = steps.thin()
   model = _with(model, logits_in_training=False)
-  call = functools.partial(model.apply, {'params': params}, _tokens())
+  call = functools.partial(model.apply, {'params': params}, steps.tokens())
   sampling = call()
   assert type(sampling).__name__ == 'Output'
   assert not hasattr(sampling, 'head')
@@ -171,9 +95,9 @@ def test_samplers_and_evaluators_get_logits():
 
 def test_a_trained_embedding_is_what_the_head_has():
   """`modules_to_save` puts a copy in the table's place: loss and gradient."""
-  model, params, wanted = _thin(modules_to_save='input_embedding')
-  got = _step(_with(model, logits_in_training=False), params)
-  _assert_same_step(got, wanted, rtol=2e-5)
+  model, params, wanted = steps.thin(modules_to_save='input_embedding')
+  got = steps.step(_with(model, logits_in_training=False), params)
+  steps.assert_same_step(got, wanted, rtol=2e-5)
 
 
 class _KeepLast(kd.train.metric_writer.NoopWriter):

@@ -13,10 +13,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from gemma4_lora import _trees
 from gemma4_lora import g4
-from gemma4_lora.ckpts.lora import _fingerprint
-from gemma4_lora.ckpts.lora import _lora_item
 from gemma4_lora.ckpts.sources import _hugging_face
 from gemma4_lora.ckpts.sources import _stream
 from gemma4_lora.gemma4 import _upstream
@@ -29,94 +26,8 @@ from gemma4_lora.testing import _checkpoints
 from tests.lib import hf_reference
 from tests.lib import sampling
 from tests.lib import states
+from tests.lib import trained
 from tests.lib import training
-
-_WHO = 'gemma4_lora fuse'
-
-
-class Run:
-  """A run whose LoRA was trained, by saying so.
-
-  Attributes:
-    model: The `g4.nn.LoRA`.
-    params: All parameters, as the run had them.
-    workdir: Of the run.
-    transform: The `init_transform=` of its config.
-    released: Path of the base.
-  """
-
-  def __init__(
-      self,
-      path,
-      model,
-      *,
-      full=False,
-      layout='nested',
-      base=None,
-      base_dtype=None,
-      **kwargs,
-  ):
-    self.model = model
-    self.workdir = path / 'run'
-    self.released = base or path / 'base'
-    if base is None:
-      _checkpoints.make_checkpoint(
-          model, self.released, layout=layout, dtype=base_dtype, **kwargs
-      )
-    self.transform = g4.ckpts.SkipLoRA4(
-        wrapped=g4.ckpts.PartialLoad(path=self.released), model=model
-    )
-    params = _upstream.abstract_params(model)
-    params = _trees.merge(params, _fresh_lora(model, params))
-    state = self.transform.transform(states.wrap(params))
-    # What training would do to A and B, and to no NaN of PiSSA.
-    rng = np.random.default_rng(5)
-
-    def train(keys, x):
-      if not _trees.is_lora(_trees.key_path(keys)):
-        return x
-      return x + 0.3 * rng.standard_normal(x.shape).astype(x.dtype)
-
-    self.params = jax.tree_util.tree_map_with_path(train, state.params)
-    self.save(full=full)
-
-  def save(self, *, full=False):
-    state = states.wrap(self.params)
-    if full:
-      with kd.ckpts.Checkpointer(
-          workdir=self.workdir, save_interval_steps=1
-      ) as ckpt:
-        ckpt.save(state, step=3, force=True)
-      return
-    item = _lora_item.LoRAItem(
-        item=state,
-        fingerprint=_fingerprint.describe(self.model, self.params),
-    )
-    with kd.ckpts.Checkpointer(
-        workdir=self.workdir, save_interval_steps=1
-    ) as ckpt:
-      ckpt.save(item, step=3, force=True)
-
-  def export(self, out, **kwargs):
-    kwargs = {
-        'model': self.model,
-        'init_transform': self.transform,
-        'workdir': self.workdir,
-        'who': _WHO,
-    } | kwargs
-    return _export.export(out, **kwargs)
-
-
-def _fresh_lora(model, params):
-  """LoRA leaves as `model.init` gives them; NaN where they wait for the base."""
-  _, lora = _trees.split_lora(params)
-  pending = model.init_lora_weights in ('pissa', 'olora')
-
-  def value(keys, x):
-    fill = np.nan if pending and keys[-1].key == 'a' else 0.5
-    return jnp.full(x.shape, fill, x.dtype)
-
-  return jax.tree_util.tree_map_with_path(value, lora)
 
 
 def _base(name, dtype=jnp.bfloat16, **kwargs):
@@ -200,7 +111,7 @@ def test_gemma_opens_what_fuse_params_gives(tmp_path, case, request):
   if name == 'Gemma4_26B_A4B':
     base = training.one_layer(base)
   model = g4.nn.LoRA(rank=2, alpha=4, model=base, **settings)
-  run = Run(tmp_path, model, full=full)
+  run = trained.Run(tmp_path, model, full=full)
   run.export(tmp_path / 'out')
   assert read is None or len(read) > 20
   want = g4.nn.fuse_params(model, run.params)
@@ -229,7 +140,7 @@ def test_a_quantized_base_is_quantized_as_in_the_run(tmp_path, layout, request):
       ],
       model=base.clone(config=config),
   )
-  run = Run(tmp_path, model, layout=layout)
+  run = trained.Run(tmp_path, model, layout=layout)
   text = run.export(tmp_path / 'out')
   num = len(model.quantized)
   assert f', {num} quantised as in the run and dequantised. Base' in text
@@ -239,7 +150,7 @@ def test_a_quantized_base_is_quantized_as_in_the_run(tmp_path, layout, request):
       model=model,
       init_transform=run.transform,
       workdir=run.workdir,
-      who=_WHO,
+      who=trained.WHO,
   )
   _assert_same(params, run.params)
   assert g4.nn.check(model, params, fused=want).ok
@@ -252,7 +163,7 @@ def test_another_base_is_found_by_its_codes(tmp_path):
       quantize=g4.quant.Int4(group_size=2),
       model=training.one_layer(_base('Gemma4_31B')),
   )
-  run = Run(tmp_path, model)
+  run = trained.Run(tmp_path, model)
   _checkpoints.make_checkpoint(model.model, tmp_path / 'other', seed=9)
   other = g4.ckpts.SkipLoRA4(
       wrapped=g4.ckpts.PartialLoad(path=tmp_path / 'other')
@@ -279,7 +190,7 @@ def test_the_base_alone_is_as_released(tmp_path):
       model=model,
       init_transform=transform,
       workdir=None,
-      who=_WHO,
+      who=trained.WHO,
   )
   got = gm.ckpts.load_params(tmp_path / 'out')
   _assert_same(got, _as_released(written))
@@ -325,7 +236,7 @@ def test_base_alone_comes_back_as_transformers_wrote_it(tmp_path, name):
       workdir=None,
       format='hf',
       max_shard_bytes=50_000,
-      who=_WHO,
+      who=trained.WHO,
   )
   got, want = _read(tmp_path / 'out'), hf_reference.tensors(name)
   assert got.keys() == want.keys()
@@ -345,7 +256,7 @@ def test_fused_safetensors_are_what_fuse_params_gives(tmp_path, name, request):
   # The projection of the tower into the text is not in the test data.
   targets = ['text', 'experts' if name == 'moe' else 'vision']
   model = g4.nn.LoRA(rank=2, model=ref.model, targets=targets)
-  run = Run(tmp_path, model, base=hf_reference.TESTDATA / name)
+  run = trained.Run(tmp_path, model, base=hf_reference.TESTDATA / name)
   run.export(tmp_path / 'out', format='hf')
   assert read is None or len(read) > 20
   want = g4.nn.fuse_params(model, run.params)
@@ -372,7 +283,7 @@ def test_audio_tower_keeps_its_names(tmp_path):
   model = _base('Gemma4_E2B', text_only=False)
   params = _checkpoints.make_checkpoint(model, tmp_path / 'base')
   load = g4.ckpts.PartialLoad
-  kwargs = {'model': model, 'workdir': None, 'who': _WHO}
+  kwargs = {'model': model, 'workdir': None, 'who': trained.WHO}
   _export.export(
       tmp_path / 'hf',
       init_transform=load(path=tmp_path / 'base'),
@@ -399,7 +310,7 @@ def test_a_fused_26b_says_what_the_run_says(tmp_path):
   targets = ['experts', 'attention']
   base = training.one_layer(_base('Gemma4_26B_A4B', dtype=jnp.float32))
   model = g4.nn.LoRA(rank=2, targets=targets, model=base)
-  run = Run(tmp_path, model)
+  run = trained.Run(tmp_path, model)
   run.export(tmp_path / 'out')
   fused = gm.ckpts.load_params(tmp_path / 'out')
   _assert_same(fused, _as_released(g4.nn.fuse_params(model, run.params)))
@@ -420,7 +331,7 @@ def test_a_fused_26b_says_what_the_run_says(tmp_path):
 )
 def test_base_of_any_layout_comes_out_nested(tmp_path, layout, name, in_pieces):
   model = g4.nn.LoRA(rank=2, model=_base(name))
-  run = Run(tmp_path, model, layout=layout)
+  run = trained.Run(tmp_path, model, layout=layout)
   run.export(tmp_path / 'out')
   assert in_pieces
   want = g4.nn.fuse_params(model, run.params)
@@ -430,7 +341,7 @@ def test_base_of_any_layout_comes_out_nested(tmp_path, layout, name, in_pieces):
 def test_what_pruned_checkpoints_lack_is_filled(tmp_path):
   """gemma declares k and v of shared layers."""
   model = g4.nn.LoRA(rank=2, model=_base('Gemma4_E2B'))
-  run = Run(tmp_path, model, prune_shared_kv=True)
+  run = trained.Run(tmp_path, model, prune_shared_kv=True)
   run.export(tmp_path / 'out')
   want = g4.nn.fuse_params(model, run.params)
   got = training.flat(gm.ckpts.load_params(tmp_path / 'out'))
@@ -451,7 +362,7 @@ def test_float32_stays_where_the_model_or_the_file_has_it(tmp_path):
     path.mkdir()
     base = training.one_layer(_base('Gemma4_31B', dtype=model_dtype))
     model = g4.nn.LoRA(rank=2, model=base)
-    run = Run(path, model, base_dtype=base_dtype)
+    run = trained.Run(path, model, base_dtype=base_dtype)
     run.export(path / 'out')
     got = gm.ckpts.load_params(path / 'out')
     assert {x.dtype for x in jax.tree.leaves(got)} == {np.dtype('float32')}
@@ -469,7 +380,7 @@ def test_float32_stays_where_the_model_or_the_file_has_it(tmp_path):
 @pytest.fixture(scope='module', name='run')
 def _run(tmp_path_factory):
   model = g4.nn.LoRA(rank=2, alpha=4, model=_base('Gemma4_31B'))
-  return Run(tmp_path_factory.mktemp('run'), model)
+  return trained.Run(tmp_path_factory.mktemp('run'), model)
 
 
 def _assert_nothing_left(folder):
@@ -528,7 +439,9 @@ def test_other_settings_than_the_run_are_an_error(
 
 
 def test_a_run_of_another_rank_without_a_fingerprint(tmp_path):
-  run = Run(tmp_path, g4.nn.LoRA(rank=2, model=_base('Gemma4_31B')), full=True)
+  run = trained.Run(
+      tmp_path, g4.nn.LoRA(rank=2, model=_base('Gemma4_31B')), full=True
+  )
   model = g4.nn.LoRA(rank=3, model=_base('Gemma4_31B'))
   with pytest.raises(ValueError, match=r'q.a is \(.*2\) in the run.*rank='):
     run.export(tmp_path / 'out', model=model)
@@ -583,7 +496,7 @@ def test_a_plain_model_with_a_run_of_lora(run, tmp_path):
 
 
 def test_nan_is_an_error(tmp_path):
-  run = Run(tmp_path, g4.nn.LoRA(rank=2, model=_base('Gemma4_31B')))
+  run = trained.Run(tmp_path, g4.nn.LoRA(rank=2, model=_base('Gemma4_31B')))
   leaf = run.params['layer_0']['mlp']['lora']['down']
   leaf['b'] = leaf['b'].at[0, 0].set(jnp.nan)
   run.workdir = tmp_path / 'nan'
@@ -611,13 +524,13 @@ def test_a_full_disk_leaves_nothing(run, tmp_path, format):
 
 def test_all_parameters_of_a_run_sharded_as_its_config_says(tmp_path):
   """As it had them, base and LoRA."""
-  run = Run(tmp_path, g4.nn.LoRA(rank=2, model=_base('Gemma4_31B')))
+  run = trained.Run(tmp_path, g4.nn.LoRA(rank=2, model=_base('Gemma4_31B')))
   opened = run_lib.open_run(
-      run.model, run.transform, workdir=run.workdir, who=_WHO
+      run.model, run.transform, workdir=run.workdir, who=trained.WHO
   )
-  _assert_same(_export.params_of(opened, who=_WHO), run.params)
+  _assert_same(_export.params_of(opened, who=trained.WHO), run.params)
   sharding = kd.sharding.FSDPSharding(min_size_to_shard_mb=0)
-  params = _export.params_of(opened, sharding=sharding, who=_WHO)
+  params = _export.params_of(opened, sharding=sharding, who=trained.WHO)
   _assert_same(params, run.params)
   weight = params['layer_0']['mlp']['linear']
   assert not weight.sharding.is_fully_replicated

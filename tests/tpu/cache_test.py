@@ -8,7 +8,7 @@ import pytest
 from gemma4_lora import g4
 from gemma4_lora.tpu import _cache
 from tests.lib import plan_configs
-from tests.tpu import plan_report_test
+from tests.lib import plans
 
 
 def _key(config='{}', **settings):
@@ -76,7 +76,7 @@ def test_where(monkeypatch, tmp_path):
 def test_a_folder_that_cannot_be_written(tmp_path, caplog):
   file = tmp_path / 'file'
   file.write_text('')
-  _cache.save(file / 'folder', 'key', plan_report_test._PLAN)
+  _cache.save(file / 'folder', 'key', plans.PLAN)
   assert 'not kept for another time' in caplog.text
 
 

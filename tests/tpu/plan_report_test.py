@@ -8,86 +8,39 @@ import pytest
 from gemma4_lora import g4
 from gemma4_lora.tpu import _chips
 from gemma4_lora.tpu import _compile
-from gemma4_lora.tpu.program import _cost
-from gemma4_lora.tpu.program import _exchanges
+from tests.lib import plans
 
 _GIB = 2**30
 
-_PLAN = g4.tpu.Plan(
-    topology='v6e:2x4',
-    chip=_chips.TPUS['v6e'],
-    num_devices=8,
-    batch=16,
-    length=2048,
-    argument_bytes={
-        'weights': 8 * _GIB,
-        'lora': _GIB // 8,
-        'optimizer': _GIB // 4,
-        'batch': 2**15,
-        'other': 4,
-    },
-    memory=_compile.Memory(
-        arguments=9 * _GIB,
-        outputs=2**20,
-        temporaries=4 * _GIB,
-        in_use=12 * _GIB,
-    ),
-    too_large=None,
-    cost=_cost.Cost(
-        flops=9.18e12,
-        bytes=3.2e11,
-        flops_once=9.18e12,
-        bytes_once=1.6e11,
-        unknown_loops=1,
-        kernels=105,
-    ),
-    collectives=(
-        _exchanges.Collective(
-            kind='all-gather', count=1234, bytes=2 * 10**9, wire_bytes=1.75e9
-        ),
-    ),
-    trace_seconds=12.0,
-    compile_seconds=345.0,
-    advice=('batch: <b>larger</b>',),
-    notes=('a & b',),
-)
-_REFUSED = dataclasses.replace(
-    _PLAN,
-    memory=None,
-    cost=None,
-    collectives=(),
-    too_large=_compile.TooLarge(
-        wanted=40 * _GIB, available=31 * _GIB, message='Ran out of memory'
-    ),
-)
-
 
 def test_pairs_are_two_sequences_each():
-  plan = dataclasses.replace(_PLAN, sequences=2)
+  plan = dataclasses.replace(plans.PLAN, sequences=2)
   assert 'batch 16 x 2 x 2048 tokens' in str(plan)
-  assert plan.num_tokens == 2 * _PLAN.num_tokens == 2 * 16 * 2048
+  assert plan.num_tokens == 2 * plans.PLAN.num_tokens == 2 * 16 * 2048
   assert g4.tpu.Plan.from_json(plan.to_json()) == plan
 
 
 def test_roofline_is_the_slowest_of_three():
   """By hand, from the rates of v6e's page."""
-  assert {k.value: v for k, v in _PLAN.seconds_by_bound.items()} == {
+  assert {k.value: v for k, v in plans.PLAN.seconds_by_bound.items()} == {
       'compute': pytest.approx(9.18e12 / 918e12),
       'memory': pytest.approx(3.2e11 / 1600e9),
       'links': pytest.approx(1.75e9 / 400e9),
   }
-  assert _PLAN.step_seconds == pytest.approx(0.2)
-  assert _PLAN.bound == 'memory'
-  assert _PLAN.tokens_per_second == pytest.approx(16 * 2048 / 0.2)
+  assert plans.PLAN.step_seconds == pytest.approx(0.2)
+  assert plans.PLAN.bound == 'memory'
+  assert plans.PLAN.tokens_per_second == pytest.approx(16 * 2048 / 0.2)
 
 
 def test_parts_are_the_peak():
-  assert _PLAN.peak_bytes == 13 * _GIB + 2**20
-  assert _PLAN.padding_bytes == 9 * _GIB - sum(_PLAN.argument_bytes.values())
+  assert plans.PLAN.peak_bytes == 13 * _GIB + 2**20
+  assert plans.PLAN.padding_bytes == 9 * _GIB - sum(
+      plans.PLAN.argument_bytes.values()
+  )
 
 
 def test_the_table():
-  text = str(_PLAN)
+  text = str(plans.PLAN)
   for line in (
       r'v6e:2x4 \(8 devices\), batch 16 x 2048 tokens',
       r'weights +8\.00 GiB',
@@ -115,20 +68,20 @@ def test_the_table():
 
 
 def test_a_refusal():
-  assert not _REFUSED.fits
-  assert _REFUSED.hbm_bytes == 31 * _GIB
-  text = str(_REFUSED)
+  assert not plans.REFUSED.fits
+  assert plans.REFUSED.hbm_bytes == 31 * _GIB
+  text = str(plans.REFUSED)
   assert 'does not fit: 40.00 GiB of 31.00 GiB (129%)' in text
   assert re.search(r'temporaries +31\.62 GiB +what the compiler wanted', text)
   assert 'batch: <b>larger</b>' in text
-  assert _REFUSED.step_seconds is None
-  assert _REFUSED.bound is None
+  assert plans.REFUSED.step_seconds is None
+  assert plans.REFUSED.bound is None
   assert 'roofline' not in text
 
 
 def test_a_refusal_without_numbers():
   refused = dataclasses.replace(
-      _REFUSED,
+      plans.REFUSED,
       too_large=_compile.TooLarge(
           wanted=None, available=None, message='RESOURCE_EXHAUSTED: oh'
       ),
@@ -139,23 +92,23 @@ def test_a_refusal_without_numbers():
 
 def test_more_than_the_chip_has_does_not_fit():
   """A compiler that knows no limit, as the CPU's, compiles anything."""
-  chip = dataclasses.replace(_PLAN.chip, hbm_bytes=12 * _GIB)
-  assert not dataclasses.replace(_PLAN, chip=chip).fits
-  chip = dataclasses.replace(_PLAN.chip, hbm_bytes=None)
-  plan = dataclasses.replace(_PLAN, chip=chip)
+  chip = dataclasses.replace(plans.PLAN.chip, hbm_bytes=12 * _GIB)
+  assert not dataclasses.replace(plans.PLAN, chip=chip).fits
+  chip = dataclasses.replace(plans.PLAN.chip, hbm_bytes=None)
+  plan = dataclasses.replace(plans.PLAN, chip=chip)
   assert plan.fits
   assert 'is not known' in str(plan)
 
 
 def test_a_chip_without_rates():
-  plan = dataclasses.replace(_PLAN, chip=_chips.Chip(name='cpu'))
+  plan = dataclasses.replace(plans.PLAN, chip=_chips.Chip(name='cpu'))
   assert plan.step_seconds is None
   assert plan.tokens_per_second is None
   assert 'no peak rates are known of cpu' in str(plan)
 
 
 def test_a_notebook_shows_a_bar_with_nothing_unescaped():
-  text = _PLAN._repr_html_()
+  text = plans.PLAN._repr_html_()
   assert '<svg' in text
   assert '<title>weights: 8.00 GiB</title>' in text
   assert 'batch: &lt;b&gt;larger&lt;/b&gt;' in text
@@ -176,7 +129,7 @@ def test_a_notebook_shows_a_bar_with_nothing_unescaped():
   assert len(colors) == len(set(colors)) == 7
   assert 'v6e: 31.24 GiB' in text
   # A refusal is wider than its limit.
-  text = _REFUSED._repr_html_()
+  text = plans.REFUSED._repr_html_()
   assert 'v6e: 31.00 GiB' in text
   assert 'does not fit' in text
 

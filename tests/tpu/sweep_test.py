@@ -9,17 +9,17 @@ from gemma4_lora import g4
 from gemma4_lora.tpu import _compile
 from gemma4_lora.tpu import _sweep
 from tests.lib import plan_configs
-from tests.tpu import plan_report_test
+from tests.lib import plans
 
 _GIB = 2**30
 
 
 def _plan(size, peak, *, limit=31 * _GIB):
   """A plan as a compiler would give it: refused if the peak is too large."""
-  arguments = sum(plan_report_test._PLAN.argument_bytes.values())
+  arguments = sum(plans.PLAN.argument_bytes.values())
   if peak > limit:
     return dataclasses.replace(
-        plan_report_test._REFUSED,
+        plans.REFUSED,
         batch=size,
         too_large=_compile.TooLarge(
             wanted=int(peak), available=limit, message=''
@@ -31,7 +31,7 @@ def _plan(size, peak, *, limit=31 * _GIB):
       temporaries=int(peak) - arguments,
       in_use=0,
   )
-  return dataclasses.replace(plan_report_test._PLAN, batch=size, memory=memory)
+  return dataclasses.replace(plans.PLAN, batch=size, memory=memory)
 
 
 def _search(peak_of, *, start, unit=1, refine=3):
@@ -51,7 +51,7 @@ def _search(peak_of, *, start, unit=1, refine=3):
 @pytest.mark.parametrize('start', [1, 4, 16, 64, 256])
 @pytest.mark.parametrize('per_size', [0.3, 0.9, 2.5, 7.0])
 def test_finds_the_largest_where_memory_is_a_line(start, per_size):
-  arguments = sum(plan_report_test._PLAN.argument_bytes.values())
+  arguments = sum(plans.PLAN.argument_bytes.values())
   found, tried = _search(
       lambda size: arguments + size * per_size * _GIB, start=start
   )

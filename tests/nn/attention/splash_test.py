@@ -15,7 +15,7 @@ from gemma4_lora.nn.attention import _blockwise
 from gemma4_lora.nn.attention import _splash
 from gemma4_lora.tpu import _mesh
 from tests.lib import plan_configs
-from tests.nn import step_test
+from tests.lib import steps
 
 _BATCH, _LENGTH, _WIDTH = 2, 300, 128
 _P = jax.sharding.PartitionSpec
@@ -192,11 +192,11 @@ def test_the_key_tells_devices_apart():
 def test_elsewhere_than_on_a_tpu():
   """Through the model, in a loop and not: as in blocks."""
   saving = dict(remat='attention', attention='blockwise')
-  model, params, wanted = step_test._thin(**saving)
+  model, params, wanted = steps.thin(**saving)
   for scan_layers in (False, True):
     splash = model.clone(attention='splash', scan_layers=scan_layers)
-    got = step_test._step(splash, params)
-    step_test._assert_same_step(got, wanted, rtol=1e-5)
+    got = steps.step(splash, params)
+    steps.assert_same_step(got, wanted, rtol=1e-5)
 
 
 def _plan(topology):

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
+from tests.lib import steps
 from tests.lib import training
-from tests.nn import step_test
 
 
 @functools.cache
@@ -51,26 +51,26 @@ def test_same_step(case):
   params = training.random_params(model)
   with jax.enable_x64(True):  # In float32 these models round to 6e-5.
     params = jax.tree.map(lambda x: x.astype(jnp.float64), params)
-    wanted = step_test._step(model, params)
-    got = step_test._step(model.clone(scan_layers=True, **saving), params)
-  live = step_test._tokens() > 0
+    wanted = steps.step(model, params)
+    got = steps.step(model.clone(scan_layers=True, **saving), params)
+  live = steps.tokens() > 0
   np.testing.assert_allclose(
       got[1].logits[live], wanted[1].logits[live], atol=1e-6
   )
-  step_test._assert_same_step(got, wanted, rtol=1e-6)
+  steps.assert_same_step(got, wanted, rtol=1e-6)
 
 
 def test_same_dora():
   """Its norms are float32 in any model, so that this bound is wider."""
   model = _model('Gemma4_31B', 'LL', targets=('q', 'down'), use_dora=True)
   params = training.random_params(model)
-  wanted = step_test._step(model, params)
-  got = step_test._step(model.clone(scan_layers=True), params)
-  live = step_test._tokens() > 0
+  wanted = steps.step(model, params)
+  got = steps.step(model.clone(scan_layers=True), params)
+  live = steps.tokens() > 0
   np.testing.assert_allclose(
       got[1].logits[live], wanted[1].logits[live], atol=1e-4
   )
-  step_test._assert_same_step(got, wanted, rtol=1e-4)
+  steps.assert_same_step(got, wanted, rtol=1e-4)
 
 
 def _lowered(model):
@@ -122,7 +122,7 @@ def test_dropout_in_training_alone():
 
   def logits(seed, **kwargs):
     rngs = {'dropout': jax.random.key(seed)}
-    return model.apply(params, step_test._tokens(), rngs=rngs, **kwargs).logits
+    return model.apply(params, steps.tokens(), rngs=rngs, **kwargs).logits
 
   trained = functools.partial(logits, is_training_property=True)
   np.testing.assert_array_equal(trained(0), trained(0))
@@ -134,7 +134,7 @@ def test_samplers_take_gemma_s_own_layers():
   """With a cache: the logits of the next token are those of the whole row."""
   model = _model('Gemma4_31B', 'LLGLLG', scan_layers=True)
   params = {'params': training.random_params(model)}
-  tokens = step_test._tokens()[:1, :6]
+  tokens = steps.tokens()[:1, :6]
   cache = model.init_cache(batch_size=1, dtype=jnp.float32, cache_length=8)
   mask = np.zeros((1, 6, 8), bool)
   mask[:, :, :6] = np.tri(6, dtype=bool)

@@ -1,0 +1,88 @@
+"""A step of training on a few tokens, and how to compare two."""
+
+import functools
+
+from gemma import peft
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gemma4_lora import g4
+from tests.lib import training
+
+
+def tokens():
+  """Two rows, one with padding."""
+  tokens = np.random.default_rng(0).integers(3, 1000, (2, 20))
+  tokens[1, 13:] = 0
+  return jnp.asarray(tokens)
+
+
+def made(name, **kwargs):
+  """A model in float32 with B far from zero, and its parameters."""
+  base = getattr(g4.testing, name)(dtype=jnp.float32)
+  targets = ['text']
+  if name == 'Gemma4_26B_A4B':
+    base, targets = training.one_layer(base), ['text', 'experts']
+  else:
+    base = training.shallow(base)
+  model = g4.nn.LoRA(rank=2, targets=targets, model=base, **kwargs)
+  return model, training.random_params(model)
+
+
+@functools.cache
+def wanted(name):
+  """A model, its parameters in float64, and its step without any option."""
+  model, params = made(name)
+  with jax.enable_x64(True):  # In float32 these models round to 6e-5.
+    params = jax.tree.map(lambda x: x.astype(jnp.float64), params)
+    return model, params, step(model, params)
+
+
+@functools.cache
+def thin(**kwargs):
+  """As `made`, of one dense layer, and its step."""
+  base = training.one_layer(g4.testing.Gemma4_31B(dtype=jnp.float32))
+  model = g4.nn.LoRA(rank=2, targets='q', model=base, **kwargs)
+  params = training.random_params(model)
+  return model, params, step(model, params)
+
+
+def step(model, params):
+  """Loss of the tokens that follow, logits and the LoRA leaves' gradients."""
+  original, lora = peft.split_params(params)
+  batch = tokens()
+  labels, live = batch[:, 1:], batch[:, 1:] > 0
+
+  def loss(lora):
+    output = model.apply(
+        {'params': peft.merge_params(original, lora)},
+        batch,
+        is_training_property=True,
+        rngs={'dropout': jax.random.key(1)},
+    )
+    if output.logits is not None:
+      losses = optax.softmax_cross_entropy_with_integer_labels(
+          output.logits[:, :-1], labels
+      )
+    else:
+      losses = g4.losses.softmax_cross_entropy(
+          output.head.hidden[:, :-1],
+          output.head.embedding,
+          labels,
+          soft_cap=output.head.soft_cap,
+          chunk_size=16,
+      )
+    return (losses * live).sum() / live.sum(), output
+
+  (value, output), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(lora)
+  return value, output, grads
+
+
+def assert_same_step(got, wanted, *, rtol):
+  np.testing.assert_allclose(got[0], wanted[0], rtol=rtol)
+  paths = jax.tree.leaves_with_path(wanted[2])
+  for (path, y), x in zip(paths, jax.tree.leaves(got[2]), strict=True):
+    error = np.linalg.norm(x - y)
+    assert error <= rtol * np.linalg.norm(y), jax.tree_util.keystr(path)
