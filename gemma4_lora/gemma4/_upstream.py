@@ -1,7 +1,7 @@
 """What we know of gemma's Gemma 4 classes, checked on gemma 4.0.1 and 4.1.0.
 
-Gemma keeps them private: every private import of `gemma.gm.nn.gemma4` in this
-package stands here, but for those of `testing`.
+Gemma keeps them private: their names, and those of their methods, stand here, in
+`_attention_math` and in `_embedder`.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,6 @@ import string
 from typing import Any
 
 from flax import linen as nn
-from gemma.gm.math import _positional_embeddings
 from gemma.gm.nn.gemma4 import _config
 from gemma.gm.nn.gemma4 import _layers
 from gemma.gm.nn.gemma4 import _modules
@@ -21,6 +20,7 @@ from gemma.gm.nn.gemma4.vision import _preprocessing
 import jax
 import jax.numpy as jnp
 
+from gemma4_lora.gemma4 import _names
 from gemma4_lora.gemma4 import _sizes
 
 Transformer = _transformer.Transformer
@@ -28,6 +28,8 @@ TransformerConfig = _config.TransformerConfig
 VisionEncoder = _vision.VisionEncoder
 PreprocessedVisionInput = _transformer.PreprocessedVisionInput
 ConformerConfig = _audio.ConformerConfig
+AttentionType = _modules.AttentionType
+KVCacheSharingConfig = _config.KVCacheSharingConfig
 RMSNorm = _layers.RMSNorm
 Attention = _modules.Attention
 Block = _modules.Block
@@ -95,7 +97,7 @@ def check_is_gemma4(model: nn.Module, *, argument: str) -> None:
 
 def is_global(config: TransformerConfig, layer: int) -> bool:
   """Whether a layer attends to the whole sequence, not to a window."""
-  return config.attention_types[layer] == _modules.AttentionType.GLOBAL
+  return config.attention_types[layer] == AttentionType.GLOBAL
 
 
 def shares_kv(config: TransformerConfig) -> tuple[bool, ...]:
@@ -189,13 +191,12 @@ def clip_bounds(module: nn.Module) -> dict[str, jax.Array]:
     ValueError: The parameters lack one.
   """
   bounds = {}
-  for side in ('input', 'output'):
-    for end in ('min', 'max'):
-      name = f'clip_{side}_{end}'
-      bounds[name] = module.get_variable('params', name)
-      if bounds[name] is None:
-        path = '.'.join((*module.path, name))
-        raise ValueError(f'The parameters have no {path}.')
+  for bound in _names.CLIP_BOUNDS:
+    name = f'clip_{bound}'
+    bounds[name] = module.get_variable('params', name)
+    if bounds[name] is None:
+      path = '.'.join((*module.path, name))
+      raise ValueError(f'The parameters have no {path}.')
   return bounds
 
 
@@ -236,8 +237,10 @@ def abstract_params(model: nn.Module) -> dict[str, Any]:
 
 def attention_types(is_global: Sequence[bool]) -> tuple[Any, ...]:
   """Returns what a config has as `attention_types`."""
-  kinds = _modules.AttentionType
-  return tuple(kinds.GLOBAL if g else kinds.LOCAL_SLIDING for g in is_global)
+  return tuple(
+      AttentionType.GLOBAL if g else AttentionType.LOCAL_SLIDING
+      for g in is_global
+  )
 
 
 def is_blocks_method(module: nn.Module, method_name: str) -> bool:
@@ -279,102 +282,6 @@ def kv_sources(config: TransformerConfig) -> tuple[int, ...]:
   )
 
 
-def scaled_embeddings(rows: jax.Array, width: int) -> jax.Array:
-  """Returns rows of a table as `Embedder` gives them to the model."""
-  return rows * jnp.sqrt(width).astype(rows.dtype)
-
-
-def known_tokens(module: Embedder, tokens: jax.Array) -> jax.Array:
-  """Returns tokens, 0 for those that the per-layer table does not have."""
-  is_known = (tokens >= 0) & (tokens < module.vocab_size)
-  return jnp.where(is_known, tokens, 0)
-
-
-def per_layer_projection(module: Embedder, x: jax.Array) -> jax.Array:
-  """Returns `[..., L, P]`: what each layer is given of the embeddings."""
-  x = module.per_layer_model_projection('...td,dnp->...tnp', x)
-  return module.per_layer_projection_norm(x)
-
-
-def mean_of_per_layer_inputs(x: jax.Array, rows: jax.Array) -> jax.Array:
-  """Returns a layer's input, of the embeddings and of its own table."""
-  return (x + rows) * jax.lax.rsqrt(2.0).astype(x.dtype)
-
-
 def is_vision_method(module: nn.Module, method_name: str) -> bool:
   """Whether this is the method that makes soft tokens of the images."""
   return isinstance(module, Transformer) and method_name == '_encode_vision'
-
-
-def attention_arguments(
-    x: jax.Array,
-    segment_pos: jax.Array,
-    cache: Any,
-    attn_mask: jax.Array,
-    kv_shared_cache: Any = None,
-    skip_sliding_mask: bool = False,
-) -> dict[str, Any]:
-  """Names the arguments of `Attention`, without a cache.
-
-  Raises:
-    ValueError: There is a cache.
-  """
-  if cache is not None:
-    raise ValueError('Attention in blocks takes no cache.')
-  return {
-      'x': x,
-      'positions': segment_pos,
-      'mask': attn_mask,
-      'shared': kv_shared_cache,
-      # HEAD's switch, for layers whose mask has the window in it.
-      'skips_window': skip_sliding_mask,
-  }
-
-
-def queries(module: Attention, x: jax.Array, positions: jax.Array) -> jax.Array:
-  """Returns `[B, T, N, H]`, as `Attention` makes them."""
-  q = module.query_norm(module.q_einsum('BTD,NDH->BTNH', x))
-  return _rotated(module, q, positions)
-
-
-def keys_and_values(
-    module: Attention, x: jax.Array, positions: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """Returns `[B, T, K, H]` each, as `Attention` makes them."""
-  if module.k_eq_v:
-    k = v = module.k_einsum('BSD,KDH->BSKH', x)
-  else:
-    k, v = module.kv_einsum('BSD,CKDH->CBSKH', x)
-  k, v = module.key_norm(k), module.value_norm(v)
-  return _rotated(module, k, positions), v
-
-
-def no_keys_and_values(
-    config: TransformerConfig, layer: int, x: jax.Array
-) -> dict[str, jax.Array]:
-  """Returns zeros, as large as what a layer makes of x for others to read."""
-  shape = (
-      *x.shape[:-1],
-      num_kv_heads(config, layer),
-      key_size(config, layer),
-  )
-  return {'v': jnp.zeros(shape, x.dtype), 'k': jnp.zeros(shape, x.dtype)}
-
-
-def window(module: Attention) -> int | None:
-  """Distance from which on a layer attends to nothing, None if global."""
-  if module.attn_type == _modules.AttentionType.GLOBAL:
-    return None
-  return module.sliding_window_size
-
-
-def _rotated(
-    module: Attention, x: jax.Array, positions: jax.Array
-) -> jax.Array:
-  return _positional_embeddings.apply_rope(
-      x,
-      positions,
-      base_frequency=module.rope_base_frequency,
-      scale_factor=module.rope_scale_factor,
-      rope_proportion=module.rope_proportion,  # pyrefly: ignore[bad-argument-type]
-  )

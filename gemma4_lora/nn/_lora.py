@@ -13,9 +13,11 @@ import jax.numpy as jnp
 from kauldron import kd
 from kauldron import kontext
 
+from gemma4_lora import _trees
 from gemma4_lora import variants
 from gemma4_lora.gemma4 import _leaves
 from gemma4_lora.gemma4 import _linears
+from gemma4_lora.gemma4 import _names
 from gemma4_lora.nn import _interceptors
 from gemma4_lora.nn import _validate
 from gemma4_lora.nn.attention import _attention
@@ -376,7 +378,9 @@ class LoRA(_wrapper.ModelWrapper):
       return output
     return _output.add_head(
         output,
-        embedding=self.variables['params']['embedder']['input_embedding'],
+        embedding=_trees.get_at(
+            self.variables['params'], tuple(_names.EMBEDDING.split('.'))
+        ),
         soft_cap=self.model.config.final_logit_softcap,
         has_logits=has_logits,
         has_hidden_states=bool(asked),

@@ -9,7 +9,6 @@ from typing import Literal
 
 from etils import epath
 from flax import linen as nn
-from gemma.gm.nn.gemma4 import _config
 import jax.numpy as jnp
 from kauldron import kd
 import numpy as np
@@ -166,10 +165,8 @@ def random_params(shapes: _Params, *, seed: int = 0) -> _Params:
 
 
 def _without_shared_kv(flat: _Flat, config: Any) -> _Flat:
-  sources = _config.create_kv_cache_sharing_patterns(
-      config.kv_cache_sharing_config, config.num_layers, config.attention_types
-  )
-  shared = {f'layer_{i}' for i, j in enumerate(sources) if i != j}
+  shares_kv = enumerate(_upstream.shares_kv(config))
+  shared = {f'layer_{i}' for i, is_shared in shares_kv if is_shared}
   if not shared:
     raise ValueError(
         'make_checkpoint: prune_shared_kv=True, and no layer of the model'

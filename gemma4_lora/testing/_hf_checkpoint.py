@@ -5,8 +5,6 @@ import json
 import pathlib
 from typing import Any
 
-from gemma.gm.nn.gemma4 import _config
-from gemma.gm.nn.gemma4 import _modules
 import numpy as np
 
 from gemma4_lora.gemma4 import _names
@@ -15,15 +13,15 @@ from gemma4_lora.hf.weights import _shards
 from gemma4_lora.hf.weights import _to_tensors
 
 _LAYER_TYPES = {
-    _modules.AttentionType.LOCAL_SLIDING: 'sliding_attention',
-    _modules.AttentionType.GLOBAL: 'full_attention',
+    _upstream.AttentionType.LOCAL_SLIDING: 'sliding_attention',
+    _upstream.AttentionType.GLOBAL: 'full_attention',
 }
 
 
 def write(
     folder: pathlib.Path,
     flat: Mapping[str, np.ndarray],
-    config: _config.TransformerConfig,
+    config: _upstream.TransformerConfig,
 ) -> None:
   """Writes `config.json` and `model.safetensors`, of `Gemma4ForCausalLM`.
 
@@ -60,7 +58,7 @@ def write(
   (folder / 'config.json').write_text(json.dumps(values, indent=2))
 
 
-def _text_config(config: _config.TransformerConfig) -> dict[str, Any]:
+def _text_config(config: _upstream.TransformerConfig) -> dict[str, Any]:
   """Returns gemma's config in the terms of `Gemma4TextConfig`."""
   shares_kv = _upstream.shares_kv(config)
   experts = None, None, None
@@ -111,7 +109,7 @@ def _text_config(config: _config.TransformerConfig) -> dict[str, Any]:
 
 
 def _global_layers(
-    config: _config.TransformerConfig,
+    config: _upstream.TransformerConfig,
 ) -> dict[str, dict[str, int]]:
   """Returns what global layers have otherwise, under zero-padded numbers."""
   values = {'head_dim': config.global_key_size or config.head_dim}
@@ -121,5 +119,5 @@ def _global_layers(
   return {
       f'{i:0{width}}': values
       for i, kind in enumerate(config.attention_types)
-      if kind == _modules.AttentionType.GLOBAL
+      if kind == _upstream.AttentionType.GLOBAL
   }

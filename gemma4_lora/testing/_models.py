@@ -12,21 +12,13 @@ import dataclasses
 from typing import Any
 
 from gemma import gm
-from gemma.gm.nn.gemma4 import _config
-from gemma.gm.nn.gemma4 import _modules
-from gemma.gm.nn.gemma4.audio import _modules as _audio
-from gemma.gm.nn.gemma4.vision import _encoder as _vision
 
 from gemma4_lora.gemma4 import _sizes
-
-_LOCAL = _modules.AttentionType.LOCAL_SLIDING
-_GLOBAL = _modules.AttentionType.GLOBAL
+from gemma4_lora.gemma4 import _upstream
 
 # Two rounds of the smallest pattern with more than one local layer. The last
 # unshared layer is global and the one before it local, as sharing presumes.
-_ATTENTION_TYPES = _config.make_attention_layers_types(
-    (_LOCAL, _LOCAL, _GLOBAL), num_layers=6
-)
+_ATTENTION_TYPES = _upstream.attention_types((False, False, True) * 2)
 
 # What all have in common: vocabulary of `g4.testing.Gemma4Tokenizer`, a global
 # head that is wider than the local one, a window shorter than a test sequence.
@@ -48,9 +40,11 @@ _VISION = dict(
     output_length=4,
     pos_emb_shape_yx=(16, 2),
 )
-_CLIPPED_VISION = _vision.VisionEncoder(**_VISION, use_clipped_linears=True)
-_STANDARD_VISION = _vision.VisionEncoder(**_VISION, standardize_embeddings=True)
-_AUDIO = _audio.ConformerConfig(
+_CLIPPED_VISION = _upstream.VisionEncoder(**_VISION, use_clipped_linears=True)
+_STANDARD_VISION = _upstream.VisionEncoder(
+    **_VISION, standardize_embeddings=True
+)
+_AUDIO = _upstream.ConformerConfig(
     num_layers=2,
     model_dims=16,
     lm_model_dims=20,
@@ -60,7 +54,7 @@ _AUDIO = _audio.ConformerConfig(
 )
 
 # The last round shares the first one's keys and values.
-_SHARE_HALF = _config.KVCacheSharingConfig(
+_SHARE_HALF = _upstream.KVCacheSharingConfig(
     frac_shared_layers=0.5, share_global=True, share_local=True
 )
 
@@ -72,7 +66,7 @@ class Gemma4_E2B(gm.nn.Gemma4_E2B):  # pylint: disable=invalid-name
   parameters.
   """
 
-  config: _config.TransformerConfig = dataclasses.replace(
+  config: _upstream.TransformerConfig = dataclasses.replace(
       gm.nn.Gemma4_E2B.config,
       **_TINY,
       embed_dim=32,
@@ -94,7 +88,7 @@ class Gemma4_E4B(gm.nn.Gemma4_E4B):  # pylint: disable=invalid-name
   parameters.
   """
 
-  config: _config.TransformerConfig = dataclasses.replace(
+  config: _upstream.TransformerConfig = dataclasses.replace(
       gm.nn.Gemma4_E4B.config,
       **_TINY,
       embed_dim=40,
@@ -114,7 +108,7 @@ class Gemma4_31B(gm.nn.Gemma4_31B):  # pylint: disable=invalid-name
   6 layers; width 40; vocabulary 1024; about 0.1 M parameters.
   """
 
-  config: _config.TransformerConfig = dataclasses.replace(
+  config: _upstream.TransformerConfig = dataclasses.replace(
       gm.nn.Gemma4_31B.config,
       **_TINY,
       embed_dim=40,
@@ -132,7 +126,7 @@ class Gemma4_26B_A4B(gm.nn.Gemma4_26B_A4B):  # pylint: disable=invalid-name
   6 layers; width 40; vocabulary 1024; about 0.2 M parameters.
   """
 
-  config: _config.TransformerConfig = dataclasses.replace(
+  config: _upstream.TransformerConfig = dataclasses.replace(
       gm.nn.Gemma4_26B_A4B.config,
       **_TINY,
       embed_dim=40,

@@ -7,9 +7,9 @@ import difflib
 import typing
 from typing import Literal
 
+from gemma4_lora.ckpts.restore import _config_fields
 from gemma4_lora.ckpts.restore import _restore_plan
 from gemma4_lora.ckpts.sources import _quantized_leaves
-from gemma4_lora.gemma4 import _config_fields
 from gemma4_lora.gemma4 import _names
 
 Policy = Literal['error', 'warn']

@@ -13,8 +13,8 @@ from kauldron.kontext import path_parser
 import numpy as np
 
 from gemma4_lora import _trees
+from gemma4_lora.ckpts.restore import _kv_sharing
 from gemma4_lora.ckpts.sources import _checkpoint_layouts
-from gemma4_lora.gemma4 import _kv_sharing
 from gemma4_lora.gemma4 import _names
 from gemma4_lora.quant import _format
 

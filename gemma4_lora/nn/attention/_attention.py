@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from gemma4_lora.gemma4 import _attention_math
 from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.nn.attention import _blockwise
 from gemma4_lora.nn.attention import _segments
@@ -73,7 +74,7 @@ class BlockwiseAttention:
     ):
       return next_fun(*args, **kwargs)
     return self._attend(
-        module, **_upstream.attention_arguments(*args, **kwargs)
+        module, **_attention_math.attention_arguments(*args, **kwargs)
     )
 
   def _attend(
@@ -87,9 +88,9 @@ class BlockwiseAttention:
       skips_window: bool,
   ) -> tuple[Any, jax.Array]:
     """Returns keys and values for KV-shared layers, and the layer's output."""
-    q = _upstream.queries(module, x, positions)
+    q = _attention_math.queries(module, x, positions)
     if shared is None:
-      k, v = _upstream.keys_and_values(module, x, positions)
+      k, v = _attention_math.keys_and_values(module, x, positions)
     else:
       k, v = shared['k'], shared['v']
     if self._is_causal:
@@ -101,7 +102,7 @@ class BlockwiseAttention:
     else:
       allowed = _blockwise.Allowed(positions=positions, mask=mask)
     settings = _blockwise.Settings(
-        window=None if skips_window else _upstream.window(module),
+        window=None if skips_window else _attention_math.window(module),
         soft_cap=module.attn_logits_soft_cap,
     )
     encoded = self._module.attend(settings, q, k, v, allowed)

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gemma4_lora import _trees
+from gemma4_lora.gemma4 import _attention_math
 from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.host import _placement
 from gemma4_lora.nn.blocks import _loops
@@ -178,7 +179,9 @@ class _Layers:
     """Returns what the last layer gives."""
     x = self._inputs.embeddings
     shared = {
-        source: _upstream.no_keys_and_values(self._module.config, source, x)
+        source: _attention_math.no_keys_and_values(
+            self._module.config, source, x
+        )
         for layer, source in enumerate(self._sources)
         if layer != source
     }

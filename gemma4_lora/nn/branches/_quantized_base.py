@@ -6,18 +6,39 @@ It must be the innermost: what LoRA adds stands around it.
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+import dataclasses
 from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from gemma4_lora.gemma4 import _embedder
 from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.nn.branches import _base
 from gemma4_lora.nn.branches import _clipped
 from gemma4_lora.nn.branches import _experts
 from gemma4_lora.quant import _arrays
 from gemma4_lora.targets import _resolve
+
+
+@dataclasses.dataclass(frozen=True)
+class _Table:
+  """A quantised table, as `_embedder.Table`.
+
+  Attributes:
+    value: Codes and scales.
+    dtype: Of what is made of them.
+  """
+
+  value: Mapping[str, Any]
+  dtype: Any
+
+  def take(self, rows: jax.Array) -> jax.Array:
+    return _arrays.take(self.value, rows, self.dtype)
+
+  def einsum(self, eqn: str, x: jax.Array) -> jax.Array:
+    return _base.einsum(eqn, x, self.value, self.dtype)
 
 
 class Quantized:
@@ -45,13 +66,11 @@ class Quantized:
     ):
       if _base.is_quantized(module):
         return self._linear(module, *_upstream.einsum_of(module, args, kwargs))
-    elif isinstance(module, _upstream.Embedder):
-      method = _EMBEDDER.get(context.method_name)
-      if method is not None:
-        name, function = method
-        table = module.get_variable('params', name)
-        if _arrays.is_quantized(table):
-          return function(module, table, self._dtype, *args, **kwargs)
+    elif method := _embedder.method_of(module, context.method_name):
+      table = module.get_variable('params', method.table)
+      if _arrays.is_quantized(table):
+        table = _Table(table, self._dtype)
+        return method.run(module, table, *args, **kwargs)
     elif context.method_name == _upstream.EXPERTS_METHOD:
       if _experts.is_quantized(module):
         return _experts.run(module, *args, dtype=self._dtype, **kwargs)
@@ -190,42 +209,3 @@ def _copy(node: Any) -> Any:
   if not isinstance(node, Mapping):
     return node
   return {key: _copy(value) for key, value in node.items()}
-
-
-def _encode(module, table, dtype, x):
-  rows = _arrays.take(table, x, dtype)
-  return _upstream.scaled_embeddings(rows, module.embed_dim)
-
-
-def _decode(module, table, dtype, x):
-  del module
-  return _base.einsum('...d,vd->...v', x, table, dtype)
-
-
-def _encode_logits(module, table, dtype, x):
-  probs = jax.nn.softmax(x.astype(jnp.float32), axis=-1).astype(x.dtype)
-  rows = _base.einsum('...v,vd->...d', probs, table, dtype)
-  return _upstream.scaled_embeddings(rows, module.embed_dim)
-
-
-def _encode_per_layer_input(
-    module, table, dtype, x, t, ignore_ple_tokens=False
-):
-  x = _upstream.per_layer_projection(module, x)
-  if ignore_ple_tokens:
-    return x
-  rows = _arrays.take(table, _upstream.known_tokens(module, t), dtype)
-  rows = _upstream.scaled_embeddings(rows, module.per_layer_input_dim)
-  return _upstream.mean_of_per_layer_inputs(x, rows)
-
-
-# Which table each method reads, and what it does with it.
-_EMBEDDER = {
-    'encode': ('input_embedding', _encode),
-    'decode': ('input_embedding', _decode),
-    'encode_logits': ('input_embedding', _encode_logits),
-    'encode_per_layer_input': (
-        'per_layer_embeddings',
-        _encode_per_layer_input,
-    ),
-}

@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from gemma4_lora.gemma4 import _embedder
 from gemma4_lora.gemma4 import _upstream
 
 
@@ -91,7 +92,7 @@ class Images:
       # Those of all images in a row, padding behind them.
       order = jnp.argsort(~is_real, axis=1, stable=True)
       embeddings = jnp.take_along_axis(embeddings, order[..., None], axis=1)
-    encoded = context.module.embedder.encode_vision(embeddings[:, None])
+    encoded = _embedder.in_text_width(context.module, embeddings[:, None])
     return encoded[:, 0]
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import flax
 import jax.numpy as jnp
 
+from gemma4_lora.gemma4 import _embedder
 from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.losses import _head
 
@@ -61,9 +62,7 @@ class NoLogits:
   key = 'no logits'
 
   def __call__(self, next_fun, args, kwargs, context) -> Any:
-    if context.method_name == 'decode' and isinstance(
-        context.module, _upstream.Embedder
-    ):
+    if _embedder.makes_logits(context.module, context.method_name):
       (x,) = (*args, *kwargs.values())
       return jnp.zeros((*x.shape[:-1], 0), x.dtype)
     return next_fun(*args, **kwargs)

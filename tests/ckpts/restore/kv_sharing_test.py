@@ -7,7 +7,7 @@ import pytest
 
 from gemma4_lora import _trees
 from gemma4_lora import g4
-from gemma4_lora.gemma4 import _kv_sharing
+from gemma4_lora.ckpts.restore import _kv_sharing
 from gemma4_lora.gemma4 import _names
 from gemma4_lora.testing import _checkpoints
 from tests.lib import states
