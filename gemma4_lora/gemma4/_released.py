@@ -66,6 +66,18 @@ def paths_in_layer(*projections: str) -> frozenset[_trees.Path]:
 
 
 @functools.cache
+def shared_projections() -> frozenset[str]:
+  """Returns the names that the text tower and another one both have: `q`, ..."""
+  rows = (*linears(), *leaves())
+  of_text = {row.projection for row in rows if row.tower == 'text'}
+  return frozenset(
+      row.projection
+      for row in rows
+      if row.tower != 'text' and row.projection in of_text
+  )
+
+
+@functools.cache
 def _by_lora_path() -> tuple[tuple[str, _linears.Linear], ...]:
   """Returns `.layer_*.attn.q_einsum.lora.q` with a row, for all models."""
   rows = {}

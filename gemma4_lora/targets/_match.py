@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from gemma4_lora.gemma4 import _hf_names
+from gemma4_lora.gemma4 import _released
 from gemma4_lora.gemma4 import _rows
 from gemma4_lora.targets import _rule
 
@@ -23,24 +24,6 @@ KINDS = (
     'norms',
     'embeddings',
     'scalars',
-)
-# Names that several towers have: without a tower, the text's.
-_IN_SEVERAL_TOWERS = frozenset(
-    {
-        'q',
-        'k',
-        'v',
-        'o',
-        'gate',
-        'up',
-        'down',
-        'pre_attention_norm',
-        'query_norm',
-        'key_norm',
-        'post_attention_norm',
-        'pre_ffw_norm',
-        'post_ffw_norm',
-    }
 )
 
 
@@ -68,7 +51,7 @@ def matches(
   if target == row.name:
     return True
   if target == row.projection:
-    if tower is None and target not in _IN_SEVERAL_TOWERS:
+    if tower is None and target not in _released.shared_projections():
       return True
     return row.tower == (tower or 'text')
   if row.is_router:  # By its own name only.

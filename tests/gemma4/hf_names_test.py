@@ -1,0 +1,37 @@
+"""Where transformers nests the language model and the towers."""
+
+import pytest
+
+from gemma4_lora.gemma4 import _hf_names
+
+
+@pytest.mark.parametrize(
+    ('module', 'want'),
+    [
+        ('model.language_model.layers.0.mlp.up_proj', 'layers.0.mlp.up_proj'),
+        ('language_model.model.norm', 'norm'),
+        ('language_model.norm', 'norm'),
+        ('model.norm', 'norm'),
+        ('norm', 'norm'),
+        ('model.vision_tower.std_bias', 'vision_tower.std_bias'),
+        ('audio_tower.output_proj', 'audio_tower.output_proj'),
+    ],
+)
+def test_short(module, want):
+  assert _hf_names.short(module) == want
+
+
+def test_a_module_may_split_in_several_ways():
+  assert list(_hf_names.candidates('model.norm')) == [
+      ('model.', 'norm'),
+      ('', 'model.norm'),
+  ]
+
+
+def test_each_class_has_prefixes_of_its_own():
+  towers, text = _hf_names.CLASSES
+  assert _hf_names.class_name(has_towers=True) == towers
+  assert _hf_names.class_name(has_towers=False) == text
+  assert _hf_names.prefix(towers, 'audio') == 'model.'
+  assert _hf_names.prefix(text, 'audio') is None
+  assert _hf_names.prefix(text, 'text') == 'model.'
