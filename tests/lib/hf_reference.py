@@ -10,11 +10,10 @@ import pathlib
 from typing import Any
 
 from gemma import gm
-from gemma.gm.nn.gemma4 import _config
-from gemma.gm.nn.gemma4 import _modules
-from gemma.gm.nn.gemma4.vision import _encoder as _vision
 import numpy as np
 import safetensors.numpy
+
+from gemma4_lora.gemma4 import _upstream
 
 TESTDATA = pathlib.Path(__file__).parents[1] / 'testdata' / 'hf'
 # PEFT folders there, and the model that each is for.
@@ -72,22 +71,22 @@ def tensors(name: str) -> dict[str, np.ndarray]:
   return safetensors.numpy.load_file(TESTDATA / name / 'model.safetensors')
 
 
-def _gemma_config(hf: dict[str, Any]) -> _config.TransformerConfig:
+def _gemma_config(hf: dict[str, Any]) -> _upstream.TransformerConfig:
   """Hugging Face's config in gemma's terms."""
   vision = None
   if 'text_config' in hf:  # Multimodal.
     vision = _vision_encoder(hf['vision_config'])
     hf = hf['text_config']
   types = {
-      'sliding_attention': _modules.AttentionType.LOCAL_SLIDING,
-      'full_attention': _modules.AttentionType.GLOBAL,
+      'sliding_attention': _upstream.AttentionType.LOCAL_SLIDING,
+      'full_attention': _upstream.AttentionType.GLOBAL,
   }
   layer_types = tuple(types[t] for t in hf['layer_types'])
   num_layers = len(layer_types)
   shared = hf['num_kv_shared_layers']
   last = hf['per_layer_config'][str(num_layers - 1)]  # It is a global layer.
   moe = hf['enable_moe_block']
-  return _config.TransformerConfig(
+  return _upstream.TransformerConfig(
       num_embed=hf['vocab_size'],
       embed_dim=hf['hidden_size'],
       hidden_dim=hf['intermediate_size'],
@@ -107,7 +106,7 @@ def _gemma_config(hf: dict[str, Any]) -> _config.TransformerConfig:
       local_base_frequency=10_000,
       global_base_frequency=1_000_000,
       per_layer_input_dim=hf['hidden_size_per_layer_input'],
-      kv_cache_sharing_config=_config.KVCacheSharingConfig(
+      kv_cache_sharing_config=_upstream.KVCacheSharingConfig(
           frac_shared_layers=shared / num_layers,
           share_global=True,
           share_local=True,
@@ -126,9 +125,9 @@ def _gemma_config(hf: dict[str, Any]) -> _config.TransformerConfig:
   )
 
 
-def _vision_encoder(hf: dict[str, Any]) -> _vision.VisionEncoder:
+def _vision_encoder(hf: dict[str, Any]) -> _upstream.VisionEncoder:
   """Hugging Face's config of the vision tower in gemma's terms."""
-  return _vision.VisionEncoder(
+  return _upstream.VisionEncoder(
       d_model=hf['hidden_size'],
       num_layers=hf['num_hidden_layers'],
       num_heads=hf['num_attention_heads'],
@@ -140,7 +139,7 @@ def _vision_encoder(hf: dict[str, Any]) -> _vision.VisionEncoder:
 
 
 def _gemma_params(
-    weights: dict[str, np.ndarray], config: _config.TransformerConfig
+    weights: dict[str, np.ndarray], config: _upstream.TransformerConfig
 ) -> dict[str, Any]:
   """Hugging Face's weights in gemma's tree."""
   weights = {
@@ -179,10 +178,10 @@ def _gemma_params(
 
 
 def _layer(
-    hf: dict[str, np.ndarray], config: _config.TransformerConfig, i: int
+    hf: dict[str, np.ndarray], config: _upstream.TransformerConfig, i: int
 ) -> dict[str, Any]:
   """One layer. What a KV-shared layer lacks is filled with NaN: unused."""
-  is_global = config.attention_types[i] == _modules.AttentionType.GLOBAL
+  is_global = config.attention_types[i] == _upstream.AttentionType.GLOBAL
   size = config.global_key_size if is_global else config.head_dim
   kv_heads = (is_global and config.num_global_kv_heads) or config.num_kv_heads
   unused = np.full((kv_heads * size, config.embed_dim), np.nan, np.float32)

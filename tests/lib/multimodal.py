@@ -5,7 +5,6 @@ import functools
 from typing import Any
 
 from flax import linen as nn
-from gemma.gm.nn.gemma4 import _transformer
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,7 +44,7 @@ def _as_jax(tree: Any) -> Any:
   return jnp.asarray(tree)
 
 
-def images() -> _transformer.PreprocessedVisionInput:
+def images() -> _upstream.PreprocessedVisionInput:
   """Two images, of 3 x 6 and 3 x 3 patches; the rest is padding.
 
   Padded patches are far from zero: what they touch shows.
@@ -56,7 +55,7 @@ def images() -> _transformer.PreprocessedVisionInput:
   for i, width in enumerate((6, 3)):
     grid = np.stack(np.meshgrid(np.arange(width), np.arange(3)), axis=-1)
     positions[i, : 3 * width] = grid.reshape(-1, 2)
-  return _transformer.PreprocessedVisionInput(
+  return _upstream.PreprocessedVisionInput(
       patches=jnp.asarray(patches.reshape(1, -1, 48)),
       positions_xy=jnp.asarray(positions.reshape(1, -1, 2)),
       soft_token_counts=(2, 1),

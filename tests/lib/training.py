@@ -5,7 +5,6 @@ import dataclasses
 from typing import Any
 
 from flax import linen as nn
-from gemma.gm.nn.gemma4 import _modules
 from grain import python as grain
 import jax
 from kauldron import kd
@@ -13,6 +12,7 @@ import numpy as np
 import optax
 
 from gemma4_lora import g4
+from gemma4_lora.gemma4 import _upstream
 
 _LENGTH = 12
 
@@ -96,8 +96,8 @@ def shallow(model: nn.Module) -> nn.Module:
   Four where layers share keys and values, two elsewhere: compile time.
   """
   pattern = (
-      _modules.AttentionType.LOCAL_SLIDING,
-      _modules.AttentionType.GLOBAL,
+      _upstream.AttentionType.LOCAL_SLIDING,
+      _upstream.AttentionType.GLOBAL,
   )
   repeats = 2 if model.config.kv_cache_sharing_config else 1
   return model.clone(
@@ -109,7 +109,7 @@ def shallow(model: nn.Module) -> nn.Module:
 
 def one_layer(model: nn.Module) -> nn.Module:
   """Returns a dense model of one layer, for what does not hang on layers."""
-  pattern = (_modules.AttentionType.GLOBAL,)
+  pattern = (_upstream.AttentionType.GLOBAL,)
   return model.clone(
       config=dataclasses.replace(model.config, attention_types=pattern)
   )

@@ -5,7 +5,6 @@ import math
 
 from flax import linen as nn
 from gemma import peft
-from gemma.gm.nn.gemma4 import _modules
 import jax
 import jax.numpy as jnp
 from kauldron import kd
@@ -14,6 +13,7 @@ import pytest
 
 from gemma4_lora import g4
 from gemma4_lora.gemma4 import _linears
+from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.nn.branches import _experts
 from gemma4_lora.targets import _resolve
 from gemma4_lora.targets import _rule
@@ -28,7 +28,7 @@ _MLP = 'layer_0.mlp'
 def _base(*, dtype=jnp.float32, **config):
   """A model of one layer, with a mixture of experts."""
   model = g4.testing.Gemma4_26B_A4B(tokens='batch.input', dtype=dtype)
-  local = _modules.AttentionType.LOCAL_SLIDING
+  local = _upstream.AttentionType.LOCAL_SLIDING
   config = {'attention_types': (local,)} | config
   return model.clone(config=dataclasses.replace(model.config, **config))
 
