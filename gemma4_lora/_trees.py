@@ -130,3 +130,55 @@ def merge(base: Any, lora: Any) -> Any:
       else lora[k]
       for k in keys
   }
+
+
+# ------------------ Nested dicts, by dotted path ------------------
+
+
+def dotted(params: Any) -> dict[str, Any]:
+  """Returns leaves by their dotted paths."""
+  return {join(path): leaf for path, leaf in flatten(params).items()}
+
+
+def get(params: Mapping[str, Any], path: str) -> Any:
+  """Returns a leaf or sub-tree.
+
+  Args:
+    params: Nested.
+    path: Dotted.
+
+  Raises:
+    ValueError: There is nothing at `path`.
+  """
+  node = params
+  for key in path.split('.'):
+    if key not in node:
+      raise ValueError(f'params has no {path}: there is no {key!r}.')
+    node = node[key]
+  return node
+
+
+def find(params: Mapping[str, Any], path: str) -> Any:
+  """Returns a leaf or sub-tree by its dotted path, None where there is none."""
+  node: Any = params
+  for key in path.split('.'):
+    if not isinstance(node, Mapping) or key not in node:
+      return None
+    node = node[key]
+  return node
+
+
+def put(params: dict[str, Any], path: str, value: Any) -> None:
+  """Sets a leaf by its dotted path, in place."""
+  *scopes, name = path.split('.')
+  node = params
+  for key in scopes:
+    node = node[key]
+  node[name] = value
+
+
+def put_like(params: dict[str, Any], path: str, value: jax.Array) -> None:
+  """Sets a leaf, in place, with the shape, dtype and sharding of the old one."""
+  old = get(params, path)
+  value = value.reshape(old.shape).astype(old.dtype)
+  put(params, path, jax.device_put(value, old.sharding))

@@ -13,12 +13,12 @@ import jax
 import numpy as np
 import safetensors.numpy
 
+from gemma4_lora import _trees
 from gemma4_lora import variants
 from gemma4_lora.gemma4 import _hf_names
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.host import _new_folder
 from gemma4_lora.nn import _lora
-from gemma4_lora.nn import _views
 from gemma4_lora.peft import _adapter_config
 from gemma4_lora.peft import _branch
 from gemma4_lora.peft import _expert_tensors
@@ -116,7 +116,7 @@ def _row_loras(
   """Yields the leaves of each adapted row, on the host."""
   for linear in model.adapted:
     row = linear.row
-    leaves = _views.get(params, row.lora_path)
+    leaves = _trees.get(params, row.lora_path)
     shapes = linear.shapes
     if set(leaves) != set(shapes):
       raise ValueError(
@@ -146,7 +146,7 @@ def _copies(
   """Returns what is trained in full, on the host."""
   copies = []
   for part in model.saved:
-    value = np.asarray(jax.device_get(_views.get(params, part.path)))
+    value = np.asarray(jax.device_get(_trees.get(params, part.path)))
     value = value.astype(np.float32)
     if not np.isfinite(value).all():
       raise ValueError(f'{_WHO}: {part.path} has NaN or infinite values.')

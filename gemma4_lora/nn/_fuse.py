@@ -53,7 +53,9 @@ def fuse_params(model: _lora.LoRA, params: Mapping[str, Any]) -> dict[str, Any]:
   base, lora = peft.split_params(dict(params))
   _quantized_base.check(base, model.quantized)
   for path, change in changes_of(model, base, lora).items():
-    put(base, path, change.fused(_views.get(base, path), model.model.dtype))
+    _trees.put(
+        base, path, change.fused(_trees.get(base, path), model.model.dtype)
+    )
   return base
 
 
@@ -97,7 +99,7 @@ def unfuse_params(
   base, _ = peft.split_params(dict(fused))  # New dicts of the same arrays.
   _, lora = peft.split_params(dict(lora))
   for path, change in changes_of(model, base, lora).items():
-    put(base, path, change.unfuse(_views.get(base, path)))
+    _trees.put(base, path, change.unfuse(_trees.get(base, path)))
   return peft.merge_params(base, lora)
 
 
@@ -195,7 +197,7 @@ def changes_of(
     branches.setdefault(view.row.path, []).append(view)
   copies: dict[str, list[tuple[_full.Saved, jax.Array]]] = {}
   for part in model.saved:
-    copy = _views.get(params, part.path)
+    copy = _trees.get(params, part.path)
     copies.setdefault(part.row.path, []).append((part, copy))
   quantized = (path for path, _ in _quantized_base.quantized_nodes(base))
   return {
@@ -283,12 +285,3 @@ def check_lora(model: Any, params: Mapping[str, Any], *, who: str) -> None:
 def _paths(params: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
   for path, _ in jax.tree_util.tree_leaves_with_path(params):
     yield tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
-
-
-def put(params: dict[str, Any], path: str, value: jax.Array) -> None:
-  """Sets a leaf, in place."""
-  *scopes, name = path.split('.')
-  node = params
-  for key in scopes:
-    node = node[key]
-  node[name] = value

@@ -12,9 +12,9 @@ from gemma import peft
 import jax
 import jax.numpy as jnp
 
+from gemma4_lora import _trees
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.nn import _lora
-from gemma4_lora.nn import _views
 from gemma4_lora.nn.branches import _init
 from gemma4_lora.targets import _by_row
 
@@ -151,7 +151,7 @@ def _views_of(
   """Returns A, B and scale by name of the projection."""
   views = {}
   for linear in model.adapted:
-    leaves = _views.get(params, linear.row.lora_path)
+    leaves = _trees.get(params, linear.row.lora_path)
     scale = linear.scale(use_rslora=model.use_rslora)
     views[linear.row.name] = leaves['a'], leaves['b'], scale
   return views

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from gemma4_lora import _trees
 from gemma4_lora import variants
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.gemma4 import _weights
@@ -89,30 +90,14 @@ def linears(
     row = linear.row
     if row.path != path:  # Not once for each projection that it packs.
       path = row.path
-      weight = _arrays.dense(get(params, path), model.model.dtype)
+      weight = _arrays.dense(_trees.get(params, path), model.model.dtype)
     views[row.name] = LinearView(
         row=row,
         base=_weights.part(weight, row),
-        leaves={x: get(params, f'{row.lora_path}.{x}') for x in linear.shapes},
+        leaves={
+            x: _trees.get(params, f'{row.lora_path}.{x}') for x in linear.shapes
+        },
         variant=linear.variant,
         scale=linear.scale(use_rslora=model.use_rslora),
     )
   return views
-
-
-def get(params: Mapping[str, Any], path: str) -> Any:
-  """Returns a leaf or sub-tree by its dotted path."""
-  node = params
-  for key in path.split('.'):
-    if key not in node:
-      raise ValueError(f'params has no {path}: there is no {key!r}.')
-    node = node[key]
-  return node
-
-
-def flat(params: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns leaves by their dotted paths."""
-  return {
-      jax.tree_util.keystr(path, simple=True, separator='.'): leaf
-      for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-  }

@@ -9,7 +9,6 @@ from gemma4_lora.ckpts.lora import _fingerprint
 from gemma4_lora.gemma4 import _names
 from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.nn import _fuse
-from gemma4_lora.nn import _views
 from gemma4_lora.runs import _run
 
 
@@ -43,7 +42,7 @@ def abstract_base(model: nn.LoRA) -> dict[str, Any]:
   """Returns shapes and dtypes of a model's base, as it is quantised."""
   shapes = _upstream.abstract_params(model.model)
   for path, encoding in model.quantized.items():
-    _fuse.put(shapes, path, encoding.abstract(_views.get(shapes, path).shape))
+    _trees.put(shapes, path, encoding.abstract(_trees.get(shapes, path).shape))
   return shapes
 
 

@@ -33,7 +33,7 @@ def make(
   """
   params = module.variables['params']
   for part in saved:
-    base = _get(params, part.row.path)
+    base = _trees.find(params, part.row.path)
     if base is None:
       raise ValueError(
           f'modules_to_save: init made no {part.row.path}. gemma makes some'
@@ -67,7 +67,7 @@ def substitute(
   """
   new: dict[str, Any] = jax.tree.map(lambda x: x, dict(params))
   for part in saved:
-    copy = _get(params, part.path)
+    copy = _trees.find(params, part.path)
     if copy is None:
       raise ValueError(
           f'The parameters have no {part.path}, which'
@@ -88,13 +88,3 @@ def is_copy(path: _trees.Path) -> bool:
     return False
   *_, scope, name = path
   return name == 'w' or (scope == _trees.LORA_KEY and name not in ('a', 'b'))
-
-
-def _get(params: Mapping[str, Any], path: str) -> Any:
-  """Returns a leaf, None where there is none."""
-  node: Any = params
-  for key in path.split('.'):
-    if not isinstance(node, Mapping) or key not in node:
-      return None
-    node = node[key]
-  return node

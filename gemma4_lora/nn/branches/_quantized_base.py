@@ -13,6 +13,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from gemma4_lora import _trees
 from gemma4_lora.gemma4 import _embedder
 from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.nn.branches import _base
@@ -151,8 +152,8 @@ def make(
     row = linear.row
     for leaf in linear.variant.own:
       if leaf.from_base and row.path in encodings:
-        weight = _arrays.dense(_get(params, row.path), dtype)
-        _get(params, row.lora_path)[leaf.name] = leaf.start(weight, row)
+        weight = _arrays.dense(_trees.get(params, row.path), dtype)
+        _trees.get(params, row.lora_path)[leaf.name] = leaf.start(weight, row)
   scope: Any = module.scope
   for top in {path.split('.')[0] for path in encodings}:
     scope.put_variable('params', top, params[top])
@@ -196,12 +197,6 @@ def dequantized(params: Any, dtype: Any) -> Any:
   return jax.tree.map(
       lambda x: _arrays.dense(x, dtype), params, is_leaf=_arrays.is_quantized
   )
-
-
-def _get(params: Mapping[str, Any], path: str) -> Any:
-  for key in path.split('.'):
-    params = params[key]
-  return params
 
 
 def _copy(node: Any) -> Any:

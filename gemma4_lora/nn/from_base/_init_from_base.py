@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gemma4_lora import _trees
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.gemma4 import _weights
 from gemma4_lora.nn import _lora
@@ -59,14 +60,14 @@ def init_from_base(
   new: dict[str, Any] = jax.tree.map(lambda x: x, dict(params))
   for step in _steps(model):
     row = step.row
-    weight = _views.get(new, row.path)
+    weight = _trees.get(new, row.path)
     a, b, weight = step.take_over(weight)
     for path, value in {
         f'{row.lora_path}.a': a,
         f'{row.lora_path}.b': b,
         row.path: weight,
     }.items():
-      replace(new, path, value)
+      _trees.put_like(new, path, value)
   return new
 
 
@@ -175,14 +176,3 @@ def _olora(matrix: jax.Array, rank: int) -> tuple[jax.Array, jax.Array]:
   """
   q, _ = jnp.linalg.qr(matrix[:rank].T)
   return jnp.matmul(matrix, q, precision='highest'), q.T
-
-
-def replace(params: dict[str, Any], path: str, value: jax.Array) -> None:
-  """Sets a leaf, with the shape, dtype and sharding of the old one."""
-  *scope, last = path.split('.')
-  node = params
-  for key in scope:
-    node = node[key]
-  old = node[last]
-  value = value.reshape(old.shape).astype(old.dtype)
-  node[last] = jax.device_put(value, old.sharding)

@@ -14,12 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gemma4_lora import _trees
 from gemma4_lora import quant
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.gemma4 import _weights
 from gemma4_lora.nn import _lora
 from gemma4_lora.nn.branches import _init
-from gemma4_lora.nn.from_base import _init_from_base
 from gemma4_lora.nn.from_base import _low_rank_fit
 from gemma4_lora.targets import _resolve
 
@@ -82,8 +82,8 @@ class LoftQ:
             ' init_lora_weights=.'
         )
       a, b = self._fits[path]
-      _init_from_base.replace(new, f'{path}.a', a)
-      _init_from_base.replace(new, f'{path}.b', b)
+      _trees.put_like(new, f'{path}.a', a)
+      _trees.put_like(new, f'{path}.b', b)
     return new
 
 

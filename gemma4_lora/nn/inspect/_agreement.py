@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gemma4_lora import _trees
 from gemma4_lora.nn import _fuse
 from gemma4_lora.nn import _lora
-from gemma4_lora.nn import _views
 from gemma4_lora.nn.branches import _quantized_base
 from gemma4_lora.nn.inspect import _report
 from gemma4_lora.nn.wrapper import _router_fix
@@ -142,7 +142,7 @@ def not_fused(
   """
   wrong = []
   for path, change in _fuse.changes_of(model, base, lora).items():
-    leaf, got = _views.get(base, path), _views.get(fused, path)
+    leaf, got = _trees.get(base, path), _trees.get(fused, path)
     if _arrays.is_quantized(got):
       wrong.append(f'{path} is quantised still')
       continue
@@ -222,7 +222,7 @@ def _nudged(
   half = float(jnp.finfo(model.model.dtype).eps) / 2
   paths = _fuse.changes_of(model, base, params)
   for i, path in enumerate(paths):
-    leaf = jnp.asarray(_views.get(fused, path))
+    leaf = jnp.asarray(_trees.get(fused, path))
     sign = jax.random.rademacher(jax.random.key(i), leaf.shape, jnp.float32)
-    _fuse.put(new, path, (leaf * (1 + half * sign)).astype(leaf.dtype))
+    _trees.put(new, path, (leaf * (1 + half * sign)).astype(leaf.dtype))
   return new

@@ -9,8 +9,8 @@ from gemma import peft
 import jax
 import numpy as np
 
+from gemma4_lora import _trees
 from gemma4_lora.nn import _lora
-from gemma4_lora.nn import _views
 from gemma4_lora.nn.branches import _init
 from gemma4_lora.nn.inspect import _agreement
 from gemma4_lora.nn.inspect import _check_file
@@ -100,7 +100,7 @@ def check(
 
 def _incomplete(model: _lora.LoRA, lora: Mapping[str, Any]) -> Iterator[str]:
   """Yields what the model reads and is not there, and the other way round."""
-  there = _views.flat(lora)
+  there = _trees.dotted(lora)
   wanted = model.lora_shapes
   lacking = [path for path in wanted if path not in there]
   if lacking:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from gemma4_lora import _trees
 from gemma4_lora.gemma4 import _hf_names
 from gemma4_lora.nn import _lora
-from gemma4_lora.nn import _views
 from gemma4_lora.peft import _adapter_config
 from gemma4_lora.peft import _read_folder
 from gemma4_lora.peft import _sites
@@ -79,7 +79,7 @@ def check_file(
 
 def _values(path, lora, theirs):
   """Yields whose values are not those of the model."""
-  ours = _views.flat(lora)
+  ours = _trees.dotted(lora)
   other = [
       name
       for name in theirs

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gemma4_lora import _trees
 from gemma4_lora.gemma4 import _rows
 from gemma4_lora.gemma4 import _weights
 from gemma4_lora.nn import _lora
-from gemma4_lora.nn import _views
 from gemma4_lora.quant import _arrays
 
 
@@ -52,12 +52,12 @@ def effects(
   out = []
   for linear in model.adapted:
     row = linear.row
-    leaves = _views.get(lora, row.lora_path)
+    leaves = _trees.get(lora, row.lora_path)
     num_batch = len(row.batch_axes)
     squares = np.asarray(_squares(leaves['a'], leaves['b'], num_batch))
     scale = linear.scale(use_rslora=model.use_rslora)
     norm = abs(scale) * float(np.sqrt(np.sum(squares)))
-    size = _size(_views.get(params, row.path), row) if has_base else None
+    size = _size(_trees.get(params, row.path), row) if has_base else None
     out.append(
         Effect(
             name=row.name,
@@ -69,9 +69,9 @@ def effects(
         )
     )
   for part in model.saved if has_base else ():
-    weight = _weights.part(_views.get(params, part.row.path), part.row)
+    weight = _weights.part(_trees.get(params, part.row.path), part.row)
     weight = weight.astype(jnp.float32)
-    norm = float(jnp.linalg.norm(_views.get(lora, part.path) - weight))
+    norm = float(jnp.linalg.norm(_trees.get(lora, part.path) - weight))
     size = float(jnp.linalg.norm(weight))
     out.append(
         Effect(

@@ -6,13 +6,13 @@ import dataclasses
 import html
 import math
 
+from gemma4_lora import _trees
 from gemma4_lora.gemma4 import _leaves
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.gemma4 import _names
 from gemma4_lora.gemma4 import _rows
 from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.nn import _lora
-from gemma4_lora.nn import _views
 from gemma4_lora.quant import _format
 
 _COLUMNS = ('base', 'parameters', 'bits', 'bytes', 'held as')
@@ -51,7 +51,7 @@ def held(model: _lora.LoRA) -> tuple[Held, ...]:
       for row in (*_linears.linears(config), *_leaves.leaves(config))
   }
   parts: dict[str, list[tuple[int, int, str]]] = {}
-  for path, x in _views.flat(_upstream.abstract_params(model.model)).items():
+  for path, x in _trees.dotted(_upstream.abstract_params(model.model)).items():
     num = math.prod(x.shape)
     encoding = encodings.get(path)
     if encoding is None:
