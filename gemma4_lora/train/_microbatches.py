@@ -8,47 +8,68 @@ number of its tokens that count.
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
-import functools
-import re
 from typing import Any
 
 from etils import epy
-import flax
 import jax
 import jax.numpy as jnp
 from kauldron import kd
-from kauldron import kontext
 from kauldron.losses import base as losses_base
 
-_WHO = 'g4.train.TrainStep(num_microbatches=…)'
+from gemma4_lora.train import _metrics_of_parts
 
-# What only the forward pass of a part has, and what only the whole batch has.
-_OF_PART = ('preds', 'interms')
-_OF_WHOLE = ('grads', 'updates', 'opt_state')
+_WHO = 'g4.train.TrainStep(num_microbatches=…)'
 
 _is_state = kd.metrics.State.isinstance
 
 
-@flax.struct.dataclass
-class Parts:
-  """States of a metric, of each part of the batch.
+def run(
+    step: kd.train.TrainStep,
+    context: kd.train.Context,
+    *,
+    num: int,
+    needed: Sequence[bool],
+) -> tuple[kd.train.Context, Any]:
+  """Returns gradients and losses of a whole batch, part by part.
 
-  They are merged outside of the compiled step: some states cannot be inside.
+  Args:
+    step: Gives model, losses, metrics, rngs and shardings.
+    context: With the state and the whole batch.
+    num: Number of parts.
+    needed: Per leaf of the parameters, whether its gradient is. Others are 0.
+
+  Returns:
+    The context with gradients, collections and losses, and the states of those
+    metrics and summaries that read the forward pass, by their place.
+
+  Raises:
+    ValueError: The batch, a loss or a metric cannot be taken apart.
   """
-
-  states: tuple[Any, ...]
-
-  def merged(self) -> Any:
-    return functools.reduce(lambda x, y: x.merge(y), self.states)
-
-
-def merge(tree: Any) -> Any:
-  """Merges the states of parts in a tree of states."""
-  return jax.tree.map(
-      lambda x: x.merged() if isinstance(x, Parts) else x,
-      tree,
-      is_leaf=lambda x: isinstance(x, Parts) or _is_state(x),
+  parts = split(context.batch, num, step.sharding.batch)
+  params = _Params.of(context.params, needed)
+  forward = _Forward(
+      step=step,
+      context=context,
+      parts=parts,
+      params=params,
+      rngs=step.rng_streams.train_rngs(context.step),
   )
+  counts = _counts(forward, num)
+  (sums, collections, total), (losses, metrics) = _sums(forward, counts, num)
+  context = context.replace(
+      grads=params.gradients(sums),
+      collections=collections,
+      loss_total=total,
+      loss_states=jax.tree.map(_summed, losses, is_leaf=_is_state),
+  )
+  return context, {
+      place: _metrics_of_parts.Parts(
+          states=tuple(
+              jax.tree.map(lambda x, i=i: x[i], states) for i in range(num)
+          )
+      )
+      for place, states in metrics.items()
+  }
 
 
 def split(batch: Any, num: int, sharding: Any) -> Any:
@@ -97,59 +118,93 @@ def part(parts: Any, index: Any, sharding: Any) -> Any:
   return kd.sharding.with_sharding_constraint(batch, sharding)
 
 
-def run(
-    step: kd.train.TrainStep,
-    context: kd.train.Context,
-    *,
-    num: int,
-    needed: Sequence[bool],
-) -> tuple[kd.train.Context, Any]:
-  """Returns gradients and losses of a whole batch, part by part.
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _Params:
+  """Parameters, of which some get a gradient.
 
-  Args:
-    step: Gives model, losses, metrics, rngs and shardings.
-    context: With the state and the whole batch.
-    num: Number of parts.
-    needed: Per leaf of the parameters, whether its gradient is. Others are 0.
-
-  Returns:
-    The context with gradients, collections and losses, and the states of those
-    metrics and summaries that read the forward pass, by their place.
-
-  Raises:
-    ValueError: The batch, a loss or a metric cannot be taken apart.
+  Attributes:
+    leaves: All of them.
+    treedef: Their structure.
+    needed: Per leaf, whether its gradient is.
   """
-  parts = split(context.batch, num, step.sharding.batch)
-  leaves, treedef = jax.tree.flatten(context.params)
-  rngs = step.rng_streams.train_rngs(context.step)
 
-  def forward(trained, collections, index):
-    trained = iter(trained)
-    params = [
-        next(trained) if is_needed else leaf
-        for leaf, is_needed in zip(leaves, needed, strict=True)
+  leaves: Sequence[Any]
+  treedef: Any
+  needed: Sequence[bool]
+
+  @classmethod
+  def of(cls, params: Any, needed: Sequence[bool]) -> '_Params':
+    leaves, treedef = jax.tree.flatten(params)
+    return cls(leaves=leaves, treedef=treedef, needed=needed)
+
+  @property
+  def trained(self) -> list[Any]:
+    """The leaves with a gradient."""
+    return [x for x, needed in self._each() if needed]
+
+  def replace(self, trained: Sequence[Any]) -> Any:
+    """Returns the parameters with others of those leaves."""
+    new = iter(trained)
+    leaves = [next(new) if needed else leaf for leaf, needed in self._each()]
+    return self.treedef.unflatten(leaves)
+
+  def gradients(self, sums: Sequence[Any]) -> Any:
+    """Returns gradients of all leaves, in their dtypes."""
+    new = iter(sums)
+    grads = [
+        (next(new) if needed else jnp.zeros_like(leaf)).astype(leaf.dtype)
+        for leaf, needed in self._each()
     ]
-    of_part = context.replace(
-        params=treedef.unflatten(params),
+    return self.treedef.unflatten(grads)
+
+  def _each(self) -> list[tuple[Any, bool]]:
+    return list(zip(self.leaves, self.needed, strict=True))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class _Forward:
+  """The forward pass of one part.
+
+  Attributes:
+    step: Gives model, losses and shardings.
+    context: Of the whole batch.
+    parts: From `split`.
+    params: Of the model.
+    rngs: Of the step.
+  """
+
+  step: kd.train.TrainStep
+  context: kd.train.Context
+  parts: Any
+  params: _Params
+  rngs: Mapping[str, Any]
+
+  def __call__(
+      self, trained: Sequence[Any], collections: Any, index: Any
+  ) -> tuple[kd.train.Context, Any]:
+    """Returns the context of a part, and the states of its losses."""
+    context = self.context.replace(
+        params=self.params.replace(trained),
         collections=collections,
-        batch=part(parts, index, step.sharding.batch),
+        batch=part(self.parts, index, self.step.sharding.batch),
     )
-    of_part = kd.train.forward(
-        of_part,
-        model=step.model,
+    context = kd.train.forward(
+        context,
+        model=self.step.model,
         # Dropout must not be the same in all parts.
-        rngs={name: rng.fold_in(index) for name, rng in rngs.items()},
+        rngs={name: rng.fold_in(index) for name, rng in self.rngs.items()},
         is_training=True,
     )
     states = jax.tree.map(
-        lambda loss: loss.get_state_from_context(of_part), step.aux.losses
+        lambda loss: loss.get_state_from_context(context), self.step.aux.losses
     )
     _check_losses(states)
-    return of_part, states
+    return context, states
 
-  trained = [
-      x for x, is_needed in zip(leaves, needed, strict=True) if is_needed
-  ]
+
+def _counts(forward: _Forward, num: int) -> Any:
+  """Returns what each loss of the whole batch is divided by."""
+  trained = forward.params.trained
 
   # jax drops the forward pass here, unless a mask depends on it.
   def count(collections, index):
@@ -157,8 +212,23 @@ def run(
     counts = jax.tree.map(lambda x: x.count, states, is_leaf=_is_state)
     return of_part.collections, counts
 
-  _, counts = jax.lax.scan(count, context.collections, jnp.arange(num))
-  counts = jax.lax.stop_gradient(jax.tree.map(lambda x: x.sum(0), counts))
+  _, counts = jax.lax.scan(count, forward.context.collections, jnp.arange(num))
+  return jax.lax.stop_gradient(jax.tree.map(lambda x: x.sum(0), counts))
+
+
+def _sums(forward: _Forward, counts: Any, num: int) -> Any:
+  """Adds up the gradients of all parts.
+
+  Args:
+    forward: The forward pass.
+    counts: What each loss is divided by.
+    num: Number of parts.
+
+  Returns:
+    The sums of gradients, the collections and the total loss; and, of each part
+    along a first axis, the states of losses and metrics.
+  """
+  trained = forward.params.trained
 
   def loss(trained, collections, index):
     of_part, states = forward(trained, collections, index)
@@ -169,7 +239,7 @@ def run(
         is_leaf=_is_state,
     )
     total = jax.tree.reduce(jnp.add, shares, initializer=jnp.asarray(0.0))
-    metrics = _metrics(step, of_part)
+    metrics = _metrics_of_parts.of_part(forward.step, of_part, who=_WHO)
     return total, (of_part.collections, states, metrics)
 
   def add(carry, index):
@@ -181,111 +251,15 @@ def run(
     return (sums, collections, total + share), states
 
   zeros = [jnp.zeros(x.shape, _sum_dtype(x.dtype)) for x in trained]
-  (sums, collections, total), (losses, metrics) = jax.lax.scan(
-      add,
-      (zeros, context.collections, jnp.asarray(0.0)),
-      jnp.arange(num),
+  start = (zeros, forward.context.collections, jnp.asarray(0.0))
+  return jax.lax.scan(add, start, jnp.arange(num))
+
+
+def _summed(state: Any) -> Any:
+  """Returns the state of a loss, of its states of all parts."""
+  return dataclasses.replace(
+      state, value=state.value.sum(0), count=state.count.sum(0)
   )
-  grads = iter(sums)
-  grads = [
-      (next(grads) if is_needed else jnp.zeros_like(leaf)).astype(leaf.dtype)
-      for leaf, is_needed in zip(leaves, needed, strict=True)
-  ]
-  context = context.replace(
-      grads=treedef.unflatten(grads),
-      collections=collections,
-      loss_total=total,
-      loss_states=jax.tree.map(
-          lambda x: dataclasses.replace(
-              x, value=x.value.sum(0), count=x.count.sum(0)
-          ),
-          losses,
-          is_leaf=_is_state,
-      ),
-  )
-  metrics = {
-      place: Parts(
-          states=tuple(
-              jax.tree.map(lambda x, i=i: x[i], states) for i in range(num)
-          )
-      )
-      for place, states in metrics.items()
-  }
-  return context, metrics
-
-
-def with_metrics(
-    step: kd.train.TrainStep,
-    context: kd.train.Context,
-    of_parts: Mapping[tuple[str, str], Parts],
-) -> kd.train.Context:
-  """Returns the context with the states of all metrics and summaries.
-
-  Args:
-    step: Gives the metrics.
-    context: Of the whole step, updates included.
-    of_parts: From `run`.
-  """
-  states = {
-      kind: {
-          name: of_parts[kind, name]
-          if (kind, name) in of_parts
-          else _state(metric, context)
-          for name, metric in metrics.items()
-      }
-      for kind, metrics in _all_metrics(step).items()
-  }
-  return context.replace(
-      metric_states=states['metrics'], summary_states=states['summaries']
-  )
-
-
-def reads_gradients(step: kd.train.TrainStep) -> bool:
-  """Whether a metric or a summary looks at gradients."""
-  return any(
-      'grads' in _roots(metric)
-      for metrics in _all_metrics(step).values()
-      for metric in metrics.values()
-  )
-
-
-def _all_metrics(step: kd.train.TrainStep) -> dict[str, Mapping[str, Any]]:
-  return {'metrics': step.aux.metrics, 'summaries': step.aux.summaries}
-
-
-def _metrics(
-    step: kd.train.TrainStep, context: kd.train.Context
-) -> dict[tuple[str, str], Any]:
-  """Returns the states of what reads the forward pass, of one part."""
-  states = {}
-  for kind, metrics in _all_metrics(step).items():
-    for name, metric in metrics.items():
-      roots = _roots(metric)
-      if not roots & set(_OF_PART):
-        continue
-      if both := roots & set(_OF_WHOLE):
-        raise ValueError(
-            f'{_WHO}: train_{kind}.{name} reads {sorted(both)} of the whole'
-            f' batch and {sorted(roots & set(_OF_PART))} of a part of it. Leave'
-            ' it out, or set num_microbatches=1.'
-        )
-      states[kind, name] = _state(metric, context)
-  return states
-
-
-def _state(metric: Any, context: kd.train.Context) -> Any:
-  """Returns the state of a metric, or of a tree of them."""
-  return jax.tree.map(lambda m: m.get_state_from_context(context), metric)
-
-
-def _roots(metric: Any) -> set[str]:
-  """Returns what of the context a metric, or a tree of them, reads."""
-  keys = [
-      key
-      for m in jax.tree.leaves(metric)
-      for key in jax.tree.leaves(kontext.get_keypaths(m))
-  ]
-  return {re.split(r'[.\[]', key)[0] for key in keys if isinstance(key, str)}
 
 
 def _check_losses(states: Any) -> None:

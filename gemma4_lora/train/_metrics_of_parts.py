@@ -1,0 +1,122 @@
+"""Metrics and summaries of a batch that is taken part by part."""
+
+from collections.abc import Mapping
+import functools
+import re
+from typing import Any
+
+import flax
+import jax
+from kauldron import kd
+from kauldron import kontext
+
+# What only the forward pass of a part has, and what only the whole batch has.
+_OF_PART = ('preds', 'interms')
+_OF_WHOLE = ('grads', 'updates', 'opt_state')
+
+_is_state = kd.metrics.State.isinstance
+
+
+@flax.struct.dataclass
+class Parts:
+  """States of a metric, of each part of the batch.
+
+  They are merged outside of the compiled step: some states cannot be inside.
+  """
+
+  states: tuple[Any, ...]
+
+  def merged(self) -> Any:
+    return functools.reduce(lambda x, y: x.merge(y), self.states)
+
+
+def merge(tree: Any) -> Any:
+  """Merges the states of parts in a tree of states."""
+  return jax.tree.map(
+      lambda x: x.merged() if isinstance(x, Parts) else x,
+      tree,
+      is_leaf=lambda x: isinstance(x, Parts) or _is_state(x),
+  )
+
+
+def of_part(
+    step: kd.train.TrainStep, context: kd.train.Context, *, who: str
+) -> dict[tuple[str, str], Any]:
+  """Returns the states of what reads the forward pass, of one part.
+
+  Args:
+    step: Gives the metrics.
+    context: Of the forward pass of a part.
+    who: What asks, for messages.
+
+  Raises:
+    ValueError: A metric reads the whole batch, too.
+  """
+  states = {}
+  for kind, metrics in _all_metrics(step).items():
+    for name, metric in metrics.items():
+      roots = _roots(metric)
+      if not roots & set(_OF_PART):
+        continue
+      if both := roots & set(_OF_WHOLE):
+        raise ValueError(
+            f'{who}: train_{kind}.{name} reads {sorted(both)} of the whole'
+            f' batch and {sorted(roots & set(_OF_PART))} of a part of it. Leave'
+            ' it out, or set num_microbatches=1.'
+        )
+      states[kind, name] = _state(metric, context)
+  return states
+
+
+def with_metrics(
+    step: kd.train.TrainStep,
+    context: kd.train.Context,
+    of_parts: Mapping[tuple[str, str], Parts],
+) -> kd.train.Context:
+  """Returns the context with the states of all metrics and summaries.
+
+  Args:
+    step: Gives the metrics.
+    context: Of the whole step, updates included.
+    of_parts: From `of_part`, of all parts.
+  """
+  states = {
+      kind: {
+          name: of_parts[kind, name]
+          if (kind, name) in of_parts
+          else _state(metric, context)
+          for name, metric in metrics.items()
+      }
+      for kind, metrics in _all_metrics(step).items()
+  }
+  return context.replace(
+      metric_states=states['metrics'], summary_states=states['summaries']
+  )
+
+
+def reads_gradients(step: kd.train.TrainStep) -> bool:
+  """Whether a metric or a summary looks at gradients."""
+  return any(
+      'grads' in _roots(metric)
+      for metrics in _all_metrics(step).values()
+      for metric in metrics.values()
+  )
+
+
+def _all_metrics(step: kd.train.TrainStep) -> dict[str, Mapping[str, Any]]:
+  return {'metrics': step.aux.metrics, 'summaries': step.aux.summaries}
+
+
+def _state(metric: Any, context: kd.train.Context) -> Any:
+  """Returns the state of a metric, or of a tree of them."""
+  return jax.tree.map(lambda m: m.get_state_from_context(context), metric)
+
+
+def _roots(metric: Any) -> set[str]:
+  """Returns what of the context a metric, or a tree of them, reads."""
+  keys = [
+      key
+      for m in jax.tree.leaves(metric)
+      for key in jax.tree.leaves(kontext.get_keypaths(m))
+  ]
+  return {re.split(r'[.\[]', key)[0] for key in keys if isinstance(key, str)}
