@@ -222,10 +222,10 @@ def _export() -> None:
 
 
 def _quantize() -> None:
-  from gemma4_lora.ckpts import _save_quantized  # pylint: disable=g-import-not-at-top
+  from gemma4_lora.runs import _quantize as quantize_lib  # pylint: disable=g-import-not-at-top
 
   print(
-      _save_quantized.quantize_checkpoint(
+      quantize_lib.quantize_checkpoint(
           _out(),
           model=_resolved('model'),
           init_transform=_resolved('init_transform'),

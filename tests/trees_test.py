@@ -60,3 +60,17 @@ def test_split_and_merge(lora):
   assert {k: id(v) for k, v in _trees.flatten(merged).items()} == {
       k: id(v) for k, v in flat.items()
   }
+
+
+def test_dotted_paths():
+  params = {'a': {'b': jnp.ones((2, 3))}}
+  assert list(_trees.dotted(params)) == ['a.b']
+  assert _trees.get(params, 'a.b') is _trees.find(params, 'a.b')
+  assert _trees.find(params, 'a.b.c') is None
+  with pytest.raises(ValueError, match="params has no a.c: there is no 'c'"):
+    _trees.get(params, 'a.c')
+  _trees.put_like(params, 'a.b', jnp.zeros(6, jnp.bfloat16))
+  assert params['a']['b'].shape == (2, 3)
+  assert params['a']['b'].dtype == jnp.float32
+  _trees.put(params, 'a.b', 1)
+  assert params == {'a': {'b': 1}}

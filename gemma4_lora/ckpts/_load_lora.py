@@ -20,7 +20,7 @@ from gemma4_lora import variants
 from gemma4_lora.ckpts.lora import _fingerprint
 from gemma4_lora.ckpts.lora import _lora_sources
 from gemma4_lora.ckpts.restore import _policy
-from gemma4_lora.ckpts.restore import _read
+from gemma4_lora.host import _devices
 
 _WHO = 'LoadLoRA'
 _SHOWN = 8
@@ -88,7 +88,7 @@ class LoadLoRA(kd.ckpts.InitTransform):
     params = state.params
     for name, like in lora.items():
       if name in found.leaves:
-        value = _read.place(found.leaves[name], like)
+        value = _devices.place(found.leaves[name], like)
         params = _trees.replace_at(params, _split(name), value)
     return dataclasses.replace(state, params=params)
 

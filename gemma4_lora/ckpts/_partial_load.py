@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 import dataclasses
-import functools
 from typing import Any
 
 from etils import epath
@@ -10,9 +9,9 @@ import flax
 from kauldron import kd
 
 from gemma4_lora import _trees
-from gemma4_lora.ckpts.restore import _base_copies
-from gemma4_lora.ckpts.restore import _magnitudes
+from gemma4_lora.ckpts.restore import _followers
 from gemma4_lora.ckpts.restore import _policy
+from gemma4_lora.ckpts.restore import _prepare
 from gemma4_lora.ckpts.restore import _restore
 
 _OPT_STATE = 'opt_state'
@@ -99,9 +98,9 @@ class PartialLoad(kd.ckpts.InitTransform):
 
   def transform(self, state: Any) -> Any:
     request = self.request(type(self).__name__)
-    restore = functools.partial(_restore.restore, request=request)
-    restore = functools.partial(_base_copies.following, restore)
-    return _magnitudes.following(restore, state)
+    before = _followers.fresh(state)
+    state = _restore.restore(state, request)
+    return _followers.follow(state, before)
 
   def transform_after_optimizer(self, state: Any) -> Any:
     request = self.request(type(self).__name__, opt_state=True)
@@ -116,14 +115,14 @@ class PartialLoad(kd.ckpts.InitTransform):
       )
     return _restore.restore(state, request)
 
-  def request(self, who: str, *, opt_state: bool = False) -> _restore.Request:
+  def request(self, who: str, *, opt_state: bool = False) -> _prepare.Request:
     """Returns what to restore.
 
     Args:
       who: The transform that asks, for messages.
       opt_state: Whether to restore the optimizer's state, or all but it.
     """
-    return _restore.Request(
+    return _prepare.Request(
         who=who,
         path=self.path,
         new_to_old={

@@ -1,25 +1,36 @@
-"""Which leaves an `init_transform` gives a value to, known before it runs.
+"""What an `init_transform=` restores of the base: the only walk over its parts.
 
-What it will restore need not be initialised first.
+Classes that we know are read for their settings, by their exact type, so that
+the base can be read leaf by leaf, or need not be initialised first. A subclass
+of them may do anything, as may a transform of the user's own: to know what it
+gives, it must be called.
 """
 
 import collections
+from collections.abc import Iterator
 import contextlib
+import dataclasses
 from typing import Any
 
+from gemma import gm
 from kauldron import kd
 
 from gemma4_lora import _trees
 from gemma4_lora import variants
 from gemma4_lora.ckpts import _load_lora
+from gemma4_lora.ckpts import _loaders
 from gemma4_lora.ckpts import _partial_load
 from gemma4_lora.ckpts import _skip_lora
 from gemma4_lora.ckpts.lora import _fingerprint
-from gemma4_lora.ckpts.restore import _restore
+from gemma4_lora.ckpts.restore import _followers
+from gemma4_lora.ckpts.restore import _prepare
 from gemma4_lora.ckpts.sources import _ahead
 from gemma4_lora.ckpts.sources import _open
 from gemma4_lora.host import _xla_memory
-from gemma4_lora.nn.branches import _copies
+
+# Known to leave the base alone.
+_NOT_OF_BASE = (_load_lora.LoadLoRA, kd.ckpts.NoopTransform)
+_OURS = (_load_lora.LoadLoRA, _partial_load.PartialLoad)
 
 # Variants with leaves that start from the base.
 _FROM_BASE = dict.fromkeys(
@@ -29,6 +40,83 @@ _FROM_BASE = dict.fromkeys(
 
 class UnknownError(Exception):
   """Only running the transform would tell; says why."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+  """A transform of an `init_transform=`, without what is around it.
+
+  Attributes:
+    transform: The transform.
+    in_skip: Whether it is within a `SkipLoRA4` or a `gm.ckpts.SkipLoRA`.
+    is_ours: Whether what is around it restores its `request` by our own code,
+      or does nothing but call it.
+  """
+
+  transform: Any
+  in_skip: bool
+  is_ours: bool
+
+  @property
+  def name(self) -> str:
+    return type(self.transform).__name__
+
+  @property
+  def is_known(self) -> bool:
+    """Whether its settings say all that it does. Any other is called."""
+    is_loader = _loaders.is_known(self.transform)
+    return is_loader or type(self.transform) in _NOT_OF_BASE
+
+  @property
+  def takes_shapes(self) -> bool:
+    """Whether it fills `jax.ShapeDtypeStruct`s, with their shardings."""
+    is_ours = type(self.transform) in _OURS
+    is_read = self.in_skip and _loaders.is_known(self.transform)
+    return self.is_ours and (is_ours or is_read)
+
+  @property
+  def request(self) -> _prepare.Request | None:
+    """What it restores of the base; None if nothing, or if it is unknown.
+
+    Raises:
+      ValueError: What cannot be restored under LoRA.
+    """
+    if type(self.transform) is _partial_load.PartialLoad and not self.in_skip:
+      return self.transform.request(self.name)
+    return _loaders.request(self.transform)
+
+
+def parts(transform: Any) -> tuple[Part, ...]:
+  """Returns the parts of an `init_transform=`, in the order in which they run.
+
+  Args:
+    transform: An `init_transform=`. `kd.ckpts.MultiTransform`,
+      `g4.ckpts.SkipLoRA4` and `gm.ckpts.SkipLoRA` stand for what is in them.
+  """
+  return tuple(_walk(transform))
+
+
+def unknown(transform: Any) -> tuple[str, ...]:
+  """Returns the names of the classes that must be called, in order."""
+  return tuple(x.name for x in parts(transform) if not x.is_known)
+
+
+def base_request(transform: Any) -> _prepare.Request | None:
+  """Returns from where a transform restores the base; None if from nowhere.
+
+  Args:
+    transform: An `init_transform=`, of which no part is unknown.
+
+  Raises:
+    ValueError: Several parts restore one, or what cannot be restored.
+  """
+  found = [x.request for x in parts(transform) if x.request is not None]
+  if len(found) > 1:
+    raise ValueError(
+        f'init_transform= restores a base from {len(found)} checkpoints:'
+        f' {[str(x.path) for x in found]}. Leave the one that counts.'
+    )
+  return found[0] if found else None
 
 
 def restored(transform: Any, state: Any) -> frozenset[_trees.Path]:
@@ -48,8 +136,8 @@ def restored(transform: Any, state: Any) -> frozenset[_trees.Path]:
     FileNotFoundError: There is no checkpoint.
     ValueError: The checkpoint cannot be read or does not fit the model.
   """
-  requests = _requests(transform)
-  if any(is_from_base(path) for path in _trees.flatten(state.params)):
+  requests = _into_shapes(transform)
+  if any(_followers.is_follower(path) for path in _trees.flatten(state.params)):
     # They follow the base when it is restored, unless they were loaded before.
     if requests.keys() != {0}:
       raise UnknownError(
@@ -58,10 +146,18 @@ def restored(transform: Any, state: Any) -> frozenset[_trees.Path]:
       )
   paths: set[_trees.Path] = set()
   for request in requests.values():
-    _, _, plan = _restore.prepare(state, request)
+    _, _, plan = _prepare.prepare(state, request)
     leaves = [*(x.model for x in plan.loads), *plan.pruned]
     paths |= {part.path for x in leaves for part in x.parts.values()}
   return frozenset(paths)
+
+
+def check_known(transform: Any) -> None:
+  """Raises UnknownError unless a transform restores a base by what we know."""
+  if names := unknown(transform):
+    raise UnknownError(f'init_transform= has a {names[0]}')
+  if not any(_loaders.is_known(x.transform) for x in parts(transform)):
+    raise UnknownError('init_transform= restores no base model')
 
 
 def ahead(
@@ -75,11 +171,11 @@ def ahead(
       goes row by row.
 
   Returns:
-    A context. It finds no fault with the transform: that one does.
+    A context. Errors are raised later, by the transform itself.
   """
   lora = _fingerprint.find_lora(model)
   try:
-    request = next(iter(_requests(transform).values()))
+    request = next(iter(_into_shapes(transform).values()))
     source = _open.open_source(request.path, step=request.step, who=request.who)
   except (UnknownError, FileNotFoundError, ValueError):
     return contextlib.nullcontext()
@@ -97,47 +193,36 @@ def ahead(
   return _ahead.reading(source.path, key, reader)
 
 
-def is_from_base(path: _trees.Path) -> bool:
-  """Whether a LoRA leaf starts from the base: a variant's own, or a copy."""
-  is_own = _trees.is_lora(path) and variants.from_base(path[-1])
-  return is_own or _copies.is_copy(path)
+def _walk(
+    transform: Any, *, in_skip: bool = False, is_ours: bool = True
+) -> Iterator[Part]:
+  """Yields the parts of a transform, given where it is as `Part` has it."""
+  kind = type(transform)
+  if kind is kd.ckpts.MultiTransform:
+    inner = vars(transform)['_transforms'].values()
+    is_ours = is_ours and not in_skip
+  elif kind in (_skip_lora.SkipLoRA4, gm.ckpts.SkipLoRA):
+    inner, in_skip = [transform.wrapped], True
+    is_ours = is_ours and kind is _skip_lora.SkipLoRA4
+  else:
+    yield Part(transform=transform, in_skip=in_skip, is_ours=is_ours)
+    return
+  for x in inner:
+    yield from _walk(x, in_skip=in_skip, is_ours=is_ours)
 
 
-def base_of(path: _trees.Path) -> _trees.Path:
-  """Returns the scope of the base leaves that such a leaf starts as."""
-  return path[: path.index(_trees.LORA_KEY)]
-
-
-def _requests(transform: Any) -> dict[int, _restore.Request]:
-  """Returns what a transform restores of the base, by the parts' places.
+def _into_shapes(transform: Any) -> dict[int, _prepare.Request]:
+  """Returns what a transform restores into shapes, by the parts' places.
 
   Raises:
-    UnknownError: Nothing, or a part is none that we know.
+    UnknownError: Nothing, or a part needs arrays.
   """
   requests = {}
-  for i, part in enumerate(_parts(transform)):
-    request = _request(part)
-    if request is not None:
-      requests[i] = request
-    elif type(part) is not _load_lora.LoadLoRA:
-      raise UnknownError(f'init_transform= has a {type(part).__name__}')
+  for i, part in enumerate(parts(transform)):
+    if not part.takes_shapes:
+      raise UnknownError(f'init_transform= has a {part.name}')
+    if part.request is not None:
+      requests[i] = part.request
   if not requests:
     raise UnknownError('init_transform= restores no base model')
   return requests
-
-
-def _parts(transform: Any) -> list[Any]:
-  """Returns the transforms that a `MultiTransform` applies, in order."""
-  if type(transform) is not kd.ckpts.MultiTransform:
-    return [transform]
-  parts = vars(transform)['_transforms'].values()
-  return [y for x in parts for y in _parts(x)]
-
-
-def _request(transform: Any) -> _restore.Request | None:
-  """Returns what a transform restores of the base, None if nothing we know."""
-  if type(transform) is _skip_lora.SkipLoRA4:
-    return _skip_lora.request(transform.wrapped)
-  if type(transform) is _partial_load.PartialLoad:
-    return transform.request(_partial_load.PartialLoad.__name__)
-  return None

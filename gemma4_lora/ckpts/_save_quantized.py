@@ -10,14 +10,10 @@ import orbax.checkpoint as ocp
 
 from gemma4_lora import _trees
 from gemma4_lora import nn
-from gemma4_lora.ckpts.restore import _restore
 from gemma4_lora.ckpts.sources import _format_file
-from gemma4_lora.ckpts.sources import _quantized_leaves
-from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.host import _new_folder
 from gemma4_lora.nn.branches import _quantized_base
 from gemma4_lora.quant import _arrays
-from gemma4_lora.runs import _run
 
 _WHO = 'g4.ckpts.save_quantized'
 # Of a file of Orbax.
@@ -51,7 +47,7 @@ def save_quantized(
     FileExistsError: There is something at `path`, and not `overwrite`.
     ValueError: `model` quantises nothing, or `params` are not as it has them.
   """
-  _check_model(model, who=_WHO)
+  check_model(model, who=_WHO)
   target = _new_folder.check_free(path, overwrite=overwrite, who=_WHO)
   _quantized_base.check(params, model.quantized)
   base, _ = _trees.split_lora(params)
@@ -78,52 +74,8 @@ def save_quantized(
     _format_file.write(folder, model.quantized)
 
 
-def quantize_checkpoint(
-    path: os.PathLike[str] | str,
-    *,
-    model: Any,
-    init_transform: Any,
-    overwrite: bool = False,
-    who: str,
-) -> str:
-  """Reads a base, quantises it as the model says, and saves it.
-
-  Args:
-    path: As of `save_quantized`.
-    model: Of a config: a `g4.nn.LoRA` with `quantize=`.
-    init_transform: Of the config: from where the base is restored.
-    overwrite: As of `save_quantized`.
-    who: The command, for messages.
-
-  Returns:
-    What was written, in words.
-
-  Raises:
-    FileExistsError: There is something at `path`, and not `overwrite`.
-    FileNotFoundError: There is no checkpoint.
-    ValueError: `model` quantises nothing; or the checkpoint does not fit it.
-  """
-  _check_model(model, who=who)
-  _new_folder.check_free(path, overwrite=overwrite, who=who, how='--overwrite')
-  request = _run.base_request(init_transform)
-  if request is None:
-    raise ValueError(
-        f'{who}: init_transform= of the config restores no base that can be read'
-        f' leaf by leaf: {type(init_transform).__name__}. Give it as'
-        ' g4.ckpts.SkipLoRA4(wrapped=g4.ckpts.PartialLoad(path=…)).'
-    )
-  params = dict(_upstream.abstract_params(model.model))
-  for name, encoding in model.quantized.items():
-    key = tuple(name.split('.'))
-    shape = _trees.get_at(params, key).shape
-    params = _trees.replace_at(params, key, encoding.abstract(shape))
-  params = _restore.restore({'params': params}, request)['params']
-  save_quantized(path, model=model, params=params, overwrite=overwrite)
-  argument = _quantized_leaves.argument(model.quantized.values())
-  return f'{path}: the base of {request.path}, {argument}.'
-
-
-def _check_model(model: Any, *, who: str) -> None:
+def check_model(model: Any, *, who: str) -> None:
+  """Raises ValueError unless the model quantises its base."""
   if not isinstance(model, nn.LoRA) or not model.quantize:
     raise ValueError(
         f'{who}: model= quantises nothing. Give g4.nn.LoRA(quantize=…), as'

@@ -1,7 +1,6 @@
 """Restores the base model under LoRA: drop-in for `gm.ckpts.SkipLoRA`."""
 
 import dataclasses
-import functools
 from typing import Any
 
 from gemma import gm
@@ -10,23 +9,12 @@ from kauldron import kd
 
 from gemma4_lora import _trees
 from gemma4_lora import nn
-from gemma4_lora.ckpts import _partial_load
-from gemma4_lora.ckpts.restore import _base_copies
-from gemma4_lora.ckpts.restore import _magnitudes
+from gemma4_lora.ckpts import _loaders
+from gemma4_lora.ckpts.restore import _followers
 from gemma4_lora.ckpts.restore import _restore
-from gemma4_lora.nn.branches import _init
-from gemma4_lora.nn.from_base import _init_from_base
-from gemma4_lora.nn.from_base import _loftq
+from gemma4_lora.ckpts.restore import _starts
 
 _WHO = 'SkipLoRA4'
-
-# Read for their settings. A subclass of them may do anything, and is called.
-_KNOWN = (
-    gm.ckpts.LoadCheckpoint,
-    kd.ckpts.PartialKauldronLoader,
-    kd.ckpts.SimpleCheckpointLoader,
-    _partial_load.PartialLoad,
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,8 +39,9 @@ class SkipLoRA4(kd.ckpts.InitTransform):
     wrapped: What to restore. `gm.ckpts.LoadCheckpoint`,
       `kd.ckpts.PartialKauldronLoader`, `kd.ckpts.SimpleCheckpointLoader` and
       `g4.ckpts.PartialLoad` are read for their settings, and the restore is
-      `PartialLoad`'s. Any other transform is called with a state that has no
-      LoRA leaf, and must keep structure, shapes, dtypes and shardings.
+      `PartialLoad`'s. Any other transform, a subclass of these too, is called
+      with a state that has no LoRA leaf, and must keep structure, shapes,
+      dtypes and shardings.
     model: The `g4.nn.LoRA` that is trained, `cfg.ref.model` in a config. Needed
       where its `init_lora_weights=` reads the restored base, see `g4.nn.init_from_base`.
   """
@@ -86,107 +75,24 @@ class SkipLoRA4(kd.ckpts.InitTransform):
           ' 4: use `g4.nn.LoRA(rank=…, model=…)`. To fine-tune without LoRA,'
           ' use g4.ckpts.PartialLoad(path=…) without SkipLoRA4.'
       )
-    fits = None
-    if self.model is not None and _init.is_loftq(self.model.init_lora_weights):
-      fits = _loftq.LoftQ(self.model)
-    restore = functools.partial(
-        _base_copies.following, functools.partial(self._restore, fits)
-    )
-    # DoRA's magnitudes are those of the whole weight: first.
-    state = _magnitudes.following(restore, state)
-    if fits is not None:
-      return dataclasses.replace(state, params=fits.set(state.params))
-    if self.model is not None:
-      params = nn.init_from_base(self.model, state.params)
-      return dataclasses.replace(state, params=params)
-    _check_no_pending(state.params)
-    return state
+    start = _starts.Start(self.model, who=_WHO)
+    before = _followers.fresh(state)
+    state = self._restore(state, start)
+    state = _followers.follow(state, before)
+    return start.apply(state)
 
-  def _restore(self, fits: _loftq.LoftQ | None, state: Any) -> Any:
+  def _restore(self, state: Any, start: _starts.Start) -> Any:
     """Restores the base, and shows what is quantised of it."""
-    known = request(self.wrapped)
-    if known is None:
+    request = _loaders.request(self.wrapped)
+    if request is None:
       return _apply(self.wrapped.transform, self.wrapped, state)
-    if fits is not None:
-      known = dataclasses.replace(
-          known,
-          on_quantized=lambda path, *args: fits.add(_trees.join(path), *args),
-      )
-    return _restore.restore(state, known)
+    request = dataclasses.replace(request, on_quantized=start.on_quantized)
+    return _restore.restore(state, request)
 
   def transform_after_optimizer(self, state: Any) -> Any:
-    if request(self.wrapped) is not None:
+    if _loaders.request(self.wrapped) is not None:
       return state  # `transform` refused what belongs here.
     return _apply(self.wrapped.transform_after_optimizer, self.wrapped, state)
-
-
-def request(wrapped: kd.ckpts.InitTransform) -> _restore.Request | None:
-  """Returns what a known transform would restore; `None` for any other.
-
-  Args:
-    wrapped: The transform.
-
-  Raises:
-    ValueError: It would restore what cannot be restored under LoRA.
-  """
-  who = f'{_WHO}({type(wrapped).__name__})'
-  if type(wrapped) not in _KNOWN:
-    return None
-  if isinstance(wrapped, gm.ckpts.LoadCheckpoint):
-    if wrapped.quantize:
-      raise ValueError(
-          f'{who}: quantize=True is not supported: it renames the leaves of'
-          ' the base model. Drop it.'
-      )
-    return _restore.Request(
-        who=who, path=wrapped.path, new_to_old={'params': 'params'}
-    )
-  if isinstance(wrapped, kd.ckpts.PartialKauldronLoader):
-    load = _partial_load.PartialLoad(
-        path=wrapped.workdir,
-        new_to_old=wrapped.new_to_old,
-        ignore_model_keys=wrapped.ignore_model_keys,
-        ignore_restored_keys=wrapped.ignore_restored_keys,
-        step=wrapped.step,
-    )
-  elif isinstance(wrapped, kd.ckpts.SimpleCheckpointLoader):
-    if wrapped.load_opt_state:
-      raise _opt_state_error(who, 'load_opt_state=True')
-    # That loader passes over leaves that the state does not have.
-    load = _partial_load.PartialLoad(
-        path=wrapped.workdir, step=wrapped.step, unexpected='warn'
-    )
-  else:
-    assert isinstance(wrapped, _partial_load.PartialLoad)
-    load = wrapped
-  if load.request(who, opt_state=True).new_to_old:
-    raise _opt_state_error(who, "new_to_old={'opt_state': …}")
-  return dataclasses.replace(load.request(who), has_policy=load is wrapped)
-
-
-def _check_no_pending(params: Any) -> None:
-  """Raises where A and B wait for the base, and nothing sets them."""
-  # One is enough: `init_lora_weights=` holds for all of them.
-  leaves = _trees.flatten(params).items()
-  path = next(
-      (p for p, _ in leaves if _trees.is_lora(p) and p[-1] == 'a'), None
-  )
-  if path is not None and _init_from_base.is_pending(
-      _trees.get_at(params, path)
-  ):
-    raise ValueError(
-        f'{_WHO}: {_trees.join(path)} is NaN: it waits for the base weights, as'
-        " g4.nn.LoRA(init_lora_weights='pissa'), 'olora' and 'loftq' take A and"
-        f' B from them. Write {_WHO}(wrapped=…, model=cfg.ref.model).'
-    )
-
-
-def _opt_state_error(who: str, arg: str) -> ValueError:
-  return ValueError(
-      f'{who}: {arg} is not supported under LoRA: LoRA leaves keep their fresh'
-      ' values, and moments of other values would mislead the optimizer. Drop'
-      ' it. To resume a run, give its workdir to the trainer.'
-  )
 
 
 def _apply(method: Any, wrapped: kd.ckpts.InitTransform, state: Any) -> Any:

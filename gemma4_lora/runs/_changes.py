@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from gemma4_lora import _trees
-from gemma4_lora import nn
 from gemma4_lora.ckpts.lora import _fingerprint
 from gemma4_lora.gemma4 import _names
 from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.nn import _fuse
+from gemma4_lora.runs import _model_base
 from gemma4_lora.runs import _run
 
 
@@ -38,14 +38,6 @@ def changes(run: _run.Run, *, who: str) -> dict[str, _fuse.Change]:
   return changes
 
 
-def abstract_base(model: nn.LoRA) -> dict[str, Any]:
-  """Returns shapes and dtypes of a model's base, as it is quantised."""
-  shapes = _upstream.abstract_params(model.model)
-  for path, encoding in model.quantized.items():
-    _trees.put(shapes, path, encoding.abstract(_trees.get(shapes, path).shape))
-  return shapes
-
-
 def check_settings(
     model: Any,
     lora: Mapping[str, Any],
@@ -65,7 +57,7 @@ def check_settings(
   """
   if saved is None:
     return
-  params = _trees.merge(abstract_base(model), lora)
+  params = _trees.merge(_model_base.abstract(model), lora)
   current = _fingerprint.describe(model, params, content=False)
   # gemma makes leaves of towers only when init is given their input.
   names = saved['base']['leaves']

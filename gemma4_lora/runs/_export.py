@@ -16,14 +16,16 @@ from gemma4_lora import _trees
 from gemma4_lora import hf
 from gemma4_lora import nn
 from gemma4_lora.ckpts.lora import _lora_item
-from gemma4_lora.ckpts.restore import _read
+from gemma4_lora.ckpts.sources import _hugging_face
 from gemma4_lora.hf.weights import _shards
 from gemma4_lora.hf.weights import _to_tensors
+from gemma4_lora.host import _devices
 from gemma4_lora.host import _new_folder
 from gemma4_lora.nn import _fuse
 from gemma4_lora.quant import _arrays
 from gemma4_lora.runs import _changes
 from gemma4_lora.runs import _fused_leaves
+from gemma4_lora.runs import _model_base
 from gemma4_lora.runs import _pieces
 from gemma4_lora.runs import _run
 from gemma4_lora.runs import _write_orbax
@@ -175,7 +177,7 @@ def params_of(
     ValueError: The base is not what LoRA was trained on.
   """
   params: Any = run.lora
-  shapes = _changes.abstract_base(run.model)
+  shapes = _model_base.abstract(run.model)
   if sharding is not None:
     shapes = kd.sharding.with_sharding_constraint(shapes, sharding)
   wanted = _trees.flatten(shapes, is_leaf=_arrays.is_quantized)
@@ -187,11 +189,11 @@ def params_of(
       if _arrays.is_quantized(array):
         if sharding is not None:
           like = wanted[tuple(leaf.path.split('.'))]
-          array = jax.tree.map(_read.place, array, like)
+          array = jax.tree.map(_devices.place, array, like)
       elif sharding is None:
         array = jax.numpy.asarray(array, leaf.model_dtype)
       else:
-        array = _read.place(array, wanted[tuple(leaf.path.split('.'))])
+        array = _devices.place(array, wanted[tuple(leaf.path.split('.'))])
       tree: Any = array
       for key in reversed(leaf.path.split('.')):
         tree = {key: tree}
@@ -247,11 +249,14 @@ def _write_safetensors(
 def _copy_others(run: _run.Run, folder: pathlib.Path) -> list[str]:
   """Copies config and tokenizer of a base that is of Hugging Face itself."""
   copied = []
-  sources = {x.place.source.path for x in run.leaves if x.place is not None}
-  for path in map(pathlib.Path, sources):
+  paths = {
+      pathlib.Path(x.place.source.path)
+      for x in run.leaves
+      if x.place is not None
+      and isinstance(x.place.source, _hugging_face.HuggingFaceSource)
+  }
+  for path in paths:
     path = path if path.is_dir() else path.parent
-    if not any(path.glob('*.safetensors')):
-      continue
     for pattern in _OTHERS:
       for file in sorted(path.glob(pattern)):
         if not file.name.endswith(_INDEX):

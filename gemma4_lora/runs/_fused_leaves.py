@@ -37,6 +37,7 @@ from gemma4_lora.nn.from_base import _init_from_base
 from gemma4_lora.quant import _format
 from gemma4_lora.runs import _changes
 from gemma4_lora.runs import _pieces
+from gemma4_lora.runs import _places
 from gemma4_lora.runs import _run
 
 
@@ -130,7 +131,7 @@ class FusedLeaves:
   def _read_quantized(
       self,
       group: Sequence[_run.BaseLeaf],
-      place: _run.Place,
+      place: _places.Place,
       in_pieces: Collection[str],
   ) -> Iterator[_pieces.Group]:
     """Yields the leaves of one array, in pieces where that can be."""
@@ -160,7 +161,7 @@ class FusedLeaves:
   def _of_quantized(
       self,
       leaf: _run.BaseLeaf,
-      place: _run.Place,
+      place: _places.Place,
       array: Any,
       in_pieces: Collection[str] = (),
   ) -> np.ndarray | dict[str, Any] | _pieces.Pieces:
@@ -208,7 +209,10 @@ class FusedLeaves:
     return whole
 
   def _by_rows(
-      self, leaf: _run.BaseLeaf, place: _run.Place, in_pieces: Collection[str]
+      self,
+      leaf: _run.BaseLeaf,
+      place: _places.Place,
+      in_pieces: Collection[str],
   ) -> bool:
     """Whether a leaf can be fused piece by piece, and may come so."""
     if leaf.path not in in_pieces or not leaf.shape:
@@ -219,7 +223,7 @@ class FusedLeaves:
     return change.by_rows and not self._is_residual(place, change)
 
   def _in_pieces(
-      self, leaf: _run.BaseLeaf, place: _run.Place, rows: _stream.Rows
+      self, leaf: _run.BaseLeaf, place: _places.Place, rows: _stream.Rows
   ) -> _pieces.Pieces:
     part, step = _pieces.piece_rows(leaf)
 
@@ -282,7 +286,7 @@ class FusedLeaves:
     return out
 
   def _value(
-      self, leaf: _run.BaseLeaf, place: _run.Place, array: np.ndarray
+      self, leaf: _run.BaseLeaf, place: _places.Place, array: np.ndarray
   ) -> np.ndarray:
     change = self._changes.get(leaf.path)
     if change is None:
@@ -312,13 +316,18 @@ class FusedLeaves:
       array[start : start + step] = np.asarray(rows.fuse(some))
     return array
 
-  def _is_residual(self, place: _run.Place, change: _fuse.Change) -> bool:
+  def _is_residual(self, place: _places.Place, change: _fuse.Change) -> bool:
     """Whether PiSSA or OLoRA has yet to change a released leaf."""
     init = getattr(self._run.model, 'init_lora_weights', 'default')
     return place.released and bool(change.branches) and _init.is_from_base(init)
 
   def _check(
-      self, leaf: _run.BaseLeaf, place: _run.Place, new: str, *, path: str = ''
+      self,
+      leaf: _run.BaseLeaf,
+      place: _places.Place,
+      new: str,
+      *,
+      path: str = '',
   ) -> None:
     """Compares the checksum of a leaf with what the run says of it.
 

@@ -6,42 +6,20 @@ from typing import Any
 
 from absl import logging
 from etils import epath
-from gemma import gm
 import jax
-from kauldron import kd
 import numpy as np
 
 from gemma4_lora import _trees
 from gemma4_lora import nn
-from gemma4_lora.ckpts import _partial_load
-from gemma4_lora.ckpts import _skip_lora
+from gemma4_lora.ckpts import _requests
 from gemma4_lora.ckpts.lora import _fingerprint
 from gemma4_lora.ckpts.lora import _lora_item
 from gemma4_lora.ckpts.restore import _policy
-from gemma4_lora.ckpts.restore import _restore
 from gemma4_lora.ckpts.restore import _restore_plan
-from gemma4_lora.ckpts.sources import _checkpoint_layouts
-from gemma4_lora.ckpts.sources import _open
-from gemma4_lora.ckpts.sources import _quantized_leaves
 from gemma4_lora.gemma4 import _names
 from gemma4_lora.gemma4 import _upstream
-
-_ROOT = ('params',)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Place:
-  """Where a leaf is on disk.
-
-  Attributes:
-    source: The checkpoint.
-    stored: What it is in there.
-    released: Whether PiSSA and OLoRA have not changed it yet.
-  """
-
-  source: _open.Source
-  stored: _checkpoint_layouts.Stored
-  released: bool
+from gemma4_lora.runs import _model_base
+from gemma4_lora.runs import _places
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,7 +39,7 @@ class BaseLeaf:
   shape: tuple[int, ...]
   dtype: np.dtype
   model_dtype: np.dtype
-  place: Place | None
+  place: _places.Place | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,7 +73,9 @@ def open_run(
   """Opens a run; reads its LoRA and none of its base.
 
   The base is what the run's checkpoint has of it (`kd.ckpts.Checkpointer`
-  writes all), and for the rest what `init_transform=` started from.
+  writes all), and for the rest what `init_transform=` started from. If that
+  has a transform that we cannot read for its settings, such as a subclass of
+  `g4.ckpts.PartialLoad`, it is called, and the whole base is in memory.
 
   Args:
     model: Of the config: a `g4.nn.LoRA`; or any Gemma 4 without a workdir.
@@ -109,18 +89,25 @@ def open_run(
     FileNotFoundError: There is no checkpoint.
     ValueError: What is there cannot be read, or does not fit the config.
   """
-  base = model.model if isinstance(model, nn.LoRA) else model
-  _upstream.check_is_gemma4(base, argument=f'{who}: model=')
-  shapes = _trees.flatten(_upstream.abstract_params(base))
-  encodings = model.quantized if isinstance(model, nn.LoRA) else {}
-  request = base_request(init_transform)
-  lora, fingerprint, own = {}, None, None
+  _upstream.check_is_gemma4(
+      model.model if isinstance(model, nn.LoRA) else model,
+      argument=f'{who}: model=',
+  )
+  base = _model_base.of(model)
+  lora, fingerprint, own = {}, None, {}
   if workdir is not None:
     lora, fingerprint = _lora_item.read_lora(workdir, step=step, who=who)
     if check:
       _check_finite(lora, who=who)
-    own = _own_base(workdir, step=step, who=who)
-  if own is None and request is None:
+    own = _places.of_workdir(workdir, step=step, who=who)
+  found: _places.Places = {}
+  # What is called gives the model's leaves alone, which the run has saved.
+  if not own or not _requests.unknown(init_transform):
+    found = _places.of_transform(
+        model, init_transform, base, alone=workdir is None, who=who
+    )
+  found |= own
+  if not found:
     raise ValueError(
         f'{who}: init_transform= of the config restores no base that can be read'
         f' leaf by leaf: {type(init_transform).__name__}. Give it as'
@@ -128,24 +115,9 @@ def open_run(
         ' wrapped=g4.ckpts.PartialLoad(path=…); or restore the base by hand and'
         ' call g4.nn.fuse_params(model, params).'
     )
-  found: dict[_trees.Path, Place] = {}
-  if request is not None:
-    source = _opened(request, who=who)
-    found |= {
-        key: Place(source=source, stored=x, released=True)
-        for key, x in _usable(source, request, shapes, encodings, who=who)
-    }
-  if own is not None:
-    found |= {
-        _names.canonical(x.path[1:]): Place(
-            source=own, stored=x, released=False
-        )
-        for x in _quantized_leaves.group(own.leaves.values(), who=who)
-        if x.path[:1] == _ROOT and not _trees.is_lora(x.path)
-    }
   return Run(
       model=model,
-      leaves=_leaves(found, shapes, encodings, who=who),
+      leaves=_leaves(found, base, who=who),
       lora=lora,
       fingerprint=fingerprint,
       where=' + '.join(
@@ -155,120 +127,14 @@ def open_run(
   )
 
 
-def base_request(transform: Any) -> _restore.Request | None:
-  """Returns from where a transform restores the base, None if we cannot know.
-
-  Args:
-    transform: An `init_transform=`.
-
-  Raises:
-    ValueError: Several restore one.
-  """
-  if isinstance(transform, (_skip_lora.SkipLoRA4, gm.ckpts.SkipLoRA)):
-    return base_request(transform.wrapped)
-  if isinstance(transform, kd.ckpts.MultiTransform):
-    parts = vars(transform)['_transforms'].values()
-    found = [x for x in map(base_request, parts) if x is not None]
-    if len(found) > 1:
-      raise ValueError(
-          f'init_transform= restores a base from {len(found)} checkpoints:'
-          f' {[str(x.path) for x in found]}. Leave the one that counts.'
-      )
-    return found[0] if found else None
-  if isinstance(transform, _partial_load.PartialLoad):
-    return transform.request('PartialLoad')
-  return _skip_lora.request(transform)
-
-
-def _own_base(
-    workdir: epath.PathLike, *, step: int, who: str
-) -> _open.Source | None:
-  """Returns the run's own checkpoint, if it has the base."""
-  source = _open.open_source(workdir, step=step, who=who)
-  if _fingerprint.read(source.path.parent) is not None:
-    return None
-  has_base = any(
-      path[:1] == _ROOT and not _trees.is_lora(path) for path in source.leaves
-  )
-  return source if has_base else None
-
-
-def _opened(request: _restore.Request, *, who: str) -> _open.Source:
-  if request.new_to_old.get('params') is None:
-    raise ValueError(
-        f'{who}: init_transform= restores {dict(request.new_to_old)}: the base'
-        " must come whole, as new_to_old={'params': …}."
-    )
-  source = _open.open_source(request.path, step=request.step, who=who)
-  if _fingerprint.read(source.path.parent) is not None:
-    raise ValueError(
-        f'{who}: {source.path}, from which init_transform= restores, has LoRA'
-        ' and no base.'
-    )
-  return source
-
-
-def _usable(source, request, shapes, encodings, *, who):
-  """Yields what the run may have taken, by canonical path."""
-  old = _trees.parts(request.new_to_old['params'])
-  tree = _tree(
-      _quantized_leaves.group(
-          [x for p, x in source.leaves.items() if p[: len(old)] == old], who=who
-      ),
-      shapes,
-      encodings,
-      old=old,
-  )
-  plan = _restore_plan.make_plan(
-      [tree], ignore_restored_keys=request.ignore_restored_keys
-  )
-  dropped = {
-      x.path
-      for leaves in (
-          plan.unexpected if request.unexpected == 'warn' else (),
-          plan.left_out.get(_restore_plan.IGNORED, ()),
-          plan.left_out.get(_restore_plan.LORA, ()),
-      )
-      for x in leaves
-  }
-  for x in tree.stored:
-    if x.path not in dropped:
-      yield _names.canonical(tree.relative(x)), x
-
-
-def _tree(stored, shapes, encodings, *, old=_ROOT) -> _restore_plan.SubTree:
-  return _restore_plan.SubTree(
-      new=_ROOT,
-      old=old,
-      model=tuple(
-          _restore_plan.ModelLeaf(
-              path=(*_ROOT, *path),
-              rel=path,
-              shape=x.shape,
-              dtype=x.dtype,
-              encoding=encodings.get(_trees.join(path)),
-          )
-          for path, x in shapes.items()
-      ),
-      stored=tuple(stored),
-  )
-
-
 def _leaves(
-    found: Mapping[_trees.Path, Place],
-    shapes: Mapping[_trees.Path, Any],
-    encodings: Mapping[str, Any],
-    *,
-    who: str,
+    found: _places.Places, base: _model_base.ModelBase, *, who: str
 ) -> tuple[BaseLeaf, ...]:
   """Returns all leaves, once it is known that the model's are there."""
-  tree = _tree(
-      [
-          dataclasses.replace(x.stored, path=(*_ROOT, *key))
-          for key, x in found.items()
-      ],
-      shapes,
-      encodings,
+  shapes = base.shapes
+  tree = base.tree(
+      dataclasses.replace(x.stored, path=(*_model_base.ROOT, *key))
+      for key, x in found.items()
   )
   plan = _restore_plan.make_plan([tree])
   where = ' + '.join(sorted({str(x.source.path) for x in found.values()}))

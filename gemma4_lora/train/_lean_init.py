@@ -18,8 +18,8 @@ from kauldron import kd
 import numpy as np
 
 from gemma4_lora import _trees
-from gemma4_lora.ckpts import _requests
-from gemma4_lora.ckpts.restore import _read
+from gemma4_lora.ckpts.restore import _followers
+from gemma4_lora.host import _devices
 from gemma4_lora.quant import _formats
 from gemma4_lora.train import _eager
 
@@ -98,7 +98,7 @@ def _put(value: jax.Array, like: Any) -> jax.Array:
     return value
   if jax.process_count() == 1 or not value.is_fully_addressable:
     return jax.device_put(value, like.sharding)
-  return _read.place(np.asarray(value), like)
+  return _devices.place(np.asarray(value), like)
 
 
 def _follows(
@@ -107,9 +107,9 @@ def _follows(
     restored: frozenset[_trees.Path],
 ) -> bool:
   """Whether restoring the base will set a LoRA leaf."""
-  if not _requests.is_from_base(path):
+  if not _followers.is_follower(path):
     return False
-  scope = _requests.base_of(path)
+  scope = _followers.base_of(path)
   return all(
       x in restored
       for x in flat

@@ -15,6 +15,7 @@ from kauldron import kd
 from kauldron.utils import config_util
 import optax
 
+from gemma4_lora.ckpts import _lora_checkpointer
 from gemma4_lora.ckpts import _requests
 from gemma4_lora.host import _placement
 from gemma4_lora.optim import _integers
@@ -42,7 +43,8 @@ class TrainStep(kd.train.TrainStep):
   The numbers are those of `kd.train.TrainStep`, bit for bit. What differs:
 
   * `init` draws no random weights for what `init_transform=` restores: they are
-    read from the file into the devices' memory. On resume nothing is drawn.
+    read from the file into the devices' memory. On resume nothing is drawn,
+    unless a transform of the user's own needs it.
   * Rows of `g4.data.PackedSource` for a model that does not read their
     positions, and masks that are zero for a whole batch, are errors.
   * One program for the step, where Kauldron compiles one for each of the
@@ -145,13 +147,17 @@ class TrainStep(kd.train.TrainStep):
           _WHO,
       )
       return super().init(elem_spec, **kwargs)
-    if kwargs['skip_transforms']:
-      return self._abstract(shapes, skip_optimizer=skip_optimizer)
+    restored: frozenset[Any] = frozenset()
     try:
-      restored = _requests.restored(self.init_transform, shapes)
+      if not kwargs['skip_transforms']:
+        restored = _requests.restored(self.init_transform, shapes)
+      elif self._restores_by_transform():
+        _requests.check_known(self.init_transform)
     except _requests.UnknownError as e:
       logging.info('%s: the base is drawn at random first: %s.', _WHO, e)
       return super().init(elem_spec, **kwargs)
+    if kwargs['skip_transforms']:
+      return self._abstract(shapes, skip_optimizer=skip_optimizer)
     self._warn(shapes.params)
     state = _lean_init.without(traced, restored)
     # Kauldron would set the shardings again, which for a moment takes the model
@@ -295,6 +301,11 @@ class TrainStep(kd.train.TrainStep):
     checkpointer = self.base_cfg.checkpointer
     is_known = isinstance(checkpointer, kd.ckpts.Checkpointer)
     return is_known and checkpointer.latest_step is not None
+
+  def _restores_by_transform(self) -> bool:
+    """Whether the checkpointer calls `init_transform=` to resume."""
+    checkpointer = self.base_cfg.checkpointer
+    return isinstance(checkpointer, _lora_checkpointer.LoRACheckpointer)
 
   def _abstract(
       self, shapes: kd.train.TrainState, *, skip_optimizer: bool

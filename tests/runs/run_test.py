@@ -17,7 +17,7 @@ from tests.lib import training
     ('lora', 'steps'),
     [
         ({'init_lora_weights': 'pissa', 'dropout': 0.1}, (1, 3, 4)),
-        # No base to restore: it comes from the seed again. Kauldron's own step.
+        # No base to restore: it comes from the seed again.
         (None, (1, 2)),
     ],
     ids=['pissa', 'random base'],
@@ -34,7 +34,7 @@ def test_cut_at_any_step_is_the_whole(lora, steps, tmp_path):
         released,
         lora=lora,
         num_train_steps=num_train_steps,
-        trainstep=g4.train.TrainStep() if lora else kd.train.TrainStep(),
+        trainstep=g4.train.TrainStep(),
     )
     return made.train()[0]
 

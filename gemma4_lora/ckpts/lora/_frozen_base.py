@@ -10,6 +10,7 @@ from kauldron import kd
 
 from gemma4_lora import _trees
 from gemma4_lora.ckpts.lora import _fingerprint
+from gemma4_lora.ckpts.lora import _fresh_lora
 from gemma4_lora.optim import _trained
 
 
@@ -112,7 +113,8 @@ class FrozenBase:
     shardings = {k: x.sharding for k, x in _base(state).items()}
     # As `kd.train.TrainStep.init`, for what depends on the base's origin.
     transform = self._trainstep.init_transform
-    state = transform.transform(self._with_fresh_lora(state))
+    state = _fresh_lora.with_fresh_lora(state, self._trainstep.model)
+    state = transform.transform(state)
     if state.opt_state is not None:
       state = transform.transform_after_optimizer(state)
     for path, leaf in _base(state).items():
@@ -132,28 +134,6 @@ class FrozenBase:
         self._arrays[path]() is leaf and not leaf.is_deleted()
         for path, leaf in leaves.items()
     )
-
-  def _with_fresh_lora(self, state: kd.train.TrainState) -> kd.train.TrainState:
-    """Returns the state with LoRA leaves that a transform takes.
-
-    Their values do not matter, but that A waits for the base where it did.
-
-    Args:
-      state: The state, of arrays or shapes.
-    """
-    is_from_base = _fingerprint.is_from_base(self._trainstep.model)
-
-    def fresh(keys, leaf):
-      path = _trees.key_path(keys)
-      is_pending = is_from_base and path[-1] == 'a'
-      is_shape = isinstance(leaf, jax.ShapeDtypeStruct)
-      if not _trees.is_lora(path) or not (is_pending or is_shape):
-        return leaf
-      value = jnp.full(leaf.shape, jnp.nan if is_pending else 0, leaf.dtype)
-      return jax.device_put(value, leaf.sharding)
-
-    params = jax.tree_util.tree_map_with_path(fresh, state.params)
-    return dataclasses.replace(state, params=params)
 
 
 def _base(state: kd.train.TrainState) -> dict[_trees.Path, Any]:

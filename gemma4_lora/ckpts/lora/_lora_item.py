@@ -15,8 +15,8 @@ import orbax.checkpoint as ocp
 from gemma4_lora import _trees
 from gemma4_lora.ckpts.lora import _bundles
 from gemma4_lora.ckpts.lora import _fingerprint
-from gemma4_lora.ckpts.restore import _read
 from gemma4_lora.ckpts.sources import _open
+from gemma4_lora.host import _devices
 
 _DEFAULT = 'default'
 _ROOT = 'params'
@@ -118,10 +118,10 @@ class LoRAItem(kd.ckpts.items.CheckpointItem):
     def place(keys, leaf):
       path = _trees.key_path(keys)
       if path in new:
-        return _read.place(new[path], leaf)
+        return _devices.place(new[path], leaf)
       if path in saved:  # The count of a schedule that was not there.
         count = counts[0] if counts else new[_STEP]
-        return _read.place(np.asarray(count), leaf)
+        return _devices.place(np.asarray(count), leaf)
       return leaf  # Of the base.
 
     state = jax.tree_util.tree_map_with_path(place, self._state)

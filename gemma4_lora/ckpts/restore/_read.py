@@ -5,9 +5,7 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
-from concurrent import futures
 import functools
-import os
 from typing import Any
 
 import jax
@@ -21,6 +19,7 @@ from gemma4_lora.ckpts.restore import _restore_plan
 from gemma4_lora.ckpts.sources import _checkpoint_layouts
 from gemma4_lora.ckpts.sources import _open
 from gemma4_lora.gemma4 import _names
+from gemma4_lora.host import _devices
 from gemma4_lora.host import _threads
 from gemma4_lora.host import _xla_memory
 
@@ -30,8 +29,6 @@ from gemma4_lora.host import _xla_memory
 # model: a fraction of it, or a little if that is little. A larger array is a group
 # of its own, and first, while there is room.
 _NUM_READING = 2
-# Smaller ones are placed at the same time as others.
-_LARGE_BYTES = 2**27
 _MIN_GROUP_BYTES = 2**26
 _GROUPS_PER_MODEL = 128
 
@@ -60,7 +57,7 @@ def read(
 
   Yields:
     New values by path: arrays as wanted, or values on the host, which are for
-    `place`. The caller may free an old array, and then place its value, so that
+    `_devices.place`. The caller may free an old array, and then place its value, so that
     no device ever holds both. What is to be quantised comes as it is in the
     file, or, if it is large, not read yet: `_quantize_on_load.Streamed`, to be used
     before the next is asked for.
@@ -148,63 +145,6 @@ def _index(load: _restore_plan.Load) -> int:
   return load.stored.index
 
 
-def place(host: Any, like: Any) -> Any:
-  """Returns a value as an array on the devices of another.
-
-  Args:
-    host: The whole value, of which each device is given its own part; an array
-      that Orbax put in its place; or one of `_xla_memory.filled`.
-    like: The array, or abstract array, that it replaces. May have been freed.
-  """
-  if isinstance(like, np.ndarray):
-    return np.array(host, like.dtype)
-  is_uncommitted = isinstance(like, jax.Array) and not like.committed
-  if isinstance(host, jax.Array):
-    if host.committed:
-      return host
-    sharding = _sharding(like)
-    is_there = sharding.device_set == host.sharding.device_set
-    if is_there and host.dtype == like.dtype:
-      if is_uncommitted:
-        return host
-      return jax.make_array_from_single_device_arrays(
-          host.shape, sharding, [host]
-      )
-  host = np.asarray(host, like.dtype)
-  if is_uncommitted:
-    # Uncommitted, the array may still move to where another one is.
-    array = jax.device_put(host)
-    if array.sharding == like.sharding:
-      return array
-  sharding = _sharding(like)
-  if host.nbytes >= _LARGE_BYTES:
-    return _cut(host, sharding)
-  return jax.make_array_from_callback(
-      host.shape, sharding, lambda index: host[index]
-  )
-
-
-def _cut(host: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
-  """Gives each device of this process its part, several at a time."""
-  parts = sharding.addressable_devices_indices_map(host.shape)
-
-  def put(device):
-    # NumPy's memory is none that a training step may overwrite.
-    part = jax.device_put(host[parts[device]], device, may_alias=False)
-    return jax.block_until_ready(part)
-
-  with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    return jax.make_array_from_single_device_arrays(
-        host.shape, sharding, list(pool.map(put, parts))
-    )
-
-
-def _sharding(like: Any) -> jax.sharding.Sharding:
-  return getattr(like, 'sharding', None) or jax.sharding.SingleDeviceSharding(
-      jax.local_devices()[0]
-  )
-
-
 def _groups(keys: Sequence, size, limit: int) -> Iterator[list]:
   group, total = [], 0
   for key in keys:
@@ -244,12 +184,12 @@ def _restore_args(
       and not load.quantizes
       # Codes of 4 bits may be wider in the file.
       and jnp.issubdtype(load.stored.dtype, jnp.floating)
-      and _cuts_along_chunks(load.stored, _sharding(like))
+      and _cuts_along_chunks(load.stored, _devices.sharding_of(like))
   ):
     return ocp.ArrayRestoreArgs(
         restore_type=jax.Array,
         dtype=load.model.dtype,
-        sharding=_sharding(like),
+        sharding=_devices.sharding_of(like),
         global_shape=load.model.shape,
         strict=True,
     )

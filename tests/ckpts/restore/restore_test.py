@@ -14,6 +14,7 @@ from gemma4_lora import g4
 from gemma4_lora.ckpts.restore import _read
 from gemma4_lora.ckpts.restore import _restore_plan
 from gemma4_lora.ckpts.sources import _open
+from gemma4_lora.host import _devices
 from tests.lib import states
 
 _E2B = 'Gemma4_E2B'
@@ -36,14 +37,14 @@ def test_a_device_that_takes_no_array_is_an_error(
   """Arrays are placed in other threads: the first one, and the last."""
   path, params = checkpoint(_E2B)
   shape = which((x.shape for x in jax.tree.leaves(params)), key=math.prod)
-  place = _read.place
+  place = _devices.place
 
   def full(value, like):
     if value.shape == shape:
       raise MemoryError('the device is full')
     return place(value, like)
 
-  monkeypatch.setattr(_read, 'place', full)
+  monkeypatch.setattr(_devices, 'place', full)
   with pytest.raises(MemoryError, match='the device is full'):
     g4.ckpts.PartialLoad(path=path).transform(states.make_state(_E2B))
 
@@ -197,7 +198,7 @@ def test_sharded_file_is_read_shard_by_shard(tmp_path):
 
 
 def test_each_device_gets_its_part_of_a_large_array(checkpoint, monkeypatch):
-  monkeypatch.setattr(_read, '_LARGE_BYTES', 0)
+  monkeypatch.setattr(_devices, '_LARGE_BYTES', 0)
   path, params = checkpoint(_E2B)
   sharding = kd.sharding.FSDPSharding(min_size_to_shard_mb=0)
   state = states.make_state(_E2B, sharding=sharding)

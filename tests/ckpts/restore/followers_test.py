@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
-from gemma4_lora.ckpts.restore import _magnitudes
+from gemma4_lora.ckpts.restore import _followers
 from gemma4_lora.nn.branches import _quantized_base
 from tests.lib import multimodal
 from tests.lib import states
@@ -223,7 +223,8 @@ def test_they_follow_a_quantized_base(is_abstract):
         ),
     )
 
-  out = _magnitudes.following(restore, before)
+  fresh = _followers.fresh(before)
+  out = _followers.follow(restore(before), fresh)
   unquantized = _norms(plain, _state(plain, seed=2).params)
   flat = training.flat(out.params)
   for leaf, want in _norms(model, out.params).items():
