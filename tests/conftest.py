@@ -58,6 +58,14 @@ def pytest_collection_finish() -> None:
   gc.set_threshold(100_000)
 
 
+@pytest.hookimpl(optionalhook=True)  # Without xdist there is no such hook.
+def pytest_xdist_make_scheduler(config, log):
+  """Gives each file to one worker: its tests share models and programs."""
+  from xdist import scheduler
+
+  return scheduler.LoadFileScheduling(config, log)
+
+
 @pytest.fixture(autouse=True)
 def _forget_config():
   """The flag `--cfg` runs a config's file in the module of the one before."""
