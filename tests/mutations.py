@@ -153,10 +153,10 @@ ALL = (
         ('nn/wrapper/router_fix_test.py',),
     ),
     Mutation(
-        'gemma4/_kv_sharing.py',
+        'ckpts/restore/_kv_sharing.py',
         'not _has(present_in[i], *_KV)',
         'True',
-        ('gemma4/kv_sharing_test.py',),
+        ('ckpts/restore/kv_sharing_test.py',),
     ),
     Mutation(
         'ckpts/restore/_policy.py',
