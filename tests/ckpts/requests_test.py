@@ -64,7 +64,6 @@ def _multi(*transforms):
             False,
         ),
     ],
-    ids=repr,
 )
 def test_parts(transform, restored_by, unknown, into_shapes):
   parts = _requests.parts(transform)

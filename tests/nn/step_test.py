@@ -37,7 +37,8 @@ def test_all_at_once(name):
 
 
 @pytest.mark.parametrize(
-    ('name', 'remat'), zip(_VARIANTS, ['block', 'dots'], strict=True)
+    ('name', 'remat'),
+    [*zip(_VARIANTS, ['block', 'dots'], strict=True)],
 )
 def test_blockwise_attention_and_remat(name, remat):
   """Logits of the tokens; those of padding look at nothing that counts."""
