@@ -19,10 +19,10 @@ import pytest
 from gemma4_lora import _trees
 from gemma4_lora import g4
 from gemma4_lora.jobs import _yaml as jobs_yaml
+from tests.lib import models
 from tests.lib import sampling
 from tests.lib import states
 from tests.lib import trained
-from tests.lib import training
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _CONFIG = f'--cfg={_ROOT}/configs/gemma4_e2b_lora_mtnt.py'
@@ -51,9 +51,7 @@ def get_config():
       rank=2,
       targets="q",
       quantize=None,
-      model=training.shallow(
-          g4.testing.Gemma4_31B(tokens="batch.input", dtype=jnp.float32)
-      ),
+      model=models.base(dtype=jnp.float32),
   )
   return kd.train.Trainer(
       train_ds=kd.data.py.DataSource(
@@ -81,7 +79,7 @@ def _trained(tmp_path_factory):
   # In float32: the random LoRA is larger than the base, and what bfloat16
   # rounds of their sum is larger than `check` allows.
   base = g4.testing.Gemma4_31B(tokens='batch.input', dtype=jnp.float32)
-  model = g4.nn.LoRA(rank=2, targets='q', model=training.shallow(base))
+  model = g4.nn.LoRA(rank=2, targets='q', model=models.shallow(base))
   run = trained.Run(path, model)
   config = path / 'config.py'
   config.write_text(_RUN_CONFIG.replace('{path}', os.fspath(run.released)))

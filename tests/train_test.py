@@ -8,17 +8,9 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
+from tests.lib import models
 from tests.lib import multimodal
 from tests.lib import training
-
-
-def _model(name):
-  cls = getattr(g4.testing, name)
-  return training.shallow(cls(tokens='batch.input'))
-
-
-def _of_one_layer(name):
-  return training.one_layer(_model(name))
 
 
 def _init_transform(path):
@@ -37,7 +29,9 @@ def test_trains_then_resumes_bitwise(name, tmp_path):
 
   With Kauldron's checkpointer and with ours, which is the one that stops.
   """
-  bare = _model(name) if name == 'Gemma4_E2B' else _of_one_layer(name)
+  bare = models.base(
+      name, cut=models.shallow if name == 'Gemma4_E2B' else models.one_layer
+  )
   base = g4.testing.make_checkpoint(bare, tmp_path / 'released')
   is_plain = name == 'Gemma4_31B'  # Kauldron's own step and checkpointer.
   # Dropout and shuffled data: whatever draws random numbers must resume too.
@@ -76,7 +70,7 @@ def test_first_loss_is_the_released_models(tmp_path, caplog):
 
   And the start says how much is trained.
   """
-  model = _of_one_layer('Gemma4_31B')
+  model = models.base(cut=models.one_layer)
   params = g4.testing.make_checkpoint(model, tmp_path / 'released')
   lora = g4.nn.LoRA(rank=4, model=model)
   trainer = training.make_trainer(
@@ -125,7 +119,7 @@ def test_without_tokens_the_trainer_says_what_to_write(tmp_path):
 
 def test_alpha_counts_in_one_process(tmp_path):
   """Two Trainers whose models differ in alpha alone learn differently."""
-  base = training.one_layer(g4.testing.Gemma4_31B(tokens='batch.input'))
+  base = models.base(cut=models.one_layer)
   g4.testing.make_checkpoint(base, tmp_path / 'released')
 
   def params(alpha):

@@ -1,6 +1,7 @@
 """LoRA leaves from wherever they were saved."""
 
 import dataclasses
+import functools
 
 import flax
 from gemma import gm
@@ -15,17 +16,16 @@ import safetensors.numpy
 
 from gemma4_lora import g4
 from gemma4_lora.gemma4 import _linears
+from tests.lib import models
+from tests.lib import random_params
 from tests.lib import training
 
 _TOKENS = jnp.asarray(np.random.default_rng(0).integers(3, 1000, (1, 8)))
 
 
-def _model(name='Gemma4_31B', **kwargs):
-  base = training.shallow(
-      getattr(g4.testing, name)(tokens='batch.input', dtype=jnp.float32)
-  )
-  kwargs = {'rank': 2, 'alpha': 4, 'targets': ['attention', 'down']} | kwargs
-  return g4.nn.LoRA(model=base, **kwargs)
+_model = functools.partial(
+    models.lora, rank=2, alpha=4, targets=['attention', 'down']
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ def _check_alike(new, old):
 @pytest.mark.parametrize('with_model', [True, False])
 def test_own_folder_there_and_back(settings, with_model, tmp_path):
   model = _model(**settings)
-  params = training.random_params(model)
+  params = random_params.make(model)
   g4.ckpts.save_lora(tmp_path / 'lora', model=model, params=params)
   loaded = _transform(
       model,
@@ -81,7 +81,7 @@ def test_own_folder_there_and_back(settings, with_model, tmp_path):
 
 def test_by_hand_into_a_base_without_lora(tmp_path):
   model = _model()
-  params = training.random_params(model)
+  params = random_params.make(model)
   g4.ckpts.save_lora(tmp_path / 'lora', model=model, params=params)
   base, _ = peft.split_params(params)
   loaded = g4.ckpts.load_lora(tmp_path / 'lora', model=model, params=base)
@@ -90,7 +90,7 @@ def test_by_hand_into_a_base_without_lora(tmp_path):
 
 def test_is_small(tmp_path):
   model = _model()
-  params = training.random_params(model)
+  params = random_params.make(model)
   g4.ckpts.save_lora(tmp_path / 'lora', model=model, params=params)
   size = sum(x.stat().st_size for x in (tmp_path / 'lora').iterdir())
   lora = peft.split_params(params).lora
@@ -147,7 +147,7 @@ def test_workdirs_at_any_step(checkpointer, restore, tmp_path):
 
 def test_peft_folder(tmp_path):
   model = _model()
-  params = training.random_params(model)
+  params = random_params.make(model)
   g4.hf.save_peft(tmp_path / 'peft', model=model, params=params)
   _assert_equal(_transform(model, params, path=tmp_path / 'peft'), params)
 
@@ -199,7 +199,7 @@ def _save(params, path):
 def test_gemmas_own_lora(name, tmp_path):
   targets = ['text', 'router'] if name.endswith('A4B') else 'text'
   model = _model(name, targets=targets, alpha=None)
-  params = training.random_params(model)
+  params = random_params.make(model)
   tree, merged = _gemmas(model)
   base, _ = peft.split_params(params)
   _save(peft.merge_params(base, tree), tmp_path / 'gemma')
@@ -220,7 +220,7 @@ def test_gemmas_own_lora(name, tmp_path):
 
 def test_gemmas_router_that_the_model_would_drop(tmp_path):
   model = _model('Gemma4_26B_A4B', targets='text', alpha=None)
-  base = peft.split_params(training.random_params(model)).original
+  base = peft.split_params(random_params.make(model)).original
   tree, _ = _gemmas(model)
   _save(peft.merge_params(base, tree), tmp_path / 'gemma')
   with pytest.raises(ValueError, match=r'not in the model: .*lora.router'):
@@ -234,7 +234,7 @@ def test_gemmas_router_that_the_model_would_drop(tmp_path):
 def saved(tmp_path_factory):
   """A folder, and what is in it."""
   path = tmp_path_factory.mktemp('saved') / 'lora'
-  params = training.random_params(_model())
+  params = random_params.make(_model())
   g4.ckpts.save_lora(path, model=_model(), params=params)
   return path, params
 
@@ -254,13 +254,13 @@ def test_other_settings(settings, match, saved):
   path, _ = saved
   model = _model(**settings)
   with pytest.raises(ValueError, match=match):
-    _transform(model, training.random_params(model), path=path)
+    _transform(model, random_params.make(model), path=path)
 
 
 def test_what_is_missing_keeps_its_values_if_the_user_says_so(saved, caplog):
   path, params = saved
   model = _model(targets='text')
-  start = training.random_params(model, seed=1)
+  start = random_params.make(model, seed=1)
   state = _State(params=start)
   load = g4.ckpts.LoadLoRA(
       path=path, model=model, missing='warn', other_base='warn'
@@ -287,7 +287,7 @@ def test_unexpected_is_left_out_if_the_user_says_so(saved):
 
 def test_another_base(saved):
   path, _ = saved
-  other = training.random_params(_model(), seed=1)
+  other = random_params.make(_model(), seed=1)
   with pytest.raises(ValueError, match='another base.*\n.*checksums'):
     _transform(_model(), other, path=path)
 
@@ -296,20 +296,20 @@ def test_a_base_of_another_size(saved):
   path, _ = saved
   model = _model('Gemma4_E2B')
   with pytest.raises(ValueError, match=r'model \(32, 2\), file \(40, 2\)'):
-    _transform(model, training.random_params(model), path=path)
+    _transform(model, random_params.make(model), path=path)
 
 
 def test_nothing_there(tmp_path):
   model = _model()
   with pytest.raises(FileNotFoundError):
-    _transform(model, training.random_params(model), path=tmp_path / 'none')
+    _transform(model, random_params.make(model), path=tmp_path / 'none')
 
 
 def test_a_checkpoint_without_lora(tmp_path):
   model = _model()
   g4.testing.make_checkpoint(model.model, tmp_path / 'base')
   with pytest.raises(ValueError, match='no LoRA leaf in'):
-    _transform(model, training.random_params(model), path=tmp_path / 'base')
+    _transform(model, random_params.make(model), path=tmp_path / 'base')
 
 
 def test_a_state_without_lora(saved):
@@ -357,7 +357,7 @@ def test_model_that_has_no_lora():
 
 def test_peft_without_a_model(tmp_path):
   model = _model()
-  params = training.random_params(model)
+  params = random_params.make(model)
   g4.hf.save_peft(tmp_path / 'peft', model=model, params=params)
   with pytest.raises(ValueError, match='PEFT folder .* model=cfg.ref.model'):
     _transform(model, params, path=tmp_path / 'peft', model=None)
@@ -388,7 +388,7 @@ def test_does_not_overwrite_unasked(saved):
     ],
 )
 def test_refuses_what_is_no_lora_of_the_model(change, match, tmp_path):
-  base, lora = peft.split_params(training.random_params(_model()))
+  base, lora = peft.split_params(random_params.make(_model()))
   change(lora)
   params = peft.merge_params(base, lora)
   with pytest.raises(ValueError, match=match):
@@ -397,7 +397,7 @@ def test_refuses_what_is_no_lora_of_the_model(change, match, tmp_path):
 
 
 def test_refuses_lora_without_its_base(tmp_path):
-  lora = peft.split_params(training.random_params(_model())).lora
+  lora = peft.split_params(random_params.make(_model())).lora
   with pytest.raises(ValueError, match='LoRA leaves alone. Give it the base'):
     g4.ckpts.save_lora(tmp_path / 'x', model=_model(), params=lora)
 

@@ -18,6 +18,7 @@ import pytest
 from gemma4_lora import _trees
 from gemma4_lora import g4
 from gemma4_lora.ckpts.lora import _lora_item
+from tests.lib import models
 from tests.lib import runs
 from tests.lib import states
 
@@ -26,7 +27,7 @@ from tests.lib import states
 def _released(tmp_path_factory):
   """Returns the path of a base, and its values."""
   path = tmp_path_factory.mktemp('base') / 'released'
-  return path, g4.testing.make_checkpoint(runs.base_model(), path)
+  return path, g4.testing.make_checkpoint(models.base(), path)
 
 
 @pytest.fixture(name='saved')
@@ -174,7 +175,7 @@ def test_size_on_disk(tmp_path):
         ({'lora': {'rank': 2}}, 'rank= of .* checkpoint 4, config 2'),
         ({'lora': {'alpha': 1}}, 'alpha= of .* checkpoint 8, config 1'),
         ({'lora': {'targets': 'mlp'}}, 'targets=: only in the checkpoint'),
-        ({'base': runs.base_model('Gemma4_E4B')}, 'leaves of the base'),
+        ({'base': models.base('Gemma4_E4B')}, 'leaves of the base'),
         (
             {'optimizer': runs.partial(optax.lion(1e-3))},
             r'leaves of the train state are not those of .*ckpt_3(?s:.*)'
@@ -195,7 +196,7 @@ def test_another_base_is_refused(saved, released, tmp_path):
   """Also where it differs in one leaf alone; values on disk stay as they are."""
   other = jax.tree.map(np.array, released[1])
   other['layer_1']['mlp']['linear'][3] += 1
-  g4.testing.make_checkpoint(runs.base_model(), tmp_path / 'b', params=other)
+  g4.testing.make_checkpoint(models.base(), tmp_path / 'b', params=other)
   trainer = runs.trainer(saved[0], tmp_path / 'b')
   with pytest.raises(
       ValueError, match=r'1 of \d+ leaves, first layer_1.mlp.linear: checkpoint'

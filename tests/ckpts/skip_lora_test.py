@@ -13,8 +13,8 @@ from gemma4_lora import g4
 from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.testing import _checkpoints
 from tests.lib import dequantized
+from tests.lib import models
 from tests.lib import states
-from tests.lib import training
 
 _E2B = 'Gemma4_E2B'
 
@@ -224,7 +224,7 @@ def test_clip_bounds_are_restored(checkpoint):
 
 def test_loftq_starts_from_what_the_restore_loses(tmp_path):
   """A times B is the best fit of the file's weight less the quantised one."""
-  base = training.shallow(g4.testing.Gemma4_31B(tokens='batch.input'))
+  base = models.base()
   model = g4.nn.LoRA(
       rank=3,
       model=base,

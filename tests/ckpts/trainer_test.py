@@ -7,13 +7,15 @@ import numpy as np
 
 from gemma4_lora import _trees
 from gemma4_lora import g4
+from tests.lib import models
+from tests.lib import random_params
 from tests.lib import states
 from tests.lib import training
 
 
 def test_init_state_under_fsdp(tmp_path):
   """`init_state` of a sharded run has the file's values in the run's shards."""
-  base = training.shallow(states.model('Gemma4_E2B'))
+  base = models.base('Gemma4_E2B')
   params = g4.testing.make_checkpoint(base, tmp_path / 'released')
   transform = g4.ckpts.SkipLoRA4(
       wrapped=gm.ckpts.LoadCheckpoint(path=tmp_path / 'released')
@@ -53,7 +55,7 @@ def test_init_state_under_fsdp(tmp_path):
 
 def test_run_of_another_model_as_source(tmp_path):
   """From a run's workdir to another run: saved by the Trainer, with timer."""
-  base = training.shallow(states.model('Gemma4_31B'))
+  base = models.base()
   params = g4.testing.make_checkpoint(base, tmp_path / 'released')
   run = training.make_trainer(
       g4.nn.LoRA(rank=2, model=base),
@@ -67,7 +69,7 @@ def test_run_of_another_model_as_source(tmp_path):
   state = states.wrap(
       jax.tree.map(
           jax.numpy.zeros_like,
-          training.random_params(g4.nn.LoRA(rank=8, model=base)),
+          random_params.make(g4.nn.LoRA(rank=8, model=base)),
       )
   )
   out = g4.ckpts.SkipLoRA4(

@@ -15,6 +15,7 @@ import pytest
 
 from gemma4_lora import g4
 from tests.lib import multimodal
+from tests.lib import random_params
 
 _PATCH = 4
 
@@ -106,7 +107,7 @@ def test_a_batch_of_images_and_text_has_the_logits_of_each_alone(task):
   batch['input'] = np.where(batch['input'] > 1000, 7, batch['input'])
   base = multimodal.base('Gemma4_31B', images='batch.images', dtype=jnp.float32)
   model = g4.nn.LoRA(rank=2, targets=['text', 'vision'], model=base)
-  original, lora = peft.split_params(multimodal.random_params(model))
+  original, lora = peft.split_params(random_params.with_towers(model))
   # With B = 0 the base, as gemma computes it, says what is right.
   params = peft.merge_params(original, jax.tree.map(jnp.zeros_like, lora))
   kwargs = kontext.resolve_from_keyed_obj({'batch': batch}, model)

@@ -14,7 +14,8 @@ import pytest
 
 from gemma4_lora import g4
 from gemma4_lora.data import _first_fit
-from tests.lib import training
+from tests.lib import models
+from tests.lib import random_params
 
 _PAIRS = g4.testing.EnFrPairs(split='test')
 _TASK = g4.data.ChatTask(
@@ -175,9 +176,9 @@ def test_the_loss_of_packed_rows_is_that_of_the_conversations():
   """Through the keys by which Kauldron calls the model."""
   base = g4.testing.Gemma4_31B(tokens='batch.input', dtype=jnp.float32)
   model = g4.nn.LoRA(
-      rank=2, model=training.shallow(base), positions='batch.positions'
+      rank=2, model=models.shallow(base), positions='batch.positions'
   )
-  params = training.random_params(model)
+  params = random_params.make(model)
   loss = kd.losses.SoftmaxCrossEntropyWithIntLabels(
       logits='preds.logits', labels='batch.target', mask='batch.loss_mask'
   )

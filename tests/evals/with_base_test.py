@@ -14,6 +14,8 @@ import sacrebleu
 
 from gemma4_lora import g4
 from tests.lib import events
+from tests.lib import models
+from tests.lib import random_params
 from tests.lib import sampling
 from tests.lib import training
 
@@ -22,12 +24,9 @@ _XENT = g4.losses.SoftmaxCrossEntropyWithIntLabels(**_KEYS)
 
 
 def _lora(name='Gemma4_31B', **kwargs):
-  base = getattr(g4.testing, name)(tokens='batch.input', dtype=jnp.float32)
-  is_dense = name == 'Gemma4_31B'
-  base = training.one_layer(base) if is_dense else training.shallow(base)
-  return g4.nn.LoRA(
-      **{'rank': 2, 'targets': 'attention', 'model': base} | kwargs
-  )
+  cut = models.one_layer if name == 'Gemma4_31B' else models.shallow
+  settings = {'rank': 2, 'targets': 'attention'} | kwargs
+  return models.lora(name, cut=cut, **settings)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +116,7 @@ def test_on_and_off_are_those_of_the_model_and_of_the_base(tmp_path):
       modules_to_save=['final_norm'],
       logits_in_training=False,
   )
-  params = training.random_params(model)
+  params = random_params.make(model)
   trainer = _trainer(model, tmp_path, evals={'eval': _evaluator()})
   aux = trainer.evals['eval'].evaluate(_state(params), step=4)
   on, off = (events.scalars(tmp_path / x) for x in ('eval', 'eval_base'))
@@ -166,7 +165,7 @@ def test_a_loss_of_no_token_is_an_error(tmp_path):
   ds = _dataset(_Pairs(), batch_size=8)
   ds = dataclasses.replace(ds, transforms=[*ds.transforms, _Unmasked()])
   trainer = _trainer(model, tmp_path, evals={'eval': _evaluator(ds=ds)})
-  state = _state(training.random_params(model))
+  state = _state(random_params.make(model))
   with pytest.raises(
       ValueError, match=r"Evaluator 'eval': the mask of losses\.xent was zero"
   ):
@@ -177,7 +176,7 @@ def test_another_base_is_evaluated_anew(tmp_path):
   model = _lora()
   trainer = _trainer(model, tmp_path, evals={'eval': _evaluator()})
   for seed in (0, 1):
-    params = training.random_params(model, seed=seed)
+    params = random_params.make(model, seed=seed)
     trainer.evals['eval'].evaluate(_state(params), step=seed)
   off = events.scalars(tmp_path / 'eval_base')['losses/xent']
   base, _ = peft.split_params(params)
@@ -196,7 +195,7 @@ def _sampled(model, params):
 def test_samples_and_bleu_with_lora_on_and_off(tmp_path):
   """Ours, and gemma's with a model whose LoRA is off."""
   model = _lora()
-  params = training.random_params(model)
+  params = random_params.make(model)
   base, _ = peft.split_params(params)
   evals = {
       'sampling': _sampler_evaluator(),
@@ -231,7 +230,7 @@ def test_without_the_base(tmp_path):
   model = _lora(init_lora_weights='gaussian')
   evals = {'eval': _evaluator(with_base=False)}
   trainer = _trainer(model, tmp_path, evals=evals)
-  params = training.random_params(model)
+  params = random_params.make(model)
   trainer.evals['eval'].evaluate(_state(params), step=0)
   assert not (tmp_path / 'eval_base').exists()
 

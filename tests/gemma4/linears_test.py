@@ -11,6 +11,8 @@ import pytest
 from gemma4_lora import g4
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.gemma4 import _sizes
+from tests.lib import models
+from tests.lib import random_params
 from tests.lib import training
 
 _RELEASED = [size.cls for size in _sizes.SIZES]
@@ -87,8 +89,8 @@ def test_counts_of_the_released_models(cls, num_live, num_dead):
 @pytest.mark.parametrize('cls', [_TINY[0], _TINY[1]])
 def test_dead_rows_are_those_that_logits_ignore(cls):
   """NaN in every dead projection leaves the logits as they were."""
-  model = training.shallow(cls())
-  params = training.random_params(model)
+  model = models.shallow(cls())
+  params = random_params.make(model)
   rows = _linears.linears(model.config)
   flat = training.flat(params)
   for row in rows:

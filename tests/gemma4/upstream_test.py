@@ -15,7 +15,7 @@ import pytest
 
 from gemma4_lora import g4
 from tests.lib import hf_reference
-from tests.lib import training
+from tests.lib import models
 
 pytestmark = pytest.mark.skipif(
     importlib.metadata.version('gemma') != '4.0.1',
@@ -35,7 +35,7 @@ def _is_lora(params):
 
 def test_lora_adapts_no_layer():
   """And says nothing: `select('lora')` is False everywhere."""
-  base = training.shallow(g4.testing.Gemma4_31B(tokens='batch.input'))
+  base = models.base()
   assert not any(_is_lora(_init(gm.nn.LoRA(rank=4, model=base))))
   assert any(_is_lora(_init(g4.nn.LoRA(rank=4, model=base))))
 

@@ -14,7 +14,7 @@ import safetensors.numpy
 
 from gemma4_lora import g4
 from tests.lib import hf_reference
-from tests.lib import random_leaves
+from tests.lib import random_params
 
 _TENSORS = 'adapter_model.safetensors'
 _CONFIG = 'adapter_config.json'
@@ -243,7 +243,7 @@ def test_towers_need_a_model_with_towers(tmp_path):
       targets=['vision', 'q'],
       model=g4.testing.Gemma4_E2B(text_only=False),
   )
-  g4.hf.save_peft(tmp_path / 'x', model=model, params=random_leaves.make(model))
+  g4.hf.save_peft(tmp_path / 'x', model=model, params=random_params.lora(model))
   _refuses(
       tmp_path / 'x',
       'The model has no towers: make it with text_only=False',
@@ -272,7 +272,7 @@ def test_some_layers_of_a_stacked_tower_are_an_error(tmp_path):
       rank=2, targets='vision', model=g4.testing.Gemma4_E2B(text_only=False)
   )
   path = tmp_path / 'x'
-  g4.hf.save_peft(path, model=model, params=random_leaves.make(model))
+  g4.hf.save_peft(path, model=model, params=random_params.lora(model))
   file = safetensors.numpy.load_file(path / _TENSORS)
   layer = {k: v for k, v in file.items() if 'layers.1.' not in k}
   safetensors.numpy.save_file(layer, path / _TENSORS)

@@ -22,7 +22,7 @@ from gemma4_lora.peft import _full_tensors
 from gemma4_lora.peft import _write_config
 from gemma4_lora.targets import _by_row
 from tests.lib import hf_reference
-from tests.lib import random_leaves
+from tests.lib import random_params
 
 _TENSORS = 'adapter_model.safetensors'
 _CONFIG = 'adapter_config.json'
@@ -164,7 +164,7 @@ def _lora(case):
 def test_ours_comes_back_bit_for_bit(case, experts, tmp_path):
   """Leaves and, for each projection, rank, alpha and method."""
   model = _lora(case)
-  leaves = random_leaves.make(model)
+  leaves = random_params.lora(model)
   path = tmp_path / 'lora'
   g4.hf.save_peft(path, model=model, params=leaves, experts=experts)
   again = g4.hf.load_peft(path, model=model.model)
@@ -176,7 +176,7 @@ def test_ours_comes_back_bit_for_bit(case, experts, tmp_path):
 def test_zero_b_comes_back(tmp_path):
   """Before training: zeros do not say that gate and up are apart, the file does."""
   model = _lora('experts')
-  leaves = random_leaves.make(model)
+  leaves = random_params.lora(model)
   leaves = jax.tree_util.tree_map_with_path(
       lambda path, x: np.zeros_like(x) if path[-1].key == 'b' else x, leaves
   )
@@ -209,7 +209,7 @@ def test_zero_b_of_peft_comes_back(tmp_path):
 def test_gate_and_up_are_apart_though_peft_saved_again(tmp_path):
   """PEFT drops the note; what is in the tensors is enough once B is not zero."""
   model = _lora('experts')
-  leaves = random_leaves.make(model)
+  leaves = random_params.lora(model)
   path = tmp_path / 'x'
   g4.hf.save_peft(path, model=model, params=leaves)
   _, tensors = _read(path)
@@ -235,7 +235,7 @@ def test_gate_and_up_have_one_scale_in_peft(kind, tmp_path):
       targets=[Rule('expert_gate', alpha=3), Rule('expert_up', alpha=9)],
       model=base,
   )
-  leaves = random_leaves.make(model)
+  leaves = random_params.lora(model)
   if kind == 'shared':
     for layer in leaves.values():
       lora = layer['mlp']['gating_einsum']['lora']
@@ -285,7 +285,7 @@ def test_config_targets_what_the_file_has(base, targets, cls, tmp_path):
   model = g4.nn.LoRA(rank=2, targets=targets, model=ref.model)
   kwargs = {} if cls is None else {'base_model_class': cls}
   g4.hf.save_peft(
-      tmp_path / 'x', model=model, params=random_leaves.make(model), **kwargs
+      tmp_path / 'x', model=model, params=random_params.lora(model), **kwargs
   )
   config, tensors = _read(tmp_path / 'x')
   weights = safetensors.numpy.load_file(
@@ -313,7 +313,7 @@ def test_router_is_named_as_peft_does(tmp_path):
   model = g4.nn.LoRA(
       rank=2, targets=['router'], model=g4.testing.Gemma4_26B_A4B()
   )
-  g4.hf.save_peft(tmp_path / 'x', model=model, params=random_leaves.make(model))
+  g4.hf.save_peft(tmp_path / 'x', model=model, params=random_params.lora(model))
   _, tensors = _read(tmp_path / 'x')
   prefix = f'{_ROOT}model.language_model.layers.5.router.proj'
   assert tensors[f'{prefix}.lora_A.weight'].shape == (2, 40)
@@ -326,7 +326,7 @@ def test_patterns_give_each_module_its_rank_and_alpha(tmp_path):
   for case in ('rules', 'experts', 'experts_rslora', 'towers'):
     model = _lora(case)
     g4.hf.save_peft(
-        tmp_path / case, model=model, params=random_leaves.make(model)
+        tmp_path / case, model=model, params=random_params.lora(model)
     )
     config, tensors = _read(tmp_path / case)
     for key, array in tensors.items():
@@ -374,7 +374,7 @@ def _scale_of(model, name):
 def test_one_module_per_expert_for_vllm(tmp_path):
   """`moe.experts.3.gate_proj`, A `[r, in]` and B `[out, r]` of that expert."""
   model = _lora('experts')
-  leaves = random_leaves.make(model)
+  leaves = random_params.lora(model)
   g4.hf.save_peft(
       tmp_path / 'x', model=model, params=leaves, experts='per_expert'
   )
@@ -399,7 +399,7 @@ def test_one_module_per_expert_for_vllm(tmp_path):
 def small():
   """A small model with LoRA, and its leaves."""
   model = g4.nn.LoRA(rank=1, targets='q', model=g4.testing.Gemma4_31B())
-  return {'model': model, 'params': random_leaves.make(model)}
+  return {'model': model, 'params': random_params.lora(model)}
 
 
 def test_existing_folder_is_kept_unless_told(small, tmp_path):
@@ -497,7 +497,7 @@ def test_towers_need_the_multimodal_class(tmp_path):
     g4.hf.save_peft(
         tmp_path / 'x',
         model=model,
-        params=random_leaves.make(model),
+        params=random_params.lora(model),
         base_model_class=_CAUSAL,
     )
 
@@ -523,7 +523,7 @@ def test_what_peft_cannot_say_is_logged(
   model = g4.nn.LoRA(rank=1, dropout=0.1, targets=targets, model=base)
   with caplog.at_level('WARNING'):
     g4.hf.save_peft(
-        tmp_path / 'x', model=model, params=random_leaves.make(model)
+        tmp_path / 'x', model=model, params=random_params.lora(model)
     )
   assert message in caplog.text
   assert _read(tmp_path / 'x')[0]['lora_dropout'] == dropout
@@ -538,7 +538,7 @@ def test_a_start_that_changed_the_base_is_told(tmp_path, caplog):
       model=g4.testing.Gemma4_31B(),
   )
   path = tmp_path / 'x'
-  g4.hf.save_peft(path, model=model, params=random_leaves.make(model))
+  g4.hf.save_peft(path, model=model, params=random_params.lora(model))
   assert _read(path)[0]['init_lora_weights'] == 'pissa_niter_4'
   with caplog.at_level('WARNING'):
     again = g4.hf.load_peft(path, model=model.model)
@@ -607,7 +607,7 @@ def _in_full(modules_to_save, name='Gemma4_E2B', **kwargs):
 )
 def test_what_is_trained_in_full_comes_back(modules_to_save, tmp_path):
   model = _in_full(modules_to_save, text_only=False)
-  params = random_leaves.make(model)
+  params = random_params.lora(model)
   g4.hf.save_peft(tmp_path / 'x', model=model, params=params)
   lora = g4.hf.load_peft(tmp_path / 'x', model=model.model)
   _assert_same(lora.params, params)
@@ -640,7 +640,7 @@ def test_what_is_no_module_of_transformers(
   model = _in_full(modules_to_save, name)
   with pytest.raises(ValueError, match=match):
     g4.hf.save_peft(
-        tmp_path / 'x', model=model, params=random_leaves.make(model)
+        tmp_path / 'x', model=model, params=random_params.lora(model)
     )
   assert not list(tmp_path.iterdir())
 
@@ -649,7 +649,7 @@ def test_two_audio_norms_in_full_have_two_names(tmp_path):
   """As `Gemma4AudioSubSampleConvProjection` of transformers 5.24 has them."""
   names = [f'audio_encoder.feature.norm_{i}' for i in (0, 1)]
   model = _in_full(names, text_only=False)
-  g4.hf.save_peft(tmp_path / 'x', model=model, params=random_leaves.make(model))
+  g4.hf.save_peft(tmp_path / 'x', model=model, params=random_params.lora(model))
   _, tensors = _read(tmp_path / 'x')
   root = 'base_model.model.model.audio_tower.subsample_conv_projection'
   assert {f'{root}.layer{i}.norm.weight' for i in (0, 1)} <= set(tensors)
@@ -671,7 +671,7 @@ def test_what_has_no_name_in_transformers():
 def test_dora_on_stacked_layers_comes_back(tmp_path):
   base = g4.testing.Gemma4_E2B(text_only=False)
   model = g4.nn.LoRA(rank=2, targets=['q', 'vision'], use_dora=True, model=base)
-  params = random_leaves.make(model)
+  params = random_params.lora(model)
   g4.hf.save_peft(tmp_path / 'x', model=model, params=params)
   lora = g4.hf.load_peft(tmp_path / 'x', model=base)
   _assert_same(lora.params, params)

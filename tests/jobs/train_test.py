@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
+from tests.lib import random_params
 from tests.lib import runs
-from tests.lib import training
 from tests.lib import two_hosts
 
 _ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -77,7 +77,7 @@ def test_two_hosts_killed_one_by_one_and_resumed_are_the_whole_run(
     start, tmp_path
 ):
   """In one process: other hosts, other order of examples, the same numbers."""
-  base = training.random_params(two_hosts.base_model())
+  base = random_params.make(two_hosts.base_model())
   released = tmp_path / 'released'
   g4.testing.make_checkpoint(two_hosts.base_model(), released, params=base)
   hosts = start(launch=0)

@@ -1,6 +1,5 @@
 """Models with towers, and one sequence with images and a sound."""
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -9,10 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gemma4_lora import g4
 from gemma4_lora.gemma4 import _upstream
-from gemma4_lora.testing import _checkpoints
-from tests.lib import training
+from tests.lib import models
 
 _MAX_PATCHES = 36  # 4 soft tokens at most, pooled from 3 x 3 patches each.
 _IMAGE, _AUDIO = -2, -4  # Placeholders among tokens.
@@ -20,28 +17,12 @@ _IMAGE, _AUDIO = -2, -4  # Placeholders among tokens.
 
 def base(name: str, **kwargs: Any) -> nn.Module:
   """Returns a shallow tiny model with its towers."""
-  cls = getattr(g4.testing, name)
-  kwargs = {'tokens': 'batch.input', 'text_only': False} | kwargs
-  return training.shallow(cls(**kwargs))
+  return models.base(name, text_only=False, **kwargs)
 
 
 def base_of_one_layer(name: str, **kwargs: Any) -> nn.Module:
-  """Returns one whose text is a single layer, for what is of the towers."""
-  model = base(name, **kwargs)
-  config = dataclasses.replace(model.config, kv_cache_sharing_config=None)
-  return training.one_layer(model.clone(config=config))
-
-
-def random_params(model: nn.Module) -> dict[str, Any]:
-  """Returns parameters none of which is trivial; clip bounds are about 3."""
-  params = _checkpoints.random_params(_upstream.abstract_params(model))
-  return _as_jax(params)
-
-
-def _as_jax(tree: Any) -> Any:
-  if isinstance(tree, dict):
-    return {key: _as_jax(value) for key, value in tree.items()}
-  return jnp.asarray(tree)
+  """Returns one whose text model is a single layer, for tests of towers."""
+  return base(name, cut=models.one_layer, **kwargs)
 
 
 def images() -> _upstream.PreprocessedVisionInput:

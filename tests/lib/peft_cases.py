@@ -22,7 +22,7 @@ import safetensors.numpy
 from gemma4_lora import _trees
 from gemma4_lora import g4
 from tests.lib import hf_reference
-from tests.lib import random_leaves
+from tests.lib import random_params
 from tests.lib import trained
 
 Rule = g4.targets.Rule
@@ -238,7 +238,7 @@ def _compare_files(path, lora, base) -> None:
 
 def random_lora(model, base):
   """Returns all parameters and the LoRA leaves, none trivial."""
-  leaves = random_leaves.make(model)
+  leaves = random_params.lora(model)
   params = gemma_peft.merge_params(base, leaves)
   if model.init_lora_weights in ('pissa', 'olora'):
     pending = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), params)

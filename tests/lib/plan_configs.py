@@ -8,6 +8,7 @@ with konfig.imports():
   import optax
 
   from gemma4_lora import g4
+  from tests.lib import models
   from tests.lib import training
 # pylint: enable=g-import-not-at-top
 
@@ -31,7 +32,7 @@ def config(variant: str = 'Gemma4_31B', **kwargs):
   return kd.train.Trainer(
       seed=0,
       workdir='/nowhere',
-      model=g4.nn.LoRA(rank=4, model=training.shallow(base)),
+      model=g4.nn.LoRA(rank=4, model=models.shallow(base)),
       optimizer=kd.optim.partial_updates(
           optax.adam(1e-3), mask=kd.optim.select('lora')
       ),

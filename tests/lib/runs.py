@@ -10,11 +10,9 @@ import optax
 
 from gemma4_lora import _trees
 from gemma4_lora import g4
+from tests.lib import models
+from tests.lib import random_params
 from tests.lib import training
-
-
-def base_model(variant: str = 'Gemma4_31B') -> Any:
-  return training.shallow(getattr(g4.testing, variant)(tokens='batch.input'))
 
 
 def trainer(
@@ -41,7 +39,7 @@ def trainer(
     **kwargs: Of `training.make_trainer`.
   """
   model = g4.nn.LoRA(
-      **({'rank': 4, 'alpha': 8.0} | (lora or {})), model=base or base_model()
+      **({'rank': 4, 'alpha': 8.0} | (lora or {})), model=base or models.base()
   )
   if released is not None:
     kwargs['init_transform'] = g4.ckpts.SkipLoRA4(
@@ -69,7 +67,7 @@ def state(
     params: Those of the base, if not random.
   """
   model = trainer.model
-  values = training.random_params(model, seed=seed)
+  values = random_params.make(model, seed=seed)
   if params is not None:
     values = _trees.merge(params, _trees.split_lora(values)[1])
   if model.init_lora_weights != 'default' and seed == 0:

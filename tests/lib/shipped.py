@@ -10,7 +10,7 @@ from absl import flags
 from kauldron import kd
 from kauldron import konfig
 
-from tests.lib import training
+from tests.lib import models
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
@@ -55,7 +55,7 @@ def shallow(trainer, folder, *, light=False, **changes):
     light: Also without what saves memory, which takes long to compile.
     **changes: Of the base model.
   """
-  base = training.shallow(trainer.model.model).clone(**changes)
+  base = models.shallow(trainer.model.model).clone(**changes)
   lora = trainer.model.clone(model=base)
   if light:
     lora = lora.clone(remat="none", attention="gemma")

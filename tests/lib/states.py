@@ -12,6 +12,8 @@ from gemma4_lora import _trees
 from gemma4_lora import g4
 from gemma4_lora.gemma4 import _sizes
 from gemma4_lora.testing import _checkpoints
+from tests.lib import models
+from tests.lib import random_params
 
 VARIANTS = _sizes.NAMES
 LAYOUTS = (
@@ -26,17 +28,14 @@ LAYOUTS = (
 
 @functools.cache
 def model(variant: str, *, text_only: bool = True) -> Any:
-  cls = getattr(g4.testing, variant)
-  return cls(tokens='batch.input', text_only=text_only)
+  return models.base(variant, cut=models.whole, text_only=text_only)
 
 
 @functools.cache
 def _shapes(variant: str, text_only: bool, lora: str | None) -> Any:
   base = model(variant, text_only=text_only)
   if lora == 'ours':
-    wrapped = g4.nn.LoRA(rank=4, model=base)
-    tokens = jnp.ones((1, 4), jnp.int32)
-    return jax.eval_shape(wrapped.init, jax.random.key(0), tokens)['params']
+    return random_params.shapes(g4.nn.LoRA(rank=4, model=base))
   shapes = _checkpoints.abstract_params(base)
   if lora == 'head':
     return _with_head_lora(shapes)
@@ -77,8 +76,7 @@ def make_state(
     sharding: How to shard the params: a Kauldron sharding.
   """
   shapes = _shapes(variant, text_only, lora)
-  params = _checkpoints.random_params(shapes, seed=seed)
-  params = jax.tree.map(jnp.asarray, params)
+  params = random_params.as_released(shapes, seed=seed)
   if sharding is not None:
     params = kd.sharding.with_sharding_constraint(params, sharding)
   return wrap(params)

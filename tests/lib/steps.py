@@ -9,7 +9,8 @@ import numpy as np
 import optax
 
 from gemma4_lora import g4
-from tests.lib import training
+from tests.lib import models
+from tests.lib import random_params
 
 
 def tokens():
@@ -21,14 +22,11 @@ def tokens():
 
 def made(name, **kwargs):
   """A model in float32 with B far from zero, and its parameters."""
-  base = getattr(g4.testing, name)(dtype=jnp.float32)
-  targets = ['text']
+  cut, targets = models.shallow, ['text']
   if name == 'Gemma4_26B_A4B':
-    base, targets = training.one_layer(base), ['text', 'experts']
-  else:
-    base = training.shallow(base)
-  model = g4.nn.LoRA(rank=2, targets=targets, model=base, **kwargs)
-  return model, training.random_params(model)
+    cut, targets = models.one_layer, ['text', 'experts']
+  model = models.lora(name, cut=cut, rank=2, targets=targets, **kwargs)
+  return model, random_params.make(model)
 
 
 @functools.cache
@@ -43,9 +41,8 @@ def wanted(name):
 @functools.cache
 def thin(**kwargs):
   """As `made`, of one dense layer, and its step."""
-  base = training.one_layer(g4.testing.Gemma4_31B(dtype=jnp.float32))
-  model = g4.nn.LoRA(rank=2, targets='q', model=base, **kwargs)
-  params = training.random_params(model)
+  model = models.lora(cut=models.one_layer, rank=2, targets='q', **kwargs)
+  params = random_params.make(model)
   return model, params, step(model, params)
 
 

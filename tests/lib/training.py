@@ -12,7 +12,6 @@ import numpy as np
 import optax
 
 from gemma4_lora import g4
-from gemma4_lora.gemma4 import _upstream
 
 _LENGTH = 12
 
@@ -88,54 +87,6 @@ def make_trainer(
       ),
       **kwargs,
   )
-
-
-def shallow(model: nn.Module) -> nn.Module:
-  """Returns the model with the fewest layers that keep its every feature.
-
-  Four where layers share keys and values, two elsewhere: compile time.
-  """
-  pattern = (
-      _upstream.AttentionType.LOCAL_SLIDING,
-      _upstream.AttentionType.GLOBAL,
-  )
-  repeats = 2 if model.config.kv_cache_sharing_config else 1
-  return model.clone(
-      config=dataclasses.replace(
-          model.config, attention_types=pattern * repeats
-      )
-  )
-
-
-def one_layer(model: nn.Module) -> nn.Module:
-  """Returns a dense model of one layer, for what does not hang on layers."""
-  pattern = (_upstream.AttentionType.GLOBAL,)
-  return model.clone(
-      config=dataclasses.replace(model.config, attention_types=pattern)
-  )
-
-
-def wide_heads(model: nn.Module) -> nn.Module:
-  """Returns the model with heads as wide as TPU kernels need: 128."""
-  return model.clone(
-      config=dataclasses.replace(
-          model.config, head_dim=128, global_key_size=128
-      )
-  )
-
-
-def random_params(model: nn.Module, *, seed: int = 0) -> dict[str, Any]:
-  """Returns parameters without compiling `model.init`; no leaf is trivial."""
-  rng = np.random.default_rng(seed)
-  tokens = jax.ShapeDtypeStruct((1, 4), np.int32)
-  shapes = jax.eval_shape(model.init, jax.random.key(0), tokens)['params']
-
-  def draw(path, x):
-    scale = 1.0 if x.ndim < 2 else 0.0
-    value = scale + 0.2 * rng.standard_normal(x.shape, np.float32)
-    return jax.numpy.asarray(value, x.dtype)
-
-  return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def flat(params: Mapping[str, Any]) -> dict[str, Any]:

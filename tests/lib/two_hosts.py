@@ -12,13 +12,12 @@ from kauldron import kd
 import optax
 
 from gemma4_lora import g4
+from tests.lib import models
 from tests.lib import runs
-from tests.lib import training
 
 
 def base_model() -> Any:
-  base = g4.testing.Gemma4_31B(tokens='batch.input', dtype=jnp.float32)
-  return training.one_layer(base)
+  return models.base(cut=models.one_layer, dtype=jnp.float32)
 
 
 def trainer(

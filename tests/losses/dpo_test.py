@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
-from tests.lib import training
+from tests.lib import models
+from tests.lib import random_params
 
 _KEYS = dict(
     head='preds.head',
@@ -35,7 +36,7 @@ def _batch():
 
 def test_loss_and_gradients_are_those_of_gemma():
   """With the reference that two models would give, and B far from zero."""
-  base = training.shallow(g4.testing.Gemma4_31B(dtype=jnp.float32))
+  base = models.base(dtype=jnp.float32)
   model = g4.nn.LoRA(
       rank=2,
       model=base,
@@ -44,7 +45,7 @@ def test_loss_and_gradients_are_those_of_gemma():
       dropout=0.2,
       with_reference=True,
   )
-  params = training.random_params(model)
+  params = random_params.make(model)
   original, lora = peft.split_params(params)
   batch = _batch()
   with_logits = gm.losses.DpoLoss(
@@ -130,12 +131,12 @@ def test_what_is_no_pair_is_an_error(name):
 
 
 def test_samplers_and_init_have_no_reference():
-  base = training.shallow(g4.testing.Gemma4_31B())
+  base = models.base()
   model = g4.nn.LoRA(rank=2, model=base, with_reference=True)
 
   def leaves(**kwargs):
     tokens = jnp.ones((1, 4), int)
-    params = training.random_params(model)
+    params = random_params.make(model)
     output = jax.eval_shape(
         lambda: model.apply({'params': params}, tokens, **kwargs)
     )

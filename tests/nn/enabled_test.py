@@ -1,20 +1,22 @@
 """LoRA off: the base, from parameters with LoRA."""
 
+import functools
+
 from gemma import peft
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gemma4_lora import g4
-from tests.lib import training
+from tests.lib import models
+from tests.lib import random_params
 
 _TOKENS = jnp.arange(3, 19).reshape(2, 8)
 
 
-def _lora(**kwargs):
-  base = training.shallow(g4.testing.Gemma4_E2B(dtype=jnp.float32))
-  return g4.nn.LoRA(rank=2, targets='attention', model=base, **kwargs)
+_lora = functools.partial(
+    models.lora, 'Gemma4_E2B', rank=2, targets='attention'
+)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +29,7 @@ def _lora(**kwargs):
 def test_off_is_the_base_in_evaluators(kwargs):
   """With all that saves memory, and as its own reference."""
   model = _lora(**kwargs)
-  params = training.random_params(model)
+  params = random_params.make(model)
   base, _ = peft.split_params(params)
   want = jax.jit(model.model.apply)({'params': base}, _TOKENS).logits
 
@@ -57,7 +59,7 @@ def test_its_parameters_are_those_of_lora():
 
 def test_off_is_not_for_training():
   model = _lora()
-  params = training.random_params(model)
+  params = random_params.make(model)
   with pytest.raises(ValueError, match=r'enabled=False\) has nothing to train'):
     jax.eval_shape(
         lambda: model.clone(enabled=False).apply(

@@ -1,5 +1,7 @@
 """Branches added into the base weights: the same numbers, without LoRA."""
 
+import functools
+
 from gemma import peft
 import jax
 import jax.numpy as jnp
@@ -8,42 +10,26 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
+from tests.lib import models
 from tests.lib import multimodal
+from tests.lib import random_params
 from tests.lib import sampling
 from tests.lib import training
 
 _TOKENS = jnp.asarray(np.random.default_rng(0).integers(3, 1000, (2, 12)))
 
 
-def _base(name, **kwargs):
-  kwargs = {'tokens': 'batch.input', 'dtype': jnp.float32} | kwargs
-  return training.shallow(getattr(g4.testing, name)(**kwargs))
+_base = functools.partial(models.base, dtype=jnp.float32)
 
 
-def _lora(name='Gemma4_E2B', dtype=jnp.float32, **kwargs):
-  return g4.nn.LoRA(rank=3, alpha=6, model=_base(name, dtype=dtype), **kwargs)
+def _lora(name='Gemma4_E2B', **kwargs):
+  return models.lora(name, rank=3, alpha=6, **kwargs)
 
 
 def _plain(name, **kwargs):
   model = _base(name, **kwargs)
   is_moe = name == 'Gemma4_26B_A4B'
   return g4.nn.RouterFix(model=model) if is_moe else model
-
-
-def _random(model):
-  """Of the size that `model.init` gives, and B as if it had been trained.
-
-  Larger ones make the model's own float32 error larger than 1e-5.
-  """
-
-  def scale(path, x):
-    if x.ndim < 2:
-      return x
-    is_b = path[-1].key == 'b'
-    return x / 4 if is_b else 5 * x * np.prod(x.shape[:-1]) ** -0.5
-
-  params = training.random_params(model)
-  return jax.tree_util.tree_map_with_path(scale, params)
 
 
 def _check_fused(model, plain, params, inputs):
@@ -86,21 +72,21 @@ def test_fused_equals_unfused(name):
       use_dora=True,
       modules_to_save=['norms', g4.targets.Rule(['k', 'up'], layers=0)],
   )
-  params = _random(model)
+  params = random_params.like_init(model)
   _check_fused(model, _plain(name), params, {'tokens': _TOKENS})
 
 
 def test_experts_and_router():
   targets = ['expert_up', 'expert_down', 'router', 'attention']
   model = _lora('Gemma4_26B_A4B', targets=targets)
-  params = _random(model)
+  params = random_params.like_init(model)
   _check_fused(model, _plain('Gemma4_26B_A4B'), params, {'tokens': _TOKENS})
 
 
 def test_rules_with_ranks_of_their_own():
   targets = [g4.targets.Rule('q', rank=5, alpha=1.0), 'v', 'down']
   model = _lora('Gemma4_31B', targets=targets)
-  params = _random(model)
+  params = random_params.like_init(model)
   fused = _check_fused(model, _plain('Gemma4_31B'), params, {'tokens': _TOKENS})
   # What is not adapted is not even copied.
   kept = params['layer_0']['attn']['attn_vec_einsum']['w']
@@ -112,7 +98,7 @@ def test_towers_whose_clips_bind():
   base = multimodal.base_of_one_layer('Gemma4_E2B', dtype=jnp.float32)
   targets = ['text', 'vision', 'audio', 'multimodal_projections']
   model = g4.nn.LoRA(rank=2, targets=targets, model=base)
-  params = multimodal.random_params(model)
+  params = random_params.with_towers(model)
   inputs = multimodal.inputs(audio=True)
   fused = _check_fused(model, base, params, inputs)
   path = 'vision_encoder.transformer.stacked_layers.block.attn.q_einsum'
@@ -123,7 +109,7 @@ def test_towers_whose_clips_bind():
 
 def test_a_start_that_changes_the_base():
   model = _lora('Gemma4_31B', init_lora_weights='pissa')
-  params = _random(model)
+  params = random_params.like_init(model)
   for path, leaf in training.flat(params).items():
     if path.endswith(('.a', '.b')) and '.lora.' in path:
       _set(params, path, jnp.full_like(leaf, jnp.nan))
@@ -141,7 +127,7 @@ def test_a_start_that_changes_the_base():
 def test_sums_are_rounded_once():
   """Two branches' worth of float32 sums, in a bfloat16 weight."""
   model = _lora('Gemma4_31B', dtype=jnp.bfloat16, targets=['k', 'v'])
-  params = _random(model)
+  params = random_params.like_init(model)
   fused = g4.nn.fuse_params(model, params)
   views = g4.nn.linears(model, params)
   for slot, projection in enumerate('kv'):
@@ -155,7 +141,7 @@ def test_sums_are_rounded_once():
 
 def test_keeps_the_sharding():
   model = _lora('Gemma4_31B')
-  params = _random(model)
+  params = random_params.like_init(model)
   sharding = kd.sharding.FSDPSharding(min_size_to_shard_mb=0)(params)
   params = jax.device_put(params, sharding)
   gating = g4.nn.fuse_params(model, params)['layer_0']['mlp']['gating_einsum']
@@ -164,9 +150,9 @@ def test_keeps_the_sharding():
 
 
 def test_chat_sampler_takes_fused_parameters():
-  base = training.one_layer(_base('Gemma4_31B'))
+  base = _base(cut=models.one_layer)
   model = g4.nn.LoRA(rank=3, alpha=6, model=base)
-  params = _random(model)
+  params = random_params.like_init(model)
   fused = g4.nn.fuse_params(model, params)
   assert sampling.chat(base, fused) == sampling.chat(model, params)
 
@@ -185,7 +171,7 @@ def _set(params, path, value):
 def test_unfuse_undoes_fuse(name):
   kwargs = {'targets': ['text', 'experts']} if name.endswith('A4B') else {}
   model = _lora(name, **kwargs)
-  params = training.random_params(model)
+  params = random_params.make(model)
   fused = g4.nn.fuse_params(model, params)
   back = g4.nn.unfuse_params(model, fused, params)
   assert jax.tree.structure(back) == jax.tree.structure(params)
@@ -201,7 +187,7 @@ def test_unfuse_undoes_fuse(name):
 
 def test_fusing_twice():
   model = _lora()
-  fused = g4.nn.fuse_params(model, training.random_params(model))
+  fused = g4.nn.fuse_params(model, random_params.make(model))
   with pytest.raises(ValueError, match='no LoRA leaf. They are fused already'):
     g4.nn.fuse_params(model, fused)
 
@@ -209,25 +195,25 @@ def test_fusing_twice():
 def test_fusing_without_lora():
   model = _base('Gemma4_E2B')
   with pytest.raises(ValueError, match='takes a g4.nn.LoRA. Got: Gemma4_E2B'):
-    g4.nn.fuse_params(model, training.random_params(model))
+    g4.nn.fuse_params(model, random_params.make(model))
 
 
 def test_fusing_parameters_of_other_targets():
-  params = training.random_params(_lora(targets='q'))
+  params = random_params.make(_lora(targets='q'))
   with pytest.raises(ValueError, match='params has no .*lora.v'):
     g4.nn.fuse_params(_lora(targets=['q', 'v']), params)
 
 
 def test_fusing_less_than_there_is():
   """Branches that would be dropped without a word."""
-  params = training.random_params(_lora(targets=['q', 'v']))
+  params = random_params.make(_lora(targets=['q', 'v']))
   with pytest.raises(ValueError, match=r'ignored: .*lora.v'):
     g4.nn.fuse_params(_lora(targets='q'), params)
 
 
 def test_unfusing_what_is_not_fused():
   model = _lora()
-  params = training.random_params(model)
+  params = random_params.make(model)
   with pytest.raises(ValueError, match='fused has LoRA leaves'):
     g4.nn.unfuse_params(model, params, params)
 
@@ -237,7 +223,7 @@ def test_unfusing_what_is_not_fused():
 )
 def test_unfusing_what_forgot_its_base(settings):
   model = _lora(**settings)
-  params = training.random_params(model)
+  params = random_params.make(model)
   fused = g4.nn.fuse_params(model, params)
   with pytest.raises(ValueError, match='the base cannot be had back'):
     g4.nn.unfuse_params(model, fused, params)

@@ -12,7 +12,7 @@ import safetensors.numpy
 from gemma4_lora import g4
 from gemma4_lora.gemma4 import _linears
 from tests.lib import hf_reference
-from tests.lib import random_leaves
+from tests.lib import random_params
 
 # The reference is in float32: in float64 we are as far from it, 3e-4 at most.
 _ATOL = 5e-4
@@ -30,7 +30,7 @@ def test_base_logits_equal_transformers(name, wrap):
     model = g4.nn.LoRA(rank=2, targets='q', model=ref.model)
     zero_b = jax.tree_util.tree_map_with_path(
         lambda path, x: x if path[-1].key == 'a' else 0 * x,
-        random_leaves.make(model),
+        random_params.lora(model),
     )
     params = gemma_peft.merge_params(params, zero_b)
   logits = model.apply({'params': params}, jnp.asarray(ref.tokens)).logits

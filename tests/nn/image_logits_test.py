@@ -1,5 +1,7 @@
 """Logits behind an image: gemma alone drops some of them."""
 
+import functools
+
 from flax import linen as nn
 from gemma import gm
 import jax
@@ -8,16 +10,20 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
+from tests.lib import models
 from tests.lib import multimodal
+from tests.lib import random_params
 from tests.lib import sampling
 
 _BEGIN_OF_IMAGE = 255999
 
 
-def _model(name, **kwargs):
-  base = multimodal.base(name, dtype=jnp.float32)
-  targets = ['text', 'vision', 'multimodal_projections']
-  return g4.nn.LoRA(rank=3, targets=targets, model=base, **kwargs)
+_model = functools.partial(
+    models.lora,
+    text_only=False,
+    rank=3,
+    targets=['text', 'vision', 'multimodal_projections'],
+)
 
 
 def _zero_b(params):
@@ -45,7 +51,7 @@ def test_each_token_has_its_own(name):
   may go.
   """
   model = _model(name)
-  params = multimodal.random_params(model)
+  params = random_params.with_towers(model)
   inputs = _inputs()
   tokens = inputs.pop('tokens')
 
@@ -86,7 +92,7 @@ def test_each_token_has_its_own(name):
 def test_without_images_they_are_the_base_model_s(name):
   """A begin-of-image token without an image is a token as any other."""
   model = _model(name)
-  params = _zero_b(multimodal.random_params(model))
+  params = _zero_b(random_params.with_towers(model))
   tokens = jnp.asarray(np.abs(_inputs()['tokens']))
 
   def logits(model):
@@ -107,7 +113,7 @@ def test_without_images_they_are_the_base_model_s(name):
 def test_a_second_call_traces_nothing():
   """Though the copy of the vision encoder is another object at each call."""
   model = _model('Gemma4_31B')
-  params = multimodal.random_params(model)
+  params = random_params.with_towers(model)
   inputs = _inputs()
   inputs['tokens'] = jnp.asarray(inputs['tokens'])
   traced = []
@@ -128,7 +134,7 @@ def test_a_chat_about_an_image(tmp_path):
   """Greedy text of the sampler is the argmax of one forward pass over it."""
   tokenizer = g4.testing.make_tokenizer(tmp_path / 'x.model', vocab_size=262144)
   model = _model('Gemma4_E2B')  # Takes larger tokens for its last.
-  params = multimodal.random_params(model)
+  params = random_params.with_towers(model)
   sampler = sampling.sampler(
       model,
       params,

@@ -15,21 +15,14 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
+from tests.lib import models
+from tests.lib import random_params
 from tests.lib import training
 
 _TOKENS = jnp.asarray(np.random.default_rng(0).integers(3, 1000, (2, 12)))
 
 
-def _base(name, **kwargs):
-  cls = getattr(g4.testing, name)
-  return training.shallow(cls(tokens='batch.input', **kwargs))
-
-
-def _thin(**kwargs):
-  """A dense model of one layer, for what does not hang on layers."""
-  return training.one_layer(
-      g4.testing.Gemma4_31B(tokens='batch.input', **kwargs)
-  )
+_thin = functools.partial(models.base, cut=models.one_layer)
 
 
 def _logits(model, params, **kwargs):
@@ -96,9 +89,9 @@ def test_equals_the_model_with_merged_weights(name, targets):
 
   And gradients reach every A and B.
   """
-  base = _base(name, dtype=jnp.float32)
+  base = models.base(name, dtype=jnp.float32)
   model = g4.nn.LoRA(rank=3, alpha=6, targets=targets, model=base)
-  params = training.random_params(model)
+  params = random_params.make(model)
   original, lora = peft.split_params(params)
 
   def loss(lora):
@@ -121,11 +114,11 @@ def test_equals_the_model_with_merged_weights(name, targets):
 )
 def test_zero_b_equals_the_base_model_bitwise(name, jit):
   """With experts: `experts_test`."""
-  base = _base(name)
+  base = models.base(name)
   model = g4.nn.LoRA(rank=3, model=base)
   params = jax.tree_util.tree_map_with_path(
       lambda path, x: jnp.zeros_like(x) if path[-1].key == 'b' else x,
-      training.random_params(model),
+      random_params.make(model),
   )
   wrap = jax.jit if jit else lambda f: f
   got = wrap(lambda p: _logits(model, p))(params)
@@ -165,7 +158,7 @@ def test_a_is_kaiming_uniform_over_the_whole_input_side():
 
 
 def test_leaves_stand_where_the_docs_say():
-  model = g4.nn.LoRA(rank=3, model=_base('Gemma4_E2B'))
+  model = g4.nn.LoRA(rank=3, model=models.base('Gemma4_E2B'))
   params = jax.eval_shape(model.init, jax.random.key(0), _TOKENS)['params']
   assert set(params['layer_0']['attn']['kv_einsum']) == {'w', 'lora'}
   lora = params['layer_0']['attn']['kv_einsum']['lora']
@@ -189,7 +182,7 @@ def test_wrappers_that_differ_only_in_settings_differ(jit):
   """`nn.jit` keeps one program per module's class and fields."""
   base = _thin(dtype=jnp.float32)
   model = g4.nn.LoRA(rank=4, alpha=8, targets=['q', 'o'], model=base)
-  params = training.random_params(model)
+  params = random_params.make(model)
   wrap = jax.jit if jit else lambda f: f
 
   def run(**changes):
@@ -216,7 +209,7 @@ def test_wrappers_that_differ_only_in_settings_differ(jit):
 
 
 def test_init_of_wrappers_that_differ_only_in_settings_differs():
-  base = _base('Gemma4_31B')
+  base = models.base('Gemma4_31B')
 
   def leaves(model):
     shapes = jax.eval_shape(model.init, jax.random.key(0), _TOKENS)
@@ -254,7 +247,7 @@ def test_two_of_one_model_under_one_parent():
 
   model = g4.nn.LoRA(rank=2, model=_thin())
   pair = Pair(policy=model, anchor=_thin())
-  params = training.random_params(pair)
+  params = random_params.make(pair)
   assert set(training.flat(params['policy'])) > set(
       training.flat(params['anchor'])
   )
@@ -267,8 +260,8 @@ def test_two_of_one_model_under_one_parent():
 
 
 def test_float32_masters_do_not_promote_activations():
-  model = g4.nn.LoRA(rank=2, model=_base('Gemma4_E2B'))
-  params = training.random_params(model)
+  model = g4.nn.LoRA(rank=2, model=models.base('Gemma4_E2B'))
+  params = random_params.make(model)
   out, state = jax.eval_shape(
       lambda params: model.apply(
           {'params': params},
@@ -291,7 +284,7 @@ def test_float32_masters_do_not_promote_activations():
 
 def test_dropout_is_off_unless_training():
   model = g4.nn.LoRA(rank=2, dropout=0.5, model=_thin())
-  params = training.random_params(model)
+  params = random_params.make(model)
   rngs = {'dropout': jax.random.key(0)}
 
   def run(model, is_training):
@@ -315,7 +308,7 @@ def test_dropout_scales_what_it_keeps():
   model = g4.nn.LoRA(
       rank=2, targets='layer_0.mlp.down', model=_thin(dtype=jnp.float32)
   )
-  params = training.random_params(model)
+  params = random_params.make(model)
 
   def branch(model, key):
     _, state = model.apply(
@@ -346,7 +339,7 @@ def test_dropout_scales_what_it_keeps():
 
 
 def test_forwards_what_samplers_read():
-  base = _base('Gemma4_E2B')
+  base = models.base('Gemma4_E2B')
   model = g4.nn.LoRA(rank=2, model=base)
   assert model.INFO.tokenizer_version == 4
   assert model.config is base.config
@@ -355,7 +348,7 @@ def test_forwards_what_samplers_read():
 
 
 def test_keys_are_those_of_the_model():
-  model = g4.nn.LoRA(rank=2, model=_base('Gemma4_E2B'))
+  model = g4.nn.LoRA(rank=2, model=models.base('Gemma4_E2B'))
   assert kontext.get_keypaths(model)['tokens'] == 'batch.input'
 
 
@@ -367,7 +360,7 @@ def test_without_tokens_the_error_says_what_to_write():
 
 def test_equal_settings_are_equal_and_hash_alike():
   """Samplers pass the model to `jax.jit` as a static argument."""
-  base = _base('Gemma4_E2B')
+  base = models.base('Gemma4_E2B')
   model = g4.nn.LoRA(rank=2, targets=['q'], model=base)
   same = g4.nn.LoRA(rank=2, targets=('q',), model=base)
   assert model == same and hash(model) == hash(same)
@@ -377,7 +370,7 @@ def test_equal_settings_are_equal_and_hash_alike():
 def test_missing_lora_leaves_are_not_drawn_anew():
   """Kauldron applies with every collection mutable."""
   model = g4.nn.LoRA(rank=2, model=_thin())
-  params = peft.split_params(training.random_params(model)).original
+  params = peft.split_params(random_params.make(model)).original
   with pytest.raises(ValueError, match=r'layer_0.attn.q_einsum.lora.q.a'):
     model.apply({'params': params}, _TOKENS, mutable=True)
 
@@ -392,7 +385,7 @@ class _Shallower(g4.testing.Gemma4_31B):
 
 def test_adapted_linears_that_get_no_leaves_are_an_error():
   """At every init, though `nn.jit` traces only at the first."""
-  base = training.shallow(_Shallower(tokens='batch.input'))
+  base = models.shallow(_Shallower(tokens='batch.input'))
   model = g4.nn.LoRA(rank=2, targets=['q', 'gate'], model=base)
   for _ in range(2):
     with pytest.raises(
@@ -400,7 +393,7 @@ def test_adapted_linears_that_get_no_leaves_are_an_error():
         match=r'no LoRA leaves for 2 of 4 .*attn\.q.*never calls them',
     ):
       jax.eval_shape(model.init, jax.random.key(0), _TOKENS)
-  params = training.random_params(model.clone(targets=['layer_0.attn.q']))
+  params = random_params.make(model.clone(targets=['layer_0.attn.q']))
   assert set(training.flat(params['layer_0']['attn'])) >= {'q_einsum.lora.q.a'}
 
 
@@ -410,33 +403,35 @@ def test_adapted_linears_that_get_no_leaves_are_an_error():
 @pytest.mark.parametrize('rank', [0, -1, 2.5, True, None])
 def test_rank_must_be_a_positive_integer(rank):
   with pytest.raises(ValueError, match='rank= takes a positive integer'):
-    g4.nn.LoRA(rank=rank, model=_base('Gemma4_E2B'))
+    g4.nn.LoRA(rank=rank, model=models.base('Gemma4_E2B'))
 
 
 @pytest.mark.parametrize('dropout', [-0.1, 1.0, 30])
 def test_dropout_must_be_a_rate(dropout):
   with pytest.raises(ValueError, match=r'dropout= takes a rate in \[0, 1\)'):
-    g4.nn.LoRA(rank=2, dropout=dropout, model=_base('Gemma4_E2B'))
+    g4.nn.LoRA(rank=2, dropout=dropout, model=models.base('Gemma4_E2B'))
 
 
 def test_dtype_must_be_floating():
   with pytest.raises(ValueError, match='dtype= takes a floating dtype'):
-    g4.nn.LoRA(rank=2, dtype=jnp.int8, model=_base('Gemma4_E2B'))
+    g4.nn.LoRA(rank=2, dtype=jnp.int8, model=models.base('Gemma4_E2B'))
 
 
 def test_a_target_that_matches_nothing():
   with pytest.raises(ValueError, match="Did you mean 'attention'"):
-    g4.nn.LoRA(rank=2, targets='atention', model=_base('Gemma4_E2B'))
+    g4.nn.LoRA(rank=2, targets='atention', model=models.base('Gemma4_E2B'))
 
 
 def test_a_target_that_only_other_models_have():
   with pytest.raises(ValueError, match='matches no linear of this model'):
-    g4.nn.LoRA(rank=2, targets='per_layer_inputs', model=_base('Gemma4_31B'))
+    g4.nn.LoRA(
+        rank=2, targets='per_layer_inputs', model=models.base('Gemma4_31B')
+    )
 
 
 @pytest.mark.parametrize('wrapper', [g4.nn.LoRA, gm.nn.LoRA])
 def test_lora_around_lora(wrapper):
-  inner = wrapper(rank=2, model=_base('Gemma4_E2B'))
+  inner = wrapper(rank=2, model=models.base('Gemma4_E2B'))
   with pytest.raises(ValueError, match='has LoRA already|with LoRA already'):
     g4.nn.LoRA(rank=2, model=inner)
 
@@ -448,7 +443,7 @@ def test_a_model_that_is_not_gemma_4():
 
 def test_router_fix_within_lora_is_refused():
   with pytest.raises(ValueError, match='mends the router by itself'):
-    g4.nn.LoRA(rank=2, model=g4.nn.RouterFix(model=_base('Gemma4_E2B')))
+    g4.nn.LoRA(rank=2, model=g4.nn.RouterFix(model=models.base('Gemma4_E2B')))
 
 
 def test_config_of_a_subclass_is_kept():
@@ -462,6 +457,6 @@ def test_config_of_a_subclass_is_kept():
       for f in dataclasses.fields(base.config)
   }
   model = g4.nn.LoRA(rank=2, model=base.clone(config=config_cls(**fields)))
-  params = training.random_params(model)
+  params = random_params.make(model)
   want = _logits(g4.nn.LoRA(rank=2, model=base), params)
   np.testing.assert_array_equal(_logits(model, params), want)

@@ -1,6 +1,7 @@
 """Images and text through a real Kauldron Trainer."""
 
 import dataclasses
+import functools
 
 from gemma import gm
 from grain import python as grain
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
+from tests.lib import models
 from tests.lib import multimodal
 from tests.lib import training
 
@@ -41,9 +43,15 @@ class _WithImages(grain.RandomAccessDataSource):
     }
 
 
-def _model(name, **kwargs):
-  base = multimodal.base_of_one_layer(name, images='batch.images')
-  return g4.nn.LoRA(rank=2, dropout=0.1, model=base, **kwargs)
+_model = functools.partial(
+    models.lora,
+    cut=models.one_layer,
+    dtype=jnp.bfloat16,
+    text_only=False,
+    images='batch.images',
+    rank=2,
+    dropout=0.1,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,7 @@
 """Several LoRAs on one base."""
 
+import functools
+
 from gemma import peft
 import jax
 import jax.numpy as jnp
@@ -7,22 +9,19 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
-from tests.lib import training
+from tests.lib import models
+from tests.lib import random_params
 
 _TOKENS = jnp.asarray(np.random.default_rng(0).integers(3, 1000, (1, 8)))
 
 
-def _base(name='Gemma4_31B'):
-  return training.shallow(
-      getattr(g4.testing, name)(tokens='batch.input', dtype=jnp.float32)
-  )
+_base = functools.partial(models.base, dtype=jnp.float32)
 
 
 def _lora(name='Gemma4_31B', *, seed=0, **kwargs):
   """A model, and LoRA leaves of the size that training gives."""
-  kwargs = {'rank': 2} | kwargs
-  model = g4.nn.LoRA(model=_base(name), **kwargs)
-  params = training.random_params(model, seed=seed)
+  model = models.lora(name, **{'rank': 2} | kwargs)
+  params = random_params.make(model, seed=seed)
   return model, jax.tree.map(lambda x: x / 2, peft.split_params(params).lora)
 
 
@@ -32,7 +31,7 @@ def _params(base, lora):
 
 @pytest.fixture(scope='module')
 def base():
-  return training.random_params(_base())
+  return random_params.make(_base())
 
 
 @pytest.fixture(scope='module')
@@ -104,7 +103,7 @@ def test_experts():
       'x': _lora(name, targets='experts', rank=1, seed=1),
       'y': _lora(name, targets=['expert_down', 'q'], rank=3, seed=2),
   }
-  base = training.random_params(_base(name))
+  base = random_params.make(_base(name))
   mix = g4.nn.LoRAMix(loras)
   model, lora = loras['y']
   np.testing.assert_allclose(

@@ -11,7 +11,8 @@ import safetensors.numpy
 from gemma4_lora import g4
 from gemma4_lora.nn.branches import _quantized_base
 from tests.lib import dequantized
-from tests.lib import multimodal
+from tests.lib import models
+from tests.lib import random_params
 from tests.lib import training
 
 _TOKENS = np.random.default_rng(0).integers(3, 1000, (2, 6))
@@ -23,17 +24,15 @@ _MIXED = (
 )
 
 
-def _model(name='Gemma4_31B', dtype=jnp.float32, quantize=_INT4, **kwargs):
-  # Its layers differ: in all else one of them is enough.
-  if name == 'Gemma4_26B_A4B':
-    base = multimodal.base(name, text_only=True, dtype=dtype)
-  else:
-    base = multimodal.base_of_one_layer(name, text_only=True, dtype=dtype)
-  return g4.nn.LoRA(rank=2, alpha=3, model=base, quantize=quantize, **kwargs)
+def _model(name='Gemma4_31B', *, quantize=_INT4, **settings):
+  # The layers of 26B_A4B differ: elsewhere one is enough.
+  cut = models.shallow if name == 'Gemma4_26B_A4B' else models.one_layer
+  settings = {'rank': 2, 'alpha': 3, 'quantize': quantize} | settings
+  return models.lora(name, cut=cut, **settings)
 
 
 def _params(model):
-  params = training.random_params(model.clone(quantize=None))
+  params = random_params.make(model.clone(quantize=None))
   return _quantized_base.quantize(params, model.quantized)
 
 
@@ -61,7 +60,7 @@ def test_the_plain_model_reads_what_was_fused(name, settings):
   model = _model(name, **settings)
   params = _params(model)
   fused = g4.nn.fuse_params(model, params)
-  plain = training.random_params(model.clone(quantize=None))
+  plain = random_params.make(model.clone(quantize=None))
   bare = peft.split_params(plain).original
   assert jax.tree.structure(fused) == jax.tree.structure(bare)
   for x, y in zip(jax.tree.leaves(fused), jax.tree.leaves(bare), strict=True):
@@ -152,7 +151,7 @@ def test_check_says_what_fusing_changes():
 
 def test_check_finds_what_was_fused_into_the_released_weights():
   model = _model(targets=['q', 'down'])
-  plain = training.random_params(model.clone(quantize=None))
+  plain = random_params.make(model.clone(quantize=None))
   params = _quantized_base.quantize(plain, model.quantized)
   fused = g4.nn.fuse_params(model, params)
   assert g4.nn.check(model, params, fused=fused).ok
@@ -187,7 +186,7 @@ def test_peft_folder_is_that_of_the_plain_model(tmp_path):
   lora = peft.split_params(params).lora
   for name, m, p in (
       ('quantized', model, params),
-      ('plain', plain, training.random_params(plain)),
+      ('plain', plain, random_params.make(plain)),
   ):
     g4.hf.save_peft(tmp_path / name, model=m, params=p)
   config, tensors = _read(tmp_path / 'quantized')
@@ -230,7 +229,7 @@ def test_a_mix_has_the_base_of_its_parts():
 
 def test_fusing_a_base_that_is_not_quantized():
   model = _model()
-  params = training.random_params(model.clone(quantize=None))
+  params = random_params.make(model.clone(quantize=None))
   with pytest.raises(ValueError, match='parameters not quantised'):
     g4.nn.fuse_params(model, params)
 

@@ -1,5 +1,7 @@
 """The wrapper as a model of gemma's samplers."""
 
+import functools
+
 from gemma import gm
 import jax.numpy as jnp
 import numpy as np
@@ -7,21 +9,18 @@ import pytest
 
 from gemma4_lora import g4
 from gemma4_lora.gemma4 import _sizes
+from tests.lib import models
+from tests.lib import random_params
 from tests.lib import sampling
-from tests.lib import training
 
-
-def _model(name):
-  cls = getattr(g4.testing, name)
-  base = training.shallow(cls(tokens='batch.input', dtype=jnp.float32))
-  return g4.nn.LoRA(rank=3, model=base)
+_model = functools.partial(models.lora, rank=3)
 
 
 @pytest.mark.parametrize('name', _sizes.NAMES)
 def test_cached_decode_equals_the_uncached_forward(name):
   """Greedy text of the sampler is the argmax of whole forward passes."""
   model = _model(name)
-  params = training.random_params(model)
+  params = random_params.make(model)
   tokenizer = g4.testing.Gemma4Tokenizer()
   sampler = sampling.sampler(model, params, cls=gm.text.Gemma4Sampler)
   prompt = '<|turn>user\nGood morning<turn|>\n<|turn>model\n'
@@ -43,7 +42,7 @@ def test_cached_decode_equals_the_uncached_forward(name):
 def test_alpha_counts_in_the_sampler():
   """Two samplers of models that differ in alpha alone, in one process."""
   model = _model('Gemma4_31B')
-  params = training.random_params(model)
+  params = random_params.make(model)
 
   def sample(alpha):
     _, tokens = sampling.chat(model.clone(alpha=alpha), params)

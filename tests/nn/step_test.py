@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from gemma4_lora import g4
+from tests.lib import models
 from tests.lib import steps
 from tests.lib import training
 
@@ -114,9 +115,7 @@ _WRITTEN = {}
 
 def test_the_trainer_with_every_option(tmp_path):
   """The loss by hand, and metrics that need no logits."""
-  base = training.one_layer(
-      g4.testing.Gemma4_31B(tokens='batch.input', dtype=jnp.float32)
-  )
+  base = models.base(cut=models.one_layer, dtype=jnp.float32)
   model = g4.nn.LoRA(
       rank=2,
       model=base,

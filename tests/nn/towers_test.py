@@ -12,7 +12,9 @@ import pytest
 
 from gemma4_lora import g4
 from gemma4_lora.gemma4 import _upstream
+from tests.lib import models
 from tests.lib import multimodal
+from tests.lib import random_params
 from tests.lib import training
 
 # Every tower, ready set and name: 31B has no audio.
@@ -32,9 +34,13 @@ _HAS_AUDIO = {'Gemma4_E2B': True, 'Gemma4_31B': False}
 
 
 def _model(name, *, targets=(), **kwargs):
-  base = multimodal.base_of_one_layer(name, dtype=jnp.float32)
-  kwargs = {'rank': 3, 'alpha': 6} | kwargs
-  return g4.nn.LoRA(targets=[*_TOWERS[name], *targets], model=base, **kwargs)
+  return models.lora(
+      name,
+      cut=models.one_layer,
+      text_only=False,
+      targets=[*_TOWERS[name], *targets],
+      **{'rank': 3, 'alpha': 6} | kwargs,
+  )
 
 
 def _logits(model, params, *, audio, **kwargs):
@@ -117,7 +123,7 @@ def test_equals_the_model_with_merged_weights(name, tight, use_dora):
   """Of every projection of the towers at once, whether or not clips bind."""
   audio = _HAS_AUDIO[name]
   model = _model(name, use_dora=use_dora)
-  params = multimodal.random_params(model)
+  params = random_params.with_towers(model)
   if tight:
     params = _tight(params, inputs=0.3, outputs=0.1)
   got = _logits(model, params, audio=audio)
@@ -148,7 +154,7 @@ def test_equals_the_model_with_merged_weights(name, tight, use_dora):
 def test_the_branch_is_inside_both_clips(projection, source, module):
   """One linear in NumPy: clip_out(W clip_in(x) + s B A clip_in(x))."""
   model = _model('Gemma4_E2B')
-  params = multimodal.random_params(model)
+  params = random_params.with_towers(model)
   params = _tight(params, inputs=0.3, outputs=0.1)
   inputs = multimodal.inputs(audio=True)
   _, state = model.apply(
@@ -189,7 +195,7 @@ def test_zero_b_equals_the_base_model_bitwise():
   model = _model('Gemma4_E2B', targets=['text']).clone(
       model=multimodal.base_of_one_layer('Gemma4_E2B')  # In bfloat16.
   )
-  params = multimodal.random_params(model)
+  params = random_params.with_towers(model)
   params = _tight(params, inputs=0.3, outputs=0.1)
   params = jax.tree_util.tree_map_with_path(
       lambda path, x: jnp.zeros_like(x)
@@ -226,7 +232,7 @@ def test_gradients_reach_every_leaf():
   towers = (audio if x == 'audio' else x for x in _TOWERS['Gemma4_E2B'])
   model = model.clone(targets=['text', *towers])
   assert {x.row.tower for x in model.adapted if x.dropout} == {'audio'}
-  original, lora = peft.split_params(multimodal.random_params(model))
+  original, lora = peft.split_params(random_params.with_towers(model))
 
   def loss(lora, seed, is_training=True):
     return _loss(
@@ -271,7 +277,7 @@ def test_dropout_under_scan():
   """
   base = multimodal.base_of_one_layer('Gemma4_31B', dtype=jnp.float32)
   model = g4.nn.LoRA(rank=3, targets='vision', dropout=0.97, model=base)
-  params = multimodal.random_params(model)
+  params = random_params.with_towers(model)
 
   @jax.jit
   def grads(params, seed):
@@ -424,7 +430,7 @@ def test_a_clip_bound_that_the_parameters_lack():
   model = g4.nn.LoRA(
       rank=2, targets='vision', model=multimodal.base_of_one_layer('Gemma4_E2B')
   )
-  params = multimodal.random_params(model)
+  params = random_params.with_towers(model)
   block = params['vision_encoder']['transformer']['stacked_layers']['block']
   del block['attn']['q_einsum']['clip_output_min']
   with pytest.raises(ValueError, match='have no .*q_einsum.clip_output_min'):

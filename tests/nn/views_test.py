@@ -5,14 +5,13 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
-from tests.lib import training
+from tests.lib import models
+from tests.lib import random_params
 
 
 def test_packed_weights_are_split_into_projections():
-  model = g4.nn.LoRA(
-      rank=3, alpha=6, model=training.shallow(g4.testing.Gemma4_E2B())
-  )
-  params = training.random_params(model)
+  model = g4.nn.LoRA(rank=3, alpha=6, model=models.base('Gemma4_E2B'))
+  params = random_params.make(model)
   views = g4.nn.linears(model, params)
   assert list(views) == [linear.row.name for linear in model.adapted]
 
@@ -33,9 +32,9 @@ def test_packed_weights_are_split_into_projections():
 
 
 def test_experts_keep_their_axis():
-  base = training.shallow(g4.testing.Gemma4_26B_A4B())
+  base = models.base('Gemma4_26B_A4B')
   model = g4.nn.LoRA(rank=3, targets='experts', model=base)
-  params = training.random_params(model)
+  params = random_params.make(model)
   views = g4.nn.linears(model, params)
   mlp = params['layer_0']['mlp']
   up = views['layer_0.mlp.expert_up']
@@ -47,10 +46,8 @@ def test_experts_keep_their_axis():
 
 
 def test_takes_shapes_as_well_as_arrays():
-  model = g4.nn.LoRA(
-      rank=3, model=training.shallow(g4.testing.Gemma4_26B_A4B())
-  )
-  params = training.random_params(model)
+  model = g4.nn.LoRA(rank=3, model=models.base('Gemma4_26B_A4B'))
+  params = random_params.make(model)
   abstract = jax.eval_shape(lambda: params)
   want = g4.nn.linears(model, params)
   for name, view in g4.nn.linears(model, abstract).items():
@@ -61,8 +58,8 @@ def test_takes_shapes_as_well_as_arrays():
 
 
 def test_a_missing_leaf_is_named():
-  model = g4.nn.LoRA(rank=3, model=training.shallow(g4.testing.Gemma4_31B()))
-  params = training.random_params(model)
+  model = g4.nn.LoRA(rank=3, model=models.base())
+  params = random_params.make(model)
   del params['layer_1']['mlp']['lora']['up']
   with pytest.raises(ValueError, match=r'layer_1\.mlp\.lora\.up'):
     g4.nn.linears(model, params)

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from gemma4_lora import g4
+from tests.lib import models
 from tests.lib import training
 
 
@@ -96,7 +97,7 @@ def test_trains_a_model(tmp_path):
   model = g4.nn.LoRA(
       rank=2,
       targets='down',
-      model=training.shallow(g4.testing.Gemma4_31B(tokens='batch.input')),
+      model=models.base(),
   )
   trainer = training.make_trainer(
       model, tmp_path, num_train_steps=0, checkpointer=None

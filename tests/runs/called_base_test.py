@@ -1,6 +1,7 @@
 """A subclass of a loader is called: training and commands see what it gives."""
 
 import dataclasses
+import functools
 
 from gemma import gm
 import jax
@@ -15,6 +16,7 @@ from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.runs import _export
 from gemma4_lora.runs import _quantize
 from gemma4_lora.runs import _run
+from tests.lib import models
 from tests.lib import own_transforms
 from tests.lib import runs
 from tests.lib import states
@@ -23,8 +25,7 @@ from tests.lib import training
 _WHO = 'gemma4_lora fuse'
 
 
-def _base_model():
-  return training.one_layer(g4.testing.Gemma4_31B(tokens='batch.input'))
+_base_model = functools.partial(models.base, cut=models.one_layer)
 
 
 @pytest.fixture(scope='module')

@@ -24,16 +24,11 @@ from gemma4_lora.runs import _run as run_lib
 from gemma4_lora.runs import _write_orbax
 from gemma4_lora.testing import _checkpoints
 from tests.lib import hf_reference
+from tests.lib import models
 from tests.lib import sampling
 from tests.lib import states
 from tests.lib import trained
 from tests.lib import training
-
-
-def _base(name, dtype=jnp.bfloat16, **kwargs):
-  return training.shallow(
-      getattr(g4.testing, name)(tokens='batch.input', dtype=dtype, **kwargs)
-  )
 
 
 def _assert_same(got, want):
@@ -107,9 +102,8 @@ def test_gemma_opens_what_fuse_params_gives(tmp_path, case, request):
   """
   name, settings, full = _CASES[case]
   read = request.getfixturevalue('in_pieces') if full else None
-  base = _base(name)
-  if name == 'Gemma4_26B_A4B':
-    base = training.one_layer(base)
+  is_moe = name == 'Gemma4_26B_A4B'
+  base = models.base(name, cut=models.one_layer if is_moe else models.shallow)
   model = g4.nn.LoRA(rank=2, alpha=4, model=base, **settings)
   run = trained.Run(tmp_path, model, full=full)
   run.export(tmp_path / 'out')
@@ -128,7 +122,7 @@ def test_gemma_opens_what_fuse_params_gives(tmp_path, case, request):
 def test_a_quantized_base_is_quantized_as_in_the_run(tmp_path, layout, request):
   """In pieces; codes that Orbax has no dtype for, and scales in int8."""
   request.getfixturevalue('in_pieces')
-  base = _base('Gemma4_31B')
+  base = models.base('Gemma4_31B')
   local = base.config.attention_types[:1] * 2  # One stack, of two.
   config = dataclasses.replace(base.config, attention_types=local)
   model = g4.nn.LoRA(
@@ -161,7 +155,7 @@ def test_another_base_is_found_by_its_codes(tmp_path):
       rank=2,
       targets='q',
       quantize=g4.quant.Int4(group_size=2),
-      model=training.one_layer(_base('Gemma4_31B')),
+      model=models.base(cut=models.one_layer),
   )
   run = trained.Run(tmp_path, model)
   _checkpoints.make_checkpoint(model.model, tmp_path / 'other', seed=9)
@@ -179,7 +173,7 @@ def test_the_base_alone_is_as_released(tmp_path):
       rank=2,
       targets='q',
       quantize=g4.quant.Int4(group_size=2),
-      model=_base('Gemma4_31B'),
+      model=models.base('Gemma4_31B'),
   )
   written = _checkpoints.make_checkpoint(model.model, tmp_path / 'base')
   transform = g4.ckpts.SkipLoRA4(
@@ -280,7 +274,7 @@ def test_fused_safetensors_are_what_fuse_params_gives(tmp_path, name, request):
 
 def test_audio_tower_keeps_its_names(tmp_path):
   """Round trip through gemma's layout, of all that a multimodal E2B has."""
-  model = _base('Gemma4_E2B', text_only=False)
+  model = models.base('Gemma4_E2B', text_only=False)
   params = _checkpoints.make_checkpoint(model, tmp_path / 'base')
   load = g4.ckpts.PartialLoad
   kwargs = {'model': model, 'workdir': None, 'who': trained.WHO}
@@ -308,7 +302,7 @@ def test_audio_tower_keeps_its_names(tmp_path):
 def test_a_fused_26b_says_what_the_run_says(tmp_path):
   """With the router mended, as `g4.nn.LoRA` mends it."""
   targets = ['experts', 'attention']
-  base = training.one_layer(_base('Gemma4_26B_A4B', dtype=jnp.float32))
+  base = models.base('Gemma4_26B_A4B', cut=models.one_layer, dtype=jnp.float32)
   model = g4.nn.LoRA(rank=2, targets=targets, model=base)
   run = trained.Run(tmp_path, model)
   run.export(tmp_path / 'out')
@@ -330,7 +324,7 @@ def test_a_fused_26b_says_what_the_run_says(tmp_path):
     ],
 )
 def test_base_of_any_layout_comes_out_nested(tmp_path, layout, name, in_pieces):
-  model = g4.nn.LoRA(rank=2, model=_base(name))
+  model = g4.nn.LoRA(rank=2, model=models.base(name))
   run = trained.Run(tmp_path, model, layout=layout)
   run.export(tmp_path / 'out')
   assert in_pieces
@@ -340,7 +334,7 @@ def test_base_of_any_layout_comes_out_nested(tmp_path, layout, name, in_pieces):
 
 def test_what_pruned_checkpoints_lack_is_filled(tmp_path):
   """gemma declares k and v of shared layers."""
-  model = g4.nn.LoRA(rank=2, model=_base('Gemma4_E2B'))
+  model = g4.nn.LoRA(rank=2, model=models.base('Gemma4_E2B'))
   run = trained.Run(tmp_path, model, prune_shared_kv=True)
   run.export(tmp_path / 'out')
   want = g4.nn.fuse_params(model, run.params)
@@ -360,7 +354,7 @@ def test_float32_stays_where_the_model_or_the_file_has_it(tmp_path):
   ):
     path = tmp_path / model_dtype
     path.mkdir()
-    base = training.one_layer(_base('Gemma4_31B', dtype=model_dtype))
+    base = models.base(cut=models.one_layer, dtype=model_dtype)
     model = g4.nn.LoRA(rank=2, model=base)
     run = trained.Run(path, model, base_dtype=base_dtype)
     run.export(path / 'out')
@@ -379,7 +373,7 @@ def test_float32_stays_where_the_model_or_the_file_has_it(tmp_path):
 
 @pytest.fixture(scope='module', name='run')
 def _run(tmp_path_factory):
-  model = g4.nn.LoRA(rank=2, alpha=4, model=_base('Gemma4_31B'))
+  model = g4.nn.LoRA(rank=2, alpha=4, model=models.base('Gemma4_31B'))
   return trained.Run(tmp_path_factory.mktemp('run'), model)
 
 
@@ -432,7 +426,7 @@ def test_other_settings_than_the_run_are_an_error(
     run, tmp_path, settings, match
 ):
   settings = {'rank': 2, 'alpha': 4} | settings
-  model = g4.nn.LoRA(model=_base('Gemma4_31B'), **settings)
+  model = g4.nn.LoRA(model=models.base('Gemma4_31B'), **settings)
   with pytest.raises(ValueError, match=match):
     run.export(tmp_path / 'out', model=model)
   _assert_nothing_left(tmp_path)
@@ -440,16 +434,16 @@ def test_other_settings_than_the_run_are_an_error(
 
 def test_a_run_of_another_rank_without_a_fingerprint(tmp_path):
   run = trained.Run(
-      tmp_path, g4.nn.LoRA(rank=2, model=_base('Gemma4_31B')), full=True
+      tmp_path, g4.nn.LoRA(rank=2, model=models.base('Gemma4_31B')), full=True
   )
-  model = g4.nn.LoRA(rank=3, model=_base('Gemma4_31B'))
+  model = g4.nn.LoRA(rank=3, model=models.base('Gemma4_31B'))
   with pytest.raises(ValueError, match=r'q.a is \(.*2\) in the run.*rank='):
     run.export(tmp_path / 'out', model=model)
 
 
 def test_a_base_of_another_size_is_an_error(run, tmp_path):
   other = tmp_path / 'other'
-  _checkpoints.make_checkpoint(_base('Gemma4_E2B'), other)
+  _checkpoints.make_checkpoint(models.base('Gemma4_E2B'), other)
   with pytest.raises(ValueError, match='have another shape'):
     run.export(
         tmp_path / 'out', init_transform=g4.ckpts.PartialLoad(path=other)
@@ -496,7 +490,9 @@ def test_a_plain_model_with_a_run_of_lora(run, tmp_path):
 
 
 def test_nan_is_an_error(tmp_path):
-  run = trained.Run(tmp_path, g4.nn.LoRA(rank=2, model=_base('Gemma4_31B')))
+  run = trained.Run(
+      tmp_path, g4.nn.LoRA(rank=2, model=models.base('Gemma4_31B'))
+  )
   leaf = run.params['layer_0']['mlp']['lora']['down']
   leaf['b'] = leaf['b'].at[0, 0].set(jnp.nan)
   run.workdir = tmp_path / 'nan'
@@ -524,7 +520,9 @@ def test_a_full_disk_leaves_nothing(run, tmp_path, format):
 
 def test_all_parameters_of_a_run_sharded_as_its_config_says(tmp_path):
   """As it had them, base and LoRA."""
-  run = trained.Run(tmp_path, g4.nn.LoRA(rank=2, model=_base('Gemma4_31B')))
+  run = trained.Run(
+      tmp_path, g4.nn.LoRA(rank=2, model=models.base('Gemma4_31B'))
+  )
   opened = run_lib.open_run(
       run.model, run.transform, workdir=run.workdir, who=trained.WHO
   )

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
+from tests.lib import models
 from tests.lib import runs
 from tests.lib import training
 
@@ -26,7 +27,7 @@ def test_cut_at_any_step_is_the_whole(lora, steps, tmp_path):
   released = None
   if lora:
     released = tmp_path / 'released'
-    g4.testing.make_checkpoint(runs.base_model(), released)
+    g4.testing.make_checkpoint(models.base(), released)
 
   def run(workdir, num_train_steps):
     made = runs.trainer(
@@ -48,7 +49,7 @@ def test_cut_at_any_step_is_the_whole(lora, steps, tmp_path):
 def test_continuous_evaluation(tmp_path, capsys):
   """Another job's evaluators read the checkpoints, base and all."""
   released = tmp_path / 'released'
-  base = training.one_layer(g4.testing.Gemma4_31B(tokens='batch.input'))
+  base = models.base(cut=models.one_layer)
   g4.testing.make_checkpoint(base, released)
   ds = kd.data.py.DataSource(
       data_source=training.RandomTokens(num_examples=8),

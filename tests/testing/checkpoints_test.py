@@ -1,5 +1,7 @@
 """Checkpoints that `make_checkpoint` writes are those that gemma reads."""
 
+import functools
+
 from gemma import gm
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from gemma4_lora import g4
 from gemma4_lora.gemma4 import _names
 from gemma4_lora.gemma4 import _sizes
 from gemma4_lora.testing import _checkpoints
+from tests.lib import models
 
 _VARIANTS = _sizes.NAMES
 _LAYOUTS = (
@@ -23,8 +26,7 @@ _LAYOUTS = (
 )
 
 
-def _model(variant, **kwargs):
-  return getattr(g4.testing, variant)(tokens='x', **kwargs)
+_model = functools.partial(models.base, cut=models.whole)
 
 
 def _canonical(params):

@@ -8,13 +8,14 @@ import pytest
 
 from gemma4_lora import g4
 from gemma4_lora.gemma4 import _upstream
+from tests.lib import models
 from tests.lib import states
 from tests.lib import training
 
 
 @pytest.mark.parametrize('layout', ['nested', 'hf'])
 def test_a_checkpoint_is_made_once(layout, tmp_path):
-  model = training.shallow(g4.testing.Gemma4_E2B(tokens='batch.input'))
+  model = models.shallow(g4.testing.Gemma4_E2B(tokens='batch.input'))
   path = g4.testing.RandomCheckpoint(
       model=model, layout=layout, folder=tmp_path
   )
@@ -36,19 +37,19 @@ def test_a_checkpoint_is_made_once(layout, tmp_path):
 
 
 def test_other_models_have_other_files(tmp_path):
-  models = [
+  tiny = [
       g4.testing.Gemma4_E2B(),
       g4.testing.Gemma4_E2B(text_only=False),
       g4.testing.Gemma4_E2B_Images(),
       g4.testing.Gemma4_E4B(),
-      training.shallow(g4.testing.Gemma4_E2B()),
+      models.shallow(g4.testing.Gemma4_E2B()),
   ]
   paths = {
       g4.testing.RandomCheckpoint(model=m, layout=f, folder=tmp_path).path
-      for m in models
+      for m in tiny
       for f in ('nested', 'hf')
   }
-  assert len(paths) == 2 * len(models)
+  assert len(paths) == 2 * len(tiny)
 
 
 def test_a_layout_that_is_none():

@@ -15,7 +15,9 @@ from gemma4_lora.tpu import _batch
 from gemma4_lora.tpu import _mesh
 from gemma4_lora.tpu import _shapes
 from gemma4_lora.tpu import _topology
+from tests.lib import models
 from tests.lib import plan_configs
+from tests.lib import random_params
 from tests.lib import training
 
 
@@ -37,7 +39,7 @@ def _compiled_by_hand(trainer, state, batch):
 def _real_state(trainer):
   """As `trainer.init_state()`, without the minute that compiling `init` takes."""
   params = kd.sharding.with_sharding_constraint(
-      training.random_params(trainer.model), trainer.sharding.params
+      random_params.make(trainer.model), trainer.sharding.params
   )
   state = kd.train.TrainState(
       step=jax.device_put(np.int32(0), kd.sharding.REPLICATED),
@@ -105,7 +107,7 @@ def test_a_trainer_made_by_hand(sharded):
   trainer = training.make_trainer(
       g4.nn.LoRA(
           rank=4,
-          model=training.shallow(g4.testing.Gemma4_31B(tokens='batch.input')),
+          model=models.base(),
       ),
       '/nowhere',
       num_train_steps=1,

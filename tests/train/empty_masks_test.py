@@ -10,6 +10,7 @@ import pytest
 
 from gemma4_lora import g4
 from gemma4_lora.train import _empty_masks
+from tests.lib import models
 from tests.lib import training
 
 
@@ -26,7 +27,7 @@ class _Masked(training.RandomTokens):
 
 
 def _trainer(tmp_path, first_empty, **kwargs):
-  model = training.shallow(g4.testing.Gemma4_31B(tokens='batch.input'))
+  model = models.base()
   loss = g4.losses.SoftmaxCrossEntropyWithIntLabels(
       head='preds.head', labels='batch.target', mask='batch.loss_mask'
   )

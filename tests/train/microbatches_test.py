@@ -11,6 +11,8 @@ import optax
 import pytest
 
 from gemma4_lora import g4
+from tests.lib import models
+from tests.lib import random_params
 from tests.lib import training
 
 # Live tokens by sequence: parts have 12 + 1, 1, 5 and none.
@@ -30,9 +32,7 @@ class _Masked(training.RandomTokens):
 def _trainer(workdir, num_microbatches, **kwargs):
   model = g4.nn.LoRA(
       rank=2,
-      model=training.shallow(
-          g4.testing.Gemma4_31B(tokens='batch.input', dtype=jnp.float32)
-      ),
+      model=models.base(dtype=jnp.float32),
   )
   return training.make_trainer(
       model,
@@ -65,7 +65,7 @@ def _step(num_microbatches):
           optax.sgd(1.0), mask=kd.optim.select('lora')
       )
   )
-  params = training.random_params(trainer.model)
+  params = random_params.make(trainer.model)
   state = kd.train.TrainState(
       step=jnp.asarray(0),
       params=params,

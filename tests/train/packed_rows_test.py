@@ -7,6 +7,7 @@ import pytest
 
 from gemma4_lora import g4
 from gemma4_lora.train import _packed_rows
+from tests.lib import models
 from tests.lib import training
 
 _TASK = g4.data.ChatTask(
@@ -32,7 +33,7 @@ def _dataset(source, transforms=()):
 
 
 def _trainer(tmp_path, *, positions=None, train_ds=None, **kwargs):
-  model = training.shallow(g4.testing.Gemma4_31B(tokens='batch.input'))
+  model = models.base()
   model = g4.nn.LoRA(rank=2, targets='q', model=model, positions=positions)
   trainer = training.make_trainer(model, tmp_path, num_train_steps=1, **kwargs)
   return dataclasses.replace(trainer, train_ds=train_ds or _dataset(_PACKED))

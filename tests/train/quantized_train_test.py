@@ -1,5 +1,7 @@
 """Training on a quantised base: in the Trainer, sharded, and resumed."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from kauldron import kd
@@ -8,6 +10,7 @@ import optax
 import pytest
 
 from gemma4_lora import g4
+from tests.lib import models
 from tests.lib import training
 
 _QUANTIZE = (g4.quant.Int8('embeddings'), g4.quant.Int4(group_size=2))
@@ -19,12 +22,7 @@ def checkpoint(tmp_path_factory):
   return path, g4.testing.make_checkpoint(_base(), path)
 
 
-def _base():
-  return training.one_layer(
-      g4.testing.Gemma4_31B(
-          tokens='batch.input', text_only=True, dtype=jnp.float32
-      )
-  )
+_base = functools.partial(models.base, cut=models.one_layer, dtype=jnp.float32)
 
 
 def _trainer(checkpoint, workdir, num_train_steps, *, quantize=_QUANTIZE, **kw):

@@ -1,8 +1,10 @@
 """Kauldron's numbers, with fewer programs and without random base weights."""
 
+import functools
 import json
 
 import jax
+import jax.numpy as jnp
 from kauldron import kd
 from kauldron import konfig
 import numpy as np
@@ -10,12 +12,16 @@ import optax
 import pytest
 
 from gemma4_lora import g4
+from tests.lib import models
 from tests.lib import training
 
-
-def _model(variant, **kwargs):
-  base = training.one_layer(getattr(g4.testing, variant)(tokens='batch.input'))
-  return g4.nn.LoRA(rank=4, dropout=0.1, model=base, **kwargs)
+_model = functools.partial(
+    models.lora,
+    cut=models.one_layer,
+    dtype=jnp.bfloat16,
+    rank=4,
+    dropout=0.1,
+)
 
 
 def _trainer(model, workdir, released, *, num_train_steps=2, **kwargs):

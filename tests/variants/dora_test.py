@@ -9,20 +9,17 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
+from tests.lib import models
+from tests.lib import random_params
 from tests.lib import training
 
 _TOKENS = jnp.asarray(np.random.default_rng(0).integers(3, 1000, (2, 12)))
 
 
-def _model(name, *, dtype=jnp.float32, **kwargs):
-  cls = getattr(g4.testing, name)
-  base = training.shallow(cls(tokens='batch.input', dtype=dtype))
-  return g4.nn.LoRA(rank=3, alpha=6, use_dora=True, model=base, **kwargs)
+_model = functools.partial(models.lora, rank=3, alpha=6, use_dora=True)
 
 
-def _of_one_layer(name, **kwargs):
-  model = _model(name, **kwargs)
-  return model.clone(model=training.one_layer(model.model))
+_of_one_layer = functools.partial(_model, cut=models.one_layer)
 
 
 def _logits(model, params, **kwargs):
@@ -106,7 +103,7 @@ def test_equals_the_model_with_merged_weights(name):
   """Of every projection at once, B and magnitudes far from the start."""
   targets = ['text', 'router'] if name == 'Gemma4_26B_A4B' else ['text']
   model = _model(name, targets=targets)
-  params = training.random_params(model)
+  params = random_params.make(model)
   got = _logits(model, params)
   fixed = g4.nn.RouterFix(model=model.model)
   want = _logits(fixed, _merged(model, params, scale=2.0))
@@ -127,7 +124,7 @@ def test_step_0_is_the_base_model(name, jit, dtype):
   """Bitwise in bfloat16; in float32 up to the rounding of the norms."""
   wrap = jax.jit if jit else lambda f: f
   model = _model(name, dtype=dtype)
-  params = training.random_params(model)
+  params = random_params.make(model)
   _start(model, params)
   got = wrap(lambda p: _logits(model, p))(params)
   plain = g4.nn.RouterFix(model=model.model)
@@ -148,7 +145,7 @@ def test_init_sets_magnitudes_to_the_norms_of_its_own_base():
 
 def test_gradients_are_those_of_the_formula_with_a_constant_norm():
   model = _of_one_layer('Gemma4_31B', targets=['q', 'k', 'o', 'up'])
-  params = training.random_params(model)
+  params = random_params.make(model)
   original, lora = peft.split_params(params)
   fixed = g4.nn.RouterFix(model=model.model)
 
@@ -186,7 +183,7 @@ def test_gradients_are_those_of_the_formula_with_a_constant_norm():
 
 def test_a_feature_without_weights_is_not_nan():
   model = _of_one_layer('Gemma4_31B', targets='down')
-  params = training.random_params(model)
+  params = random_params.make(model)
   weight = params['layer_0']['mlp']['linear']
   params['layer_0']['mlp']['linear'] = weight.at[:, 3].set(0)
   _start(model, params)
@@ -210,7 +207,7 @@ def test_a_feature_without_weights_is_not_nan():
 def test_dropout_reaches_the_change_of_the_base_too():
   """As in PEFT: where m is twice the norm and B zero, half is dropped."""
   model = _model('Gemma4_31B', targets=['v', 'o'])
-  params = training.random_params(model)
+  params = random_params.make(model)
   _start(model, params)
   for view in g4.nn.linears(model, params).values():
     _set(params, f'{view.row.lora_path}.m', 2 * view.lora_m)
@@ -239,7 +236,7 @@ def test_dropout_reaches_the_change_of_the_base_too():
 
 def test_magnitudes_are_counted():
   model = _model('Gemma4_E2B')
-  params = training.random_params(model)
+  params = random_params.make(model)
   leaves = training.flat(peft.split_params(params).lora)
   summary = g4.nn.summary(model)
   assert summary.trainable == sum(x.size for x in leaves.values())
@@ -261,13 +258,13 @@ def test_experts_are_refused():
 
 def test_missing_magnitudes_are_not_drawn_anew():
   model = _model('Gemma4_31B')
-  params = training.random_params(model.clone(use_dora=False))
+  params = random_params.make(model.clone(use_dora=False))
   with pytest.raises(ValueError, match=r'q_einsum\.lora\.q\.m.*use_dora='):
     model.apply({'params': params}, _TOKENS, mutable=True)
 
 
 def test_magnitudes_are_not_ignored():
   model = _model('Gemma4_31B')
-  params = training.random_params(model)
+  params = random_params.make(model)
   with pytest.raises(ValueError, match=r'be ignored: .*q\.m.* use_dora=True'):
     _logits(model.clone(use_dora=False), params)

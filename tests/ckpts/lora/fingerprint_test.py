@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import json
 import re
 
@@ -12,14 +13,10 @@ import pytest
 from gemma4_lora import g4
 from gemma4_lora.ckpts.lora import _fingerprint
 from gemma4_lora.testing import _checkpoints
-from tests.lib import runs
-from tests.lib import training
+from tests.lib import models
+from tests.lib import random_params
 
-
-def _model(**kwargs):
-  return g4.nn.LoRA(
-      **({'rank': 4, 'alpha': 8.0} | kwargs), model=runs.base_model()
-  )
+_model = functools.partial(models.lora, dtype=jnp.bfloat16, rank=4, alpha=8.0)
 
 
 def _describe(model, params=None):
@@ -34,7 +31,7 @@ def _check(saved, current):
 
 
 def test_the_same_passes_and_lora_values_do_not_count():
-  params = training.random_params(_model())
+  params = random_params.make(_model())
   other = jax.tree_util.tree_map_with_path(
       lambda k, x: x + 1 if 'lora' in jax.tree_util.keystr(k) else x, params
   )
@@ -95,10 +92,10 @@ def test_rank_of_one_rule():
 
 
 def test_another_model():
-  other = g4.nn.LoRA(rank=4, alpha=8.0, model=runs.base_model('Gemma4_E4B'))
+  other = g4.nn.LoRA(rank=4, alpha=8.0, model=models.base('Gemma4_E4B'))
   with pytest.raises(ValueError, match=r'leaves of the base \(model=\): only'):
     _check(_describe(_model()), _describe(other))
-  model = runs.base_model()
+  model = models.base()
   wider = model.clone(config=dataclasses.replace(model.config, hidden_dim=60))
   wider = g4.nn.LoRA(rank=4, alpha=8.0, model=wider)
   with pytest.raises(
@@ -112,7 +109,7 @@ def test_another_model():
 @pytest.mark.parametrize('path', ['final_norm.scale', 'layer_1.mlp.linear'])
 def test_one_leaf_of_another_base(path):
   model = _model()
-  params = training.random_params(model)
+  params = random_params.make(model)
   other = jax.tree_util.tree_map_with_path(
       lambda k, x: x.at[0].add(1)
       if jax.tree_util.keystr(k, simple=True, separator='.') == path
@@ -126,7 +123,7 @@ def test_one_leaf_of_another_base(path):
 
 def test_pissa_says_what_else_may_change_the_base():
   model = _model(init_lora_weights='pissa')
-  params = training.random_params(model)
+  params = random_params.make(model)
   saved = _describe(model, params)
   saved['base']['checksums']['final_norm.scale'] = '0'
   with pytest.raises(ValueError, match='another kind of machine'):
@@ -156,7 +153,7 @@ def test_lora_of_gemma_is_known_by_its_leaves():
           '_LoRAEinsum_0': {'lora': {'a': jnp.ones((3, 2))}},
       }
   }
-  model = runs.base_model()
+  model = models.base()
   saved = _describe(model, params)
   assert saved['lora']['projections'] == {}
   params['layer_0']['_LoRAEinsum_0']['lora']['a'] = jnp.ones((3, 4))
@@ -169,9 +166,7 @@ def test_lora_of_gemma_is_known_by_its_leaves():
 def test_finds_lora_within_a_model():
   lora = _model()
   assert _fingerprint.find_lora(lora) is lora
-  assert (
-      _fingerprint.find_lora(g4.nn.RouterFix(model=runs.base_model())) is None
-  )
+  assert _fingerprint.find_lora(g4.nn.RouterFix(model=models.base())) is None
 
 
 def test_another_quantisation_of_the_base():

@@ -1,6 +1,7 @@
 """DoRA's magnitudes start at the norms of the restored base."""
 
 import dataclasses
+import functools
 
 from gemma import gm
 from gemma import peft
@@ -13,20 +14,20 @@ import pytest
 from gemma4_lora import g4
 from gemma4_lora.ckpts.restore import _followers
 from gemma4_lora.nn.branches import _quantized_base
+from tests.lib import models
 from tests.lib import multimodal
+from tests.lib import random_params
 from tests.lib import states
 from tests.lib import training
 
-
-def _model():
-  return g4.nn.LoRA(
-      rank=2, use_dora=True, model=training.shallow(g4.testing.Gemma4_31B())
-  )
+_model = functools.partial(
+    models.lora, dtype=jnp.bfloat16, rank=2, use_dora=True
+)
 
 
 def _state(model, *, seed):
   """Random base, magnitudes at its norms, as after `model.init`."""
-  params = training.random_params(model, seed=seed)
+  params = random_params.make(model, seed=seed)
   for path, norm in _norms(model, params).items():
     _set(params, path, norm)
   return states.wrap(params)
@@ -103,7 +104,7 @@ def test_they_follow_on_towers(tmp_path):
   model = g4.nn.LoRA(rank=2, use_dora=True, targets=targets, model=base)
   path = tmp_path / 'released'
   written = g4.testing.make_checkpoint(base, path, seed=3)
-  params = multimodal.random_params(model)
+  params = random_params.with_towers(model)
   for leaf, norm in _norms(model, params).items():
     _set(params, leaf, norm)
   state = states.wrap(params)
@@ -155,7 +156,7 @@ def test_a_magnitude_of_no_linear(released):
 
 def test_trains_and_resumes_bitwise(tmp_path):
   """In the Trainer: 4 steps, and 2 + 2 from Kauldron's own checkpoint."""
-  base = training.one_layer(g4.testing.Gemma4_31B(tokens='batch.input'))
+  base = models.base(cut=models.one_layer)
   g4.testing.make_checkpoint(base, tmp_path / 'released')
   model = g4.nn.LoRA(rank=2, use_dora=True, dropout=0.1, model=base)
 
@@ -187,7 +188,7 @@ def _quantized_model():
 
 def test_they_are_norms_of_the_dequantized_base_from_the_start():
   model = _quantized_model()
-  model = model.clone(model=training.one_layer(model.model))
+  model = model.clone(model=models.one_layer(model.model))
   init = jax.jit(model.init)
   params = init(jax.random.key(0), jnp.zeros((1, 3), int))['params']
   norms = _norms(model, params)

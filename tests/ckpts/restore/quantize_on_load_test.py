@@ -18,6 +18,8 @@ from gemma4_lora import g4
 from gemma4_lora.ckpts.restore import _quantize_on_load
 from gemma4_lora.ckpts.restore import _read
 from gemma4_lora.ckpts.restore import _restore
+from tests.lib import models
+from tests.lib import random_params
 from tests.lib import states
 from tests.lib import training
 
@@ -29,18 +31,11 @@ _MIXED = (
 _INT4 = (g4.quant.Int4(group_size=2),)
 
 
-@functools.cache
 def _model(variant, quantize, **kwargs):
   # 31B is for what does not hang on layers.
-  cut = training.one_layer if '31B' in variant else training.shallow
-  base = cut(getattr(g4.testing, variant)(tokens='batch.input', text_only=True))
-  return g4.nn.LoRA(rank=2, model=base, quantize=quantize, **kwargs)
-
-
-@functools.cache
-def _shapes(model):
-  tokens = jax.ShapeDtypeStruct((1, 4), jnp.int32)
-  return jax.eval_shape(model.init, jax.random.key(0), tokens)['params']
+  cut = models.one_layer if '31B' in variant else models.shallow
+  settings = {'dtype': jnp.bfloat16, 'rank': 2, 'quantize': quantize}
+  return models.lora(variant, cut=cut, **settings, **kwargs)
 
 
 def _state(model, *, abstract=True, sharding=None):
@@ -52,7 +47,9 @@ def _state(model, *, abstract=True, sharding=None):
       return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
     return jax.device_put(jnp.ones(x.shape, x.dtype), sharding)
 
-  return states.wrap(jax.tree_util.tree_map_with_path(leaf, _shapes(model)))
+  return states.wrap(
+      jax.tree_util.tree_map_with_path(leaf, random_params.shapes(model))
+  )
 
 
 _quantize_one = jax.jit(g4.quant.quantize, static_argnames='encoding')

@@ -1,6 +1,7 @@
 """Packed rows: each conversation has the logits that it has alone."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,8 @@ import pytest
 
 from gemma4_lora import g4
 from gemma4_lora.nn.attention import _blockwise
-from tests.lib import training
+from tests.lib import models
+from tests.lib import random_params
 
 _LENGTHS = (11, 5, 9)  # The windows of local layers are 8.
 _ROW = 32
@@ -38,14 +40,7 @@ def _packed():
   return jnp.asarray(np.stack(tokens)), jnp.asarray(np.stack(positions))
 
 
-def _model(name, **kwargs):
-  base = getattr(g4.testing, name)(tokens='batch.input', dtype=jnp.float32)
-  return g4.nn.LoRA(
-      rank=4,
-      model=training.shallow(base),
-      positions='batch.positions',
-      **kwargs,
-  )
+_model = functools.partial(models.lora, rank=4, positions='batch.positions')
 
 
 @pytest.mark.parametrize(
@@ -63,7 +58,7 @@ def test_logits_are_those_of_each_alone(name, attention, monkeypatch):
       _blockwise, 'attend', _with_block(_blockwise.attend, block=4)
   )
   model = _model(name, attention=attention)
-  params = training.random_params(model)
+  params = random_params.make(model)
   tokens, positions = _packed()
   apply = jax.jit(model.apply)
   alone = apply({'params': params}, _alone()).logits
@@ -88,7 +83,7 @@ def _with_block(attend, *, block):
 def test_without_positions_conversations_see_each_other():
   """What the others prove is no accident."""
   model = _model('Gemma4_31B')
-  params = training.random_params(model)
+  params = random_params.make(model)
   tokens, _ = _packed()
   apply = jax.jit(model.apply)
   alone = apply({'params': params}, _alone()).logits[1, :5]

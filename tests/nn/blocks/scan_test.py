@@ -1,6 +1,5 @@
 """Layers in a loop compute what layers in a row do."""
 
-import dataclasses
 import functools
 import re
 
@@ -10,19 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gemma4_lora import g4
+from tests.lib import models
+from tests.lib import random_params
 from tests.lib import steps
-from tests.lib import training
 
 
 @functools.cache
 def _model(name, pattern, **kwargs):
   """A model in float32 of a pattern of local (L) and global (G) layers."""
-  base = getattr(g4.testing, name)(dtype=jnp.float32)
-  kinds = dict(zip('LG', base.config.attention_types[-2:], strict=True))
-  types = tuple(kinds[letter] for letter in pattern)
-  config = dataclasses.replace(base.config, attention_types=types)
-  return g4.nn.LoRA(rank=2, model=base.clone(config=config), **kwargs)
+  is_global = tuple(letter == 'G' for letter in pattern)
+  cut = functools.partial(models.with_layers, is_global=is_global)
+  return models.lora(name, cut=cut, rank=2, **kwargs)
 
 
 _CASES = {
@@ -48,7 +45,7 @@ _CASES = {
 def test_same_step(case):
   name, pattern, kwargs, saving = _CASES[case]
   model = _model(name, pattern, **kwargs)
-  params = training.random_params(model)
+  params = random_params.make(model)
   with jax.enable_x64(True):  # In float32 these models round to 6e-5.
     params = jax.tree.map(lambda x: x.astype(jnp.float64), params)
     wanted = steps.step(model, params)
@@ -63,7 +60,7 @@ def test_same_step(case):
 def test_same_dora():
   """Its norms are float32 in any model, so that this bound is wider."""
   model = _model('Gemma4_31B', 'LL', targets=('q', 'down'), use_dora=True)
-  params = training.random_params(model)
+  params = random_params.make(model)
   wanted = steps.step(model, params)
   got = steps.step(model.clone(scan_layers=True), params)
   live = steps.tokens() > 0
@@ -118,7 +115,7 @@ def test_weights_are_not_stacked(remat):
 def test_dropout_in_training_alone():
   model = _model('Gemma4_31B', 'LL', dropout=0.5, targets=('q',))
   model = model.clone(scan_layers=True)
-  params = {'params': training.random_params(model)}
+  params = {'params': random_params.make(model)}
 
   def logits(seed, **kwargs):
     rngs = {'dropout': jax.random.key(seed)}
@@ -133,7 +130,7 @@ def test_dropout_in_training_alone():
 def test_samplers_take_gemma_s_own_layers():
   """With a cache: the logits of the next token are those of the whole row."""
   model = _model('Gemma4_31B', 'LLGLLG', scan_layers=True)
-  params = {'params': training.random_params(model)}
+  params = {'params': random_params.make(model)}
   tokens = steps.tokens()[:1, :6]
   cache = model.init_cache(batch_size=1, dtype=jnp.float32, cache_length=8)
   mask = np.zeros((1, 6, 8), bool)

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
+from tests.lib import models
+from tests.lib import random_params
 from tests.lib import training
 
 _TOKENS = jnp.arange(1, 9)[None]
@@ -31,14 +33,9 @@ _SOME = [
 ]
 
 
-def _base(name='Gemma4_E2B', **kwargs):
-  model = getattr(g4.testing, name)(tokens='batch.input', **kwargs)
-  return training.shallow(model)
-
-
 def _lora(name='Gemma4_E2B', **kwargs):
   kwargs = {'modules_to_save': _SOME} | kwargs
-  return g4.nn.LoRA(rank=2, model=_base(name), **kwargs)
+  return g4.nn.LoRA(rank=2, model=models.base(name), **kwargs)
 
 
 def _init(model):
@@ -107,8 +104,8 @@ def test_the_model_is_the_base_with_the_copies_in_place(name):
 
 def _plain(name):
   if name == 'Gemma4_26B_A4B':
-    return g4.nn.RouterFix(model=_base(name))
-  return _base(name)
+    return g4.nn.RouterFix(model=models.base(name))
+  return models.base(name)
 
 
 def test_gradients_reach_copies_and_not_what_they_replace():
@@ -138,7 +135,7 @@ def test_gradients_reach_copies_and_not_what_they_replace():
 def test_trains_resumes_and_leaves_the_base_alone(tmp_path):
   some = _SOME[:-1]  # That is of another layer.
   model = _lora('Gemma4_31B', modules_to_save=some)
-  model = model.clone(model=training.one_layer(model.model))
+  model = model.clone(model=models.one_layer(model.model))
   base = g4.testing.make_checkpoint(model.model, tmp_path / 'released')
 
   def run(workdir, num_train_steps):
@@ -165,7 +162,9 @@ def test_trains_resumes_and_leaves_the_base_alone(tmp_path):
 
 
 def test_copies_follow_the_restored_base(tmp_path):
-  base = g4.testing.make_checkpoint(_base(), tmp_path / 'released', seed=3)
+  base = g4.testing.make_checkpoint(
+      models.base('Gemma4_E2B'), tmp_path / 'released', seed=3
+  )
   model = _lora()
   plain = g4.ckpts.PartialLoad(path=tmp_path / 'released')
   for load in (plain, g4.ckpts.SkipLoRA4(wrapped=plain)):
@@ -181,7 +180,9 @@ def test_copies_follow_the_restored_base(tmp_path):
 
 
 def test_copies_that_were_trained_stay(tmp_path):
-  g4.testing.make_checkpoint(_base(), tmp_path / 'released', seed=3)
+  g4.testing.make_checkpoint(
+      models.base('Gemma4_E2B'), tmp_path / 'released', seed=3
+  )
   params = _init(_lora())
   params['final_norm']['lora']['scale'] += 1
   trained = params['final_norm']['lora']['scale']
@@ -200,7 +201,9 @@ class _State:
 
 
 def test_what_is_copied_gets_no_lora():
-  model = g4.nn.LoRA(rank=2, model=_base(), modules_to_save='mlp')
+  model = g4.nn.LoRA(
+      rank=2, model=models.base('Gemma4_E2B'), modules_to_save='mlp'
+  )
   assert {x.row.group for x in model.adapted} == {
       'attention',
       'per_layer_inputs',
@@ -210,7 +213,7 @@ def test_what_is_copied_gets_no_lora():
 def test_counts_and_names_in_the_summary():
   model = _lora()
   summary = g4.nn.summary(model)
-  flat = training.flat(training.random_params(model))
+  flat = training.flat(random_params.make(model))
   assert summary.trainable == sum(
       x.size for path, x in flat.items() if 'lora' in path.split('.')
   )
@@ -225,7 +228,7 @@ def test_counts_and_names_in_the_summary():
 
 
 def test_kauldron_selects_copies_and_lora_alike():
-  params = training.random_params(_lora())
+  params = random_params.make(_lora())
   mask = training.flat(kd.optim.select('lora')(params))
   assert all(mask[part.path] for part in _lora().saved)
   assert not any(mask[part.row.path] for part in _lora().saved)
@@ -261,7 +264,7 @@ def test_names(names, expected):
 
 def test_a_bare_name_of_hugging_face_means_no_leaf_of_the_audio_tower():
   """Its convolutions have a `norm` each, as the text tower has."""
-  model = _base(text_only=False)
+  model = models.base('Gemma4_E2B', text_only=False)
   lora = g4.nn.LoRA(rank=2, model=model, modules_to_save='norm')
   assert [part.row.name for part in lora.saved] == ['final_norm']
   lora = g4.nn.LoRA(rank=2, model=model, modules_to_save='layer1.norm')
@@ -270,7 +273,7 @@ def test_a_bare_name_of_hugging_face_means_no_leaf_of_the_audio_tower():
 
 
 def test_norms_of_the_vision_tower():
-  model = _base(text_only=False)
+  model = models.base('Gemma4_E2B', text_only=False)
   rule = g4.targets.Rule('norms', tower='vision')
   lora = g4.nn.LoRA(rank=2, model=model, modules_to_save=rule)
   assert len(lora.saved) == 6
@@ -297,11 +300,11 @@ def test_bad_rules(rules, match):
 
 def test_norms_in_targets_are_an_error_that_names_the_argument():
   with pytest.raises(ValueError, match='norms.* in modules_to_save='):
-    g4.nn.LoRA(rank=2, model=_base(), targets='final_norm')
+    g4.nn.LoRA(rank=2, model=models.base('Gemma4_E2B'), targets='final_norm')
 
 
 def test_copies_missing_from_the_parameters():
-  params = training.random_params(_lora(modules_to_save=()))
+  params = random_params.make(_lora(modules_to_save=()))
   with pytest.raises(ValueError, match=r'no layer_0.pre_attention_norm.lora.s'):
     _lora(modules_to_save='layer_0.pre_attention_norm').apply(
         {'params': params}, _TOKENS
@@ -309,6 +312,6 @@ def test_copies_missing_from_the_parameters():
 
 
 def test_copies_that_nothing_would_read():
-  params = training.random_params(_lora(modules_to_save='final_norm'))
+  params = random_params.make(_lora(modules_to_save='final_norm'))
   with pytest.raises(ValueError, match=r'be ignored: final_norm.lora.scale'):
     _lora(modules_to_save=()).apply({'params': params}, _TOKENS)

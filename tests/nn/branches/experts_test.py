@@ -17,6 +17,7 @@ from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.nn.branches import _experts
 from gemma4_lora.targets import _resolve
 from gemma4_lora.targets import _rule
+from tests.lib import random_params
 from tests.lib import training
 
 _TOKENS = jnp.asarray(np.random.default_rng(0).integers(3, 1000, (2, 5)))
@@ -115,7 +116,7 @@ def test_equals_dense_maths(tokens, top_k):
   model = g4.nn.LoRA(
       rank=3, alpha=6, targets='experts', model=_base(top_k_experts=top_k)
   )
-  params = training.random_params(model)
+  params = random_params.make(model)
   x, logits, got = _run_moe(model, params, tokens)
   want, load = _dense_moe(params, x, logits, top_k=top_k, scale=2.0)
   unadapted, _ = _dense_moe(params, x, logits, top_k=top_k, scale=0.0)
@@ -131,7 +132,7 @@ def test_equals_dense_maths(tokens, top_k):
 
 def test_one_token_on_one_expert():
   model = g4.nn.LoRA(rank=3, targets='experts', model=_base(top_k_experts=1))
-  params = training.random_params(model)
+  params = random_params.make(model)
   x, logits, got = _run_moe(model, params, _TOKENS[:1, :1])
   want, load = _dense_moe(params, x, logits, top_k=1, scale=1.0)
   assert sorted(load) == [0] * 5 + [1]
@@ -144,7 +145,7 @@ def test_one_token_on_one_expert():
 def test_one_projection_alone(projection):
   """Its leaves alone exist, and it alone changes."""
   model = g4.nn.LoRA(rank=3, targets=projection, model=_base())
-  params = training.random_params(model)
+  params = random_params.make(model)
   lora = training.flat(peft.split_params(params).lora)
   scope = 'linear' if projection == 'expert_down' else 'gating_einsum'
   inner, outer = (20, 40) if projection == 'expert_down' else (40, 20)
@@ -164,7 +165,7 @@ def test_one_projection_alone(projection):
 def test_zero_b_equals_the_base_model_bitwise(dtype, jit):
   base = _base(dtype=dtype)
   model = g4.nn.LoRA(rank=3, targets=['text', 'experts'], model=base)
-  params = _zero_b(training.random_params(model))
+  params = _zero_b(random_params.make(model))
   plain = g4.nn.RouterFix(model=base)
   wrap = jax.jit if jit else lambda f: f
   got = wrap(lambda p: _logits(model, p))(params)
@@ -183,7 +184,7 @@ def test_gradients_equal_finite_differences_in_float64():
         dtype=jnp.float64,
         model=_base(dtype=jnp.float64),
     )
-    params = training.random_params(model)
+    params = random_params.make(model)
     original, lora = peft.split_params(params)
     assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype('float64')}
 
@@ -211,7 +212,7 @@ def test_gradients_equal_finite_differences_in_float64():
 
 def test_only_experts_that_ran_get_gradients():
   model = g4.nn.LoRA(rank=2, targets='experts', model=_base())
-  params = training.random_params(model)
+  params = random_params.make(model)
   original, lora = peft.split_params(params)
   _, logits, _ = _run_moe(model, params, _EQUAL)
   chosen = np.argsort(logits[0, 0])[-2:]
@@ -251,7 +252,7 @@ def test_rank_alpha_and_rslora_are_the_rules():
   base = _base()
   rule = g4.targets.experts(rank=2, alpha=6)
   model = g4.nn.LoRA(rank=8, targets=[rule, 'attention'], model=base)
-  params = training.random_params(model)
+  params = random_params.make(model)
   mlp = params['layer_0']['mlp']
   assert mlp['linear']['lora']['expert_down']['a'].shape == (6, 20, 2)
   q = params['layer_0']['attn']['q_einsum']['lora']['q']
@@ -265,7 +266,7 @@ def test_rank_alpha_and_rslora_are_the_rules():
 
 def test_dropout_is_off_unless_training():
   model = g4.nn.LoRA(rank=2, targets='experts', dropout=0.5, model=_base())
-  params = training.random_params(model)
+  params = random_params.make(model)
 
   def run(model, is_training, seed=0):
     rngs = {'dropout': jax.random.key(seed)}

@@ -16,7 +16,8 @@ from gemma4_lora.nn.branches import _joint
 from gemma4_lora.nn.branches import _low_rank
 from gemma4_lora.quant import _format
 from tests.lib import dequantized
-from tests.lib import training
+from tests.lib import models
+from tests.lib import random_params
 
 _EQNS = {
     'q': 'BTD,NDH->BTNH',
@@ -134,10 +135,10 @@ def test_where_it_pays(name, tokens, pays):
 
 def test_logits_are_those_of_fused_weights():
   """With tokens enough that gate and up are joined."""
-  base = training.shallow(g4.testing.Gemma4_E2B(dtype=jnp.float32))
+  base = models.base('Gemma4_E2B', dtype=jnp.float32)
   config = dataclasses.replace(base.config, hidden_dim=256)
   model = g4.nn.LoRA(rank=2, model=base.clone(config=config))
-  params = training.random_params(model)
+  params = random_params.make(model)
   tokens = jnp.asarray(
       np.random.default_rng(0).integers(3, 1000, (2, 128)), jnp.int32
   )

@@ -14,7 +14,9 @@ from gemma4_lora.nn.branches import _expert_products
 from gemma4_lora.nn.branches import _quantized_base
 from gemma4_lora.quant import _arrays
 from tests.lib import dequantized
+from tests.lib import models
 from tests.lib import multimodal
+from tests.lib import random_params
 from tests.lib import sampling
 from tests.lib import training
 
@@ -28,14 +30,9 @@ _MIXED = (
 _INT4 = g4.quant.Int4(group_size=2)
 
 
-def _base(name, **kwargs):
-  cls = getattr(g4.testing, name)
-  return training.shallow(cls(tokens='batch.input', **kwargs))
-
-
 def _of_two_equal_layers(name, **kwargs):
   """Which `scan_layers=` makes a loop of: a shallow model has no two."""
-  base = _base(name, **kwargs)
+  base = models.base(name, **kwargs)
   kind = base.config.attention_types[0]
   return base.clone(
       config=dataclasses.replace(base.config, attention_types=(kind, kind))
@@ -45,7 +42,7 @@ def _of_two_equal_layers(name, **kwargs):
 def _params(model, *, seed=0):
   """Random parameters of the model without `quantize=`, and quantised."""
   plain = model.clone(quantize=None)
-  params = training.random_params(plain, seed=seed)
+  params = random_params.make(plain, seed=seed)
   quantized = _quantized_base.quantize(params, model.quantized)
   return plain, dequantized.tree(quantized, model.model.dtype), quantized
 
@@ -73,9 +70,7 @@ def _value_and_grads(model, params):
     ('base', 'quantize', 'settings', 'saving'),
     [
         (
-            functools.partial(
-                multimodal.base_of_one_layer, 'Gemma4_E2B', text_only=True
-            ),
+            functools.partial(models.base, 'Gemma4_E2B', cut=models.one_layer),
             # Tables too; scales of int8 have no weight's shape.
             (g4.quant.Int8(['q', 'k', 'v', 'embeddings']), *_MIXED[1:]),
             {'use_dora': True},
@@ -88,7 +83,7 @@ def _value_and_grads(model, params):
             {'scan_layers': True, 'attention': 'blockwise'},
         ),
         (
-            functools.partial(_base, 'Gemma4_26B_A4B'),
+            functools.partial(models.base, 'Gemma4_26B_A4B'),
             (g4.quant.Int8('expert_down'), *_MIXED),
             {'targets': ['q', 'v', 'experts']},
             {'remat': 'block'},
@@ -136,7 +131,7 @@ def test_towers():
       ],
   )
   plain = model.clone(quantize=None)
-  params = multimodal.random_params(plain)
+  params = random_params.with_towers(plain)
   params = _quantized_base.quantize(params, model.quantized)
   got = _towers_output(model, params)
   want = _towers_output(plain, dequantized.tree(params, jnp.float32))
@@ -146,7 +141,7 @@ def test_towers():
 def test_sampler_says_what_that_of_the_dequantized_base_says():
   """With a cache, and logits of the quantised table."""
   # In `bfloat16` a nearly equal pair of logits may change places.
-  base = training.one_layer(_base('Gemma4_31B', dtype=jnp.float32))
+  base = models.base(cut=models.one_layer, dtype=jnp.float32)
   model = g4.nn.LoRA(rank=2, model=base, quantize=_MIXED)
   plain, dense, params = _params(model)
   assert sampling.chat(model, params) == sampling.chat(plain, dense)
@@ -166,7 +161,7 @@ def _arrays_of(jaxpr):
 def test_no_weight_of_full_width_is_kept_for_the_backward_pass(name):
   model = g4.nn.LoRA(
       rank=2,
-      model=_base(name),
+      model=models.base(name),
       targets=['text', 'experts'] if 'A4B' in name else 'text',
       quantize='int8',  # Whose scales have no weight's shape.
   )
@@ -203,7 +198,10 @@ def test_no_weight_of_full_width_is_kept_for_the_backward_pass(name):
 def test_no_expert_weight_of_full_width_is_ever_there():
   """No more than a quarter of one, forward or backward."""
   model = g4.nn.LoRA(
-      rank=2, model=_base('Gemma4_26B_A4B'), targets='experts', quantize=_INT4
+      rank=2,
+      model=models.base('Gemma4_26B_A4B'),
+      targets='experts',
+      quantize=_INT4,
   )
   shapes = jax.eval_shape(model.init, jax.random.key(0), _TOKENS)['params']
   weight = shapes['layer_0']['mlp']['gating_einsum']['w']
@@ -224,7 +222,7 @@ def test_no_expert_weight_of_full_width_is_ever_there():
 
 
 def test_parameters_and_model_must_agree():
-  model = g4.nn.LoRA(rank=2, model=_base('Gemma4_31B'), quantize=_INT4)
+  model = g4.nn.LoRA(rank=2, model=models.base('Gemma4_31B'), quantize=_INT4)
   shapes = jax.eval_shape(model.init, jax.random.key(0), _TOKENS)
   for quantize, message in [
       (None, r'embedding: model not quantised, parameters int4 in groups of 2'),
@@ -249,7 +247,7 @@ def test_parameters_and_model_must_agree():
 
 
 def test_what_is_trained_in_full_cannot_be_quantized():
-  base = _base('Gemma4_31B')
+  base = models.base('Gemma4_31B')
   with pytest.raises(
       ValueError, match='modules_to_save= trains 1 parts.*input_embedding'
   ):
@@ -269,7 +267,7 @@ def test_what_is_trained_in_full_cannot_be_quantized():
 
 
 def test_init_quantizes_what_it_draws():
-  model = g4.nn.LoRA(rank=2, model=_base('Gemma4_31B'), quantize=_MIXED)
+  model = g4.nn.LoRA(rank=2, model=models.base('Gemma4_31B'), quantize=_MIXED)
   shapes = jax.eval_shape(model.init, jax.random.key(0), _TOKENS)['params']
   found = {
       path: _arrays.encoding_of(value)

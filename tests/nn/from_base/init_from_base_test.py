@@ -9,28 +9,26 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
+from tests.lib import models
 from tests.lib import multimodal
+from tests.lib import random_params
 from tests.lib import training
 
 _TOKENS = jnp.asarray(np.random.default_rng(0).integers(3, 1000, (2, 12)))
 
 
-def _model(name='Gemma4_E2B', *, dtype=jnp.float32, rank=4, **kwargs):
-  base = training.shallow(
-      getattr(g4.testing, name)(tokens='batch.input', dtype=dtype)
-  )
-  return g4.nn.LoRA(rank=rank, alpha=2 * rank, model=base, **kwargs)
+def _model(name='Gemma4_E2B', *, rank=4, **kwargs):
+  return models.lora(name, rank=rank, alpha=2 * rank, **kwargs)
 
 
 def _thin(**kwargs):
   """Of one dense layer, for what does not hang on layers."""
-  model = _model('Gemma4_31B', **kwargs)
-  return model.clone(model=training.one_layer(model.model))
+  return _model('Gemma4_31B', cut=models.one_layer, **kwargs)
 
 
 def _pending(model):
   """Random base; A and B as `model.init` leaves them."""
-  params = training.random_params(model)
+  params = random_params.make(model)
   return jax.tree_util.tree_map_with_path(
       lambda path, x: jnp.full_like(x, jnp.nan)
       if path[-1].key in ('a', 'b')
@@ -144,7 +142,7 @@ def test_towers_layer_by_layer(init):
   )
   params = jax.tree_util.tree_map_with_path(
       lambda path, x: jnp.sign(x) / 2 if 'clip' in path[-1].key else x,
-      multimodal.random_params(model),
+      random_params.with_towers(model),
   )
   before = g4.nn.linears(model, params)
   for path in [p for p in training.flat(params) if p.endswith(('.a', '.b'))]:
@@ -217,7 +215,7 @@ def test_drawn_ones_start_at_the_base_model(init):
 @pytest.mark.parametrize('init', ['gaussian', 'orthogonal'])
 def test_each_expert_draws_its_own(init):
   model = _model('Gemma4_26B_A4B', targets='experts', init_lora_weights=init)
-  model = model.clone(rank=6, model=training.one_layer(model.model))
+  model = model.clone(rank=6, model=models.one_layer(model.model))
   params = _initialised(model)
   for name, view in g4.nn.linears(model, params).items():
     a, b = np.asarray(view.lora_a), np.asarray(view.lora_b)

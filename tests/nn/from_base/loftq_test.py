@@ -8,30 +8,28 @@ import pytest
 from gemma4_lora import g4
 from gemma4_lora.nn.branches import _quantized_base
 from gemma4_lora.nn.from_base import _loftq
+from tests.lib import models
+from tests.lib import random_params
 from tests.lib import training
 
 _TOKENS = np.random.default_rng(0).integers(3, 1000, (2, 6))
 
 
 def _model(name='Gemma4_26B_A4B', **kwargs):
-  base = getattr(g4.testing, name)(tokens='batch.input', dtype=jnp.float32)
-  return g4.nn.LoRA(
-      model=training.shallow(base),
-      **dict(
-          rank=3,
-          alpha=6,
-          targets=['text', 'experts'],
-          quantize=g4.quant.NF4(group_size=2),
-          init_lora_weights='loftq',
-      )
-      | kwargs,
-  )
+  settings = {
+      'rank': 3,
+      'alpha': 6,
+      'targets': ['text', 'experts'],
+      'quantize': g4.quant.NF4(group_size=2),
+      'init_lora_weights': 'loftq',
+  }
+  return models.lora(name, **settings | kwargs)
 
 
 def _set(model):
   """Parameters before they are quantised, and with A and B set."""
   plain = model.clone(quantize=None, init_lora_weights='default')
-  params = training.random_params(plain)
+  params = random_params.make(plain)
   quantized = _quantized_base.quantize(params, model.quantized)
   loftq = _loftq.LoftQ(model)
   flat = training.flat(params)
@@ -110,7 +108,7 @@ def test_first_step_is_nearer_to_the_released_model():
 
 def test_pending_until_the_base_is_restored():
   model = _model('Gemma4_31B', targets='q')
-  model = model.clone(model=training.one_layer(model.model))
+  model = model.clone(model=models.one_layer(model.model))
   tokens = jnp.ones((1, 3), jnp.int32)
   params = jax.jit(model.init)(jax.random.key(0), tokens)['params']
   assert np.isnan(params['layer_0']['attn']['q_einsum']['lora']['q']['a']).all()

@@ -1,5 +1,6 @@
 """`g4.nn.check`: each kind of LoRA that does nothing, or not all, is named."""
 
+import functools
 import json
 
 from gemma import peft
@@ -11,13 +12,12 @@ import safetensors.numpy
 
 from gemma4_lora import g4
 from gemma4_lora.nn.inspect import _agreement
-from tests.lib import training
+from tests.lib import models
+from tests.lib import random_params
 
-
-def _model(name='Gemma4_31B', **kwargs):
-  base = getattr(g4.testing, name)(tokens='batch.input', dtype=jnp.float32)
-  kwargs = {'targets': ['q', 'v', 'down']} | kwargs
-  return g4.nn.LoRA(rank=2, alpha=4, model=training.shallow(base), **kwargs)
+_model = functools.partial(
+    models.lora, rank=2, alpha=4, targets=['q', 'v', 'down']
+)
 
 
 def _without_base(params):
@@ -26,13 +26,13 @@ def _without_base(params):
 
 def _moe():
   model = _model('Gemma4_26B_A4B', targets='experts')
-  return model, _without_base(training.random_params(model))
+  return model, _without_base(random_params.make(model))
 
 
 @pytest.fixture(scope='module', name='sound')
 def _sound():
   model = _model()
-  return model, training.random_params(model)
+  return model, random_params.make(model)
 
 
 def _with(params, change):
@@ -153,9 +153,9 @@ def test_weights_fused_with_something_else(sound):
 @pytest.fixture(scope='module', name='rounded')
 def _rounded():
   """In bfloat16, with a LoRA that is larger than the base."""
-  base = training.shallow(g4.testing.Gemma4_31B(tokens='batch.input'))
+  base = models.base()
   model = g4.nn.LoRA(rank=2, targets=['q', 'v', 'down'], model=base)
-  return model, training.random_params(model)
+  return model, random_params.make(model)
 
 
 def test_rounding_of_a_large_lora_is_no_problem(rounded):
@@ -211,7 +211,7 @@ def test_without_the_base(sound):
 
 def test_copies_that_were_not_trained():
   model = _model(targets='q', modules_to_save='final_norm')
-  params = training.random_params(model)
+  params = random_params.make(model)
   params['final_norm']['lora']['scale'] = params['final_norm']['scale']
   report = g4.nn.check(model, params)
   assert 'zero in 1 of 3 projections: final_norm' in str(report)
@@ -266,7 +266,7 @@ def test_a_file_that_lacks_some(saved, tmp_path):
   model, lora, _ = saved
   fewer = _model(targets=['q', 'v'])
   path = tmp_path / 'fewer'
-  params = training.random_params(fewer)
+  params = random_params.make(fewer)
   g4.hf.save_peft(path, model=fewer, params=_without_base(params))
   text = str(g4.nn.check(model, lora, file=path))
   assert 'has 3 projections and the model 5: 2 are missing: layer_0.mlp' in text
@@ -289,7 +289,7 @@ def test_a_file_of_another_step_or_scale(saved):
 def test_a_file_that_vllm_reads_otherwise(tmp_path):
   targets = [g4.targets.Rule('q', rank=4), 'down']
   model = _model(targets=targets)
-  lora = _without_base(training.random_params(model))
+  lora = _without_base(random_params.make(model))
   g4.hf.save_peft(tmp_path / 'lora', model=model, params=lora)
   report = g4.nn.check(model, lora, file=tmp_path / 'lora')
   assert report.ok

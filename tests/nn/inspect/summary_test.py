@@ -6,13 +6,15 @@ import jax
 import pytest
 
 from gemma4_lora import g4
+from tests.lib import models
+from tests.lib import random_params
 from tests.lib import training
 
 
 def test_counts_are_those_of_the_parameters():
   model = g4.nn.LoRA(rank=3, model=g4.testing.Gemma4_E2B())
   summary = g4.nn.summary(model)
-  params = training.random_params(model)
+  params = random_params.make(model)
   sizes = {path: x.size for path, x in training.flat(params).items()}
   assert summary.total == sum(sizes.values())
   lora = [size for path, size in sizes.items() if '.lora.' in path]
@@ -196,10 +198,10 @@ def test_bits_of_a_quantized_base_are_those_of_its_arrays():
           g4.quant.NF4(['q', 'k', 'v'], group_size=2),
           g4.quant.Int4(group_size=2),
       ],
-      model=training.shallow(g4.testing.Gemma4_26B_A4B()),
+      model=models.base('Gemma4_26B_A4B'),
   )
   summary = g4.nn.summary(model)
-  params = training.random_params(model)
+  params = random_params.make(model)
   base = jax.tree.leaves(peft.split_params(params).original)
   bits = sum(x.size * jax.dtypes.itemsize_bits(x.dtype) for x in base)
   assert sum(part.num_bits for part in summary.base) == bits

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
-from tests.lib import training
+from tests.lib import models
+from tests.lib import random_params
 
 _TOKENS = jnp.arange(3, 27).reshape(2, 12)
 
 
 def test_changes_nothing_around_a_model_without_experts():
-  model = training.shallow(g4.testing.Gemma4_31B())
-  params = training.random_params(model)
+  model = models.base()
+  params = random_params.make(model)
   fixed = g4.nn.RouterFix(model=model)
   np.testing.assert_array_equal(
       fixed.apply({'params': params}, _TOKENS).logits,
@@ -23,9 +24,9 @@ def test_changes_nothing_around_a_model_without_experts():
 
 def test_router_reads_the_blocks_own_input():
   """Scaling `pre_ffw_norm` must not move the router: it stands behind it."""
-  model = training.shallow(g4.testing.Gemma4_26B_A4B(dtype=jnp.float32))
+  model = models.base('Gemma4_26B_A4B', dtype=jnp.float32)
   model = g4.nn.RouterFix(model=model)
-  params = training.random_params(model)
+  params = random_params.make(model)
 
   def router_logits(params):
     _, state = model.apply(
@@ -43,9 +44,9 @@ def test_router_reads_the_blocks_own_input():
 
 
 def test_lora_with_no_target_in_a_layer_mends_its_router_too():
-  base = training.shallow(g4.testing.Gemma4_26B_A4B())
+  base = models.base('Gemma4_26B_A4B')
   model = g4.nn.LoRA(rank=2, targets='layer_1.attn.q', model=base)
-  params = training.random_params(model)
+  params = random_params.make(model)
   lora = params['layer_1']['attn']['q_einsum'].pop('lora')
   want = g4.nn.RouterFix(model=base).apply({'params': params}, _TOKENS).logits
   lora['q']['b'] *= 0

@@ -1,0 +1,87 @@
+"""Random parameters of models, without compiling `model.init`.
+
+Each function draws them for another purpose; all give no leaf a trivial value.
+Shapes are traced once per process. Arrays are new in each call, since a
+training step may overwrite them.
+"""
+
+import functools
+from typing import Any
+
+from flax import linen as nn
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gemma4_lora import g4
+from gemma4_lora.gemma4 import _upstream
+from gemma4_lora.testing import _checkpoints
+
+
+def shapes(model: nn.Module) -> dict[str, Any]:
+  """Returns shapes and dtypes of the parameters that text uses."""
+  return _traced(model, jax.config.jax_enable_x64)
+
+
+@functools.cache
+def _traced(model: nn.Module, _: bool) -> dict[str, Any]:
+  tokens = jax.ShapeDtypeStruct((1, 4), np.int32)
+  return jax.eval_shape(model.init, jax.random.key(0), tokens)['params']
+
+
+def make(model: nn.Module, *, seed: int = 0) -> dict[str, Any]:
+  """Returns scales about 1, and matrices, A and B of one size: 0.2."""
+  rng = np.random.default_rng(seed)
+
+  def draw(x):
+    offset = 1.0 if x.ndim < 2 else 0.0
+    value = offset + 0.2 * rng.standard_normal(x.shape, np.float32)
+    return jnp.asarray(value, x.dtype)
+
+  return jax.tree.map(draw, shapes(model))
+
+
+def like_init(model: nn.Module) -> dict[str, Any]:
+  """Returns sizes as `model.init` gives them, and B as if it was trained.
+
+  With those of `make`, the model's own float32 error is larger than 1e-5.
+  """
+
+  def scale(path, x):
+    if x.ndim < 2:
+      return x
+    is_b = path[-1].key == 'b'
+    return x / 4 if is_b else 5 * x * np.prod(x.shape[:-1]) ** -0.5
+
+  return jax.tree_util.tree_map_with_path(scale, make(model))
+
+
+def with_towers(model: nn.Module) -> dict[str, Any]:
+  """Returns values as of a random checkpoint; clip bounds are about 3."""
+  return as_released(_traced_with_towers(model))
+
+
+@functools.cache
+def _traced_with_towers(model: nn.Module) -> dict[str, Any]:
+  return _upstream.abstract_params(model)
+
+
+def as_released(tree: Any, *, seed: int = 0) -> dict[str, Any]:
+  """Returns values as of a random checkpoint, in a structure of shapes."""
+  params = _checkpoints.random_params(tree, seed=seed)
+  return jax.tree.map(jnp.asarray, params)
+
+
+def lora(model: g4.nn.LoRA, *, seed: int = 0) -> dict[str, Any]:
+  """Returns the LoRA leaves alone, nested, in NumPy; scales are about 1."""
+  rng = np.random.default_rng(seed)
+  norms = {part.path for part in model.saved if part.row.group == 'norms'}
+  leaves = {}
+  for path, shape in model.lora_shapes.items():
+    if path in norms or path.endswith('.m'):
+      leaf = rng.uniform(0.8, 1.2, shape)
+    else:
+      leaf = rng.normal(0, 0.1 if path.endswith('.b') else 0.2, shape)
+    leaves[path] = leaf.astype(np.float32)
+  return traverse_util.unflatten_dict(leaves, sep='.')
