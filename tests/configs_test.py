@@ -18,7 +18,7 @@ from tests.lib import training
 
 with konfig.imports():
   from gemma4_lora import g4 as lazy
-  from tests.lib import training as lazy_training
+  from tests.lib import models as lazy_models
 
 _ROOT = shipped.ROOT
 _CONFIGS = shipped.CONFIGS
@@ -110,7 +110,7 @@ def test_quickstart_trains_evaluates_samples_and_saves(tmp_path, capsys):
   )
   # Five programs of it are compiled: of the smallest model. The notebook
   # `lora_finetuning` has the quickstart's own.
-  base = cfg.model.model = lazy_training.one_layer(
+  base = cfg.model.model = lazy_models.one_layer(
       lazy.testing.Gemma4_31B(tokens=cfg.model.model.tokens)
   )
   cfg.init_transform.wrapped.path = lazy.testing.RandomCheckpoint(

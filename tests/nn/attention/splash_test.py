@@ -206,7 +206,7 @@ def _plan(topology):
     from kauldron import kd as kd_
 
     from gemma4_lora import g4 as g4_
-    from tests.lib import training as training_
+    from tests.lib import models
   # pylint: enable=g-import-not-at-top
 
   cfg = plan_configs.config(
@@ -215,7 +215,7 @@ def _plan(topology):
       ),
       trainstep=g4_.train.TrainStep(),
   )
-  cfg.model.model = training_.wide_heads(cfg.model.model)
+  cfg.model.model = models.wide_heads(cfg.model.model)
   cfg.model.attention = 'splash'
   cfg.model.remat = 'attention'
   return g4.tpu.plan(cfg, topology=topology, batch=8, length=256, cache=None)
