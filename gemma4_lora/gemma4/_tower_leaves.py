@@ -20,7 +20,8 @@ def vision(config: _upstream.TransformerConfig) -> Iterator[Leaf]:
   if tower is None:
     return
   width = tower.d_model
-  yield _vision(
+  yield _leaf(
+      'vision',
       _names.POSITIONS,
       'patch_embedder.position_embedding_table',
       (*tower.pos_emb_shape_yx, width),
@@ -30,7 +31,8 @@ def vision(config: _upstream.TransformerConfig) -> Iterator[Leaf]:
   yield from _vision_norms(tower)
   if tower.standardize_embeddings:
     for name in ('bias', 'scale'):
-      yield _vision(
+      yield _leaf(
+          'vision',
           f'vision_encoder.standardize.{name}',
           f'std_{name}',
           (width,),
@@ -49,7 +51,8 @@ def _vision_norms(tower: _upstream.VisionEncoder) -> Iterator[Leaf]:
       ('pre_ffw_norm', 'pre_feedforward_layernorm', width),
       ('post_ffw_norm', 'post_feedforward_layernorm', width),
   ):
-    yield _vision(
+    yield _leaf(
+        'vision',
         f'{_names.VISION_BLOCK}.{name}.scale',
         f'encoder.layers.*.{hf_name}',
         (tower.num_layers, length),
@@ -57,29 +60,6 @@ def _vision_norms(tower: _upstream.VisionEncoder) -> Iterator[Leaf]:
         group='norms',
         stacked=True,
     )
-
-
-def _vision(
-    path: str,
-    hf_name: str,
-    shape: tuple[int, ...],
-    *,
-    projection: str,
-    group: str,
-    stacked: bool = False,
-) -> Leaf:
-  return Leaf(
-      tower='vision',
-      layer=None,
-      projection=projection,
-      group=group,
-      path=path,
-      shape=shape,
-      axes=('vision_encoder',) * len(shape),
-      stacked=stacked,
-      hf_name=f'vision_tower.{hf_name}',
-      is_hf_module=group == 'norms',
-  )
 
 
 def audio(config: _upstream.TransformerConfig) -> Iterator[Leaf]:
@@ -91,13 +71,18 @@ def audio(config: _upstream.TransformerConfig) -> Iterator[Leaf]:
   for i, (fewer, more) in enumerate(itertools.pairwise((1, *channels))):
     hf_name = f'subsample_conv_projection.layer{i}'
     yield _kernel(
-        f'feature.subsampling_{i}', f'{hf_name}.conv', (3, 3, fewer, more)
+        f'audio_encoder.feature.subsampling_{i}',
+        f'{hf_name}.conv',
+        (3, 3, fewer, more),
     )
-    yield _audio_norm(f'feature.norm_{i}', f'{hf_name}.norm', more)
+    yield _audio_norm(
+        f'audio_encoder.feature.norm_{i}', f'{hf_name}.norm', more
+    )
   for layer in range(tower.num_layers):
     yield from _audio_layer(tower, layer)
-  yield _audio(
-      'output_projection.bias',
+  yield _leaf(
+      'audio',
+      'audio_encoder.output_projection.bias',
       'output_proj.bias',
       (tower.lm_model_dims,),
       projection='bias',
@@ -110,7 +95,7 @@ def _audio_layer(
 ) -> Iterator[Leaf]:
   """The leaves of one layer, in the order of the forward pass."""
   width = tower.model_dims
-  path = f'conformer/stacked_layers_{layer}'
+  path = f'audio_encoder.conformer/stacked_layers_{layer}'
   hf_path = f'layers.{layer}'
 
   def norm(name, hf_name):
@@ -121,7 +106,8 @@ def _audio_layer(
   for name in ('pre_layer_norm', 'post_layer_norm'):
     yield norm(f'fflayer_start.{name}', f'feed_forward1.{name}')
   yield norm('trans_atten.pre_norm', 'norm_pre_attn')
-  yield _audio(
+  yield _leaf(
+      'audio',
       f'{path}.trans_atten.self_atten.per_dim_scale',
       f'{hf_path}.self_attn.per_dim_scale',
       (width // tower.atten_num_heads,),
@@ -146,7 +132,8 @@ def _audio_layer(
 def _audio_norm(
     path: str, hf_name: str, size: int, layer: int | None = None
 ) -> Leaf:
-  return _audio(
+  return _leaf(
+      'audio',
       f'{path}.scale',
       hf_name,
       (size,),
@@ -160,7 +147,8 @@ def _kernel(
     path: str, hf_name: str, shape: tuple[int, ...], layer: int | None = None
 ) -> Leaf:
   """A convolution's `[*window, in, out]`; its tensor is `[out, in, *window]`."""
-  return _audio(
+  return _leaf(
+      'audio',
       f'{path}.kernel',
       f'{hf_name}.weight',
       shape,
@@ -170,7 +158,8 @@ def _kernel(
   )
 
 
-def _audio(
+def _leaf(
+    tower: str,
     path: str,
     hf_name: str,
     shape: tuple[int, ...],
@@ -178,15 +167,17 @@ def _audio(
     projection: str,
     group: str,
     layer: int | None = None,
+    stacked: bool = False,
 ) -> Leaf:
   return Leaf(
-      tower='audio',
+      tower=tower,
       layer=layer,
       projection=projection,
       group=group,
-      path=f'audio_encoder.{path}',
+      path=path,
       shape=shape,
-      axes=('audio_encoder',) * len(shape),
-      hf_name=f'audio_tower.{hf_name}',
+      axes=(f'{tower}_encoder',) * len(shape),
+      stacked=stacked,
+      hf_name=f'{tower}_tower.{hf_name}',
       is_hf_module=group == 'norms',
   )
