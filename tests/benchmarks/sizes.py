@@ -85,23 +85,20 @@ class Size:
   def model(self, **kwargs: Any) -> Any:
     """Returns gemma's model, for text."""
     from gemma import gm
-    from gemma.gm.nn.gemma4 import _config
-    from gemma.gm.nn.gemma4 import _modules
     import jax.numpy as jnp
 
-    types = _modules.AttentionType
+    from gemma4_lora.gemma4 import _upstream
+
     kwargs = {'tokens': 'batch.input', 'text_only': True} | kwargs
     model = gm.nn.Gemma4_E2B(dtype=jnp.dtype(self.dtype), **kwargs)
-    sharing = _config.KVCacheSharingConfig(
+    sharing = _upstream.KVCacheSharingConfig(
         frac_shared_layers=self.num_shared / self.num_layers,
         share_global=True,
         share_local=True,
     )
     config = dataclasses.replace(
         model.config,
-        attention_types=tuple(
-            types.GLOBAL if x else types.LOCAL_SLIDING for x in self.is_global
-        ),
+        attention_types=_upstream.attention_types(self.is_global),
         embed_dim=self.width,
         hidden_dim=4 * self.width,
         override_kv_shared_ffw_hidden=8 * self.width,
