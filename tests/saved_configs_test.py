@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from gemma4_lora import g4
+from tests.lib import shipped
 
 _DATA = pathlib.Path(__file__).parent / 'testdata'
 _CONFIGS = sorted((_DATA / 'configs_df3812f').glob('*.json'))
@@ -64,12 +65,7 @@ def test_each_shipped_config_is_there():
 @pytest.mark.parametrize('path', _CONFIGS, ids=lambda path: path.stem)
 def test_a_saved_config_resolves(path, tmp_path):
   cfg = konfig.ConfigDict(json.loads(path.read_text()))
-  cfg.workdir = str(tmp_path)
-  trainer = konfig.resolve(cfg)
-  assert isinstance(trainer, kd.train.Trainer)
-  assert isinstance(trainer.model, g4.nn.LoRA)
-  assert isinstance(trainer.init_transform, g4.ckpts.SkipLoRA4)
-  assert isinstance(trainer.trainstep, g4.train.TrainStep)
+  trainer = shipped.resolved(cfg, tmp_path)
   assert isinstance(trainer.optimizer, optax.GradientTransformation)
   assert isinstance(
       trainer.checkpointer, kd.ckpts.Checkpointer | g4.ckpts.LoRACheckpointer

@@ -10,6 +10,7 @@ from absl import flags
 from kauldron import kd
 from kauldron import konfig
 
+from gemma4_lora import g4
 from tests.lib import models
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -34,6 +35,17 @@ def module(path):
 def config(path, **args):
   loaded = module(path)
   return loaded.get_config(*([loaded.ConfigArgs(**args)] if args else []))
+
+
+def resolved(cfg, workdir):
+  """Returns the config's trainer; it is one of LoRA, by its parts."""
+  cfg.workdir = str(workdir)
+  trainer = konfig.resolve(cfg)
+  assert isinstance(trainer, kd.train.Trainer)
+  assert isinstance(trainer.model, g4.nn.LoRA)
+  assert isinstance(trainer.init_transform, g4.ckpts.SkipLoRA4)
+  assert isinstance(trainer.trainstep, g4.train.TrainStep)
+  return trainer
 
 
 def by_flags(path, *overrides):
