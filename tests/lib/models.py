@@ -69,20 +69,20 @@ def lora(
     name: str = 'Gemma4_31B',
     *,
     cut: Callable[[nn.Module], nn.Module] = shallow,
-    dtype: Any = jnp.float32,
+    base_dtype: Any = jnp.float32,
     text_only: bool = True,
     images: str | None = None,
     **settings: Any,
 ) -> g4.nn.LoRA:
-  """Returns a tiny model with LoRA, in float32 unless `dtype=` differs.
+  """Returns a tiny model with LoRA, its base in float32.
 
   Args:
     name: Name of a class in `g4.testing`.
     cut: Which layers to keep: `shallow`, `one_layer` or `whole`.
-    dtype: The model's dtype.
+    base_dtype: Dtype of the base model; `dtype=` is that of A and B.
     text_only: Whether to drop the towers.
     images: Key of the images.
     **settings: Arguments of `g4.nn.LoRA`.
   """
-  kwargs = {'dtype': dtype, 'text_only': text_only, 'images': images}
+  kwargs = {'dtype': base_dtype, 'text_only': text_only, 'images': images}
   return g4.nn.LoRA(model=base(name, cut=cut, **kwargs), **settings)

@@ -126,7 +126,7 @@ def test_a_start_that_changes_the_base():
 
 def test_sums_are_rounded_once():
   """Two branches' worth of float32 sums, in a bfloat16 weight."""
-  model = _lora('Gemma4_31B', dtype=jnp.bfloat16, targets=['k', 'v'])
+  model = _lora('Gemma4_31B', base_dtype=jnp.bfloat16, targets=['k', 'v'])
   params = random_params.like_init(model)
   fused = g4.nn.fuse_params(model, params)
   views = g4.nn.linears(model, params)

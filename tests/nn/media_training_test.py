@@ -46,7 +46,7 @@ class _WithImages(grain.RandomAccessDataSource):
 _model = functools.partial(
     models.lora,
     cut=models.one_layer,
-    dtype=jnp.bfloat16,
+    base_dtype=jnp.bfloat16,
     text_only=False,
     images='batch.images',
     rank=2,

@@ -79,7 +79,7 @@ def test_the_plain_model_reads_what_was_fused(name, settings):
 
 
 def test_sums_with_a_dequantized_weight_are_rounded_once():
-  model = _model(dtype=jnp.bfloat16, targets=['up', 'down'])
+  model = _model(base_dtype=jnp.bfloat16, targets=['up', 'down'])
   params = _params(model)
   fused = g4.nn.fuse_params(model, params)
   for name, eqn, slot in (

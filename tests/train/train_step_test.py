@@ -18,7 +18,7 @@ from tests.lib import training
 _model = functools.partial(
     models.lora,
     cut=models.one_layer,
-    dtype=jnp.bfloat16,
+    base_dtype=jnp.bfloat16,
     rank=4,
     dropout=0.1,
 )

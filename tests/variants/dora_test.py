@@ -123,7 +123,7 @@ def test_equals_the_model_with_merged_weights(name):
 def test_step_0_is_the_base_model(name, jit, dtype):
   """Bitwise in bfloat16; in float32 up to the rounding of the norms."""
   wrap = jax.jit if jit else lambda f: f
-  model = _model(name, dtype=dtype)
+  model = _model(name, base_dtype=dtype)
   params = random_params.make(model)
   _start(model, params)
   got = wrap(lambda p: _logits(model, p))(params)
@@ -135,7 +135,7 @@ def test_step_0_is_the_base_model(name, jit, dtype):
 
 
 def test_init_sets_magnitudes_to_the_norms_of_its_own_base():
-  model = _of_one_layer('Gemma4_31B', dtype=jnp.bfloat16)
+  model = _of_one_layer('Gemma4_31B', base_dtype=jnp.bfloat16)
   params = jax.jit(model.init)(jax.random.key(0), _TOKENS)['params']
   for name, view in g4.nn.linears(model, params).items():
     assert view.lora_m.dtype == jnp.float32

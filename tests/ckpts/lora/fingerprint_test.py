@@ -16,7 +16,9 @@ from gemma4_lora.testing import _checkpoints
 from tests.lib import models
 from tests.lib import random_params
 
-_model = functools.partial(models.lora, dtype=jnp.bfloat16, rank=4, alpha=8.0)
+_model = functools.partial(
+    models.lora, base_dtype=jnp.bfloat16, rank=4, alpha=8.0
+)
 
 
 def _describe(model, params=None):

@@ -21,7 +21,7 @@ from tests.lib import states
 from tests.lib import training
 
 _model = functools.partial(
-    models.lora, dtype=jnp.bfloat16, rank=2, use_dora=True
+    models.lora, base_dtype=jnp.bfloat16, rank=2, use_dora=True
 )
 
 

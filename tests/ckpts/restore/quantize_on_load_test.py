@@ -34,7 +34,7 @@ _INT4 = (g4.quant.Int4(group_size=2),)
 def _model(variant, quantize, **kwargs):
   # 31B is for what does not hang on layers.
   cut = models.one_layer if '31B' in variant else models.shallow
-  settings = {'dtype': jnp.bfloat16, 'rank': 2, 'quantize': quantize}
+  settings = {'base_dtype': jnp.bfloat16, 'rank': 2, 'quantize': quantize}
   return models.lora(variant, cut=cut, **settings, **kwargs)
 
 

@@ -245,7 +245,7 @@ def test_forgotten_in_a_config(tmp_path):
 
 def test_trains_and_resumes_bitwise(tmp_path):
   """The base has changed: Kauldron's own checkpoint has it whole."""
-  model = _thin(dtype=jnp.bfloat16, init_lora_weights='olora')
+  model = _thin(base_dtype=jnp.bfloat16, init_lora_weights='olora')
   released = g4.testing.make_checkpoint(model.model, tmp_path / 'released')
 
   def run(workdir, num_train_steps):
