@@ -3,11 +3,16 @@
 import os
 from typing import Any
 
+import numpy as np
+
+from gemma4_lora import _trees
 from gemma4_lora import nn
 from gemma4_lora.ckpts import _requests
 from gemma4_lora.ckpts import _save_quantized
+from gemma4_lora.ckpts.restore import _quantize_on_load
 from gemma4_lora.ckpts.restore import _restore
 from gemma4_lora.ckpts.sources import _quantized_leaves
+from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.host import _new_folder
 from gemma4_lora.runs import _called_base
 from gemma4_lora.runs import _model_base
@@ -55,7 +60,7 @@ def _restored(
   """Returns the quantised base, and where it is from."""
   base = _model_base.abstract(model)
   if _requests.unknown(init_transform):
-    params = _called_base.call(model, init_transform, base, who=who)
+    params = _called(model, init_transform, base, who=who)
     return params, _called_base.describe(init_transform)
   request = _requests.base_request(init_transform)
   if request is None:
@@ -66,3 +71,30 @@ def _restored(
     )
   params = _restore.restore({'params': base}, request)['params']
   return params, str(request.path)
+
+
+def _called(
+    model: nn.LoRA, init_transform: Any, base: dict[str, Any], *, who: str
+) -> dict[str, Any]:
+  """Returns the quantised base that a transform of a user's own gives.
+
+  It is called as training calls it, with the leaves quantised. If it cannot
+  take them so, it gets a base that is not quantised, which is quantised then.
+
+  Args:
+    model: The config's model.
+    init_transform: The config's.
+    base: Shapes and dtypes of the base, as the model holds it.
+    who: The command, for messages.
+  """
+  try:
+    return _called_base.call(model, init_transform, base, who=who)
+  except ValueError:
+    dense = _upstream.abstract_params(model.model)
+    params = _called_base.call(model, init_transform, dense, who=who)
+  for name, encoding in model.quantized.items():
+    path = _trees.parts(name)
+    array = np.asarray(_trees.get_at(params, path))
+    made = _quantize_on_load.quantize(array, encoding)
+    params = _trees.replace_at(params, path, made.value)
+  return params

@@ -82,7 +82,7 @@ def _merged(model, params):
       # [*in, r] and [r, *out] to a matrix, and into the weight's own order.
       delta = 2.0 * a[pick].reshape(-1, 3) @ b[pick].reshape(3, -1)
       target += _ordered(delta, row.projection, row.tower, target.shape)
-      if linear.use_dora:
+      if model.use_dora:
         m = np.asarray(flat[f'{row.lora_path}.m'], np.float64)[pick].ravel()
         norm = np.linalg.norm(_matrix(target, row), axis=0)
         ratio = np.broadcast_to(m / norm, delta.shape)
@@ -262,7 +262,7 @@ def _check_reached(model, grads):
   for path, grad in flat.items():
     assert np.isfinite(grad).all(), path
   for linear in model.adapted:
-    for leaf in 'abm' if linear.use_dora else 'ab':
+    for leaf in 'abm' if model.use_dora else 'ab':
       grad = flat[f'{linear.row.lora_path}.{leaf}']
       layers = grad if linear.row.stacked else grad[None]
       for layer in layers:

@@ -156,6 +156,31 @@ def test_quantize_writes_what_the_transform_gives(released, tmp_path):
   )
 
 
+def test_quantize_doubles_a_weight_that_it_quantises(released, tmp_path):
+  """The transform multiplies an array; training would give it codes."""
+  path, _ = released
+  model = g4.nn.LoRA(rank=2, targets='q', quantize='int8', model=_base_model())
+  codes = {}
+  for name, load in {
+      'plain': g4.ckpts.PartialLoad(path=path),
+      'doubled': own_transforms.Doubled(path=path),
+  }.items():
+    _quantize.quantize_checkpoint(
+        tmp_path / name,
+        model=model,
+        init_transform=g4.ckpts.SkipLoRA4(wrapped=load),
+        who=_WHO,
+    )
+    shapes, _ = _trees.split_lora(_upstream.abstract_params(model))
+    load = g4.ckpts.PartialLoad(path=tmp_path / name)
+    params = load.transform(states.wrap(shapes)).params
+    codes[name] = _trees.flatten(params)
+  weight = own_transforms.DOUBLED
+  for leaf, value in codes['plain'].items():
+    factor = 2 if leaf == (*weight, 'scales') else 1
+    np.testing.assert_array_equal(codes['doubled'][leaf], value * factor)
+
+
 def test_what_pissa_took_is_not_given_back(released):
   path, _ = released
   model = g4.nn.LoRA(
