@@ -199,7 +199,7 @@ def load_lora(
   ```
 
   Args:
-    path: As of `g4.ckpts.LoadLoRA`.
+    path: See `g4.ckpts.LoadLoRA`.
     model: A `g4.nn.LoRA` with the settings of the file.
     params: The base, nested. LoRA leaves among them are replaced.
     **kwargs: Of `g4.ckpts.LoadLoRA`: `step`, `missing`, ...

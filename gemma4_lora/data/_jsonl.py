@@ -74,7 +74,7 @@ class Jsonl(kd.data.py.DataSourceBase):
   `ChatTask`.
 
   Attributes:
-    path: Of the file.
+    path: The file's path.
   """
 
   path: epath.PathLike

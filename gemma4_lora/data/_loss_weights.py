@@ -11,7 +11,7 @@ def check(
   """Raises for weights that train nothing, or that the mask cannot hold.
 
   Args:
-    weights: Of each token of an example, f32 `[L]`.
+    weights: The weight of each token of an example, f32 `[L]`.
     style: Its policies decide what has a weight.
     token_weights: Whether the mask holds weights, not bools.
 

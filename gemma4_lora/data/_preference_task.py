@@ -45,12 +45,12 @@ class PreferenceTask(_row_task.RowTask, grain.MapTransform):
   conversations.
 
   Attributes:
-    layout: As of `ChatTask`.
+    layout: See `ChatTask`.
     in_prompt: Key of the prompt.
     in_chosen: Key of the preferred answer.
     in_rejected: Key of the other.
-    in_system: As of `ChatTask`.
-    in_tools: As of `ChatTask`.
+    in_system: See `ChatTask`.
+    in_tools: See `ChatTask`.
     out_input: Key to write the model's input to.
     out_target: Key to write the labels to.
     out_target_mask: Key to write the mask of the answers to.
@@ -58,9 +58,9 @@ class PreferenceTask(_row_task.RowTask, grain.MapTransform):
     tokenizer: A Gemma 4 tokenizer.
     max_length: Length of each of the two, in tokens.
     truncate: Whether to cut longer ones at the end. If False they are an error.
-    thinking: As of `ChatTask`.
-    template: As of `ChatTask`.
-    enable_thinking: As of `ChatTask`.
+    thinking: See `ChatTask`.
+    template: See `ChatTask`.
+    enable_thinking: See `ChatTask`.
     max_malformed: As of `ChatTask`. Two answers of the same tokens are
       malformed, too: there is nothing to prefer.
   """

@@ -4,6 +4,7 @@ Rows name modules below that: `layers.0.self_attn.q_proj`,
 `vision_tower.encoder.layers.0.mlp.up_proj.linear`.
 """
 
+from collections.abc import Iterable
 from collections.abc import Iterator
 
 _Prefixes = tuple[str, str | None]
@@ -35,6 +36,16 @@ def prefix(base_model_class: str, tower: str) -> str | None:
   """Returns what stands before the names of a tower, None if it has no such."""
   text, towers = _BY_CLASS[base_model_class]
   return text if tower == 'text' else towers
+
+
+def towers_beside(text_prefix: str) -> str | None:
+  """Returns the prefix of towers by that of the text, None without towers."""
+  return _TOWER_PREFIXES[0] if is_multimodal([text_prefix]) else None
+
+
+def is_multimodal(modules: Iterable[str]) -> bool:
+  """Whether modules are named as in the class that has towers."""
+  return any('language_model.' in name for name in modules)
 
 
 def prefixes(tower: str) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """The table of the leaves that are no linears: norms, embeddings, scalars.
 
 LoRA cannot adapt them, but they can be trained in full. With `_linears` they
-are all that a Gemma 4 model has but for clip bounds, which stay frozen.
+are all that a Gemma 4 model has except clip bounds, which stay frozen.
 """
 
 from collections.abc import Iterator

@@ -15,9 +15,9 @@ PER_LAYER_EMBEDDINGS = 'embedder.per_layer_embeddings'
 TABLES = (EMBEDDING, PER_LAYER_EMBEDDINGS)
 
 POSITIONS = 'vision_encoder.entry.pos_emb'
-# Whose leaves have the layers along their first axis.
+# The scope whose leaves have the layers along their first axis.
 VISION_BLOCK = 'vision_encoder.transformer.stacked_layers.block'
-# Of a linear's scope, behind `clip_`.
+# Leaves of a linear's scope, after `clip_`.
 CLIP_BOUNDS = ('input_min', 'input_max', 'output_min', 'output_max')
 
 # The linears of MLPs are bare arrays in `model.init`, which makes them in their

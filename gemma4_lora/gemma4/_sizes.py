@@ -14,7 +14,7 @@ class Size:
   """One released model.
 
   Attributes:
-    name: Of its class, and of its tiny twin in `g4.testing`.
+    name: The name of its class, and of its tiny twin in `g4.testing`.
     namespace: Where users find the class: `gm.nn` or `g4.nn`.
     module: Where the class is.
   """

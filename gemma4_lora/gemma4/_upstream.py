@@ -71,7 +71,7 @@ def without_bias(module: nn.Module, output: jax.Array) -> jax.Array:
 
   Args:
     module: One of `LINEARS`, once its call has made its parameters.
-    output: Of its call.
+    output: What its call returned.
   """
   bias = module.get_variable('params', 'bias')
   return output if bias is None else output - bias.astype(output.dtype)
@@ -158,8 +158,8 @@ def einsum_of(
 
   Args:
     module: One of `LINEARS`.
-    args: Of its call.
-    kwargs: Of its call.
+    args: Positional arguments of its call.
+    kwargs: Keyword arguments of its call.
 
   Returns:
     The einsum, and the input.
@@ -207,7 +207,7 @@ def init_inputs(config: TransformerConfig) -> dict[str, Any]:
   nor the towers' projections into the text width.
 
   Args:
-    config: Of the model; without towers, tokens are enough.
+    config: The model's config; without towers, tokens are enough.
   """
   inputs: dict[str, Any] = {'tokens': jnp.ones((1, 4), jnp.int32)}
   if config.vision_encoder is not None:

@@ -52,7 +52,8 @@ def _cut(host: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
   parts = sharding.addressable_devices_indices_map(host.shape)
 
   def put(device):
-    # NumPy's memory is none that a training step may overwrite.
+    # A training step may overwrite its state, so the NumPy buffer must be
+    # copied.
     part = jax.device_put(host[parts[device]], device, may_alias=False)
     return jax.block_until_ready(part)
 

@@ -20,7 +20,7 @@ def check_free(
   """Returns where a folder may be made.
 
   Args:
-    path: Of the folder. A link is followed.
+    path: The folder's path. A link is followed.
     overwrite: Whether there may be a folder already.
     who: The function that asks, for messages.
     how: How the user of it allows that.

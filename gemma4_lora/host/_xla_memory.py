@@ -32,8 +32,8 @@ def filled(
   """Returns an array that a function fills.
 
   Args:
-    shape: Of the array.
-    dtype: Of the array.
+    shape: The array's shape.
+    dtype: The array's dtype.
     fill: Is given its memory, once. What it raises is raised.
 
   Returns:

@@ -37,7 +37,7 @@ def custom_job(
   Args:
     name: What the console shows.
     tpu: Chips and machines.
-    image: Of the container, in Artifact Registry or on Docker Hub.
+    image: The container's image, in Artifact Registry or on Docker Hub.
     args: Of the command.
     command: What the container runs.
     spot: Whether to take machines that are cheaper and may be taken away.

@@ -20,7 +20,7 @@ class Config:
   """A config as a command line names it.
 
   Attributes:
-    path: Of the file, as it is given: `configs/quickstart.py`.
+    path: The file's path, as it is given: `configs/quickstart.py`.
     overrides: Flags that change it, `--cfg.seed=1`.
   """
 

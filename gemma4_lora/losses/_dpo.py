@@ -41,7 +41,7 @@ class DpoLoss(kd.losses.Loss):
     sequence_mask: Key of the mask of the answers, `[*B, 2, L]`.
     tau: Temperature: how dearly the policy pays for leaving the reference.
     label_smoothing: Part of the pairs that are taken to be the wrong way round.
-    chunk_size: As of `SoftmaxCrossEntropyWithIntLabels`.
+    chunk_size: See `SoftmaxCrossEntropyWithIntLabels`.
   """
 
   head: kontext.Key = kontext.REQUIRED

@@ -24,7 +24,7 @@ class _OfTokens(kd.metrics.Metric):
     head: Key of the `g4.losses.Head` that `g4.nn.LoRA` returns.
     labels: Key of the labels, integers `[*B, L, 1]`.
     mask: Key of the weights, `[*B, L, 1]`, or None.
-    chunk_size: As of `SoftmaxCrossEntropyWithIntLabels`.
+    chunk_size: See `SoftmaxCrossEntropyWithIntLabels`.
   """
 
   head: kontext.Key = kontext.REQUIRED

@@ -56,7 +56,7 @@ class LoRAMix:
 
   Attributes:
     model: A `g4.nn.LoRA` that fits all of them.
-    names: Of the LoRAs.
+    names: The LoRAs' names.
   """
 
   model: _lora.LoRA

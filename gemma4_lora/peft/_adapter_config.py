@@ -44,7 +44,7 @@ class PeftConfig:
   """A `LoraConfig` of PEFT, of the fields of the same names.
 
   Attributes:
-    path: Of the file.
+    path: The file's path.
     variant: What its fields choose.
     init_lora_weights: As `g4.nn.LoRA` has it.
   """
@@ -124,7 +124,7 @@ def read(path: pathlib.Path) -> PeftConfig:
   """Reads the config of a PEFT folder.
 
   Args:
-    path: Of the file.
+    path: The file's path.
 
   Raises:
     ValueError: It is no JSON, not of LoRA, or has a setting that `g4.nn.LoRA`

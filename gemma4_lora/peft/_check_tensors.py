@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import math
 
 from gemma4_lora import variants
+from gemma4_lora.gemma4 import _hf_names
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.peft import _adapter_config
 from gemma4_lora.peft import _expert_tensors
@@ -25,7 +26,7 @@ def match(
 
   Args:
     tensors: Of the file.
-    config: Of the same folder.
+    config: The same folder's config.
     rows: The model's table.
 
   Raises:
@@ -211,9 +212,8 @@ def _wanted(
     prefixes: Of the text tower (True) and of others (False).
     per_expert: Whether experts are modules of their own.
   """
-  text = prefixes.get(True, 'model.language_model.')
-  # A model of text alone has no towers.
-  towers = prefixes.get(False, 'model.' if 'language_model' in text else None)
+  text = prefixes.get(True, _hf_names.prefixes('text')[0])
+  towers = prefixes.get(False, _hf_names.towers_beside(text))
   for name, site in sites.items():
     row = site.rows[0]
     prefix = text if row.tower == 'text' else towers

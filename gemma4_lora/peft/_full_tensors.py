@@ -101,9 +101,9 @@ def from_modules(
 
   Args:
     weights: By name of module.
-    config: Of the same folder.
+    config: The same folder's config.
     rows: All of the model, linears and others.
-    path: Of the tensors, for messages.
+    path: The tensors' path, for messages.
 
   Raises:
     ValueError: File, config and model do not agree.

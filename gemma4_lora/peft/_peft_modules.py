@@ -41,7 +41,7 @@ def match(
 
   Args:
     tensors: Of the file; each module has A and B.
-    config: Of the same folder.
+    config: The same folder's config.
     rows: The model's table.
 
   Raises:

@@ -36,11 +36,11 @@ class Tensors:
   """What stands in the file.
 
   Attributes:
-    path: Of the file.
+    path: The file's path.
     modules: By module's name in the model: its leaves by ours, `'a'`, `'b'`, ...;
       float32.
     full: By module's name, weights of what is trained in full.
-    metadata: Of the file.
+    metadata: The file's metadata.
   """
 
   path: pathlib.Path

@@ -136,7 +136,7 @@ def take(value: Any, rows: jax.Array, dtype: Any) -> jax.Array:
   Args:
     value: `[V, ...]`, quantised by row or not.
     rows: Integers, of any shape.
-    dtype: Of the result, where the table is quantised.
+    dtype: The result's dtype, where the table is quantised.
   """
   if not is_quantized(value):
     return value[rows]
@@ -167,7 +167,7 @@ def slice_rows(value: Any, start: Any, size: int, dtype: Any) -> jax.Array:
     value: `[V, ...]`, quantised by row or not.
     start: The first row.
     size: How many.
-    dtype: Of the result, where the table is quantised.
+    dtype: The result's dtype, where the table is quantised.
   """
   cut = slice_in_dim(value, start, size, axis=0)
   return dequantize(cut, dtype) if is_quantized(value) else cut

@@ -24,7 +24,7 @@ def resolve(
 
   Args:
     formats: The first that selects a leaf decides.
-    config: Of the model.
+    config: The model's config.
 
   Raises:
     ValueError: A format that selects nothing, nothing that can be quantised,

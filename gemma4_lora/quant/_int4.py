@@ -22,7 +22,7 @@ class Int4(_in_groups.InGroups):
 
   Attributes:
     group_size: How many weights share a scale.
-    scale_dtype: Of the scales: `'bfloat16'`, 4.5 bits per weight in groups of
+    scale_dtype: The scales' dtype: `'bfloat16'`, 4.5 bits per weight in groups of
       32; or `'float32'`, 5 bits.
   """
 

@@ -36,8 +36,8 @@ def call(
   value that it leaves alone can be taken for one that it set.
 
   Args:
-    model: Of the config.
-    init_transform: Of the config.
+    model: The config's model.
+    init_transform: The config's `init_transform=`.
     base: Shapes and dtypes of the model's base, nested, as it is quantised.
     who: The command, for messages.
 

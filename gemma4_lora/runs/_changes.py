@@ -49,7 +49,7 @@ def check_settings(
   """Raises where the config has other settings of LoRA than the run had.
 
   Args:
-    model: Of the config.
+    model: The config's model.
     lora: The run's LoRA leaves.
     saved: The run's fingerprint, if it has one.
     where: The run, for messages.

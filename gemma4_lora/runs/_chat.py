@@ -40,7 +40,7 @@ class Chat:
   Attributes:
     model: A `g4.nn.LoRA`.
     params: All parameters.
-    tokenizer: Of the run.
+    tokenizer: The run's tokenizer.
     style: How the run renders conversations.
     sharding: Of the tokens.
     sampling: How to choose tokens.
@@ -133,9 +133,9 @@ def run(
 
   Args:
     cfg: A `konfig.ConfigDict`: its data say how to render, its sharding where.
-    model: Of the config.
-    init_transform: Of the config: where the base comes from.
-    workdir: Of the run.
+    model: The config's model.
+    init_transform: The config's `init_transform=`: where the base comes from.
+    workdir: The run's workdir.
     step: Which checkpoint of the run; -1 for the last.
     with_lora: Whether LoRA is on at the beginning.
     max_new_tokens: Of an answer.

@@ -53,9 +53,9 @@ def export(
 
   Args:
     out: Folder to make. It appears under its name once it is complete.
-    model: Of the config.
-    init_transform: Of the config: where the base comes from.
-    workdir: Of the run; None for the base alone.
+    model: The config's model.
+    init_transform: The config's `init_transform=`: where the base comes from.
+    workdir: The run's workdir; None for the base alone.
     step: Which checkpoint of the run; -1 for the last.
     format: Orbax in the released nested layout, or safetensors of transformers.
     overwrite: Whether to replace the folder if there is one.
@@ -110,8 +110,8 @@ def export_peft(
 
   Args:
     out: Folder to make.
-    model: Of the config.
-    workdir: Of the run.
+    model: The config's model.
+    workdir: The run's workdir.
     step: Which checkpoint of the run; -1 for the last.
     overwrite: Whether to replace the folder if there is one.
     who: The command, for messages.
@@ -144,8 +144,8 @@ def read_params(
 
   Args:
     model: A `g4.nn.LoRA`.
-    init_transform: Of the config: where the base comes from.
-    workdir: Of the run; None with `lora`.
+    init_transform: The config's `init_transform=`: where the base comes from.
+    workdir: The run's workdir; None with `lora`.
     lora: LoRA leaves from elsewhere, nested.
     step: Which checkpoint of the run; -1 for the last.
     who: The command, for messages.

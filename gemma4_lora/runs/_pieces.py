@@ -23,8 +23,8 @@ class Pieces:
   """A leaf of which some rows are in memory at a time.
 
   Attributes:
-    shape: Of the leaf.
-    dtype: Of the leaf.
+    shape: The leaf's shape.
+    dtype: The leaf's dtype.
     part: Each piece but the last has a multiple of so many rows.
     pieces: The first row of each, and its rows. To be gone through once.
   """

@@ -50,10 +50,10 @@ def of_transform(
   """Returns where the base is that a transform restores, by canonical path.
 
   Args:
-    model: Of the config.
-    init_transform: Of the config. What has to be called is called: then the
+    model: The config's model.
+    init_transform: The config's. What has to be called is called: then the
       whole base is in memory.
-    base: Of the model.
+    base: The Gemma 4 that the model wraps.
     alone: Whether the base is wanted as it was before LoRA.
     who: The command, for messages.
 

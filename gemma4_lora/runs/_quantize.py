@@ -29,11 +29,11 @@ def quantize_checkpoint(
   """Reads a base, quantises it as the model says, and saves it.
 
   Args:
-    path: As of `save_quantized`.
-    model: Of a config: a `g4.nn.LoRA` with `quantize=`.
-    init_transform: Of the config: from where the base is restored. One that we
+    path: Where `save_quantized` writes.
+    model: A config's model: a `g4.nn.LoRA` with `quantize=`.
+    init_transform: The config's: from where the base is restored. One that we
       cannot read for its settings is called, as in the run.
-    overwrite: As of `save_quantized`.
+    overwrite: See `save_quantized`.
     who: The command, for messages.
 
   Returns:

@@ -78,9 +78,9 @@ def open_run(
   `g4.ckpts.PartialLoad`, it is called, and the whole base is in memory.
 
   Args:
-    model: Of the config: a `g4.nn.LoRA`; or any Gemma 4 without a workdir.
-    init_transform: Of the config.
-    workdir: Of the run, None for the base alone.
+    model: The config's model: a `g4.nn.LoRA`; or any Gemma 4 without a workdir.
+    init_transform: The config's `init_transform=`.
+    workdir: The run's workdir, None for the base alone.
     step: Which checkpoint of the run; -1 for the last.
     check: Whether NaN in the LoRA is an error.
     who: The command, for messages.

@@ -53,7 +53,7 @@ def _cover(
       left = {name: None for name in left if name not in taken}
   for tower, several in selects.items():
     yield _rule.Rule(_one_or_all(several), tower=tower, **settings)
-  yield from _by_layer([r for r in rows if r.name in left], rows, settings)
+  yield from _by_layer([r for r in rows if r.name in left], settings)
 
 
 def _candidates(
@@ -77,7 +77,6 @@ def _taken(rule: _rule.Rule, rows: Sequence[_linears.Linear]) -> frozenset[str]:
 
 def _by_layer(
     left: Iterable[_linears.Linear],
-    rows: Sequence[_linears.Linear],
     settings: Mapping[str, Any],
 ) -> Iterator[_rule.Rule]:
   """Yields rules for projections in some layers; other rows by their names."""

@@ -5,8 +5,6 @@ import dataclasses
 from typing import Any
 from typing import Literal
 
-DEFAULT = ('text',)
-
 # Fields of `Rule` that may be written as one value or several.
 _SEQUENCES = ('select', 'exclude', 'layers')
 

@@ -27,7 +27,7 @@ class ChatRows(grain.RandomAccessDataSource):
 
   Attributes:
     split: "train" or "test".
-    layout: As of `g4.data.ChatTask`, and so are the other fields.
+    layout: See `g4.data.ChatTask`, also for the other fields.
     in_prompt: Key of the English sentence, where it stands alone.
     in_response: Key of the French one, or of the messages that end with it where
       one of two is preferred.

@@ -28,7 +28,7 @@ def write(
   Args:
     folder: Where. It is made.
     flat: All leaves, by their dotted paths.
-    config: Of the model.
+    config: The model's config.
 
   Raises:
     ValueError: There are leaves of towers.

@@ -28,8 +28,8 @@ class Batch:
   Attributes:
     spec: Nested dict of `enp.ArraySpec`.
     batch: How many examples.
-    length: Of each sequence, in tokens; None where the model reads no tokens.
-    sequences: Of each example: 2 of a preference pair.
+    length: Tokens per sequence; None where the model reads no tokens.
+    sequences: Sequences per example: 2 of a preference pair.
     note: Where the shapes are from, if not from the data.
   """
 

@@ -29,7 +29,7 @@ class PlanNumbers:
     chip: What each device can do.
     num_devices: How many there are.
     batch: Examples in a step, over all devices.
-    length: Of each sequence, in tokens. None where the model reads no tokens.
+    length: Tokens per sequence. None where the model reads no tokens.
     argument_bytes: Bytes of the step's arguments by their shapes: `'weights'`,
       `'lora'`, `'optimizer'`, `'batch'`, `'other'`.
     memory: As the compiler says. None if the step does not fit.
@@ -40,7 +40,7 @@ class PlanNumbers:
     compile_seconds: XLA's part.
     advice: What to change, most promising first.
     notes: What else to know of the numbers.
-    sequences: Of each example: 2 of a preference pair.
+    sequences: Sequences per example: 2 of a preference pair.
     cached: Whether the numbers are from an earlier run.
   """
 
@@ -78,7 +78,7 @@ class PlanNumbers:
 
   @property
   def padding_bytes(self) -> int:
-    """What the chip's layouts add to the arguments."""
+    """What padding in the chip's memory adds to the arguments."""
     if self.memory is None:
       return 0
     return max(0, self.memory.arguments - sum(self.argument_bytes.values()))

@@ -110,7 +110,7 @@ def sweep(
     cfg: See `plan`.
     topology: See `plan`.
     batch: Where to begin; default: the config's.
-    length: Of the largest batch; default: the config's.
+    length: The largest batch's length; default: the config's.
     with_logging: See `plan`.
     cache: See `plan`.
     max_size: Neither batch nor length is tried beyond it.
@@ -118,7 +118,7 @@ def sweep(
     on_plan: Is called with each plan as it is made.
 
   Raises:
-    PlanError: As of `plan`, or the model reads no tokens.
+    PlanError: As from `plan`, or the model reads no tokens.
   """
   tried: dict[tuple[int | None, int | None], _plan.Plan] = {}
 

@@ -121,8 +121,8 @@ def check_storable(shapes: kd.train.TrainState, checkpointer: Any) -> None:
   """Raises if a checkpointer would fail at its first save.
 
   Args:
-    shapes: Of the state.
-    checkpointer: Of the run.
+    shapes: The state's shapes.
+    checkpointer: The run's checkpointer.
   """
   if type(checkpointer) is not kd.ckpts.Checkpointer:
     return

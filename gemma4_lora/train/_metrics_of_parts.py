@@ -46,7 +46,7 @@ def of_part(
 
   Args:
     step: Gives the metrics.
-    context: Of the forward pass of a part.
+    context: The context of a microbatch's forward pass.
     who: What asks, for messages.
 
   Raises:
@@ -77,7 +77,7 @@ def with_metrics(
 
   Args:
     step: Gives the metrics.
-    context: Of the whole step, updates included.
+    context: The context of the whole step, updates included.
     of_parts: From `of_part`, of all parts.
   """
   states = {

@@ -80,7 +80,7 @@ def split(batch: Any, num: int, sharding: Any) -> Any:
   Args:
     batch: Arrays whose first axis is examples.
     num: Number of parts.
-    sharding: Of a batch.
+    sharding: How a batch is sharded.
 
   Raises:
     ValueError: It cannot be split.
@@ -167,10 +167,10 @@ class _Forward:
 
   Attributes:
     step: Gives model, losses and shardings.
-    context: Of the whole batch.
+    context: The context of the whole batch.
     parts: From `split`.
-    params: Of the model.
-    rngs: Of the step.
+    params: The model's parameters.
+    rngs: The step's random keys.
   """
 
   step: kd.train.TrainStep

@@ -84,7 +84,7 @@ class Variant:
 
     Args:
       part: The projection's part of the base weight, `float32`.
-      change: `scale * A @ B` in the part's layout.
+      change: `scale * A @ B` with the part's axes.
       own: The leaves beside A and B, by name.
       row: The projection.
     """

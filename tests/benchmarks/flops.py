@@ -71,8 +71,8 @@ def measure(model: nn.Module, targets: Any, *, rank: int, length: int) -> Flops:
 
   Args:
     model: A Gemma 4 model.
-    targets: As of `g4.nn.LoRA`.
-    rank: Of the branches.
+    targets: See `g4.nn.LoRA`.
+    rank: The branches' rank.
     length: In tokens.
   """
   lora = g4.nn.LoRA(rank=rank, targets=targets, model=model)

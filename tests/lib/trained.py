@@ -23,7 +23,7 @@ class Run:
   Attributes:
     model: The `g4.nn.LoRA`.
     params: All parameters, as the run had them.
-    workdir: Of the run.
+    workdir: The run's workdir.
     transform: The `init_transform=` of its config.
     released: Path of the base.
   """

@@ -36,9 +36,10 @@ class Request:
     ignore_model_keys: Globs of leaves that the checkpoint may lack.
     ignore_restored_keys: Globs of leaves of the checkpoint not to take.
     has_policy: Whether the transform has `missing=` and `unexpected=`.
-    on_quantized: Called for each weight that is quantised as it is read, but for
-      tables: with its path below the sub-tree, the weight as the file has it
-      and its codes and scales, both on the host. The weight is then read whole.
+    on_quantized: Called for each weight that is quantised as it is read, except
+      for tables: with its path below the sub-tree, the weight as the file has
+      it and its codes and scales, both on the host. The weight is then read
+      whole.
   """
 
   who: str

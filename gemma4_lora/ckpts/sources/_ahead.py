@@ -32,7 +32,7 @@ def reading(
   """Reads an array meanwhile, for the first who takes it within.
 
   Args:
-    path: Of the checkpoint.
+    path: The checkpoint's path.
     key: Path of the array in there.
     reader: Reads it. What it raises is for who takes it.
   """

@@ -46,7 +46,7 @@ def open_rows(directory: epath.Path, name: str) -> Rows | None:
   """Opens an array of an Orbax checkpoint.
 
   Args:
-    directory: Of the checkpoint.
+    directory: The checkpoint's directory.
     name: Of the array in there.
 
   Returns:
@@ -128,8 +128,8 @@ class Streamed:
   """An array whose chunks are cut along the first axis, if at all.
 
   Attributes:
-    shape: Of the array.
-    dtype: Of the array.
+    shape: The array's shape.
+    dtype: The array's dtype.
     chunk_rows: How many rows a chunk has.
     chunks: Where they are: file and offset.
     is_compressed: By zstd, or not at all.

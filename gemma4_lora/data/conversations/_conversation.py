@@ -8,7 +8,8 @@ import dataclasses
 import re
 from typing import Any
 
-SYSTEM, USER, MODEL = ROLES = ('system', 'user', 'model')
+MODEL = 'model'
+ROLES = ('system', 'user', MODEL)
 
 _THOUGHT_OPEN = '<|channel>thought\n'
 _CHANNEL_OPEN = '<|channel>'

@@ -33,7 +33,7 @@ def said(
   Args:
     message: Its parts are rendered.
     style: Whose template, and what becomes of thoughts.
-    weight: Of its tokens in the loss.
+    weight: The loss weight of its tokens.
     is_last_turn: Whether it belongs to the model's last turn.
   """
   parts = list(message.parts)

@@ -12,7 +12,6 @@ from gemma4_lora.data.conversations import _conversation
 
 RESPONSE_OPEN = '<|tool_response>'
 
-_SCHEMA_KEYS = ('properties',)
 _SCHEMA_LISTS = ('allOf', 'anyOf', 'oneOf')
 
 

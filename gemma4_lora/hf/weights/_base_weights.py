@@ -235,7 +235,7 @@ def other_leaves(
   """Returns all leaves that are no linears, by their paths.
 
   Args:
-    config: Of the model. A vision tower may have less than is named.
+    config: The model's config. A vision tower may have less than is named.
   """
   if config.vision_encoder is not None:
     vision = dataclasses.replace(

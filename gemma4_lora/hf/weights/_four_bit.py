@@ -43,7 +43,7 @@ class Packed:
   Attributes:
     codes: `int32[out, in / 8]`.
     scales: `[out, in / group]`.
-    shape: Of the weight, `[out, in]`.
+    shape: The weight's shape, `[out, in]`.
   """
 
   codes: _mapped.Tensor
@@ -84,7 +84,7 @@ def unpacked(
 
   Args:
     tensors: By name, all of a checkpoint.
-    path: Of the checkpoint, for messages.
+    path: The checkpoint's path, for messages.
     who: The function that asks, for messages.
 
   Raises:

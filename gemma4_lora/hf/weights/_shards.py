@@ -59,7 +59,7 @@ class ShardWriter:
     """Writes the data of a tensor; memory for a copy only if it is transposed.
 
     Args:
-      name: Of the tensor.
+      name: The tensor's name.
       array: All of it.
       first: If it is only some rows: the first of them.
 

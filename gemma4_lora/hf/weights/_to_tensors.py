@@ -28,7 +28,7 @@ class Part:
 
   Attributes:
     name: In the file.
-    shape: Of the tensor.
+    shape: The tensor's shape.
     take: Takes it out of the leaf.
     by_rows: Whether it takes rows of the tensor out of rows of the leaf.
   """
@@ -50,7 +50,7 @@ def parts(
 
   Args:
     shapes: Of all leaves, by their dotted path below `params`.
-    config: Of the model, whose towers may be other ones or none.
+    config: The model's config, whose towers may be other ones or none.
 
   Raises:
     ValueError: A leaf has no name there.

@@ -25,7 +25,7 @@ def weight(module: nn.Module, dtype: Any) -> jax.Array:
 
   Args:
     module: One of `_upstream.LINEARS`.
-    dtype: Of the weight, where it is quantised.
+    dtype: The weight's dtype, where it is quantised.
   """
   return _arrays.dense(_upstream.weight(module), dtype)
 
@@ -37,7 +37,7 @@ def product(module: nn.Module, eqn: str, x: jax.Array, dtype: Any) -> jax.Array:
     module: One of `_upstream.LINEARS`.
     eqn: Einsum of its input and its weight.
     x: Its input.
-    dtype: Of the weight, where it is quantised.
+    dtype: The weight's dtype, where it is quantised.
   """
   value, scale = _upstream.weight(module), _upstream.weight_scale(module)
   if not _arrays.is_quantized(value):
@@ -54,7 +54,7 @@ def einsum(
     eqn: Of the input and the array.
     x: The input.
     value: The quantised array.
-    dtype: Of the array.
+    dtype: The array's dtype.
     scale: What the array is multiplied by.
   """
 

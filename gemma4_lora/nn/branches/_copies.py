@@ -26,7 +26,7 @@ def make(
   Args:
     module: The model, its own parameters made.
     saved: What to copy.
-    dtype: Of the copies.
+    dtype: The copies' dtype.
 
   Raises:
     ValueError: `init` has not made what is to be copied.

@@ -28,7 +28,7 @@ def gate_up(
     rows: `[M, D]`, sorted by expert.
     weight: `[E, 2, F, D]`, quantised or not.
     sizes: i32`[E]`, rows of each expert.
-    dtype: Of the weight, where it is quantised.
+    dtype: The weight's dtype, where it is quantised.
   """
   if not _arrays.is_quantized(weight):
     weight = jnp.transpose(weight, (0, 3, 1, 2))
@@ -60,7 +60,7 @@ def down(
     hidden: `[M, F]`, sorted by expert.
     weight: `[E, F, D]`, quantised or not.
     sizes: i32`[E]`, rows of each expert.
-    dtype: Of the weight, where it is quantised.
+    dtype: The weight's dtype, where it is quantised.
   """
   if not _arrays.is_quantized(weight):
     return jax.lax.ragged_dot(hidden, weight, sizes)
@@ -77,7 +77,7 @@ def _tiled(
     weight: Quantised, `[E, O, I]` or `[E, I, O]`.
     sizes: i32`[E]`
     axis: Of the output features, which have scales of their own.
-    dtype: Of the weight.
+    dtype: The weight's dtype.
   """
   num_experts, *_ = shape = _arrays.shape_of(weight)
   num_out = shape[axis]

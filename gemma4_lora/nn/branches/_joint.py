@@ -61,7 +61,7 @@ def apply(
     x: The base's input; its last axis is contracted.
     weight: The base's weight, quantised or not.
     branches: Projection, `scale * x @ A` as `[..., rank]` and B for each.
-    dtype: Of the weight, where it is quantised.
+    dtype: The weight's dtype, where it is quantised.
   """
   lows = [low for _, low, _ in branches]
   shape = _arrays.shape_of(weight)

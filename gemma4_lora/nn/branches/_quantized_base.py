@@ -29,7 +29,7 @@ class _Table:
 
   Attributes:
     value: Codes and scales.
-    dtype: Of what is made of them.
+    dtype: The dtype of dequantised weights.
   """
 
   value: Mapping[str, Any]

@@ -76,7 +76,7 @@ def residual(model: _lora.LoRA, path: str, weight: jax.Array) -> jax.Array:
 
   Args:
     model: A `g4.nn.LoRA`.
-    path: Of the leaf. One without LoRA stays as it is.
+    path: The leaf's path. One without LoRA stays as it is.
     weight: Its released value, in the dtype of the model.
   """
   if _init.is_from_base(model.init_lora_weights):

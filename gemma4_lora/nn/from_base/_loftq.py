@@ -66,7 +66,7 @@ class LoftQ:
     """Returns parameters with A and B.
 
     Args:
-      params: Of the model, nested.
+      params: The model's parameters, nested.
 
     Raises:
       ValueError: A leaf was not shown: it was read as it is, quantised.

@@ -106,7 +106,7 @@ def _notes(path: pathlib.Path, num_projections: int):
   config_path, tensors_path = _tensors.find(path, who=_WHO)
   config = _adapter_config.read(config_path)
   modules = _tensors.read(tensors_path).modules
-  is_multimodal = any('language_model.' in name for name in modules)
+  is_multimodal = _hf_names.is_multimodal(modules)
   yield (
       f'{path}: {num_projections} projections in {len(modules)} modules, named'
       f' for {_hf_names.class_name(has_towers=is_multimodal)}.'

@@ -93,7 +93,7 @@ class Summary:
     trainable: Parameters of all LoRA leaves, and of those parts.
     total: Parameters of the model, LoRA included; of what is quantised, without
       scales.
-    dtype: Of A, B and those parts.
+    dtype: The dtype of A, B and those parts.
     in_float32: How many parameters are in leaves that a variant has beside A and
       B, which are float32 always; by what they are.
     base: Of a quantised base, how each part of it is held; empty without

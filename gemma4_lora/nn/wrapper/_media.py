@@ -121,7 +121,7 @@ def expanded_vision_encoder(
   many tokens for each of none.
 
   Args:
-    encoder: Of the config; unbound.
+    encoder: The config's encoder; unbound.
   """
   own = (f.name for f in dataclasses.fields(encoder) if f.init)
   fields = {name: getattr(encoder, name) for name in own}

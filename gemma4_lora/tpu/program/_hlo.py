@@ -121,7 +121,7 @@ class Program:
     compile it.
 
     Args:
-      name: Of the computation.
+      name: The computation's name.
     """
     needed = self._reached(name)
     parts = [self._texts[x] for x in self._texts if x in needed and x != name]
