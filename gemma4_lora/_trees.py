@@ -38,7 +38,7 @@ def flatten(
   return {key_path(keys): leaf for keys, leaf in flat}
 
 
-def parts(dotted: str) -> Path:
+def segments(dotted: str) -> Path:
   """Returns `'opt_state[0].mu'` as `('opt_state', '0', 'mu')`."""
   return tuple(str(p) for p in kontext.Path.from_str(dotted).parts)
 

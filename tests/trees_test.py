@@ -24,7 +24,7 @@ def test_flatten_names_leaves_as_orbax_stores_them():
 
 
 def test_parts():
-  assert _trees.parts('opt_state[0].mu') == ('opt_state', '0', 'mu')
+  assert _trees.segments('opt_state[0].mu') == ('opt_state', '0', 'mu')
 
 
 def test_get_and_replace():

@@ -128,7 +128,7 @@ class PartialLoad(kd.ckpts.InitTransform):
         new_to_old={
             new: old
             for new, old in self.new_to_old.items()
-            if (_trees.parts(new)[0] == _OPT_STATE) == opt_state
+            if (_trees.segments(new)[0] == _OPT_STATE) == opt_state
         },
         step=self.step,
         missing=self.missing,

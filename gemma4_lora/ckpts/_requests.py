@@ -1,4 +1,4 @@
-"""What an `init_transform=` restores of the base: the only walk over its parts.
+"""What an `init_transform=` restores of the base: the only walk over its steps.
 
 Classes that we know are read for their settings, by their exact type, so that
 the base can be read leaf by leaf, or need not be initialised first. A subclass
@@ -43,7 +43,7 @@ class UnknownError(Exception):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Part:
+class Step:
   """A transform of an `init_transform=`, without what is around it.
 
   Attributes:
@@ -86,8 +86,8 @@ class Part:
     return _loaders.request(self.transform)
 
 
-def parts(transform: Any) -> tuple[Part, ...]:
-  """Returns the parts of an `init_transform=`, in the order in which they run.
+def steps(transform: Any) -> tuple[Step, ...]:
+  """Returns the steps of an `init_transform=`, in the order in which they run.
 
   Args:
     transform: An `init_transform=`. `kd.ckpts.MultiTransform`,
@@ -98,19 +98,19 @@ def parts(transform: Any) -> tuple[Part, ...]:
 
 def unknown(transform: Any) -> tuple[str, ...]:
   """Returns the names of the classes that must be called, in order."""
-  return tuple(x.name for x in parts(transform) if not x.is_known)
+  return tuple(x.name for x in steps(transform) if not x.is_known)
 
 
 def base_request(transform: Any) -> _prepare.Request | None:
   """Returns from where a transform restores the base; None if from nowhere.
 
   Args:
-    transform: An `init_transform=`, of which no part is unknown.
+    transform: An `init_transform=`, of which no step is unknown.
 
   Raises:
-    ValueError: Several parts restore one, or what cannot be restored.
+    ValueError: Several steps restore one, or what cannot be restored.
   """
-  found = [x.request for x in parts(transform) if x.request is not None]
+  found = [x.request for x in steps(transform) if x.request is not None]
   if len(found) > 1:
     raise ValueError(
         f'init_transform= restores a base from {len(found)} checkpoints:'
@@ -156,7 +156,7 @@ def check_known(transform: Any) -> None:
   """Raises UnknownError unless a transform restores a base by what we know."""
   if names := unknown(transform):
     raise UnknownError(f'init_transform= has a {names[0]}')
-  if not any(_loaders.is_known(x.transform) for x in parts(transform)):
+  if not any(_loaders.is_known(x.transform) for x in steps(transform)):
     raise UnknownError('init_transform= restores no base model')
 
 
@@ -181,7 +181,7 @@ def ahead(
     return contextlib.nullcontext()
   if lora is not None and lora.quantize or request.ignore_restored_keys:
     return contextlib.nullcontext()
-  roots = [_trees.parts(old) for old in request.new_to_old.values()]
+  roots = [_trees.segments(old) for old in request.new_to_old.values()]
   sizes: collections.Counter[_trees.Path] = collections.Counter()
   for path, stored in source.leaves.items():
     if any(path[: len(root)] == root for root in roots):
@@ -195,8 +195,8 @@ def ahead(
 
 def _walk(
     transform: Any, *, in_skip: bool = False, is_ours: bool = True
-) -> Iterator[Part]:
-  """Yields the parts of a transform, given where it is as `Part` has it."""
+) -> Iterator[Step]:
+  """Yields the steps of a transform, given where it is as `Step` has it."""
   kind = type(transform)
   if kind is kd.ckpts.MultiTransform:
     inner = vars(transform)['_transforms'].values()
@@ -205,24 +205,24 @@ def _walk(
     inner, in_skip = [transform.wrapped], True
     is_ours = is_ours and kind is _skip_lora.SkipLoRA4
   else:
-    yield Part(transform=transform, in_skip=in_skip, is_ours=is_ours)
+    yield Step(transform=transform, in_skip=in_skip, is_ours=is_ours)
     return
   for x in inner:
     yield from _walk(x, in_skip=in_skip, is_ours=is_ours)
 
 
 def _into_shapes(transform: Any) -> dict[int, _prepare.Request]:
-  """Returns what a transform restores into shapes, by the parts' places.
+  """Returns what a transform restores into shapes, by the steps' places.
 
   Raises:
-    UnknownError: Nothing, or a part needs arrays.
+    UnknownError: Nothing, or a step needs arrays.
   """
   requests = {}
-  for i, part in enumerate(parts(transform)):
-    if not part.takes_shapes:
-      raise UnknownError(f'init_transform= has a {part.name}')
-    if part.request is not None:
-      requests[i] = part.request
+  for i, one in enumerate(steps(transform)):
+    if not one.takes_shapes:
+      raise UnknownError(f'init_transform= has a {one.name}')
+    if one.request is not None:
+      requests[i] = one.request
   if not requests:
     raise UnknownError('init_transform= restores no base model')
   return requests

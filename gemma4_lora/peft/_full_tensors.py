@@ -82,7 +82,7 @@ def to_modules(
           f' modules alone, which it is not in transformers. Leave it out of'
           ' modules_to_save=, or fuse it: g4.nn.fuse_params.'
       )
-    for name, weight in zip(row.hf_names, _pieces(row, value), strict=True):
+    for name, weight in zip(row.hf_names, _split(row, value), strict=True):
       weights[prefix + name] = weight
     if row.path == _names.EMBEDDING:
       weights[HEAD] = value
@@ -174,7 +174,7 @@ def _is_module(row: Row) -> bool:
   return row.is_hf_module
 
 
-def _pieces(row: Row, value: np.ndarray) -> Iterator[np.ndarray]:
+def _split(row: Row, value: np.ndarray) -> Iterator[np.ndarray]:
   """Yields the weights of the modules: one, or one per layer."""
   layers = value if row.stacked else [value]
   for weight in layers:
@@ -193,11 +193,11 @@ def _flat(weight: np.ndarray) -> tuple[int, ...]:
 def _joined(
     saved: _full.Saved, pieces: Sequence[np.ndarray], path: pathlib.Path
 ) -> np.ndarray:
-  """Undoes `_pieces`."""
+  """Undoes `_split`."""
   row = saved.row
   shape = saved.shape[1:] if row.stacked else saved.shape
   like = np.empty(shape, np.float32)
-  wanted = [piece.shape for piece in _pieces(_one(row), like)]
+  wanted = [piece.shape for piece in _split(_one(row), like)]
   joined = []
   for piece in pieces:
     if piece.shape != wanted[0]:

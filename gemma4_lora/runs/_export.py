@@ -210,29 +210,29 @@ def _write_safetensors(
   """Writes safetensors, and what stood beside those of the base."""
   base = run.model.model if isinstance(run.model, nn.LoRA) else run.model
   shapes = {leaf.path: leaf.shape for leaf in run.leaves}
-  parts = _to_tensors.parts(shapes, base.config)
-  leaves = [leaf for leaf in run.leaves if parts[leaf.path]]
+  tensors = _to_tensors.tensors(shapes, base.config)
+  leaves = [leaf for leaf in run.leaves if tensors[leaf.path]]
   writer = _shards.ShardWriter(
       folder,
       {
-          part.name: (part.shape, leaf.dtype)
+          tensor.name: (tensor.shape, leaf.dtype)
           for leaf in leaves
-          for part in parts[leaf.path]
+          for tensor in tensors[leaf.path]
       },
       max_bytes=max_shard_bytes,
   )
-  by_rows = {k for k, some in parts.items() if all(x.by_rows for x in some)}
+  by_rows = {k for k, some in tensors.items() if all(x.by_rows for x in some)}
   for group in fused.read(leaves, in_pieces=by_rows):
     while group:
       leaf, value = group.pop()
       assert not isinstance(value, dict)  # That is of what is `unfused`.
       if isinstance(value, _pieces.Pieces):
         for first, rows in value.pieces:
-          for part in parts[leaf.path]:
-            writer.write(part.name, part.take(rows), first=first)
+          for tensor in tensors[leaf.path]:
+            writer.write(tensor.name, tensor.take(rows), first=first)
         continue
-      for part in parts[leaf.path]:
-        writer.write(part.name, part.take(value))
+      for tensor in tensors[leaf.path]:
+        writer.write(tensor.name, tensor.take(value))
       del value
   name = _to_tensors.class_name(shapes)
   copied = _copy_others(run, folder)

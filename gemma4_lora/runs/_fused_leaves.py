@@ -184,7 +184,7 @@ class FusedLeaves:
       return array
     change = self._changes.get(leaf.path, _fuse.Change())
     by_rows = change.by_rows and encoding.block[0] == 1 and encoding.axis > 0
-    part, step = _pieces.piece_rows(leaf) if by_rows else (1, leaf.shape[0])
+    multiple, step = _pieces.piece_rows(leaf) if by_rows else (1, leaf.shape[0])
 
     def pieces():
       for start in range(0, leaf.shape[0], step):
@@ -199,7 +199,10 @@ class FusedLeaves:
     if by_rows and step < leaf.shape[0]:
       if leaf.path in in_pieces:
         return _pieces.Pieces(
-            shape=leaf.shape, dtype=leaf.dtype, part=part, pieces=pieces()
+            shape=leaf.shape,
+            dtype=leaf.dtype,
+            row_multiple=multiple,
+            pieces=pieces(),
         )
       out = np.empty(leaf.shape, leaf.dtype)
       for start, rows in pieces():
@@ -225,7 +228,7 @@ class FusedLeaves:
   def _in_pieces(
       self, leaf: _run.BaseLeaf, place: _places.Place, rows: _stream.Rows
   ) -> _pieces.Pieces:
-    part, step = _pieces.piece_rows(leaf)
+    multiple, step = _pieces.piece_rows(leaf)
 
     def pieces():
       change = self._changes.get(leaf.path)
@@ -243,7 +246,10 @@ class FusedLeaves:
       self._check(leaf, place, checksum.value)
 
     return _pieces.Pieces(
-        shape=leaf.shape, dtype=leaf.dtype, part=part, pieces=pieces()
+        shape=leaf.shape,
+        dtype=leaf.dtype,
+        row_multiple=multiple,
+        pieces=pieces(),
     )
 
   def _read(

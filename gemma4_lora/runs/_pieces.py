@@ -12,10 +12,10 @@ from gemma4_lora.runs import _run
 
 # What is read at once of small leaves; a larger leaf is read alone.
 GROUP_BYTES = 2**26
-# Of a large leaf, what is read, fused and written at once, and a part of that
-# which a piece has a whole number of.
+# What is read, fused and written at once of a large leaf, and the row multiple
+# that a piece must divide into.
 PIECE_BYTES = 2**26
-PART_BYTES = 2**24
+MULTIPLE_BYTES = 2**24
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,13 +25,13 @@ class Pieces:
   Attributes:
     shape: The leaf's shape.
     dtype: The leaf's dtype.
-    part: Each piece but the last has a multiple of so many rows.
+    row_multiple: Each piece except the last has a multiple of so many rows.
     pieces: The first row of each, and its rows. To be gone through once.
   """
 
   shape: tuple[int, ...]
   dtype: np.dtype
-  part: int
+  row_multiple: int
   pieces: Iterator[tuple[int, np.ndarray]]
 
   @property
@@ -80,7 +80,7 @@ def index_of(leaf: _run.BaseLeaf) -> int:
 
 
 def piece_rows(leaf: _run.BaseLeaf) -> tuple[int, int]:
-  """Returns how many rows a part and a piece of a leaf have."""
+  """Returns the row multiple and the number of rows of a leaf's pieces."""
   row_bytes = max(1, size_of(leaf) // leaf.shape[0])
-  part = max(1, PART_BYTES // row_bytes)
-  return part, part * max(1, PIECE_BYTES // (part * row_bytes))
+  multiple = max(1, MULTIPLE_BYTES // row_bytes)
+  return multiple, multiple * max(1, PIECE_BYTES // (multiple * row_bytes))

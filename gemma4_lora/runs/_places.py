@@ -142,7 +142,7 @@ def _usable(
     who: str,
 ) -> Iterator[tuple[_trees.Path, _checkpoint_layouts.Stored]]:
   """Yields what the run may have taken, by canonical path."""
-  old = _trees.parts(request.new_to_old['params'])
+  old = _trees.segments(request.new_to_old['params'])
   leaves = [x for p, x in source.leaves.items() if p[: len(old)] == old]
   tree = base.tree(_quantized_leaves.group(leaves, who=who), old=old)
   plan = _restore_plan.make_plan(

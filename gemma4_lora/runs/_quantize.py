@@ -93,7 +93,7 @@ def _called(
     dense = _upstream.abstract_params(model.model)
     params = _called_base.call(model, init_transform, dense, who=who)
   for name, encoding in model.quantized.items():
-    path = _trees.parts(name)
+    path = _trees.segments(name)
     array = np.asarray(_trees.get_at(params, path))
     made = _quantize_on_load.quantize(array, encoding)
     params = _trees.replace_at(params, path, made.value)

@@ -137,8 +137,8 @@ class _LazyHandler(type_handlers.NumpyHandler):
 
 def _chunks(value: _pieces.Pieces) -> list[int]:
   """Returns a shape of chunks that lie in one piece: a few rows, or of one row."""
-  chunks = [value.part]
-  size = math.prod(value.shape[1:]) * value.dtype.itemsize * value.part
+  chunks = [value.row_multiple]
+  size = math.prod(value.shape[1:]) * value.dtype.itemsize * value.row_multiple
   for n in value.shape[1:]:
     cut = min(n, -(-size // _CHUNK_BYTES)) if chunks[-1] == 1 else 1
     chunks.append(-(-n // cut))

@@ -40,19 +40,19 @@ def write(
         "make_checkpoint: layout='hf' writes models of text alone, and this one"
         ' has towers: give one with text_only=True.'
     )
-  parts = _to_tensors.parts(shapes, config)
+  tensors = _to_tensors.tensors(shapes, config)
   folder.mkdir(parents=True)
   writer = _shards.ShardWriter(
       folder,
       {
-          part.name: (part.shape, flat[path].dtype)
+          tensor.name: (tensor.shape, flat[path].dtype)
           for path in flat
-          for part in parts[path]
+          for tensor in tensors[path]
       },
   )
   for path, leaf in flat.items():
-    for part in parts[path]:
-      writer.write(part.name, part.take(leaf))
+    for tensor in tensors[path]:
+      writer.write(tensor.name, tensor.take(leaf))
   dtype = str(flat[_names.EMBEDDING].dtype)
   values = {'architectures': [name], 'dtype': dtype} | _text_config(config)
   (folder / 'config.json').write_text(json.dumps(values, indent=2))

@@ -1,8 +1,8 @@
-"""Gradients of a batch, a part of it at a time: those of the whole batch.
+"""Gradients of a batch, a microbatch at a time: those of the whole batch.
 
-Averaging the losses of the parts would weigh a token more in a part that has
-few. Here each part's loss is divided by what the whole batch's would be: the
-number of its tokens that count.
+Averaging the losses of the microbatches would weigh a token more in one that
+has few. Here each microbatch's loss is divided by what the whole batch's would
+be: the number of its tokens that count.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from kauldron import kd
 from kauldron.losses import base as losses_base
 
-from gemma4_lora.train import _metrics_of_parts
+from gemma4_lora.train import _metrics_of_microbatches
 
 _WHO = 'g4.train.TrainStep(num_microbatches=…)'
 
@@ -30,12 +30,12 @@ def run(
     num: int,
     needed: Sequence[bool],
 ) -> tuple[kd.train.Context, Any]:
-  """Returns gradients and losses of a whole batch, part by part.
+  """Returns gradients and losses of a whole batch, by microbatches.
 
   Args:
     step: Gives model, losses, metrics, rngs and shardings.
     context: With the state and the whole batch.
-    num: Number of parts.
+    num: Number of microbatches.
     needed: Per leaf of the parameters, whether its gradient is. Others are 0.
 
   Returns:
@@ -45,12 +45,12 @@ def run(
   Raises:
     ValueError: The batch, a loss or a metric cannot be taken apart.
   """
-  parts = split(context.batch, num, step.sharding.batch)
+  microbatches = split(context.batch, num, step.sharding.batch)
   params = _Params.of(context.params, needed)
   forward = _Forward(
       step=step,
       context=context,
-      parts=parts,
+      microbatches=microbatches,
       params=params,
       rngs=step.rng_streams.train_rngs(context.step),
   )
@@ -63,7 +63,7 @@ def run(
       loss_states=jax.tree.map(_summed, losses, is_leaf=_is_state),
   )
   return context, {
-      place: _metrics_of_parts.Parts(
+      place: _metrics_of_microbatches.MicrobatchStates(
           states=tuple(
               jax.tree.map(lambda x, i=i: x[i], states) for i in range(num)
           )
@@ -73,13 +73,13 @@ def run(
 
 
 def split(batch: Any, num: int, sharding: Any) -> Any:
-  """Splits a batch; parts are along a new first axis.
+  """Splits a batch; microbatches are along a new first axis.
 
-  A part has every `num`th example, so that each device keeps its own.
+  A microbatch has every `num`th example, so that each device keeps its own.
 
   Args:
     batch: Arrays whose first axis is examples.
-    num: Number of parts.
+    num: Number of microbatches.
     sharding: How a batch is sharded.
 
   Raises:
@@ -93,11 +93,11 @@ def split(batch: Any, num: int, sharding: Any) -> Any:
           f' be split into num_microbatches={num} equal parts. Change'
           ' batch_size= of the data, or num_microbatches=.'
       )
-  parts = jax.tree.map(
+  microbatches = jax.tree.map(
       lambda x: x.reshape(-1, num, *x.shape[1:]).swapaxes(0, 1), batch
   )
   try:
-    jax.eval_shape(lambda x: part(x, 0, sharding), parts)
+    jax.eval_shape(lambda x: microbatch(x, 0, sharding), microbatches)
   except ValueError as e:
     epy.reraise(
         e,
@@ -107,13 +107,14 @@ def split(batch: Any, num: int, sharding: Any) -> Any:
             ' num_microbatches times the number of devices. '
         ),
     )
-  return parts
+  return microbatches
 
 
-def part(parts: Any, index: Any, sharding: Any) -> Any:
-  """Returns one part of what `split` made."""
+def microbatch(microbatches: Any, index: Any, sharding: Any) -> Any:
+  """Returns one microbatch of what `split` made."""
   batch = jax.tree.map(
-      lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), parts
+      lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False),
+      microbatches,
   )
   return kd.sharding.with_sharding_constraint(batch, sharding)
 
@@ -163,35 +164,35 @@ class _Params:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class _Forward:
-  """The forward pass of one part.
+  """The forward pass of one microbatch.
 
   Attributes:
     step: Gives model, losses and shardings.
     context: The context of the whole batch.
-    parts: From `split`.
+    microbatches: From `split`.
     params: The model's parameters.
     rngs: The step's random keys.
   """
 
   step: kd.train.TrainStep
   context: kd.train.Context
-  parts: Any
+  microbatches: Any
   params: _Params
   rngs: Mapping[str, Any]
 
   def __call__(
       self, trained: Sequence[Any], collections: Any, index: Any
   ) -> tuple[kd.train.Context, Any]:
-    """Returns the context of a part, and the states of its losses."""
+    """Returns the context of a microbatch, and the states of its losses."""
     context = self.context.replace(
         params=self.params.replace(trained),
         collections=collections,
-        batch=part(self.parts, index, self.step.sharding.batch),
+        batch=microbatch(self.microbatches, index, self.step.sharding.batch),
     )
     context = kd.train.forward(
         context,
         model=self.step.model,
-        # Dropout must not be the same in all parts.
+        # Dropout must not be the same in all microbatches.
         rngs={name: rng.fold_in(index) for name, rng in self.rngs.items()},
         is_training=True,
     )
@@ -208,30 +209,30 @@ def _counts(forward: _Forward, num: int) -> Any:
 
   # jax drops the forward pass here, unless a mask depends on it.
   def count(collections, index):
-    of_part, states = forward(trained, collections, index)
+    after, states = forward(trained, collections, index)
     counts = jax.tree.map(lambda x: x.count, states, is_leaf=_is_state)
-    return of_part.collections, counts
+    return after.collections, counts
 
   _, counts = jax.lax.scan(count, forward.context.collections, jnp.arange(num))
   return jax.lax.stop_gradient(jax.tree.map(lambda x: x.sum(0), counts))
 
 
 def _sums(forward: _Forward, counts: Any, num: int) -> Any:
-  """Adds up the gradients of all parts.
+  """Adds up the gradients of all microbatches.
 
   Args:
     forward: The forward pass.
     counts: What each loss is divided by.
-    num: Number of parts.
+    num: Number of microbatches.
 
   Returns:
-    The sums of gradients, the collections and the total loss; and, of each part
-    along a first axis, the states of losses and metrics.
+    The sums of gradients, the collections and the total loss; and, of each
+    microbatch along a first axis, the states of losses and metrics.
   """
   trained = forward.params.trained
 
   def loss(trained, collections, index):
-    of_part, states = forward(trained, collections, index)
+    after, states = forward(trained, collections, index)
     shares = jax.tree.map(
         lambda x, n: dataclasses.replace(x, count=n).compute(),
         states,
@@ -239,8 +240,10 @@ def _sums(forward: _Forward, counts: Any, num: int) -> Any:
         is_leaf=_is_state,
     )
     total = jax.tree.reduce(jnp.add, shares, initializer=jnp.asarray(0.0))
-    metrics = _metrics_of_parts.of_part(forward.step, of_part, who=_WHO)
-    return total, (of_part.collections, states, metrics)
+    metrics = _metrics_of_microbatches.of_microbatch(
+        forward.step, after, who=_WHO
+    )
+    return total, (after.collections, states, metrics)
 
   def add(carry, index):
     sums, collections, total = carry
@@ -256,7 +259,7 @@ def _sums(forward: _Forward, counts: Any, num: int) -> Any:
 
 
 def _summed(state: Any) -> Any:
-  """Returns the state of a loss, of its states of all parts."""
+  """Returns the state of a loss, of its states of all microbatches."""
   return dataclasses.replace(
       state, value=state.value.sum(0), count=state.count.sum(0)
   )
@@ -275,5 +278,5 @@ def _check_losses(states: Any) -> None:
 
 
 def _sum_dtype(dtype: Any) -> Any:
-  """Sums of many parts in bfloat16 would lose the small ones."""
+  """Sums of many microbatches in bfloat16 would lose the small ones."""
   return jnp.promote_types(dtype, jnp.float32)

@@ -22,7 +22,7 @@ from gemma4_lora.optim import _integers
 from gemma4_lora.optim import _used_gradients as optim
 from gemma4_lora.train import _empty_masks
 from gemma4_lora.train import _lean_init
-from gemma4_lora.train import _metrics_of_parts
+from gemma4_lora.train import _metrics_of_microbatches
 from gemma4_lora.train import _microbatches
 from gemma4_lora.train import _packed_rows
 
@@ -208,10 +208,10 @@ class TrainStep(kd.train.TrainStep):
         )
       return state, aux.replace(
           loss_states=aux.loss_states if return_losses else None,
-          metric_states=_metrics_of_parts.merge(aux.metric_states)
+          metric_states=_metrics_of_microbatches.merge(aux.metric_states)
           if return_metrics
           else None,
-          summary_states=_metrics_of_parts.merge(aux.summary_states)
+          summary_states=_metrics_of_microbatches.merge(aux.summary_states)
           if return_summaries
           else None,
       )
@@ -227,7 +227,7 @@ class TrainStep(kd.train.TrainStep):
   def _step(
       self, state: kd.train.TrainState, batch: Any
   ) -> tuple[kd.train.TrainState, kd.train.Context]:
-    """See `kd.train.TrainStep`; takes the batch part by part."""
+    """See `kd.train.TrainStep`; takes the batch in microbatches."""
     placement = _placement.of_step(
         self.sharding, params=state.params, batch=batch
     )
@@ -247,10 +247,10 @@ class TrainStep(kd.train.TrainStep):
     params: Any = state.params
     old: Any = state.opt_state
     needed = optim.used_gradients(self.optimizer, params)
-    if _metrics_of_parts.reads_gradients(self):
+    if _metrics_of_microbatches.reads_gradients(self):
       needed = [True] * len(needed)
     context = kd.train.Context.from_state_and_batch(state=state, batch=batch)
-    context, of_parts = _microbatches.run(
+    context, of_microbatches = _microbatches.run(
         self, context, num=self.num_microbatches, needed=needed
     )
     updates, opt_state = self.optimizer.update(context.grads, old, params)
@@ -261,7 +261,9 @@ class TrainStep(kd.train.TrainStep):
         collections=context.collections,
     )
     context = context.replace(updates=updates)
-    return next_state, _metrics_of_parts.with_metrics(self, context, of_parts)
+    return next_state, _metrics_of_microbatches.with_metrics(
+        self, context, of_microbatches
+    )
 
   # Without unused arguments, the program would not be one of all devices.
   @functools.partial(jax.jit, static_argnames='self', keep_unused=True)

@@ -65,11 +65,11 @@ def _multi(*transforms):
         ),
     ],
 )
-def test_parts(transform, restored_by, unknown, into_shapes):
-  parts = _requests.parts(transform)
-  assert [x.request.who for x in parts if x.request] == restored_by
+def test_steps(transform, restored_by, unknown, into_shapes):
+  steps = _requests.steps(transform)
+  assert [x.request.who for x in steps if x.request] == restored_by
   assert _requests.unknown(transform) == unknown
-  assert all(x.takes_shapes for x in parts) == into_shapes
+  assert all(x.takes_shapes for x in steps) == into_shapes
   if not into_shapes:
     with pytest.raises(_requests.UnknownError, match='init_transform= has a'):
       _requests.restored(transform, state=None)

@@ -49,7 +49,7 @@ def _in_pieces(monkeypatch):
   """
   monkeypatch.setattr(_pieces, 'GROUP_BYTES', 1)
   monkeypatch.setattr(_pieces, 'PIECE_BYTES', 2**12)
-  monkeypatch.setattr(_pieces, 'PART_BYTES', 2**11)
+  monkeypatch.setattr(_pieces, 'MULTIPLE_BYTES', 2**11)
   monkeypatch.setattr(_write_orbax, '_CHUNK_BYTES', 2**11)
   monkeypatch.setattr(_stream, '_SMALL_BYTES', 0)
   # Half a second, for each leaf.

@@ -93,7 +93,7 @@ class LoRAItem(kd.ckpts.items.CheckpointItem):
 
   def __kd_ocp_save_args__(self) -> ocp.args.CheckpointArgs:
     arrays, index = _bundles.bundle(self.leaves)
-    args = _parts(self.item.__kd_ocp_save_args__())
+    args = _items(self.item.__kd_ocp_save_args__())
     args[self._key] = _bundles.save_args(arrays, index)
     args[_fingerprint.ITEM] = ocp.args.JsonSave(
         {**self.fingerprint, _INDEX: index}
@@ -101,7 +101,7 @@ class LoRAItem(kd.ckpts.items.CheckpointItem):
     return ocp.args.Composite(**args)
 
   def __kd_ocp_restore_args__(self) -> ocp.args.CheckpointArgs:
-    args = _parts(self.item.__kd_ocp_restore_args__())
+    args = _items(self.item.__kd_ocp_restore_args__())
     args[self._key] = _bundles.restore_args(
         self.fingerprint[_INDEX], self.leaves
     )
@@ -222,7 +222,7 @@ def _arrays(
   return {_trees.join(k): x for k, x in source.read(args).items()}
 
 
-def _parts(args: ocp.args.CheckpointArgs) -> dict[str, Any]:
+def _items(args: ocp.args.CheckpointArgs) -> dict[str, Any]:
   if isinstance(args, ocp.args.Composite):
     return dict(args.items())
   return {_DEFAULT: args}

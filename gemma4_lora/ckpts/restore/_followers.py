@@ -51,8 +51,8 @@ def base_of(path: _trees.Path) -> _trees.Path:
 def fresh(state: Any) -> frozenset[_trees.Path]:
   """Returns the followers that are still where `model.init` put them.
 
-  Magnitudes count as fresh if the base has no values yet. Others were trained
-  and loaded before the base: they must stay.
+  All followers count as fresh if the base has no values yet. Others were
+  trained and loaded before the base: they must stay.
 
   Args:
     state: Before the base is restored.

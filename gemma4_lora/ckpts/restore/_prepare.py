@@ -107,13 +107,13 @@ def _sub_trees(
 ) -> Iterator[_restore_plan.SubTree]:
   """Pairs the sub-trees of the state with those of the checkpoint."""
   for a, b in itertools.permutations(request.new_to_old, 2):
-    if _trees.parts(b)[: len(_trees.parts(a))] == _trees.parts(a):
+    if _trees.segments(b)[: len(_trees.segments(a))] == _trees.segments(a):
       raise ValueError(
           f'{request.who}: new_to_old: {b!r} is within {a!r}, so that its leaves'
           ' have two sources: list sub-trees that do not overlap.'
       )
   for new, old in request.new_to_old.items():
-    new_path, old_path = _trees.parts(new), _trees.parts(old)
+    new_path, old_path = _trees.segments(new), _trees.segments(old)
     is_optional = new == old == _OPTIONAL
     try:
       sub_state = _trees.get_at(state, new_path)

@@ -28,7 +28,7 @@ class HuggingFaceSource(_source.Source):
     weights: By path, what makes each leaf.
   """
 
-  weights: Mapping[_trees.Path, _base_weights.Leaf]
+  weights: Mapping[_trees.Path, _base_weights.TensorLeaf]
 
   def check(self, keys: set[_trees.Path], *, who: str) -> None:
     """Nothing to do: sizes of files were compared when they were opened."""
@@ -57,7 +57,7 @@ class HuggingFaceSource(_source.Source):
 class _MappedRows:
   """A tensor, of which no more is mapped than what is read at once."""
 
-  leaf: _base_weights.Leaf
+  leaf: _base_weights.TensorLeaf
 
   def read(self, start: int, stop: int) -> np.ndarray:
     """See `Rows`."""
@@ -80,7 +80,7 @@ def open_source(path: epath.Path, *, who: str) -> HuggingFaceSource:
         f'{who}: {path}: safetensors are mapped to memory: copy them to this'
         ' machine first.'
     )
-  weights: dict[_trees.Path, _base_weights.Leaf] = {
+  weights: dict[_trees.Path, _base_weights.TensorLeaf] = {
       ('params', *name.split('.')): leaf
       for name, leaf in _base_weights.open_weights(
           pathlib.Path(path), who=who

@@ -28,7 +28,7 @@ from gemma4_lora.host import _memory
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Leaf:
+class TensorLeaf:
   """A leaf of gemma's parameters, in files of transformers.
 
   Attributes:
@@ -66,7 +66,7 @@ class Leaf:
     return self.make([tensor.load() for tensor in self.tensors])
 
 
-def open_weights(path: pathlib.Path, *, who: str) -> dict[str, Leaf]:
+def open_weights(path: pathlib.Path, *, who: str) -> dict[str, TensorLeaf]:
   """Lists gemma's leaves in a checkpoint of transformers; reads no data.
 
   Args:
@@ -99,13 +99,13 @@ def open_weights(path: pathlib.Path, *, who: str) -> dict[str, Leaf]:
     used.update(names)
   for name, tensor in named.items():
     if _hf_names.short(name) not in used:
-      leaves[name] = Leaf(
+      leaves[name] = TensorLeaf(
           path=name, tensors=(tensor,), shape=tensor.shape, make=_first
       )
   return leaves
 
 
-_Made = Iterator[tuple[Sequence[str], Leaf]]
+_Made = Iterator[tuple[Sequence[str], TensorLeaf]]
 _Tensors = Mapping[str, _mapped.Tensor | _four_bit.Packed]
 
 
@@ -125,7 +125,9 @@ def _linear_leaves(rows: Sequence[_linears.Linear], tensors: _Tensors) -> _Made:
     parts = tuple(tensors[name] for name in names)
     sized = [_sized(row, tensors[names[0]].shape) for row in slots]
     make = _maker(sized)
-    yield names, Leaf(path=path, tensors=parts, shape=sized[0].shape, make=make)
+    yield names, TensorLeaf(
+        path=path, tensors=parts, shape=sized[0].shape, make=make
+    )
 
 
 def _sized(row: _linears.Linear, shape: tuple[int, ...]) -> _linears.Linear:
@@ -196,7 +198,7 @@ def _clips(rows: Sequence[_linears.Linear], tensors: _Tensors) -> _Made:
         continue
       stacked = slots[0].stacked
       path = f'{module}.clip_{bound}'
-      yield names, Leaf(
+      yield names, TensorLeaf(
           path=path,
           tensors=tuple(tensors[name] for name in names),
           shape=(len(names) // len(slots),) if stacked else (),
@@ -226,7 +228,7 @@ def _other_leaves(config, tensors: _Tensors) -> _Made:
     if all(name in tensors for name in names):
       parts = tuple(tensors[name] for name in names)
       shape, make = _shape_and_maker(leaf, parts[0].shape, len(parts), config)
-      yield names, Leaf(path=path, tensors=parts, shape=shape, make=make)
+      yield names, TensorLeaf(path=path, tensors=parts, shape=shape, make=make)
 
 
 def other_leaves(

@@ -23,7 +23,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Part:
+class Tensor:
   """A tensor of transformers, in a leaf of gemma's.
 
   Attributes:
@@ -39,9 +39,9 @@ class Part:
   by_rows: bool = False
 
 
-def parts(
+def tensors(
     shapes: Shapes, config: _upstream.TransformerConfig
-) -> dict[str, tuple[Part, ...]]:
+) -> dict[str, tuple[Tensor, ...]]:
   """Returns the tensors that each leaf is in transformers.
 
   A file with towers is named for `Gemma4ForConditionalGeneration`, one without
@@ -56,7 +56,7 @@ def parts(
     ValueError: A leaf has no name there.
   """
   config = _with_towers(shapes, config)
-  known = _linear_parts(shapes, config) | _other_parts(shapes, config)
+  known = _linear_tensors(shapes, config) | _other_tensors(shapes, config)
   unknown = [path for path in shapes if path not in known]
   if unknown:
     raise ValueError(
@@ -66,8 +66,8 @@ def parts(
   prefixes = {is_text: _prefix(shapes, is_text) for is_text in (True, False)}
   return {
       path: tuple(
-          dataclasses.replace(part, name=prefixes[_is_text(path)] + part.name)
-          for part in known[path]
+          dataclasses.replace(x, name=prefixes[_is_text(path)] + x.name)
+          for x in known[path]
       )
       for path in shapes
   }
@@ -124,16 +124,16 @@ def _count(shapes: Shapes, pattern: str, axis: int | None = None) -> int:
   )
 
 
-def _linear_parts(
+def _linear_tensors(
     shapes: Shapes, config: _upstream.TransformerConfig
-) -> dict[str, tuple[Part, ...]]:
+) -> dict[str, tuple[Tensor, ...]]:
   """Returns the tensors of linears and of their clip bounds."""
   by_path: dict[str, list[_linears.Linear]] = {}
   for row in _linears.linears(config):
     if row.path in shapes:
       row = dataclasses.replace(row, shape=tuple(shapes[row.path]))
       by_path.setdefault(row.path, []).append(row)
-  known: dict[str, tuple[Part, ...]] = {}
+  known: dict[str, tuple[Tensor, ...]] = {}
   for path, rows in by_path.items():
     live = [row for row in rows if row.live]
     if rows[0].is_routed:
@@ -147,18 +147,18 @@ def _linear_parts(
   return known
 
 
-def _experts(row: _linears.Linear) -> Part:
+def _experts(row: _linears.Linear) -> Tensor:
   """gate and up of all experts, or down."""
   experts, *_, hidden, width = row.shape
   if row.slot_axis is None:
     shape = (experts, width, hidden)
-    return Part(
+    return Tensor(
         name=row.hf_name,
         shape=shape,
         take=lambda leaf: leaf.swapaxes(1, 2),
         by_rows=True,
     )
-  return Part(
+  return Tensor(
       name=row.hf_name,
       shape=(experts, 2 * hidden, width),
       take=lambda leaf: leaf.reshape(-1, 2 * hidden, width),
@@ -166,7 +166,7 @@ def _experts(row: _linears.Linear) -> Part:
   )
 
 
-def _matrices(row: _linears.Linear) -> list[Part]:
+def _matrices(row: _linears.Linear) -> list[Tensor]:
   """One `[out, in]`, or one per layer of a stacked leaf."""
   one = row.one_layer
   in_axes, out_axes = _weights.axes(one)
@@ -179,7 +179,7 @@ def _matrices(row: _linears.Linear) -> list[Part]:
 
   indices = row.layers if row.stacked else (None,)
   return [
-      Part(
+      Tensor(
           name=f'{name}.weight',
           shape=shape,
           take=lambda leaf, index=index: take(leaf, index),
@@ -188,12 +188,12 @@ def _matrices(row: _linears.Linear) -> list[Part]:
   ]
 
 
-def _bounds(row: _linears.Linear, bound: str) -> list[Part]:
+def _bounds(row: _linears.Linear, bound: str) -> list[Tensor]:
   """A clip bound of a linear, which those that gemma packs with it share."""
   names = [name.removesuffix('.linear') for name in row.hf_names]
   indices = row.layers if row.stacked else ((),)
   return [
-      Part(
+      Tensor(
           name=f'{name}.{bound}',
           shape=(),
           take=lambda leaf, index=index: leaf[index],
@@ -202,9 +202,9 @@ def _bounds(row: _linears.Linear, bound: str) -> list[Part]:
   ]
 
 
-def _other_parts(
+def _other_tensors(
     shapes: Shapes, config: _upstream.TransformerConfig
-) -> dict[str, tuple[Part, ...]]:
+) -> dict[str, tuple[Tensor, ...]]:
   """Returns the tensors of all that is no linear."""
   known = {
       path: _other(leaf, shapes[path])
@@ -217,12 +217,12 @@ def _other_parts(
   return known
 
 
-def _other(leaf: _leaves.Leaf, shape: tuple[int, ...]) -> tuple[Part, ...]:
+def _other(leaf: _leaves.Leaf, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
   """Returns the tensors of one leaf."""
   name, *_ = names = leaf.hf_tensors
   if leaf.stacked:
     return tuple(
-        Part(name=name, shape=shape[1:], take=lambda leaf, i=i: leaf[i])
+        Tensor(name=name, shape=shape[1:], take=lambda leaf, i=i: leaf[i])
         for i, name in enumerate(names)
     )
   if leaf.is_kernel:
@@ -243,8 +243,8 @@ def _other(leaf: _leaves.Leaf, shape: tuple[int, ...]) -> tuple[Part, ...]:
   return _one(name, shape, lambda leaf: leaf, by_rows=True)
 
 
-def _one(name, shape, take, *, by_rows=False) -> tuple[Part, ...]:
-  return (Part(name=name, shape=tuple(shape), take=take, by_rows=by_rows),)
+def _one(name, shape, take, *, by_rows=False) -> tuple[Tensor, ...]:
+  return (Tensor(name=name, shape=tuple(shape), take=take, by_rows=by_rows),)
 
 
 def _kernel(leaf: np.ndarray) -> np.ndarray:

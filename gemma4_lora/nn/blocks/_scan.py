@@ -77,7 +77,7 @@ class Scan:
     placement = _placement.current()
     self.key = f'scan {remat} {placement.key if placement else None}'
     self._adapted = _by_layer(adapted)
-    self._saved = frozenset(part.row.path for part in saved)
+    self._saved = frozenset(x.row.path for x in saved)
     self._policy = _keep if remat == 'none' else _remat.save_only(remat)
 
   def __call__(self, next_fun, args, kwargs, context):
@@ -197,9 +197,9 @@ class _Layers:
   ) -> list[Any]:
     """Returns a `_Pass` for each layer that has a body, in lists of loops."""
     passes: list[Any] = []
-    for part, here, inputs in _parts(loops, numbers, per_layer):
-      if isinstance(part, _loops.Loop):
-        passes.append(self._passes(part.body, here, inputs))
+    for each, here, inputs in _with_shares(loops, numbers, per_layer):
+      if isinstance(each, _loops.Loop):
+        passes.append(self._passes(each.body, here, inputs))
         continue
       stacked = [self._stacked[i] for i in here.flat]
       passes.append(
@@ -237,12 +237,12 @@ class _Layers:
     Returns:
       x and shared, after them.
     """
-    parts = _parts(loops, numbers, None)
-    for (part, here, _), given in zip(parts, passes, strict=True):
-      if isinstance(part, _loops.Loop):
+    shares = _with_shares(loops, numbers, None)
+    for (each, here, _), given in zip(shares, passes, strict=True):
+      if isinstance(each, _loops.Loop):
 
-        def body(carry, given, part=part, here=here):
-          return self._run(part.body, here, given, *carry), None
+        def body(carry, given, each=each, here=here):
+          return self._run(each.body, here, given, *carry), None
 
         (x, shared), _ = jax.lax.scan(body, (x, shared), given)
       else:
@@ -304,29 +304,29 @@ class _Layers:
     return core.apply(call)({'params': params}, rngs=rngs)
 
 
-def _parts(
+def _with_shares(
     loops: _loops.Loops, numbers: np.ndarray, inputs: Any
 ) -> Iterator[tuple[_loops.Layer | _loops.Loop, np.ndarray, Any]]:
-  """Yields parts, with their share of what has an axis for the layers.
+  """Yields layers and loops, with their shares of axes for the layers.
 
   Args:
-    loops: The parts.
+    loops: Layers and loops.
     numbers: `[*passes of the loops around, layers]`
     inputs: `[*passes of the loops around, layers, ...]`, or None.
   """
   outer = numbers.ndim - 1
   start = 0
-  for part in loops:
+  for each in loops:
 
-    def cut(x: Any, part=part, start=start) -> Any:
+    def cut(x: Any, each=each, start=start) -> Any:
       if x is None:
         return None
-      x = x[(slice(None),) * outer + (slice(start, start + part.size),)]
-      dims = (part.count, -1) if isinstance(part, _loops.Loop) else ()
+      x = x[(slice(None),) * outer + (slice(start, start + each.size),)]
+      dims = (each.count, -1) if isinstance(each, _loops.Loop) else ()
       return x.reshape((*x.shape[:outer], *dims, *x.shape[outer + 1 :]))
 
-    yield part, cut(numbers), cut(inputs)
-    start += part.size
+    yield each, cut(numbers), cut(inputs)
+    start += each.size
 
 
 def _split(

@@ -138,7 +138,7 @@ def _nan(names: list[str]) -> Iterator[str]:
 
 def _zero(rows: tuple[_effect.Effect, ...]) -> Iterator[str]:
   """Yields what does nothing."""
-  zero = [x.name for x in rows if x.num_zero == x.num_parts]
+  zero = [x.name for x in rows if x.num_zero == x.num_matrices]
   if len(zero) == len(rows):
     yield (
         f'LoRA does nothing: B·A is zero in all {len(rows)} projections. It was'
@@ -151,9 +151,10 @@ def _zero(rows: tuple[_effect.Effect, ...]) -> Iterator[str]:
         f' {_some(zero)}. They were lost on the way, or not trained.'
     )
   partly = [
-      f'{x.name} ({x.num_zero} of {x.num_parts})'
+      f'{x.name} ({x.num_zero} of {x.num_matrices})'
       for x in rows
-      if _MAX_IDLE * x.num_parts <= x.num_zero < x.num_parts and x.num_zero
+      if _MAX_IDLE * x.num_matrices <= x.num_zero < x.num_matrices
+      and x.num_zero
   ]
   if partly:
     yield (
@@ -165,9 +166,9 @@ def _zero(rows: tuple[_effect.Effect, ...]) -> Iterator[str]:
 
 def _idle(rows: tuple[_effect.Effect, ...]) -> Iterator[str]:
   idle = [
-      f'{x.name} ({x.num_zero} of {x.num_parts})'
+      f'{x.name} ({x.num_zero} of {x.num_matrices})'
       for x in rows
-      if 0 < x.num_zero < _MAX_IDLE * x.num_parts
+      if 0 < x.num_zero < _MAX_IDLE * x.num_matrices
   ]
   if idle:
     yield f'Experts or layers without effect: {_some(idle)}.'

@@ -25,7 +25,7 @@ class Effect:
     kind: The same for all layers: `layer_*.attn.q`.
     norm: Frobenius norm of scale · B·A, or of what the copy differs by.
     relative: The same, relative to the base weight's norm; None without base.
-    num_parts: How many experts or stacked layers it has; 1 else.
+    num_matrices: How many experts or stacked layers it has; 1 else.
     num_zero: How many of them it leaves as they are.
   """
 
@@ -33,7 +33,7 @@ class Effect:
   kind: str
   norm: float
   relative: float | None
-  num_parts: int = 1
+  num_matrices: int = 1
   num_zero: int = 0
 
 
@@ -64,7 +64,7 @@ def effects(
             kind=row.starred(row.name),
             norm=norm,
             relative=norm / size if size else None,
-            num_parts=squares.size,
+            num_matrices=squares.size,
             num_zero=int(np.sum(squares == 0)),
         )
     )

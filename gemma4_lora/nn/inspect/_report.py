@@ -74,14 +74,15 @@ def _table(rows: Sequence[_effect.Effect]) -> Iterator[str]:
   cells = [_COLUMNS]
   for kind, same in kinds.items():
     sizes = [x.norm if x.relative is None else x.relative for x in same]
-    zero, parts = sum(x.num_zero for x in same), sum(x.num_parts for x in same)
+    zero = sum(x.num_zero for x in same)
+    matrices = sum(x.num_matrices for x in same)
     cells.append(
         (
             kind,
             str(len(same)),
             f'{min(sizes):.2e}',
             f'{max(sizes):.2e}',
-            f'{zero} of {parts}' if zero else '',
+            f'{zero} of {matrices}' if zero else '',
         )
     )
   widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

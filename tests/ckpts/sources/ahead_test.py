@@ -24,7 +24,7 @@ def reads(monkeypatch):
   sizes = ([], [])
   for cls, name in (
       (_stream.Streamed, 'read_all'),
-      (_base_weights.Leaf, 'load'),
+      (_base_weights.TensorLeaf, 'load'),
   ):
     original = getattr(cls, name)
 

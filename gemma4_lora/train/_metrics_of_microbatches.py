@@ -1,4 +1,4 @@
-"""Metrics and summaries of a batch that is taken part by part."""
+"""Metrics and summaries of a batch that is taken in microbatches."""
 
 from collections.abc import Mapping
 import functools
@@ -10,16 +10,16 @@ import jax
 from kauldron import kd
 from kauldron import kontext
 
-# What only the forward pass of a part has, and what only the whole batch has.
-_OF_PART = ('preds', 'interms')
+# What only a microbatch's forward pass has, and what only the whole batch has.
+_OF_MICROBATCH = ('preds', 'interms')
 _OF_WHOLE = ('grads', 'updates', 'opt_state')
 
 _is_state = kd.metrics.State.isinstance
 
 
 @flax.struct.dataclass
-class Parts:
-  """States of a metric, of each part of the batch.
+class MicrobatchStates:
+  """States of a metric, of each microbatch.
 
   They are merged outside of the compiled step: some states cannot be inside.
   """
@@ -31,18 +31,18 @@ class Parts:
 
 
 def merge(tree: Any) -> Any:
-  """Merges the states of parts in a tree of states."""
+  """Merges the states of microbatches in a tree of states."""
   return jax.tree.map(
-      lambda x: x.merged() if isinstance(x, Parts) else x,
+      lambda x: x.merged() if isinstance(x, MicrobatchStates) else x,
       tree,
-      is_leaf=lambda x: isinstance(x, Parts) or _is_state(x),
+      is_leaf=lambda x: isinstance(x, MicrobatchStates) or _is_state(x),
   )
 
 
-def of_part(
+def of_microbatch(
     step: kd.train.TrainStep, context: kd.train.Context, *, who: str
 ) -> dict[tuple[str, str], Any]:
-  """Returns the states of what reads the forward pass, of one part.
+  """Returns the states of what reads the forward pass, of one microbatch.
 
   Args:
     step: Gives the metrics.
@@ -56,12 +56,12 @@ def of_part(
   for kind, metrics in _all_metrics(step).items():
     for name, metric in metrics.items():
       roots = _roots(metric)
-      if not roots & set(_OF_PART):
+      if not roots & set(_OF_MICROBATCH):
         continue
       if both := roots & set(_OF_WHOLE):
         raise ValueError(
             f'{who}: train_{kind}.{name} reads {sorted(both)} of the whole'
-            f' batch and {sorted(roots & set(_OF_PART))} of a part of it. Leave'
+            f' batch and {sorted(roots & set(_OF_MICROBATCH))} of a part of it. Leave'
             ' it out, or set num_microbatches=1.'
         )
       states[kind, name] = _state(metric, context)
@@ -71,19 +71,19 @@ def of_part(
 def with_metrics(
     step: kd.train.TrainStep,
     context: kd.train.Context,
-    of_parts: Mapping[tuple[str, str], Parts],
+    of_microbatches: Mapping[tuple[str, str], MicrobatchStates],
 ) -> kd.train.Context:
   """Returns the context with the states of all metrics and summaries.
 
   Args:
     step: Gives the metrics.
     context: The context of the whole step, updates included.
-    of_parts: From `of_part`, of all parts.
+    of_microbatches: From `of_microbatch`, of all microbatches.
   """
   states = {
       kind: {
-          name: of_parts[kind, name]
-          if (kind, name) in of_parts
+          name: of_microbatches[kind, name]
+          if (kind, name) in of_microbatches
           else _state(metric, context)
           for name, metric in metrics.items()
       }
