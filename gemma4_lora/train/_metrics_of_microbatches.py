@@ -61,8 +61,8 @@ def of_microbatch(
       if both := roots & set(_OF_WHOLE):
         raise ValueError(
             f'{who}: train_{kind}.{name} reads {sorted(both)} of the whole'
-            f' batch and {sorted(roots & set(_OF_MICROBATCH))} of a part of it. Leave'
-            ' it out, or set num_microbatches=1.'
+            f' batch and {sorted(roots & set(_OF_MICROBATCH))} of a part of it.'
+            ' Leave it out, or set num_microbatches=1.'
         )
       states[kind, name] = _state(metric, context)
   return states

@@ -35,3 +35,17 @@ def test_each_class_has_prefixes_of_its_own():
   assert _hf_names.prefix(towers, 'audio') == 'model.'
   assert _hf_names.prefix(text, 'audio') is None
   assert _hf_names.prefix(text, 'text') == 'model.'
+
+
+@pytest.mark.parametrize(
+    ('text', 'towers'),
+    [
+        ('model.language_model.', 'model.'),
+        ('language_model.', 'model.'),
+        ('model.', None),
+        ('', None),
+    ],
+)
+def test_towers_stand_beside_the_text(text, towers):
+  assert _hf_names.towers_beside(text) == towers
+  assert _hf_names.is_multimodal([text + 'norm']) == (towers is not None)
