@@ -47,7 +47,7 @@ class Branch:
     tower: Where it is.
     name: Below the language model (or, of a tower, below the model around it):
       `layers.0.self_attn.q_proj`. What targets and patterns are matched with.
-    module: The same, but for parameters: the module in whose place PEFT's
+    module: The same, except for parameters: the module in whose place PEFT's
       wrapper stands, `layers.0.experts.base_layer`.
     rank: As configured. Of stacked experts, that of each expert.
     alpha: Numerator of the scale.

@@ -97,7 +97,7 @@ def _default_and_patterns(
 ) -> tuple[Any, dict[str, Any]]:
   """Returns the commonest value, and patterns for names of another.
 
-  No two patterns fit one name, but for a module that stands in those of
+  No two patterns fit one name, except for a module that stands in those of
   parameters. PEFT heeds the latter, but warns that it ignored patterns that fit
   no module. The first one that fits decides, and PEFT sorts them when it saves:
   the module's own pattern is how the other begins, which is later in both.

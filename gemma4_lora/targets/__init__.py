@@ -33,7 +33,7 @@ reaches what is no linear too: `'norms'`, `'embeddings'`, `'scalars'`,
 `'embed_tokens'`, `'input_layernorm'`.
 
 Linears whose result the model never uses (k and v of a KV-shared layer) are
-left out, but for a rule that can mean nothing else: that is an error. So is a
+left out, except by a rule that can mean nothing else: that is an error. So is a
 rule that matches nothing, or only what earlier rules took. The router is taken
 only by its own name.
 """

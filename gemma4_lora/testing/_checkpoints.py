@@ -62,7 +62,7 @@ def make_checkpoint(
 
   Args:
     model: A Gemma 4 model, or a LoRA wrapper of one, whose base model is taken.
-      With `text_only=False` the towers are written too, but for `hf`.
+      With `text_only=False` the towers are written too, except for `hf`.
     path: Where to write. Must not exist.
     layout: How to arrange the leaves.
     seed: Seed of the random values; none is 0 or 1, norms and scales included.

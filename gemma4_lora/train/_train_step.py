@@ -312,7 +312,7 @@ class TrainStep(kd.train.TrainStep):
   def _abstract(
       self, shapes: kd.train.TrainState, *, skip_optimizer: bool
   ) -> kd.train.TrainState:
-    """Returns a state to restore into: shapes, but for the step."""
+    """Returns a state to restore into: shapes, except for the step."""
     if self.optimizer is not None and not skip_optimizer:
       compiled = type(self)._opt_state.lower(self, shapes.params).compile()
       opt_state = jax.tree.map(

@@ -56,7 +56,7 @@ def to_ours(
     if not row.live:
       continue
     if row.slot_axis is not None and row.slot is not None:
-      # Behind the rank, B has the axes of the weight but for the inputs.
+      # Behind the rank, B has the axes of the weight except for the inputs.
       before = [n for n in range(row.slot_axis) if n not in row.in_axes]
       b = np.take(b, row.slot, axis=1 + len(before))
     ours[f'{row.lora_path}.a'] = a

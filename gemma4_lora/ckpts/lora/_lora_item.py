@@ -48,7 +48,7 @@ class LoRAItem(kd.ckpts.items.CheckpointItem):
     }
 
   def check(self, *, who: str, where: str) -> None:
-    """Checks that what was saved is what the state has, but for values.
+    """Checks that what was saved is what the state has, except for values.
 
     Args:
       who: What asks, for messages.

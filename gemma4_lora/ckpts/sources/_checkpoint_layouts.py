@@ -1,7 +1,7 @@
 """Layouts of released Gemma 4 checkpoints, as pure renaming.
 
 All three layouts are brought to the nested one, which is that of `model.init`
-but for the linears of the MLPs. `gemma4._names` knows what stands in it.
+except for the linears of the MLPs. `gemma4._names` knows what stands in it.
 
 ```
 nested   layer_0.mlp.linear.w                             (F, D)

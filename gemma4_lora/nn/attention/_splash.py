@@ -60,7 +60,7 @@ def attend(
     v: jax.Array,
     allowed: _blockwise.Allowed,
 ) -> jax.Array:
-  """Returns what `_blockwise.attend` does, but for queries that are padding.
+  """Returns what `_blockwise.attend` does, except for queries that are padding.
 
   Args:
     settings: Window, soft-cap, blocks.
@@ -252,7 +252,7 @@ def _last_valid(allowed: _blockwise.Allowed, *, shift: int) -> jax.Array:
     shift: How many places before its own a token begins to look.
 
   Returns:
-    Of the token's own conversation; -1 where there is none.
+    A place in the token's own conversation; -1 where there is none.
   """
   length = allowed.positions.shape[1]
   places = jnp.where(_valid(allowed), jnp.arange(length), -1)

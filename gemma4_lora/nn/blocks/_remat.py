@@ -1,7 +1,7 @@
 """Rematerialisation of blocks, by Flax's interceptor.
 
 A block's activations are dropped after the forward pass and recomputed in the
-backward pass from the block's input, but for what the policy keeps. The base is
+backward pass from the block's input, except what the policy keeps. The base is
 frozen: what its linears were given is needed by the LoRA branches alone.
 """
 
@@ -16,7 +16,7 @@ from gemma4_lora.gemma4 import _released
 from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.nn.attention import _blockwise
 
-# Outputs of a block's linears, LoRA branch included, but for the router's.
+# Outputs of a block's linears, LoRA branch included, except for the router's.
 _LINEARS = {
     row.weight_name
     for row in _released.linears()

@@ -32,7 +32,7 @@ class Injector:
     adapted: The adapted projections.
     use_rslora: How a branch's scale follows from alpha and rank.
     is_training: Whether the model is training: dropout, and one product of base
-      and branches, which with B = 0 is the base's but for rounding.
+      and branches, which with B = 0 is the base's except for rounding.
     dtype: Of new A and B.
     root: Path of the model within the outermost module: rows are relative to
       it.

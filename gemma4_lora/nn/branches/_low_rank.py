@@ -60,7 +60,7 @@ def apply(
 def apply_a(
     eqn: str, row: _linears.Linear, x: jax.Array, a: jax.Array
 ) -> jax.Array:
-  """Returns `x @ A`: x's axes, but for what A contracts, and the rank.
+  """Returns `x @ A`: x's axes, except for what A contracts, and the rank.
 
   Args:
     eqn: Einsum of the base.

@@ -1,4 +1,4 @@
-"""Do fused weights compute what LoRA does, but for rounding?"""
+"""Do fused weights compute what LoRA does, except for rounding?"""
 
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from gemma4_lora.nn.wrapper import _router_fix
 from gemma4_lora.quant import _arrays
 
 _NUM_TOKENS = 16
-# Of the logits' own size: what fusing may change, by rounding, in any case.
+# What fusing may change, by rounding, as a share of the logits' own size.
 _TOLERANCE = {'float32': 1e-3, 'float64': 1e-3}
 _TOLERANCE_ROUNDED = 0.02
 # Times what a last bit of the weights changes: activations are rounded, too.
