@@ -42,8 +42,8 @@ class Placement:
     return str(hash((self.batch, tuple(self.gathered.items()))))
 
   @property
-  def num_parts(self) -> int:
-    """How many parts the batch is in."""
+  def num_shards(self) -> int:
+    """How many shards the batch is in."""
     axes = _axes(self.batch.spec[0])
     return math.prod(self.batch.mesh.shape[axis] for axis in axes)
 

@@ -77,9 +77,9 @@ def attend(
     return _blockwise.attend(settings, q, k, v, allowed)
   call = functools.partial(_attend, Settings(blockwise=settings))
   placement = _placement.current()
-  num_parts = 1 if placement is None else placement.num_parts
+  num_shards = 1 if placement is None else placement.num_shards
   is_on_many = placement is None and kd.sharding.DEVICES_MESH.size > 1
-  if is_on_many or q.shape[0] % num_parts:
+  if is_on_many or q.shape[0] % num_shards:
     logging.log_first_n(logging.WARNING, _NOT_DIVIDED, 1, q.shape[0])
     return _blockwise.attend(settings, q, k, v, allowed)
   if placement is not None:
