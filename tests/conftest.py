@@ -18,9 +18,9 @@ jax.config.update('jax_platforms', os.environ['JAX_PLATFORMS'])
 # Most of the time goes into compiling programs that run once: let LLVM, which
 # makes machine code of what XLA has optimised, not optimise it again. Level 0
 # compiles in 50 to 65 % of level 1's time, which is half of that of XLA's own
-# level, 3. It rounds otherwise: sums are not
-# vectorised, and no bound of a test was loosened for that. One module of LLVM per program, not several for
-# threads: two workers have no cores to spare.
+# level, 3. It rounds otherwise, as sums are not vectorised; no bound was loosened
+# for that. One module of LLVM per program, not several for threads: two workers
+# have no cores to spare.
 os.environ['XLA_FLAGS'] = ' '.join(
     [
         '--xla_backend_optimization_level=0',
