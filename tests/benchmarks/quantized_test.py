@@ -17,7 +17,7 @@ def test_errors_are_of_the_dequantized_base():
   model = g4.nn.LoRA(
       rank=1, targets='q', quantize='int8', model=reference.model
   )
-  codes = quantized._quantized.quantize(reference.params, model.quantized)
+  codes = quantized._quantized_base.quantize(reference.params, model.quantized)
   base = dequantized.tree(codes, np.float32)
   apply = jax.jit(reference.model.apply)
   got = apply({'params': base}, reference.tokens).logits
