@@ -43,7 +43,7 @@ with konfig.imports():
   from jax import numpy as jnp
   from kauldron import kd
   from gemma4_lora import g4
-  from tests.lib import training
+  from tests.lib import models
 
 
 def get_config():
