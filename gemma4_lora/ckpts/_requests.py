@@ -167,7 +167,7 @@ def ahead(
 
   Args:
     transform: An `init_transform=`, to be run within.
-    model: Of the run. If it quantises what it restores, nothing is read: that
+    model: The model. If it quantises what it restores, nothing is read: that
       goes row by row.
 
   Returns:

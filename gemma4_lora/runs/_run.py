@@ -48,9 +48,9 @@ class Run:
 
   Attributes:
     model: What it trained.
-    leaves: Of its base, towers of the file included.
+    leaves: Leaves of its base, with towers that only the file has.
     lora: Its LoRA leaves, nested, on the host; empty to export the base alone.
-    fingerprint: Of what it was trained on, if it has one.
+    fingerprint: What it was trained on, if the file says so.
     where: Its base and its LoRA, for messages.
   """
 

@@ -136,6 +136,6 @@ class PlanNumbers:
 
   @property
   def tokens_per_second(self) -> float | None:
-    """Of all devices, at the roofline's time: no real rate is higher."""
+    """Rate of all devices together in the roofline's time, an upper bound."""
     seconds = self.step_seconds
     return self.num_tokens / seconds if seconds else None

@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 import json
 import os
-import pathlib
 
 from etils import epath
 
@@ -34,7 +33,7 @@ def write(
     encodings: How arrays are held, by dotted path below `params`.
   """
   kinds = {path: x.kind for path, x in encodings.items()}
-  pathlib.Path(folder, NAME).write_text(json.dumps(kinds, indent=1))
+  (epath.Path(folder) / NAME).write_text(json.dumps(kinds, indent=1))
 
 
 def check(
