@@ -1,0 +1,191 @@
+"""What a path that a user gives is: on this machine, or in a bucket.
+
+`path` is the one place that decides. All that reads or writes where a user says
+goes through it, so that what looks like a URL is never a folder called `gs:`.
+"""
+
+import functools
+import importlib.util
+import os
+import posixpath
+import re
+import sys
+
+from etils import epath
+from etils.epath import backend as _backends
+from etils.epath import gpath
+
+# Buckets, and what reads them where TensorFlow, which reads gs:// alone, does
+# not: the module, and the package to install.
+_SCHEMES = {
+    'gs': ('gcsfs', 'gcsfs'),
+    's3': ('s3fs', 's3fs'),
+    'az': ('adlfs', 'adlfs'),
+    'hf': ('huggingface_hub', 'huggingface_hub'),
+}
+# What else people write for them. `path` says how to spell it.
+_ALIASES = {
+    'gcs': 'gs',
+    's3a': 's3',
+    's3n': 's3',
+    'abfs': 'az',
+    'abfss': 'az',
+    'huggingface': 'hf',
+}
+_WEB = {
+    'storage.googleapis.com/': 'gs',
+    'storage.cloud.google.com/': 'gs',
+    'huggingface.co/': 'hf',
+}
+# Two letters or more: `C:/` is a disk. Of others than buckets, a slash must
+# follow: a file may be called `a:b`.
+_URL = re.compile(
+    r'[\s"\']*(?P<scheme>[A-Za-z][\w+.-]+):(?P<slashes>[/\\]+)(?P<rest>.*)'
+)
+_NO_SLASH = re.compile(
+    rf'[\s"\']*(?P<scheme>{"|".join(_SCHEMES)}):(?P<slashes>)(?P<rest>.+)', re.I
+)
+# What `os.path.abspath` makes of a URL.
+_MADE_LOCAL = re.compile(rf'(?:.*/)?(?P<url>({"|".join(_SCHEMES)}):/[^/].*)')
+
+
+def path(given: epath.PathLike, *, who: str = '') -> epath.Path:
+  """Returns the path that a user means.
+
+  `~` stays as it is: `expanduser()` where it means the home.
+
+  Args:
+    given: A local path, or `gs://bucket/…`; `s3://`, `az://` and `hf://` if the
+      package that reads them is installed.
+    who: What asks, for messages.
+
+  Returns:
+    A path that can be used as one of `pathlib`. A local one is as given.
+
+  Raises:
+    ValueError: It looks like a URL and is none that can be read here. The
+      message says how to spell it.
+    ModuleNotFoundError: What reads it is not installed. The message says what
+      to install.
+    TypeError: It is no path.
+  """
+  who = f'{who}: ' if who else ''
+  if not isinstance(given, (str, os.PathLike)):
+    raise TypeError(
+        f'{who}a path is a string or os.PathLike. Got {type(given).__name__}:'
+        f' {given!r}.'
+    )
+  text = os.fspath(given)
+  if not isinstance(text, str):
+    raise TypeError(f'{who}a path is a string, not bytes. Got: {text!r}.')
+  if '\0' in text:
+    raise ValueError(f'{who}{text!r} has a null character, which no path has.')
+  match = _URL.match(text) or _NO_SLASH.match(text)
+  if match is None:
+    made = _MADE_LOCAL.match(text)
+    if made and not os.path.exists(text):
+      raise ValueError(
+          f'{who}{text!r} is a URL after os.path.abspath or its like. Give'
+          f' {_spelt(made["url"])!r}.'
+      )
+    return epath.Path(given)
+  scheme = match['scheme']
+  if scheme not in _SCHEMES:
+    if text.startswith(f'{scheme}://') and (known := _registered(text)):
+      return known
+    raise ValueError(f'{who}{_unknown(text, match)}')
+  if not text.startswith(f'{scheme}://'):
+    raise ValueError(
+        f'{who}{text!r} is no path. Give {_spelt(text)!r}, as a string or an'
+        ' epath.Path: pathlib.Path makes one slash of two.'
+    )
+  return _in_bucket(text, scheme, who)
+
+
+def is_local(where: epath.PathLike) -> bool:
+  """Whether a path from `path` is on this machine."""
+  return '://' not in os.fspath(where)
+
+
+def _in_bucket(text: str, scheme: str, who: str) -> epath.Path:
+  """Returns the path of a URL that is spelt well."""
+  bucket, _, rest = text.removeprefix(f'{scheme}://').partition('/')
+  if bucket in ('', '.', '..'):
+    raise ValueError(
+        f'{who}{text!r} names no bucket. Give {scheme}://bucket/folder.'
+    )
+  # In a bucket, `..` would be the name of a folder.
+  rest = posixpath.normpath(rest.strip('/') or '.')
+  if rest.split('/')[0] == '..':
+    raise ValueError(f'{who}{text!r} leads out of its bucket.')
+  text = f'{scheme}://{bucket}' + ('' if rest == '.' else f'/{rest}')
+  module, package = _SCHEMES[scheme]
+  has_fsspec = all(map(_is_installed, ('fsspec', module)))
+  if scheme == 'gs':
+    if _uses_tensorflow() or has_fsspec:
+      return epath.Path(text)
+  elif has_fsspec:
+    return _FsspecPath(text)
+  elif 'tensorflow_io' in sys.modules:
+    return epath.Path(text)  # It teaches TensorFlow s3:// and az://.
+  raise ModuleNotFoundError(
+      f'{who}{text}: {scheme}:// is read with {package}, which is not installed:'
+      f' pip install {package}'
+  )
+
+
+class _FsspecPath(gpath.PosixGPath):
+  """A path that fsspec reads.
+
+  Etils asks TensorFlow for all URLs if TensorFlow is installed, which knows
+  gs:// alone.
+  """
+
+  @property
+  def _backend(self) -> _backends.Backend:
+    return _backends.fsspec_backend
+
+
+def _registered(text: str) -> epath.Path | None:
+  """Returns a path of a scheme that some package taught etils."""
+  try:
+    return epath.Path(text)
+  except KeyError:
+    return None
+
+
+def _unknown(text: str, match: re.Match[str]) -> str:
+  """Says what a URL of another scheme should be."""
+  scheme, rest = match['scheme'].lower(), match['rest']
+  if scheme == 'file':
+    return f'{text!r}: give a local path without file://: {"/" + rest!r}.'
+  if scheme in _ALIASES or scheme in _SCHEMES:
+    return f'{text!r}: give {_spelt(text)!r}.'
+  for host, instead in _WEB.items():
+    if scheme in ('http', 'https') and rest.startswith(host):
+      return f'{text!r}: give {f"{instead}://{rest.removeprefix(host)}"!r}.'
+  known = ', '.join(f'{x}://' for x in _SCHEMES)
+  return (
+      f'{text!r} looks like a URL, and {scheme}:// cannot be read or written'
+      f' here: give a local path, or one that starts with one of {known}.'
+  )
+
+
+def _spelt(text: str) -> str:
+  """Returns a URL with two slashes, in lower case as far as that matters."""
+  match = _URL.match(text) or _NO_SLASH.match(text)
+  assert match is not None
+  scheme = match['scheme'].lower()
+  rest = match['rest'].replace('\\', '/').strip().strip('\'"')
+  return f'{_ALIASES.get(scheme, scheme)}://{rest}'
+
+
+@functools.cache
+def _is_installed(module: str) -> bool:
+  return importlib.util.find_spec(module) is not None
+
+
+def _uses_tensorflow() -> bool:
+  """Whether etils reads URLs with TensorFlow."""
+  off = os.environ.get('EPATH_USE_TF', '').lower() in ('0', 'f', 'false', 'no')
+  return not off and _is_installed('tensorflow')

@@ -1,0 +1,106 @@
+"""What a user's path is: decided in one place, and never a folder `gs:`."""
+
+import os
+import pathlib
+
+from etils import epath
+import pytest
+
+from gemma4_lora import host
+
+
+@pytest.mark.parametrize(
+    'given',
+    ['/a/b', 'a/b', '.', '~/a', 'a:b', 'C:/a', '/a/x:/y', 'gs/b'],
+)
+def test_local_path_stays_as_given(given):
+  assert os.fspath(host.path(given)) == given
+  assert host.is_local(host.path(given))
+  assert isinstance(host.path(given), epath.Path)
+
+
+@pytest.mark.parametrize(
+    ('given', 'text'),
+    [
+        ('gs://bucket', 'gs://bucket'),
+        ('gs://bucket/a/', 'gs://bucket/a'),
+        ('gs://bucket//a/./b', 'gs://bucket/a/b'),
+        ('gs://bucket/a/../b', 'gs://bucket/b'),
+        (epath.Path('gs://bucket/a'), 'gs://bucket/a'),
+        ('hf://datasets/google/x', 'hf://datasets/google/x'),
+    ],
+)
+def test_path_in_a_bucket(given, text):
+  path = host.path(given)
+  assert os.fspath(path) == str(path) == text
+  assert not host.is_local(path)
+  assert os.fspath(path / 'x') == f'{text}/x'
+  assert not host.is_local(path / 'x')
+
+
+def test_fsspec_reads_what_tensorflow_does_not():
+  # Children too: each is made anew.
+  path = host.path('hf://org/repo') / 'x'
+  assert 'FileSystemSpec' in type(path.parent._backend).__name__  # pylint: disable=protected-access
+
+
+@pytest.mark.parametrize(
+    ('given', 'instead'),
+    [
+        (pathlib.Path('gs://bucket/a'), 'gs://bucket/a'),
+        ('gs:/bucket/a', 'gs://bucket/a'),
+        ('s3:/bucket/a', 's3://bucket/a'),
+        ('gs:bucket/a', 'gs://bucket/a'),
+        ('GS://bucket/a', 'gs://bucket/a'),
+        (' gs://bucket/a', 'gs://bucket/a'),
+        ('"gs://bucket/a"', 'gs://bucket/a'),
+        ('gs:\\\\bucket\\a', 'gs://bucket/a'),
+        ('gcs://bucket/a', 'gs://bucket/a'),
+        ('s3a://bucket/a', 's3://bucket/a'),
+        (os.path.abspath('gs://bucket/a'), 'gs://bucket/a'),
+        ('./gs:/bucket/a', 'gs://bucket/a'),
+        ('https://storage.googleapis.com/bucket/a', 'gs://bucket/a'),
+        ('https://huggingface.co/org/repo', 'hf://org/repo'),
+        ('file:///a/b', '/a/b'),
+    ],
+)
+def test_what_looks_like_a_url_is_told_its_spelling(given, instead):
+  with pytest.raises(ValueError, match=f"[Gg]ive .*'{instead}'") as e:
+    host.path(given, who='save')
+  assert str(e.value).startswith('save: ')
+  assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    'given', ['http://host/a', 'ftp://host/a', 'x-y:/a', 'memory://a']
+)
+def test_other_schemes_are_refused(given):
+  with pytest.raises(ValueError, match='give a local path, or .* gs://') as e:
+    host.path(given)
+  assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('given', ['gs://', 'gs:///a', 'gs://..', 'gs://.'])
+def test_a_bucket_must_be_named(given):
+  with pytest.raises(ValueError, match='no bucket. Give gs://bucket/folder'):
+    host.path(given)
+
+
+def test_dots_do_not_lead_out_of_a_bucket():
+  with pytest.raises(ValueError, match='leads out of its bucket'):
+    host.path('gs://bucket/a/../../other/b')
+
+
+def test_says_what_to_install():
+  for scheme, package in (('s3', 's3fs'), ('az', 'adlfs')):
+    with pytest.raises(
+        ModuleNotFoundError, match=f'pip install {package}'
+    ) as e:
+      host.path(f'{scheme}://bucket/a')
+    assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('given', [None, 3, b'gs://bucket/a'])
+def test_what_is_no_path(given):
+  with pytest.raises(TypeError, match='a path is a string'):
+    host.path(given)
