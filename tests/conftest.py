@@ -49,7 +49,11 @@ jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
 
 
 # Fixtures of several folders.
-pytest_plugins = ['tests.lib.checkpoints', 'tests.lib.commands']
+pytest_plugins = [
+    'tests.lib.buckets',
+    'tests.lib.checkpoints',
+    'tests.lib.commands',
+]
 
 
 def pytest_collection_finish() -> None:
