@@ -21,7 +21,18 @@ from gemma4_lora.testing import _checkpoints
 
 def shapes(model: nn.Module) -> dict[str, Any]:
   """Returns shapes and dtypes of the parameters that text uses."""
-  return _traced(model, jax.config.jax_enable_x64)
+  if not isinstance(model, g4.nn.LoRA) or model.quantize:
+    return _traced(model, jax.config.jax_enable_x64)
+  # Not traced for each setting of LoRA, which would take a third of the suite's
+  # time: `tests/nn/lora_test.py` compares these leaves with those of `init`.
+  base = traverse_util.flatten_dict(shapes(model.model), sep='.')
+  owners = {path.rpartition('.')[0] for path in base} | set(base)
+  leaves = {
+      path: jax.ShapeDtypeStruct(shape, model.dtype)
+      for path, shape in model.lora_shapes.items()
+      if path.partition('.lora.')[0] in owners  # No towers: text alone.
+  }
+  return traverse_util.unflatten_dict(base | leaves, sep='.')
 
 
 @functools.cache
