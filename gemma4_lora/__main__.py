@@ -240,8 +240,7 @@ def _check() -> None:
   from gemma4_lora.runs import _export as export_lib  # pylint: disable=g-import-not-at-top
 
   model, lora, workdir = _resolved('model'), None, None
-  cfg: Any = _CONFIG.value
-  if cfg.get('workdir') or not _PEFT.value:
+  if _given_workdir() or not _PEFT.value:
     workdir = _workdir()
   else:  # The file alone: what it adapts is what it says.
     try:
@@ -362,10 +361,15 @@ def _resolved(name: str) -> Any:
 
 
 def _workdir() -> str:
-  cfg: Any = _CONFIG.value
-  if not cfg.get('workdir'):
+  workdir = _given_workdir()
+  if not workdir:
     raise app.UsageError('--cfg.workdir=... is missing: the folder of the run.')
-  return cfg.workdir
+  return workdir
+
+
+def _given_workdir() -> str | None:
+  cfg: Any = _CONFIG.value
+  return _job_flags.workdir(_CONFIG) or cfg.get('workdir')
 
 
 def _out() -> str:

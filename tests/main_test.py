@@ -240,6 +240,7 @@ def test_chat_with_what_is_no_run(run, run_command, monkeypatch, tmp_path):
   _, (cfg, workdir) = run
   for args, message in (
       ((f'--cfg.workdir={tmp_path / "none"}',), 'there is no such path'),
+      ((f'--workdir={tmp_path / "none"}',), 'there is no such path'),
       ((f'--cfg.workdir={tmp_path}',), 'no checkpoint'),
       ((workdir, '--step=7'), 'Available steps: [3]'),
       ((workdir, '--cfg.model.rank=3'), 'checkpoint 2, config 3'),
@@ -303,10 +304,19 @@ def test_vertex_prints_the_job(run_command, monkeypatch):
   ]
 
 
-def test_vertex_with_two_workdirs(run_command):
-  done = run_command('vertex', _CONFIG, *_JOB, '--cfg.workdir=/tmp/run')
+def test_workdir_is_one_flag(run_command):
+  args = ('vertex', _CONFIG, *_JOB)
+  want = run_command(*args).stdout
+  # As in `_JOB`, without its `--workdir`, and with both.
+  without = [arg for arg in args if not arg.startswith('--workdir')]
+  assert run_command(*without, '--cfg.workdir=gs://b/run').stdout == want
+  assert run_command(*args, '--cfg.workdir=gs://b/run').stdout == want
+  done = run_command(*args, '--cfg.workdir=gs://b/other')
   assert done.returncode == 1
-  assert 'give --workdir=gs://' in done.stderr
+  assert (
+      'gemma4_lora: --workdir=gs://b/run and --cfg.workdir=gs://b/other are one'
+      ' flag, and differ'
+  ) in done.stderr
 
 
 def test_vertex_asks_the_planner(run_command):

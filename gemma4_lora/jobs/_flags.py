@@ -1,17 +1,18 @@
 """Flags of a job, of the commands `vertex` and `xmanager launch` alike."""
 
 import os
-import re
-import sys
 
 from absl import flags
 from ml_collections import config_flags
 
+from gemma4_lora.jobs import _overrides
 from gemma4_lora.jobs import _request
 
 _REGION = flags.DEFINE_string('region', None, 'vertex: where, as in us-east5.')
 _WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'vertex: folder of the run, gs://bucket/folder.'
+    'workdir',
+    None,
+    'Folder of the run, as --cfg.workdir. vertex: gs://bucket/folder.',
 )
 _PROJECT = flags.DEFINE_string(
     'project', None, 'vertex: of Google Cloud. Default: $GOOGLE_CLOUD_PROJECT.'
@@ -58,7 +59,7 @@ def request(cfg: flags.FlagHolder, topology: str) -> _request.Request:
       config=config(cfg),
       topology=topology,
       region=_REGION.value,
-      workdir=_WORKDIR.value,
+      workdir=workdir(cfg),
       project=_PROJECT.value or os.environ.get('GOOGLE_CLOUD_PROJECT'),
       image=_IMAGE.value,
       machine_type=_MACHINE_TYPE.value,
@@ -70,21 +71,13 @@ def request(cfg: flags.FlagHolder, topology: str) -> _request.Request:
 
 
 def config(cfg: flags.FlagHolder) -> _request.Config:
-  """Returns what the flag of a config was given on the command line.
-
-  Raises:
-    ValueError: It sets the workdir, too.
-  """
-  # Of the forms that absl knows, konfig's flags take these.
-  overrides = [
-      arg for arg in sys.argv if re.match(rf'--?(no)?{cfg.name}\.', arg)
-  ]
-  if any(re.match(rf'--?{cfg.name}\.workdir=', arg) for arg in overrides):
-    raise ValueError(
-        f'--{cfg.name}.workdir and --workdir say the same of a job: give'
-        ' --workdir=gs://... alone.'
-    )
+  """Returns what the flag of a config was given on the command line."""
   return _request.Config(
       path=config_flags.get_config_filename(flags.FLAGS[cfg.name]),
-      overrides=tuple(overrides),
+      overrides=_overrides.given(cfg.name),
   )
+
+
+def workdir(cfg: flags.FlagHolder) -> str | None:
+  """Returns `--workdir` or `--cfg.workdir`, which are one flag."""
+  return _overrides.workdir(_WORKDIR, name=cfg.name)

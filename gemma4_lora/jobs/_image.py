@@ -6,8 +6,19 @@ from gemma4_lora.jobs import _request
 
 
 def dockerfile(config: _request.Config) -> str:
-  """Returns a Dockerfile for a clone of this repository, and a config in it."""
-  folder = pathlib.PurePosixPath(config.path_in_image.split(':', 1)[0]).parent
+  """Returns a Dockerfile for a clone of this repository, and a config in it.
+
+  Raises:
+    ValueError: The config is not below the folder where the command is run.
+  """
+  path = pathlib.PurePosixPath(config.path_in_image.split(':', 1)[0])
+  if path.is_absolute():
+    raise ValueError(
+        f'--cfg={config.path} is not below this folder, and docker can only copy'
+        ' what is: run this in a clone of gemma4_lora that has the config, or'
+        ' leave --dockerfile out and put the config into your image.'
+    )
+  folder = path.parent
   return f"""\
 FROM python:3.12-slim
 # What OpenCV, which Kauldron imports, is linked to.

@@ -7,6 +7,7 @@ import re
 import typing
 from typing import Any
 
+from gemma4_lora.jobs import _fields
 from gemma4_lora.jobs import _machines
 
 if typing.TYPE_CHECKING:
@@ -55,7 +56,7 @@ def custom_job(
     )
   strategies = types.Scheduling.Strategy
   return types.CustomJob(
-      display_name=name,
+      display_name=_fields.JOB_NAME.check(name),
       job_spec=types.CustomJobSpec(
           worker_pool_specs=[
               types.WorkerPoolSpec(
@@ -64,7 +65,7 @@ def custom_job(
                   ),
                   replica_count=1,
                   container_spec=types.ContainerSpec(
-                      image_uri=check_image(image),
+                      image_uri=_fields.IMAGE.check(image),
                       command=list(command),
                       args=list(args),
                       env=_environment(types),
@@ -87,12 +88,14 @@ def check_region(region: str | None) -> str:
         '--region=... is missing: where the job runs, such as us-east5. Which'
         ' have TPUs: https://cloud.google.com/vertex-ai/docs/general/locations'
     )
-  if re.fullmatch(r'[a-z]+-[a-z]+\d+-[a-z]', region):
+  if re.fullmatch('[a-z]+-[a-z]+[0-9]+-[a-z]', region):
     raise ValueError(
         f'--region={region} is a zone. Its region is {region[:-2]}.'
     )
-  if not re.fullmatch(r'[a-z]+-[a-z]+\d+', region):
-    raise ValueError(f'--region={region} is not a region, such as us-east5.')
+  if not re.fullmatch('[a-z]+-[a-z]+[0-9]+', region):
+    raise ValueError(
+        f'--region={_fields.shown(region)} is not a region, such as us-east5.'
+    )
   return region
 
 
@@ -102,23 +105,13 @@ def check_workdir(workdir: str | None) -> str:
     raise ValueError(
         '--workdir=gs://... is missing: where the run saves, and resumes from.'
     )
-  if not re.fullmatch(r'gs://[\w.-]+(/\S*)?', workdir):
+  if not workdir.startswith('gs://'):
     raise ValueError(
-        f'--workdir={workdir} is not in Cloud Storage, as in'
+        f'--workdir={_fields.shown(workdir)} is not in Cloud Storage, as in'
         ' gs://bucket/folder: what a job writes elsewhere is lost with its'
         ' machine, and it could not resume.'
     )
-  return workdir.rstrip('/')
-
-
-def check_image(image: str) -> str:
-  """Returns the image, if it is the name of one."""
-  if '://' in image or not re.fullmatch(r'[\w.-]+(:\d+)?(/[\w.-]+)*\S*', image):
-    raise ValueError(
-        f'--image={image} is not the name of a container image, such as'
-        ' us-east5-docker.pkg.dev/my-project/my-repository/gemma4_lora:latest.'
-    )
-  return image
+  return _fields.WORKDIR.check(workdir).rstrip('/')
 
 
 def _environment(types: Any) -> list[Any]:

@@ -6,6 +6,7 @@ import dataclasses
 import pathlib
 import typing
 
+from gemma4_lora.jobs import _fields
 from gemma4_lora.jobs import _job
 from gemma4_lora.jobs import _machines
 
@@ -22,10 +23,20 @@ class Config:
   Attributes:
     path: The file's path, as it is given: `configs/quickstart.py`.
     overrides: Flags that change it, `--cfg.seed=1`.
+
+  Raises:
+    ValueError: The path or an override cannot stand in a job.
   """
 
   path: str
   overrides: tuple[str, ...] = ()
+
+  def __post_init__(self) -> None:
+    _fields.CONFIG.check(self.path)
+    # Links may lead to other names.
+    _fields.CONFIG.check(self.path_in_image)
+    for override in self.overrides:
+      _fields.check_override(override)
 
   @property
   def path_in_image(self) -> str:
@@ -76,6 +87,14 @@ class Request:
           '--project=... is missing: of Google Cloud, where the job runs'
           ' (--dry-run does without).'
       )
+    for field, value in (
+        (_fields.PROJECT, self.project),
+        (_fields.IMAGE, self.image),
+        (_fields.JOB_NAME, self.job_name),
+        (_fields.SERVICE_ACCOUNT, self.service_account),
+    ):
+      if value is not None:
+        field.check(value)
 
   @property
   def tpu(self) -> _machines.Slice:
@@ -88,14 +107,15 @@ class Request:
 
   @property
   def job_name(self) -> str:
-    return self.name or self.config.stem
+    return self.config.stem if self.name is None else self.name
 
   @property
   def image_uri(self) -> str:
-    return self.image or (
-        f'{self.region}-docker.pkg.dev/{self.project or _NO_PROJECT}'
-        '/gemma4-lora/train:latest'
-    )
+    if self.image is not None:
+      return self.image
+    # Old projects have a domain in front: `example.com:my-project`.
+    project = (self.project or _NO_PROJECT).replace(':', '/')
+    return f'{self.region}-docker.pkg.dev/{project}/gemma4-lora/train:latest'
 
   @property
   def args(self) -> list[str]:
@@ -115,7 +135,7 @@ class Request:
           f"Vertex AI's page of machines for training has no {self.tpu.chip},"
           ' only that of GKE: it may refuse the job'
       )
-    if not self.project and not self.image:
+    if not self.project and self.image is None:
       notes.append(
           f'--project is missing: {_NO_PROJECT} stands for it in the name of'
           ' the image'

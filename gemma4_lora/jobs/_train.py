@@ -7,15 +7,18 @@ from absl import app
 import jax
 
 from gemma4_lora.jobs import _distributed
+from gemma4_lora.jobs import _overrides
 
 
 def run(argv: Sequence[str]) -> None:
   """Joins the other hosts, if there are any, and is Kauldron's main from there.
 
   Args:
-    argv: Kauldron's flags: `--cfg=...`, `--cfg.workdir=...`, `--eval_names=...`.
+    argv: Kauldron's flags: `--cfg=...`, `--cfg.workdir=...`, `--eval_names=...`;
+      `--workdir=...` is `--cfg.workdir=...`.
   """
   try:
+    argv = _overrides.for_kauldron(argv)
     _distributed.initialize()
   except ValueError as e:
     print(f'gemma4_lora: {e}', file=sys.stderr)
@@ -24,6 +27,8 @@ def run(argv: Sequence[str]) -> None:
   from kauldron import main  # pylint: disable=g-import-not-at-top
 
   jax.config.config_with_absl()
+  # Where the flag of the config looks for what changes it.
+  sys.argv[1:] = argv
   # The module stays that of this command: worker processes of the data import
   # it anew, and Kauldron's would look for devices in each.
-  app.run(main.main, argv=[sys.argv[0], *argv])
+  app.run(main.main, argv=sys.argv)

@@ -76,11 +76,15 @@ def print_dockerfile(config: _request.Config) -> None:
 def header(request: _request.Request) -> str:
   """Returns comments that say what the job is, and how gcloud takes it."""
   tpu = request.tpu
-  project = f' --project={request.project}' if request.project else ''
-  name = shlex.quote(request.job_name)
+  flags = {
+      'config': 'job.yaml',
+      'region': request.region,
+      'project': request.project,
+      'display-name': request.job_name,
+  }
+  given = [f'--{name}={value}' for name, value in flags.items() if value]
+  command = shlex.join(['gcloud', 'ai', 'custom-jobs', 'create', *given])
   return (
       f'# {request.config.path_in_image} on {tpu.topology}: {tpu.num_chips} x'
-      f' {tpu.chip} in {tpu.num_hosts} x {tpu.machine_type}.\n'
-      '# gcloud ai custom-jobs create --config=job.yaml'
-      f' --region={request.region}{project} --display-name={name}\n'
+      f' {tpu.chip} in {tpu.num_hosts} x {tpu.machine_type}.\n# {command}\n'
   )

@@ -26,7 +26,7 @@ class _Server(grpc.GenericRpcHandler):
 
   def _create(self, request, context):
     self.requests.append(request)
-    if request.custom_job.display_name == 'no quota':
+    if request.custom_job.display_name == 'no-quota':
       context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, 'no chips left')
     request.custom_job.name = f'{request.parent}/customJobs/17'
     return request.custom_job

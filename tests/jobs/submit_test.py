@@ -22,7 +22,7 @@ def test_a_job(vertex):
 
 def test_a_job_that_is_refused(vertex):
   _, client = vertex
-  job = jobs.request_of(name='no quota').job()
+  job = jobs.request_of(name='no-quota').job()
   with pytest.raises(ValueError, match='does not take the job.*no chips left'):
     _submit.submit(job, parent=_PARENT, client=client)
 

@@ -64,10 +64,10 @@ def test_requirements_of_an_executor(topology, vertex):
   made = _xm_client.VertexClient(request, client)
   requirements = _xm_client.executor(tpu).requirements
   assert str(requirements.accelerator) == f'TPU_{tpu.chip.upper()}'
-  name = made.launch('a name', [_job(requirements, [_OVERRIDE, '--x=a"b'])])
+  name = made.launch('a_name', [_job(requirements, [_OVERRIDE, '--x=a"b'])])
   assert name == 'projects/my-project/locations/us-east5/customJobs/17'
   job = server.requests[0].custom_job
-  assert job.display_name == 'a name'
+  assert job.display_name == 'a_name'
   (pool,) = job.job_spec.worker_pool_specs
   assert pool.machine_spec.tpu_topology == tpu.shape
   assert pool.machine_spec.machine_type == tpu.machine_type

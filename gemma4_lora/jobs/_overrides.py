@@ -1,0 +1,85 @@
+"""What a command line changes in its config, and the one name of its workdir.
+
+`--workdir` and `--cfg.workdir` are one flag: each command takes either.
+"""
+
+from collections.abc import Sequence
+import re
+import sys
+
+from absl import flags
+
+from gemma4_lora.jobs import _fields
+
+
+def given(name: str) -> tuple[str, ...]:
+  """Returns the overrides of a config, workdir aside, as `--cfg.NAME=VALUE`.
+
+  Args:
+    name: Of the config's flag.
+
+  Raises:
+    ValueError: One cannot be handed on to a job.
+  """
+  # As the flag looks for them: see `ml_collections.config_flags`.
+  argv = flags.FLAGS.read_flags_from_files(sys.argv[1:], force_gnu=False)
+  overrides = (x for x in argv if re.match(rf'--?(no)?{name}\.', x))
+  return tuple(
+      _fields.check_override(override)
+      for override in overrides
+      # Without a value, as `--nocfg.flag`, they are booleans.
+      if override.partition('=')[0].partition('.')[2] != 'workdir'
+  )
+
+
+def workdir(flag: flags.FlagHolder, *, name: str) -> str | None:
+  """Returns what `--workdir` or `--cfg.workdir` says; None if neither does.
+
+  Args:
+    flag: `--workdir`.
+    name: Of the config's flag.
+
+  Raises:
+    ValueError: Both are given, and differ.
+  """
+  other = f'{name}.workdir'
+  return _one(
+      flag.value,
+      flags.FLAGS[other].value if other in flags.FLAGS else None,
+      name=name,
+  )
+
+
+def for_kauldron(argv: Sequence[str], *, name: str = 'cfg') -> list[str]:
+  """Returns arguments with `--cfg.workdir=…` for `--workdir=…`.
+
+  Args:
+    argv: Of Kauldron's command, which has no `--workdir`.
+    name: Of the config's flag.
+
+  Raises:
+    ValueError: Both are given, and differ.
+  """
+  kept, found = [], {}
+  arguments = iter(argv)
+  for argument in arguments:
+    match = re.fullmatch(
+        rf'--?(workdir|{name}\.workdir)(?:=(.*))?', argument, re.DOTALL
+    )
+    if match is None:
+      kept.append(argument)
+    else:
+      value = match[2] if match[2] is not None else next(arguments, '')
+      found[match[1]] = value
+  value = _one(found.get('workdir'), found.get(f'{name}.workdir'), name=name)
+  # Behind the config, which is to come before what changes it.
+  return kept if value is None else [*kept, f'--{name}.workdir={value}']
+
+
+def _one(ours: str | None, override: str | None, *, name: str) -> str | None:
+  if ours is not None and override is not None and ours != override:
+    raise ValueError(
+        f'--workdir={_fields.shown(ours)} and --{name}.workdir='
+        f'{_fields.shown(override)} are one flag, and differ: give one of them.'
+    )
+  return override if ours is None else ours
