@@ -7,7 +7,7 @@ import re
 import typing
 from typing import Any
 
-from gemma4_lora.jobs import _fields
+from gemma4_lora.jobs import _allowed
 from gemma4_lora.jobs import _machines
 
 if typing.TYPE_CHECKING:
@@ -56,7 +56,7 @@ def custom_job(
     )
   strategies = types.Scheduling.Strategy
   return types.CustomJob(
-      display_name=_fields.JOB_NAME.check(name),
+      display_name=_allowed.JOB_NAME.check(name),
       job_spec=types.CustomJobSpec(
           worker_pool_specs=[
               types.WorkerPoolSpec(
@@ -65,7 +65,7 @@ def custom_job(
                   ),
                   replica_count=1,
                   container_spec=types.ContainerSpec(
-                      image_uri=_fields.IMAGE.check(image),
+                      image_uri=_allowed.IMAGE.check(image),
                       command=list(command),
                       args=list(args),
                       env=_environment(types),
@@ -94,7 +94,7 @@ def check_region(region: str | None) -> str:
     )
   if not re.fullmatch('[a-z]+-[a-z]+[0-9]+', region):
     raise ValueError(
-        f'--region={_fields.shown(region)} is not a region, such as us-east5.'
+        f'--region={_allowed.shown(region)} is not a region, such as us-east5.'
     )
   return region
 
@@ -107,11 +107,11 @@ def check_workdir(workdir: str | None) -> str:
     )
   if not workdir.startswith('gs://'):
     raise ValueError(
-        f'--workdir={_fields.shown(workdir)} is not in Cloud Storage, as in'
+        f'--workdir={_allowed.shown(workdir)} is not in Cloud Storage, as in'
         ' gs://bucket/folder: what a job writes elsewhere is lost with its'
         ' machine, and it could not resume.'
     )
-  return _fields.WORKDIR.check(workdir).rstrip('/')
+  return _allowed.WORKDIR.check(workdir).rstrip('/')
 
 
 def _environment(types: Any) -> list[Any]:

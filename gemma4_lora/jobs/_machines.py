@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import math
 
-from gemma4_lora.jobs import _fields
+from gemma4_lora.jobs import _allowed
 
 # Of one host where there is such a machine, so that it comes first.
 _FOUR_CHIPS = ('2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
@@ -88,18 +88,18 @@ def slice_of(topology: str, *, machine_type: str | None = None) -> Slice:
   chip, _, shape = topology.partition(':')
   if chip not in _MACHINES:
     raise ValueError(
-        f'--topology={_fields.shown(topology)}: Vertex has no chip {chip!r}.'
+        f'--topology={_allowed.shown(topology)}: Vertex has no chip {chip!r}.'
         f' {_hint(topology, _all_topologies())}Known: {_known()}.'
     )
   machines = [name for name, has in _MACHINES[chip].items() if shape in has]
   if not machines:
     raise ValueError(
-        f'--topology={_fields.shown(topology)}: Vertex has no such slice.'
+        f'--topology={_allowed.shown(topology)}: Vertex has no such slice.'
         f' {_hint(topology, _all_topologies())}Known: {_known()}.'
     )
   if machine_type is not None and machine_type not in machines:
     raise ValueError(
-        f'--machine_type={_fields.shown(machine_type)} does not make up'
+        f'--machine_type={_allowed.shown(machine_type)} does not make up'
         f' --topology={topology}. These do: {", ".join(machines)}.'
     )
   return Slice(chip=chip, shape=shape, machine_type=machine_type or machines[0])

@@ -9,7 +9,7 @@ import sys
 
 from absl import flags
 
-from gemma4_lora.jobs import _fields
+from gemma4_lora.jobs import _allowed
 
 
 def given(name: str) -> tuple[str, ...]:
@@ -25,7 +25,7 @@ def given(name: str) -> tuple[str, ...]:
   argv = flags.FLAGS.read_flags_from_files(sys.argv[1:], force_gnu=False)
   overrides = (x for x in argv if re.match(rf'--?(no)?{name}\.', x))
   return tuple(
-      _fields.check_override(override)
+      _allowed.check_override(override)
       for override in overrides
       # Without a value, as `--nocfg.flag`, they are booleans.
       if override.partition('=')[0].partition('.')[2] != 'workdir'
@@ -79,7 +79,7 @@ def for_kauldron(argv: Sequence[str], *, name: str = 'cfg') -> list[str]:
 def _one(ours: str | None, override: str | None, *, name: str) -> str | None:
   if ours is not None and override is not None and ours != override:
     raise ValueError(
-        f'--workdir={_fields.shown(ours)} and --{name}.workdir='
-        f'{_fields.shown(override)} are one flag, and differ: give one of them.'
+        f'--workdir={_allowed.shown(ours)} and --{name}.workdir='
+        f'{_allowed.shown(override)} are one flag, and differ: give one of them.'
     )
   return override if ours is None else ours

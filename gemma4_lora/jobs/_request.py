@@ -6,7 +6,7 @@ import dataclasses
 import pathlib
 import typing
 
-from gemma4_lora.jobs import _fields
+from gemma4_lora.jobs import _allowed
 from gemma4_lora.jobs import _job
 from gemma4_lora.jobs import _machines
 
@@ -32,11 +32,11 @@ class Config:
   overrides: tuple[str, ...] = ()
 
   def __post_init__(self) -> None:
-    _fields.CONFIG.check(self.path)
+    _allowed.CONFIG.check(self.path)
     # Links may lead to other names.
-    _fields.CONFIG.check(self.path_in_image)
+    _allowed.CONFIG.check(self.path_in_image)
     for override in self.overrides:
-      _fields.check_override(override)
+      _allowed.check_override(override)
 
   @property
   def path_in_image(self) -> str:
@@ -88,10 +88,10 @@ class Request:
           ' (--dry-run does without).'
       )
     for field, value in (
-        (_fields.PROJECT, self.project),
-        (_fields.IMAGE, self.image),
-        (_fields.JOB_NAME, self.job_name),
-        (_fields.SERVICE_ACCOUNT, self.service_account),
+        (_allowed.PROJECT, self.project),
+        (_allowed.IMAGE, self.image),
+        (_allowed.JOB_NAME, self.job_name),
+        (_allowed.SERVICE_ACCOUNT, self.service_account),
     ):
       if value is not None:
         field.check(value)

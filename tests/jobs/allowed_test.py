@@ -6,7 +6,7 @@ import string
 import pytest
 import yaml
 
-from gemma4_lora.jobs import _fields
+from gemma4_lora.jobs import _allowed
 from gemma4_lora.jobs import _image
 from gemma4_lora.jobs import _request
 from gemma4_lora.jobs import _vertex_command
@@ -202,4 +202,4 @@ def test_a_dockerfile_copies_what_is_below_the_folder():
 
 
 def test_what_is_shown_is_short():
-  assert len(_fields.shown('x' * 1000)) < 210
+  assert len(_allowed.shown('x' * 1000)) < 210
