@@ -47,6 +47,16 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
   return data.view(dtype).reshape(shape)
 
 
+def blank(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+  """Returns zeros that take no memory, to see what a function makes of a shape."""
+  num_bytes = math.prod(shape) * dtype.itemsize
+  if num_bytes < _SMALL_BYTES:
+    return np.zeros(shape, dtype)
+  flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+  pages = mmap.mmap(-1, num_bytes, flags=flags, prot=mmap.PROT_READ)
+  return np.frombuffer(pages, dtype).reshape(shape)
+
+
 def advise_huge(array: np.ndarray) -> None:
   """Asks for huge pages for memory that was not written yet, as NumPy does.
 

@@ -4,8 +4,7 @@ from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
 import functools
-import os
-import pathlib
+import math
 from typing import Any
 
 from etils import epath
@@ -18,6 +17,8 @@ from gemma4_lora.ckpts.sources import _stream
 from gemma4_lora.hf.weights import _base_weights
 from gemma4_lora.hf.weights import _mapped
 from gemma4_lora.host import _memory
+from gemma4_lora.host import _paths
+from gemma4_lora.host import _ranges
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,12 +46,23 @@ class HuggingFaceSource(_source.Source):
   def open_rows(self, key: _trees.Path) -> _stream.Rows | None:
     """See `Source`."""
     # Of several tensors the array would be put together for each row, and what
-    # is packed unpacked.
+    # is packed unpacked; what is transposed has its rows all over the tensor.
     leaf = self.weights[key]
-    is_mapped = isinstance(leaf.tensors[0], _mapped.Tensor)
-    if len(leaf.tensors) > 1 or not is_mapped:
+    tensor = leaf.tensors[0]
+    if len(leaf.tensors) > 1 or not isinstance(tensor, _mapped.Tensor):
       return None
-    return _MappedRows(leaf)
+    if tensor.file.is_local:
+      return _MappedRows(leaf)
+    return _RangeRows(leaf) if leaf.is_one_tensor else None
+
+  @property
+  def num_readers(self) -> int:
+    """See `Source`."""
+    return (
+        super().num_readers
+        if _paths.is_local(self.path)
+        else _ranges.NUM_READERS
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +76,29 @@ class _MappedRows:
     return np.array(self.leaf.read()[start:stop])
 
 
+@dataclasses.dataclass
+class _RangeRows:
+  """A tensor in a bucket, which is read some pieces ahead."""
+
+  leaf: _base_weights.TensorLeaf
+
+  _row: int = -1  # That the reader comes to next.
+  _reader: Any = None
+
+  def read(self, start: int, stop: int) -> np.ndarray:
+    """See `Rows`."""
+    if start != self._row:
+      self._reader = self._open(start)
+    self._row = stop
+    shape = (stop - start, *self.leaf.shape[1:])
+    return _memory.filled(shape, self.leaf.dtype, self._reader.read_into)
+
+  def _open(self, row: int) -> _ranges.Reader:
+    tensor = self.leaf.tensors[0]
+    assert isinstance(tensor, _mapped.Tensor)
+    return tensor.open(row * math.prod(self.leaf.shape[1:]))
+
+
 def open_source(path: epath.Path, *, who: str) -> HuggingFaceSource:
   """Opens a checkpoint of transformers; reads no data.
 
@@ -73,18 +108,11 @@ def open_source(path: epath.Path, *, who: str) -> HuggingFaceSource:
 
   Raises:
     FileNotFoundError: A file is not there.
-    ValueError: A file is damaged, is no Gemma 4, or is not on this machine.
+    ValueError: A file is damaged, or is no Gemma 4.
   """
-  if '://' in os.fspath(path):
-    raise ValueError(
-        f'{who}: {path}: safetensors are mapped to memory: copy them to this'
-        ' machine first.'
-    )
   weights: dict[_trees.Path, _base_weights.TensorLeaf] = {
       ('params', *name.split('.')): leaf
-      for name, leaf in _base_weights.open_weights(
-          pathlib.Path(path), who=who
-      ).items()
+      for name, leaf in _base_weights.open_weights(path, who=who).items()
   }
   return HuggingFaceSource(
       path=path,

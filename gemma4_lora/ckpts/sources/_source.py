@@ -60,7 +60,7 @@ class Source(abc.ABC):
       The arrays, by path in the file. Those that have a `reader` are as
       `filled` makes them, whatever `args` says.
     """
-    with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    with futures.ThreadPoolExecutor(self.num_readers) as pool:
       started = {}
       for key in args:
         future = _ahead.take(self.path, key)
@@ -71,6 +71,11 @@ class Source(abc.ABC):
       rest = {key: arg for key, arg in args.items() if key not in started}
       arrays = self._read_by_orbax(rest) if rest else {}
       return arrays | {key: future.result() for key, future in started.items()}
+
+  @property
+  def num_readers(self) -> int:
+    """How many arrays are read at a time: one for each core, as a rule."""
+    return os.cpu_count() or 1
 
   @abc.abstractmethod
   def reader(

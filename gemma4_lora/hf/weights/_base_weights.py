@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import functools
 import itertools
 import math
-import pathlib
 from typing import Any
 
+from etils import epath
 import numpy as np
 
 from gemma4_lora.gemma4 import _hf_names
@@ -47,6 +48,17 @@ class TensorLeaf:
   def dtype(self) -> np.dtype:
     return self.tensors[0].dtype
 
+  @functools.cached_property
+  def is_one_tensor(self) -> bool:
+    """Whether its bytes are those of one tensor, in their order."""
+    tensor, *others = self.tensors
+    if others or not isinstance(tensor, _mapped.Tensor):
+      return False
+    blank = _memory.blank(tensor.shape, tensor.dtype)
+    made = self.make([blank])
+    is_all = made.size == blank.size and np.may_share_memory(made, blank)
+    return not made.size or is_all and made.flags.c_contiguous
+
   def read(self) -> np.ndarray:
     """Makes the leaf; of one tensor, it may be mapped."""
     return self.make([tensor.read() for tensor in self.tensors])
@@ -58,15 +70,14 @@ class TensorLeaf:
       filled: Makes the array, if the leaf is the bytes of one tensor.
     """
     tensor = self.tensors[0]
-    if isinstance(tensor, _mapped.Tensor) and len(self.tensors) == 1:
-      mapped = self.read()  # No byte of it.
-      is_all = mapped.size == math.prod(tensor.shape)
-      if isinstance(mapped, np.memmap) and is_all and mapped.flags.c_contiguous:
-        return filled(self.shape, self.dtype, tensor.read_into)
-    return self.make([tensor.load() for tensor in self.tensors])
+    if self.is_one_tensor and isinstance(tensor, _mapped.Tensor):
+      # Opened before there is memory, which may take XLA a while.
+      return filled(self.shape, self.dtype, tensor.open().read_into)
+    begun = [tensor.begin() for tensor in self.tensors]
+    return self.make([load() for load in begun])
 
 
-def open_weights(path: pathlib.Path, *, who: str) -> dict[str, TensorLeaf]:
+def open_weights(path: epath.Path, *, who: str) -> dict[str, TensorLeaf]:
   """Lists gemma's leaves in a checkpoint of transformers; reads no data.
 
   Args:

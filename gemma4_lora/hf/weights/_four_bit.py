@@ -7,11 +7,12 @@ bits, each 8 more than the integer that it stands for; `weight_scale` is
 https://github.com/vllm-project/compressed-tensors
 """
 
+from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
-import pathlib
 import re
 
+from etils import epath
 import numpy as np
 
 from gemma4_lora.hf.weights import _mapped
@@ -56,8 +57,19 @@ class Packed:
 
   def read(self) -> np.ndarray:
     """Returns codes times scales, rounded once."""
+    return self._unpack(self.codes.read(), self.scales.read())
+
+  load = read
+
+  def begin(self) -> Callable[[], np.ndarray]:
+    """See `_mapped.Tensor`."""
+    if self.codes.file.is_local:
+      return self.read
+    codes, scales = self.codes.begin(), self.scales.begin()
+    return lambda: self._unpack(codes(), scales())
+
+  def _unpack(self, codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
     out, size = self.shape
-    codes, scales = self.codes.read(), self.scales.read()
     group = size // scales.shape[1]
     weight = np.empty(self.shape, self.dtype)
     step = max(1, _BLOCK // size)
@@ -71,14 +83,12 @@ class Packed:
       weight[rows] = (levels * wide).astype(self.dtype)
     return weight
 
-  load = read
-
 
 Tensors = Mapping[str, _mapped.Tensor]
 
 
 def unpacked(
-    tensors: Tensors, *, path: pathlib.Path, who: str
+    tensors: Tensors, *, path: epath.Path, who: str
 ) -> dict[str, _mapped.Tensor | Packed]:
   """Returns tensors with each packed weight under its own name.
 
@@ -91,6 +101,7 @@ def unpacked(
     ValueError: Something is packed in a way that is not known.
   """
   found: dict[str, _mapped.Tensor | Packed] = dict(tensors)
+  packed = []
   for name in tensors:
     if not name.endswith(f'.weight{_PACKED}'):
       continue
@@ -102,7 +113,10 @@ def unpacked(
             f'{who}: {path}: {name} is packed, and there is no {weight}{end}.'
         )
       parts.append(found.pop(f'{weight}{end}'))
-    found[weight] = _packed(name, *parts, path=path, who=who)
+    # All shapes at once: in a bucket, each takes as long as a large tensor.
+    packed.append((weight, name, parts, parts[-1].begin()))
+  for weight, name, (codes, scales, _), shape in packed:
+    found[weight] = _packed(name, codes, scales, shape(), path=path, who=who)
   for name in found:
     for pattern, format_ in _OTHERS.items():
       if re.fullmatch(pattern, name):
@@ -116,10 +130,10 @@ def unpacked(
 
 
 def _packed(
-    name: str, codes, scales, shape, *, path: pathlib.Path, who: str
+    name: str, codes, scales, shape, *, path: epath.Path, who: str
 ) -> Packed:
   """Returns one weight, once it is known how it is packed."""
-  weight_shape = tuple(int(n) for n in shape.read().reshape(-1))
+  weight_shape = tuple(int(n) for n in shape.reshape(-1))
   problem = None
   if codes.dtype != np.int32:
     problem = f'its dtype is {codes.dtype}, and not int32'

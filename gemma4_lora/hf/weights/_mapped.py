@@ -1,20 +1,24 @@
-"""Safetensors files: listed at once, then mapped or loaded.
+"""Safetensors files: listed at once, then mapped, or loaded from where they are.
 
 The format: 8 bytes of length, a JSON header of that length with dtype, shape and
 offsets of each tensor, then the data.
 https://github.com/huggingface/safetensors#format
 """
 
+from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
 import json
 import math
-import pathlib
+from typing import Any
 
+from etils import epath
 import ml_dtypes
 import numpy as np
 
 from gemma4_lora.host import _memory
+from gemma4_lora.host import _ranges
+from gemma4_lora.host import _threads
 
 DTYPES = {
     'F64': np.float64,
@@ -30,8 +34,6 @@ DTYPES = {
 }
 INDEX = '.safetensors.index.json'
 _SUFFIX = '.safetensors'
-# Linux reads no more than 2 GiB at once.
-_READ_BYTES = 2**30
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,46 +47,52 @@ class Tensor:
     dtype: Its dtype.
   """
 
-  file: pathlib.Path
+  file: _ranges.File
   offset: int
   shape: tuple[int, ...]
   dtype: np.dtype
 
   def read(self) -> np.ndarray:
-    """Maps the data: no byte is read before it is looked at."""
+    """Maps the data: no byte is read before it is looked at.
+
+    In a bucket nothing can be mapped: there it is loaded.
+    """
+    if not self.file.is_local:
+      return self.load()
     if not self.shape or 0 in self.shape:  # Cannot be mapped.
-      with self.file.open('rb') as file:
-        file.seek(self.offset)
-        data = file.read(math.prod(self.shape) * self.dtype.itemsize)
-      return np.frombuffer(data, self.dtype).reshape(self.shape)
+      return self.load()
     return np.memmap(
-        self.file, self.dtype, mode='r', offset=self.offset, shape=self.shape
+        self.file.path,
+        self.dtype,
+        mode='r',
+        offset=self.offset,
+        shape=self.shape,
     )
 
   def load(self) -> np.ndarray:
     """Reads the data into memory of its own."""
-    return _memory.filled(self.shape, self.dtype, self.read_into)
+    return self.begin()()
 
-  def read_into(self, out: np.ndarray) -> None:
-    """Reads the data.
+  def begin(self, filled: _memory.Filled = _memory.filled) -> Callable[[], Any]:
+    """Returns what loads the data; in a bucket, it begins to read at once.
 
     Args:
-      out: An array of as many bytes.
+      filled: Makes the array.
     """
-    todo = memoryview(out.reshape(-1).view(np.uint8))
-    with self.file.open('rb', buffering=0) as file:
-      file.seek(self.offset)
-      while todo:
-        count = file.readinto(todo[:_READ_BYTES])
-        if not count:
-          raise ValueError(
-              f'The checkpoint is truncated: {self.file} ends at byte'
-              f' {file.tell()}. Copy or download it again.'
-          )
-        todo = todo[count:]
+    read_into = self.open().read_into
+    return lambda: filled(self.shape, self.dtype, read_into)
+
+  def open(self, start: int = 0) -> _ranges.Reader:
+    """Returns what reads the data; in a bucket, it begins to read at once.
+
+    Args:
+      start: How many numbers to skip.
+    """
+    end = self.offset + math.prod(self.shape) * self.dtype.itemsize
+    return self.file.open_at(self.offset + start * self.dtype.itemsize, end)
 
 
-def list_tensors(path: pathlib.Path, *, who: str) -> dict[str, Tensor]:
+def list_tensors(path: epath.Path, *, who: str) -> dict[str, Tensor]:
   """Lists the tensors of a file, of an index, or of a folder with either.
 
   Args:
@@ -105,13 +113,20 @@ def list_tensors(path: pathlib.Path, *, who: str) -> dict[str, Tensor]:
   if not isinstance(shards, Mapping):
     raise ValueError(f'{who}: {path} has no weight_map.')
   tensors = {}
-  for name in sorted(set(shards.values())):
-    file = path.with_name(name)
+
+  def listed_in(name):
+    file = path.parent / name
     if not file.exists():
       raise FileNotFoundError(
           f'{who}: {path} names {name}, which is not there.'
       )
-    listed = _list_file(file, who=who)
+    return name, _list_file(file, who=who)
+
+  names = sorted(set(shards.values()))
+  # At once, as each file of a bucket takes its time to answer.
+  for name, listed in _threads.in_order(
+      listed_in, names, limit=_ranges.NUM_READERS
+  ):
     lacking = [k for k, v in shards.items() if v == name and k not in listed]
     if lacking:
       raise ValueError(
@@ -122,7 +137,7 @@ def list_tensors(path: pathlib.Path, *, who: str) -> dict[str, Tensor]:
   return tensors
 
 
-def _in_folder(path: pathlib.Path, *, who: str) -> pathlib.Path:
+def _in_folder(path: epath.Path, *, who: str) -> epath.Path:
   """Returns the index or the file of a folder."""
   names = sorted(x.name for x in path.iterdir())
   if 'adapter_model.safetensors' in names and 'model.safetensors' not in names:
@@ -142,14 +157,17 @@ def _in_folder(path: pathlib.Path, *, who: str) -> pathlib.Path:
   raise FileNotFoundError(f'{who}: {path} has no safetensors. It has: {names}.')
 
 
-def _list_file(path: pathlib.Path, *, who: str) -> dict[str, Tensor]:
+def _list_file(path: epath.Path, *, who: str) -> dict[str, Tensor]:
   """Lists the tensors of one file, once it is known to be whole."""
-  size = path.stat().st_size
-  with path.open('rb') as file:
-    length = int.from_bytes(file.read(8), 'little')
-    if size < 8 + length or length < 2:
-      raise ValueError(_damaged(path, size, 8 + length, who=who))
-    header = _json(path, file.read(length).decode('utf8', 'replace'), who=who)
+  file = _ranges.open_file(path)
+  size = file.size
+  length = 0
+  if size >= 8:
+    length = int.from_bytes(_ranges.read(file, 0, 8), 'little')
+  if size < 8 + length or length < 2:
+    raise ValueError(_damaged(path, size, 8 + length, who=who))
+  text = _ranges.read(file, 8, 8 + length).decode('utf8', 'replace')
+  header = _json(path, text, who=who)
   header.pop('__metadata__', None)
   tensors, end = {}, 8 + length
   for name, entry in header.items():
@@ -162,7 +180,7 @@ def _list_file(path: pathlib.Path, *, who: str) -> dict[str, Tensor]:
     start, stop = entry['data_offsets']
     end = max(end, 8 + length + stop)
     tensors[name] = Tensor(
-        file=path,
+        file=file,
         offset=8 + length + start,
         shape=tuple(entry['shape']),
         dtype=np.dtype(DTYPES[entry['dtype']]),
@@ -178,7 +196,7 @@ def _looks_like(dtype: str) -> str:
   return ': 8-bit floats' if dtype.startswith('F8') else ''
 
 
-def _json(path: pathlib.Path, text: str, *, who: str) -> dict:
+def _json(path: epath.Path, text: str, *, who: str) -> dict:
   try:
     return json.loads(text)
   except json.JSONDecodeError as e:
@@ -187,7 +205,7 @@ def _json(path: pathlib.Path, text: str, *, who: str) -> dict:
     ) from e
 
 
-def _damaged(path: pathlib.Path, size: int, end: int, *, who: str) -> str:
+def _damaged(path: epath.Path, size: int, end: int, *, who: str) -> str:
   return (
       f'{who}: the checkpoint is truncated: {path} has {size} bytes, and should'
       f' have {end}. Copy or download it again.'

@@ -1,0 +1,112 @@
+"""Safetensors in a bucket: the same arrays as on disk, by ranges."""
+
+import collections
+import json
+import shutil
+
+from etils import epath
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from gemma4_lora.ckpts.sources import _hugging_face
+from gemma4_lora.host import _ranges
+from tests.lib import hf_reference
+
+_SHARDS = ('a.safetensors', 'b.safetensors')
+_PACKED = 'model.layers.0.self_attn.q_proj.weight'
+
+
+@pytest.fixture(name='local')
+def _local(buckets, tmp_path):
+  """A folder of checkpoints, copied to gs://base-models."""
+  sharded = tmp_path / 'models' / 'sharded'
+  sharded.mkdir(parents=True)
+  weights = hf_reference.tensors('dense')
+  for i, file in enumerate(_SHARDS):
+    part = dict(list(weights.items())[i::2])
+    safetensors.numpy.save_file(part, sharded / file)
+  names = {k: _SHARDS[i % 2] for i, k in enumerate(weights)}
+  index = {'metadata': {}, 'weight_map': names}
+  (sharded / 'model.safetensors.index.json').write_text(json.dumps(index))
+
+  packed = tmp_path / 'models' / 'packed'
+  packed.mkdir()
+  out, size = weights.pop(_PACKED).shape
+  rng = np.random.default_rng(0)
+  codes = rng.integers(-(2**31), 2**31, (out, size // 8))
+  weights[f'{_PACKED}_packed'] = codes.astype(np.int32)
+  weights[f'{_PACKED}_scale'] = rng.random((out, size // 8), np.float32)
+  weights[f'{_PACKED}_shape'] = np.asarray([out, size], np.int64)
+  safetensors.numpy.save_file(weights, packed / 'model.safetensors')
+
+  shutil.copytree(hf_reference.TESTDATA / 'e_mm', tmp_path / 'models' / 'mm')
+  for bucket in ('whole', 'by-rows'):
+    buckets.upload(tmp_path / 'models', buckets.make(bucket))
+  return tmp_path / 'models'
+
+
+def test_arrays_and_rows_are_those_of_the_disk(buckets, local):
+  """Shards, towers, packed weights; each byte is read once."""
+  buckets.fail('by-rows.*a.safetensors', after_bytes=3000, times=1, first=4)
+  buckets.call(_read, buckets, local)
+  by_object = collections.defaultdict(list)
+  for x in buckets.requests('whole'):
+    if x.range and 'alt=media' in x.target:  # Not the index, by TensorFlow.
+      first, last = map(int, x.range.split('-'))
+      assert x.sent == last + 1 - first
+      by_object[x.object].append((first, last + 1))
+  assert len(by_object) == len(_SHARDS) + 2
+  for name, ranges in by_object.items():
+    ranges.sort()
+    starts, ends = zip(*ranges, strict=True)
+    assert len(ranges) > 5
+    assert starts == (0, *ends[:-1]), name
+    assert ends[-1] == (buckets.folder('whole') / name).stat().st_size
+
+
+def _read(buckets, local) -> None:
+  """Is a process in which there are buckets."""
+  _ranges._HEAD_BYTES = 999
+  _ranges._PIECE_BYTES = 5000
+  for name in ('sharded', 'mm', 'packed'):
+    _compare(local, name)
+  _change_meanwhile(buckets, local)
+
+
+def _compare(local, name) -> None:
+  want = _hugging_face.open_source(epath.Path(local / name), who='T')
+  whole, by_rows = (
+      _hugging_face.open_source(epath.Path(bucket) / name, who='T')
+      for bucket in ('gs://whole', 'gs://by-rows')
+  )
+  assert whole.leaves == want.leaves
+  num_rows = 0
+  for key in want.leaves:
+    value = want.reader(key)()
+    np.testing.assert_array_equal(whole.reader(key)(), value, str(key))
+    if value.shape and (rows := by_rows.open_rows(key)):
+      parts = [rows.read(i, i + 1) for i in range(len(value))]
+      np.testing.assert_array_equal(np.concatenate(parts), value, str(key))
+      np.testing.assert_array_equal(rows.read(0, 1), value[:1])
+      num_rows += 1
+  assert num_rows, name
+
+
+def _change_meanwhile(buckets, local) -> None:
+  """Changes a file after it was opened."""
+  url = f'{buckets.make("changes")}/model.safetensors'
+  buckets.upload(local / 'mm' / 'model.safetensors', url)
+  file = _ranges.open_file(epath.Path(url))
+  short = local / 'short'
+  short.write_bytes(bytes(20_000))
+  buckets.upload(short, url)
+  for start in (19_990, 30_000):
+    with pytest.raises(ValueError, match=f'truncated: {url} ends too early'):
+      _ranges.read(file, start, start + 20)
+  buckets.fail('changes', status=403, times=1)
+  with pytest.raises(ValueError, match='PERMISSION_DENIED'):
+    _ranges.read(file, 9000, 9020)
+  (buckets.folder('changes') / 'model.safetensors').unlink()
+  with pytest.raises(FileNotFoundError, match=f'{url} is not there any more'):
+    _ranges.read(file, 9000, 9020)
