@@ -130,8 +130,8 @@ _PEFT = flags.DEFINE_string('peft', None, 'check: a PEFT folder.')
 _TOPOLOGY = flags.DEFINE_string(
     'topology',
     'v6e:1x1',
-    'plan, vertex: chips, such as v6e:2x4, v5e:4x4, v5p:2x2x1; plan: cpu, cpu:8'
-    ' or gpu, too.',
+    'plan, vertex: chips, such as v6e:2x4, v5e:4x4, v5p:2x2x1, tpu7x:2x2x1;'
+    ' plan: cpu, cpu:8 or gpu, too.',
 )
 _SWEEP = flags.DEFINE_bool(
     'sweep', False, 'plan: search the largest batch and length that fit.'

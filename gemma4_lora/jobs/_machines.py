@@ -4,6 +4,11 @@ Sources, read on 2026-11-21: for v5e and v6e, the tables of "Configure compute
 resources", https://cloud.google.com/vertex-ai/docs/training/configure-compute#tpu;
 for v5p, which those tables leave out, GKE's, from which Vertex takes its names of
 topologies, https://cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus.
+
+For TPU7x (Ironwood), read on 2026-11-30: machines of four chips by
+https://docs.cloud.google.com/kubernetes-engine/docs/concepts/tpu-ironwood, which
+says that GKE takes no `--tpu-topology` for several hosts of it. Its shapes here
+are those of v5p: libtpu 0.0.50 makes a topology of each, with four chips on a host.
 """
 
 import dataclasses
@@ -12,31 +17,31 @@ import math
 
 from gemma4_lora.jobs import _allowed
 
-# Of one host where there is such a machine, so that it comes first.
+_CUBES = (
+    '2x2x1',
+    '2x2x2',
+    '2x2x4',
+    '2x4x4',
+    '4x4x4',
+    '4x4x8',
+    '4x8x8',
+    '8x8x8',
+)
 _FOUR_CHIPS = ('2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
+# Of one host where there is such a machine, so that it comes first.
 _MACHINES = {
     'v5e': {
         'ct5lp-hightpu-1t': ('1x1',),
         'ct5lp-hightpu-8t': ('2x4',),
         'ct5lp-hightpu-4t': _FOUR_CHIPS,
     },
-    'v5p': {
-        'ct5p-hightpu-4t': (
-            '2x2x1',
-            '2x2x2',
-            '2x2x4',
-            '2x4x4',
-            '4x4x4',
-            '4x4x8',
-            '4x8x8',
-            '8x8x8',
-        ),
-    },
+    'v5p': {'ct5p-hightpu-4t': _CUBES},
     'v6e': {
         'ct6e-standard-1t': ('1x1',),
         'ct6e-standard-8t': ('2x4',),
         'ct6e-standard-4t': _FOUR_CHIPS,
     },
+    'tpu7x': {'tpu7x-standard-4t': _CUBES},
 }
 _LISTED_BY_VERTEX = ('v5e', 'v6e')
 
@@ -78,7 +83,7 @@ def slice_of(topology: str, *, machine_type: str | None = None) -> Slice:
   """Returns the machines of a topology.
 
   Args:
-    topology: `'v6e:1x1'`, `'v6e:4x4'`, `'v5p:2x2x1'`.
+    topology: `'v6e:1x1'`, `'v6e:4x4'`, `'v5p:2x2x1'`, `'tpu7x:2x2x1'`.
     machine_type: Where there are several, which; default: one host if one has
       all chips (`2x4` is one `-8t` or two `-4t`).
 

@@ -14,10 +14,13 @@ from gemma4_lora.jobs import _submit
 from gemma4_lora.jobs import _vertex_command
 from gemma4_lora.jobs import _yaml
 
+# What XManager calls a chip, if it is not by its name here.
+_XM_CHIPS = {'tpu7x': 'v7x'}
+
 
 def executor(tpu: _machines.Slice) -> xm_local.Vertex:
   """Returns an executor with the chips of a slice."""
-  resource = xm.ResourceType[f'TPU_{tpu.chip}']
+  resource = xm.ResourceType[f'TPU_{_XM_CHIPS.get(tpu.chip, tpu.chip)}']
   return xm_local.Vertex(xm.JobRequirements({resource: tpu.shape}))
 
 
@@ -75,6 +78,7 @@ def _slice_of(job: xm.Job, machine_type: str | None) -> _machines.Slice:
   executor_: Any = job.executor
   requirements = executor_.requirements
   chip = str(requirements.accelerator).lower().removeprefix('tpu_')
+  chip = {name: ours for ours, name in _XM_CHIPS.items()}.get(chip, chip)
   return _machines.slice_of(
       f'{chip}:{requirements.topology and requirements.topology.name}',
       machine_type=machine_type,

@@ -7,7 +7,10 @@ _GIB = 2**30
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-  """Peak rates of one chip. None where nobody says.
+  """What one device can do. None where nobody says.
+
+  A device is what jax counts: a chip, or one of the two TensorCores of a TPU7x
+  chip, which share its memory and its links.
 
   Attributes:
     name: `'v6e'`.
@@ -15,8 +18,8 @@ class Chip:
     hbm_source: Who says so.
     flops_per_s: Peak in bfloat16.
     hbm_bytes_per_s: Between memory and chip.
-    ici_bytes_per_s: Out of one chip over all its links at once: half of what is
-      published as bidirectional.
+    ici_bytes_per_s: Out of one device over all its links at once: half of what
+      is published as bidirectional.
     source: Page of the rates.
   """
 
@@ -29,8 +32,8 @@ class Chip:
   source: str = ''
 
 
-# Less than the data sheet's 16, 95 and 32 GiB, or more: it is what the compiler
-# holds a program to.
+# Less than the data sheet's 16, 95, 32 and 192 / 2 GiB, or more: it is what the
+# compiler holds a program to.
 _COMPILER = 'what libtpu 0.0.50 holds a program to'
 
 TPUS = {
@@ -64,7 +67,30 @@ TPUS = {
             ici_bytes_per_s=800e9 / 2,
             source='https://docs.cloud.google.com/tpu/docs/v6e',
         ),
+        # Ironwood. The page's numbers are of a chip, which is two devices.
+        Chip(
+            name='tpu7x',
+            hbm_bytes=int(94.74 * _GIB),
+            hbm_source=f'{_COMPILER} (a device is half a chip)',
+            flops_per_s=2307e12 / 2,
+            hbm_bytes_per_s=7380e9 / 2,
+            # Between the two devices of a chip there is more.
+            ici_bytes_per_s=1200e9 / 2 / 2,
+            source='https://docs.cloud.google.com/tpu/docs/tpu7x',
+        ),
     )
+}
+
+# What else people call a chip.
+ALIASES = {
+    'v7': 'tpu7x',
+    'v7x': 'tpu7x',
+    'tpu7': 'tpu7x',
+    '7x': 'tpu7x',
+    'ironwood': 'tpu7x',
+    'trillium': 'v6e',
+    'v6': 'v6e',
+    'v5litepod': 'v5e',
 }
 
 # By a part of `device_kind`. Dense rates; memory is asked of the device. NVLink

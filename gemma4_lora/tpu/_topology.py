@@ -15,7 +15,7 @@ from jax.experimental import topologies
 from gemma4_lora.tpu import _chips
 from gemma4_lora.tpu import _errors
 
-_EXAMPLES = 'v6e:1x1, v6e:2x4, v5e:4x4, v5p:2x2x1, cpu, cpu:8, gpu'
+_EXAMPLES = 'v6e:1x1, v6e:2x4, v5e:4x4, v5p:2x2x1, tpu7x:2x2x1, cpu, cpu:8, gpu'
 _LOCAL = ('cpu', 'gpu')
 
 
@@ -48,7 +48,10 @@ def chip_name(name: str) -> str:
   chip, shape = match[1], match[2]
   if chip not in (*_chips.TPUS, *_LOCAL):
     known = [*_chips.TPUS, *_LOCAL]
-    close = difflib.get_close_matches(chip, known, n=1)
+    called = chip.lower()
+    close = difflib.get_close_matches(called, known, n=1)
+    if called in _chips.ALIASES:
+      close = [_chips.ALIASES[called]]
     hint = f' Did you mean {close[0]!r}?' if close else ''
     raise _errors.PlanError(
         f'topology={name!r}: there is no chip {chip!r} here.{hint} Chips:'
@@ -56,7 +59,7 @@ def chip_name(name: str) -> str:
     )
   if chip not in _LOCAL and shape is None:
     raise _errors.PlanError(
-        f'topology={name!r} lacks how many chips: {chip}:1x1 is one. Examples:'
+        f'topology={name!r} lacks how many chips, as in v6e:1x1 for one. Examples:'
         f' {_EXAMPLES}.'
     )
   if chip in _LOCAL and shape and 'x' in shape:
@@ -70,8 +73,8 @@ def topology(name: str) -> Topology:
   """Returns the devices of a topology.
 
   Args:
-    name: `'v6e:2x4'`; `'cpu'` or `'gpu'` for all devices that are here,
-      `'cpu:2'` for two of them.
+    name: `'v6e:2x4'`; `'tpu7x:2x2x1'`, of four chips and eight devices; `'cpu'`
+      or `'gpu'` for all devices that are here, `'cpu:2'` for two of them.
 
   Raises:
     PlanError: There is no such topology, or no compiler for it here.

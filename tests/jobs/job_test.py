@@ -17,6 +17,7 @@ from tests.lib import jobs
         ('v6e:1x1', 'ct6e-standard-1t', '1x1'),
         ('v6e:4x4', 'ct6e-standard-4t', '4x4'),
         ('v5p:2x2x2', 'ct5p-hightpu-4t', '2x2x2'),
+        ('tpu7x:2x2x1', 'tpu7x-standard-4t', '2x2x1'),
     ],
 )
 def test_what_gcloud_reads(topology, machine_type, shape):
@@ -141,8 +142,9 @@ def test_path_of_the_config_in_the_image(tmp_path, monkeypatch):
 
 def test_notes():
   assert not jobs.request_of().notes
-  (note,) = jobs.request_of(topology='v5p:2x2x1').notes
-  assert 'no v5p' in note
+  for chip in ('v5p', 'tpu7x'):
+    (note,) = jobs.request_of(topology=f'{chip}:2x2x1').notes
+    assert f'no {chip}' in note
   (note,) = jobs.request_of(project=None, dry_run=True).notes
   assert 'PROJECT_ID' in note
 

@@ -7,8 +7,8 @@ import pytest
 from gemma4_lora.jobs import _machines
 
 # https://cloud.google.com/vertex-ai/docs/training/configure-compute#tpu, and for
-# v5p https://cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus:
-# topology, machine type, chips, VMs.
+# v5p https://cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus; for TPU7x
+# see `_machines`: topology, machine type, chips, VMs.
 _TABLE = """
 v5e:1x1   ct5lp-hightpu-1t 1   1
 v5e:2x2   ct5lp-hightpu-4t 4   1
@@ -33,6 +33,9 @@ v5p:2x2x2 ct5p-hightpu-4t  8   2
 v5p:2x2x4 ct5p-hightpu-4t  16  4
 v5p:2x4x4 ct5p-hightpu-4t  32  8
 v5p:4x4x4 ct5p-hightpu-4t  64  16
+tpu7x:2x2x1 tpu7x-standard-4t 4   1
+tpu7x:2x2x2 tpu7x-standard-4t 8   2
+tpu7x:8x8x8 tpu7x-standard-4t 512 128
 """
 _ROWS = [line.split() for line in _TABLE.strip().splitlines()]
 
@@ -42,7 +45,7 @@ def test_the_table_of_google_cloud(topology, machine, chips, hosts):
   tpu = _machines.slice_of(topology, machine_type=machine)
   assert tpu.topology == topology
   assert (tpu.num_chips, tpu.num_hosts) == (int(chips), int(hosts))
-  assert tpu.is_listed != topology.startswith('v5p')
+  assert tpu.is_listed != topology.startswith(('v5p', 'tpu7x'))
 
 
 def test_one_host_where_one_has_all_chips():
@@ -62,7 +65,7 @@ def test_one_host_where_one_has_all_chips():
     ],
 )
 def test_an_unknown_topology_lists_those_that_are(topology, says):
-  known = r'Known: v5e:1x1, v5e:2x4, v5e:2x2, .*v5p:2x2x1, .*v6e:16x16\.'
+  known = r'Known: v5e:1x1, v5e:2x4, v5e:2x2, .*v5p:2x2x1, .*v6e:16x16, tpu7x:2x2x1, .*tpu7x:8x8x8\.'
   with pytest.raises(ValueError, match=f'{re.escape(says)}.*{known}'):
     _machines.slice_of(topology)
 

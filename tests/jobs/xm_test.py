@@ -55,15 +55,24 @@ def _job(requirements, args=()):
   )
 
 
-@pytest.mark.parametrize('topology', ['v6e:1x1', 'v6e:4x4', 'v5e:2x2'])
-def test_requirements_of_an_executor(topology, vertex):
+@pytest.mark.parametrize(
+    ('topology', 'resource'),
+    [
+        ('v6e:1x1', 'TPU_V6E'),
+        ('v6e:4x4', 'TPU_V6E'),
+        ('v5e:2x2', 'TPU_V5E'),
+        ('v5p:2x2x1', 'TPU_V5P'),
+        ('tpu7x:2x2x1', 'TPU_V7X'),
+    ],
+)
+def test_requirements_of_an_executor(topology, resource, vertex):
   """The chips that XManager's own client raises KeyError for."""
   server, client = vertex
   tpu = _machines.slice_of(topology)
   request = jobs.request_of(topology=topology)
   made = _xm_client.VertexClient(request, client)
   requirements = _xm_client.executor(tpu).requirements
-  assert str(requirements.accelerator) == f'TPU_{tpu.chip.upper()}'
+  assert str(requirements.accelerator) == resource
   name = made.launch('a_name', [_job(requirements, [_OVERRIDE, '--x=a"b'])])
   assert name == 'projects/my-project/locations/us-east5/customJobs/17'
   job = server.requests[0].custom_job

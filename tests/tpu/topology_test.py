@@ -15,9 +15,12 @@ from gemma4_lora.tpu import _topology
 @pytest.mark.parametrize(
     ('name', 'message'),
     [
-        ('v9:1x1', "no chip 'v9' here.*v5e, v5p, v6e.*Examples: v6e:1x1"),
+        ('v9:1x1', "no chip 'v9' here.*v5p, v6e, tpu7x.*Examples: v6e:1x1"),
         ('v6:2x4', "Did you mean 'v6e'"),
-        ('v6e', 'lacks how many chips: v6e:1x1 is one'),
+        ('v7x:2x2x1', "Did you mean 'tpu7x'"),
+        ('Ironwood:2x2x1', "Did you mean 'tpu7x'"),
+        ('TPU7x:2x2x1', "Did you mean 'tpu7x'"),
+        ('v6e', 'lacks how many chips, as in v6e:1x1 for one'),
         ('v6e 2x4', 'is not a topology. Examples: v6e:1x1'),
         ('v6e:', 'is not a topology'),
         ('cpu:2x2', 'such as cpu:8'),
@@ -56,6 +59,7 @@ def test_cpu_is_what_is_here(name, number):
         ('v6e:2x4', 8, 'TPU v6 lite'),
         ('v5e:4x4', 16, 'TPU v5 lite'),
         ('v5p:2x2x1', 4, 'TPU v5'),
+        ('tpu7x:2x2x1', 8, 'TPU7x'),  # Two to a chip.
     ],
 )
 def test_tpus_that_are_not_here(name, number, kind):
