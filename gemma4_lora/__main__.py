@@ -84,6 +84,7 @@ from absl import logging
 from kauldron import konfig
 
 from gemma4_lora import g4
+from gemma4_lora.host import _storage_errors
 from gemma4_lora.jobs import _flags as _job_flags
 
 _CONFIG = konfig.DEFINE_config_file(
@@ -157,8 +158,8 @@ def main(argv: Sequence[str]) -> None:
   """Runs a command; what the user has to change is one line and no traceback."""
   try:
     _main(argv)
-  except (app.UsageError, ValueError, OSError) as e:
-    if not isinstance(e, app.UsageError) and not _is_ours(e):
+  except Exception as e:
+    if not (e := _told(e)):
       raise
     notes = getattr(e, '__notes__', [])  # Where in the config, by `konfig`.
     print('\n'.join([f'gemma4_lora: {e}', *notes]), file=sys.stderr)
@@ -178,6 +179,15 @@ def _main(argv: Sequence[str]) -> None:
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)  # Orbax has much to say.
   _COMMANDS[names[0]]()
+
+
+def _told(e: Exception) -> BaseException | None:
+  """Returns an error whose message is for the user; None if it has none."""
+  if isinstance(e, app.UsageError):
+    return e
+  if isinstance(e, (ValueError, OSError, ImportError)) and _is_ours(e):
+    return e
+  return _storage_errors.explain(e)
 
 
 def _is_ours(e: BaseException | None) -> bool:

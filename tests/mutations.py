@@ -177,7 +177,7 @@ ALL = (
         ('ckpts/lora/fingerprint_test.py',),
     ),
     Mutation(
-        'host/_new_folder.py',
+        'host/folders/_new_folder.py',
         'if path.exists() and not overwrite',
         'if False',
         ('runs/export_test.py', '-k', 'exist'),

@@ -49,6 +49,7 @@ _ROOMS = (
     'targets',
     'variants',
     'gemma4',
+    'host/folders',
     'host',
     '_trees',
 )

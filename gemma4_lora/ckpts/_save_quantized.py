@@ -1,9 +1,9 @@
 """A quantised base on disk, to be opened again without quantising it."""
 
 from collections.abc import Mapping
-import os
 from typing import Any
 
+from etils import epath
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 from gemma4_lora import _trees
 from gemma4_lora import nn
 from gemma4_lora.ckpts.sources import _format_file
-from gemma4_lora.host import _new_folder
+from gemma4_lora.host.folders import _new_folder
 from gemma4_lora.nn.branches import _quantized_base
 from gemma4_lora.quant import _arrays
 
@@ -21,7 +21,7 @@ _FILE_BYTES = 2**27
 
 
 def save_quantized(
-    path: os.PathLike[str] | str,
+    path: epath.PathLike,
     *,
     model: nn.LoRA,
     params: Mapping[str, Any],
@@ -38,7 +38,7 @@ def save_quantized(
   `quantized.json` beside them names the format of each array.
 
   Args:
-    path: Folder to make. It appears under its name once it is complete.
+    path: Folder to make, here or in a bucket. It appears under its name once it is complete.
     model: A `g4.nn.LoRA` with `quantize=`.
     params: Its parameters, nested. LoRA leaves among them are left out.
     overwrite: Whether to replace the folder if there is one.
@@ -57,7 +57,7 @@ def save_quantized(
           f'{_WHO}: {_trees.join(name)} has no value'
           f' ({type(leaf).__name__}): restore the base first.'
       )
-  with _new_folder.new_folder(target, overwrite=overwrite) as folder:
+  with _new_folder.new_folder(target, overwrite=overwrite, who=_WHO) as folder:
     # Orbax makes its folder itself.
     made = folder / 'checkpoint'
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:

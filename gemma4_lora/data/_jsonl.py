@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 from typing import Any
 from typing import SupportsIndex
 
@@ -11,7 +12,9 @@ from grain import python as grain
 from kauldron import kd
 import numpy as np
 
+from gemma4_lora import host
 from gemma4_lora.data.layouts import _fields
+from gemma4_lora.host import _storage_errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,17 +33,17 @@ class _JsonlSource(grain.RandomAccessDataSource):
       return json.loads(line)
     except ValueError as e:  # Of JSON, or of UTF-8.
       return _fields.Broken(
-          f'Line {number} of {epath.Path(self.path)} is not JSON ({e}):'
+          f'Line {number} of {os.fspath(self.path)} is not JSON ({e}):'
           f' {line!r:.200}'
       )
 
   @functools.cached_property
   def _data(self) -> Any:
-    path = epath.Path(self.path).expanduser()
-    try:
+    path = host.path(self.path, who='Jsonl').expanduser()
+    if host.is_local(path) and path.stat().length:
       # Pages of it, as they are read; other processes share them.
       return np.memmap(path, dtype=np.uint8, mode='r')
-    except (FileNotFoundError, ValueError):  # In a bucket; or empty.
+    with _storage_errors.explained(path, who='Jsonl'):
       return np.frombuffer(path.read_bytes(), np.uint8)
 
   @functools.cached_property
@@ -74,7 +77,7 @@ class Jsonl(kd.data.py.DataSourceBase):
   `ChatTask`.
 
   Attributes:
-    path: The file's path.
+    path: The file's path, here or in a bucket.
   """
 
   path: epath.PathLike

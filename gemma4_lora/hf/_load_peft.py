@@ -1,10 +1,10 @@
 """From a PEFT folder to a `g4.nn.LoRA` and its leaves."""
 
 import dataclasses
-import os
 from typing import Any
 
 from absl import logging
+from etils import epath
 import flax
 from flax import linen as nn
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ class LoadedLoRA:
   params: dict[str, Any]
 
 
-def load_peft(path: os.PathLike[str] | str, *, model: nn.Module) -> LoadedLoRA:
+def load_peft(path: epath.PathLike, *, model: nn.Module) -> LoadedLoRA:
   """Loads a LoRA that PEFT wrote, or `g4.hf.save_peft`.
 
   ```python
@@ -54,7 +54,8 @@ def load_peft(path: os.PathLike[str] | str, *, model: nn.Module) -> LoadedLoRA:
   the base, before the leaves of the file replace its A and B.
 
   Args:
-    path: Folder with `adapter_config.json` and `adapter_model.safetensors`, for
+    path: Folder with `adapter_config.json` and `adapter_model.safetensors`, here
+      or in a bucket, for
       either class of transformers, experts in either layout.
     model: The bare `gm.nn.Gemma4_...`; with `text_only=False`, if the file
       adapts towers.

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import json
-import os
 from typing import Any
 from typing import Literal
 
 from absl import logging
+from etils import epath
 import jax
 import numpy as np
 import safetensors.numpy
@@ -17,7 +17,7 @@ from gemma4_lora import _trees
 from gemma4_lora import variants
 from gemma4_lora.gemma4 import _hf_names
 from gemma4_lora.gemma4 import _linears
-from gemma4_lora.host import _new_folder
+from gemma4_lora.host.folders import _new_folder
 from gemma4_lora.nn import _lora
 from gemma4_lora.peft import _adapter_config
 from gemma4_lora.peft import _branch
@@ -31,7 +31,7 @@ _WHO = 'g4.hf.save_peft'
 
 
 def save_peft(
-    path: os.PathLike[str] | str,
+    path: epath.PathLike,
     *,
     model: _lora.LoRA,
     params: Mapping[str, Any],
@@ -62,7 +62,7 @@ def save_peft(
   The folder appears under its name once it is complete.
 
   Args:
-    path: Folder to make.
+    path: Folder to make, here or in a bucket.
     model: A `g4.nn.LoRA`.
     params: Its parameters, nested; the LoRA leaves are enough.
     base_model_class: Class of transformers that is to load it: what AutoModel
@@ -103,7 +103,7 @@ def save_peft(
   metadata = {'format': 'pt'}
   if ranks:
     metadata[_expert_tensors.METADATA] = json.dumps(ranks, sort_keys=True)
-  with _new_folder.new_folder(path, overwrite=overwrite) as folder:
+  with _new_folder.new_folder(path, overwrite=overwrite, who=_WHO) as folder:
     (folder / _adapter_config.NAME).write_text(
         json.dumps(config, indent=2, sort_keys=True)
     )

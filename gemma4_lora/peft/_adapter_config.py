@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 import dataclasses
 import json
-import pathlib
 import re
 from typing import Any
+
+from etils import epath
 
 from gemma4_lora import variants
 
@@ -49,7 +50,7 @@ class PeftConfig:
     init_lora_weights: As `g4.nn.LoRA` has it.
   """
 
-  path: pathlib.Path
+  path: epath.Path
   r: int
   lora_alpha: float
   rank_pattern: Mapping[str, int]
@@ -120,18 +121,19 @@ class PeftConfig:
     return ', '.join(said)
 
 
-def read(path: pathlib.Path) -> PeftConfig:
+def read(path: epath.Path, data: bytes) -> PeftConfig:
   """Reads the config of a PEFT folder.
 
   Args:
     path: The file's path.
+    data: What the file holds.
 
   Raises:
     ValueError: It is no JSON, not of LoRA, or has a setting that `g4.nn.LoRA`
       cannot follow.
   """
   try:
-    fields = json.loads(path.read_text())
+    fields = json.loads(data)
   except (json.JSONDecodeError, UnicodeDecodeError) as e:
     raise ValueError(f'{path} is no JSON: {e}') from e
   if not isinstance(fields, dict):
@@ -169,7 +171,7 @@ def read(path: pathlib.Path) -> PeftConfig:
   )
 
 
-def _check(path: pathlib.Path, fields: Mapping[str, Any]) -> None:
+def _check(path: epath.Path, fields: Mapping[str, Any]) -> None:
   """Raises where a field is not what it should be."""
 
   def check(name, value, fits, takes):
@@ -207,7 +209,7 @@ def _check(path: pathlib.Path, fields: Mapping[str, Any]) -> None:
       ) from e
 
 
-def _init(path: pathlib.Path, value: Any) -> str:
+def _init(path: epath.Path, value: Any) -> str:
   """Returns how A and B started, by our names."""
   if isinstance(value, str) and value.startswith('pissa'):
     return value

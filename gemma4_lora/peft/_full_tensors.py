@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
-import pathlib
 from typing import Any
 
+from etils import epath
 import jax.numpy as jnp
 import numpy as np
 
@@ -95,7 +95,7 @@ def from_modules(
     config: _adapter_config.PeftConfig,
     rows: Sequence[Row],
     *,
-    path: pathlib.Path,
+    path: epath.Path,
 ) -> list[tuple[_full.Saved, np.ndarray]]:
   """Returns what is trained in full, and its values.
 
@@ -191,7 +191,7 @@ def _flat(weight: np.ndarray) -> tuple[int, ...]:
 
 
 def _joined(
-    saved: _full.Saved, pieces: Sequence[np.ndarray], path: pathlib.Path
+    saved: _full.Saved, pieces: Sequence[np.ndarray], path: epath.Path
 ) -> np.ndarray:
   """Undoes `_split`."""
   row = saved.row
@@ -226,7 +226,7 @@ def _check_tied(
     copies: Sequence[tuple[_full.Saved, np.ndarray]],
     head: np.ndarray | None,
     config: _adapter_config.PeftConfig,
-    path: pathlib.Path,
+    path: epath.Path,
 ) -> None:
   """Raises where the head is not the embedding, as it is here."""
   table = next((v for p, v in copies if p.row.path == _names.EMBEDDING), None)
@@ -247,7 +247,7 @@ def _check_there(
     found: Mapping[str, Any],
     config: _adapter_config.PeftConfig,
     by_name: Mapping[str, Row],
-    path: pathlib.Path,
+    path: epath.Path,
 ) -> None:
   """Raises if the config says more than the file has."""
   for target in config.modules_to_save:

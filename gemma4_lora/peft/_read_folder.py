@@ -4,14 +4,16 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import json
-import os
-import pathlib
 from typing import Any
 
+from etils import epath
 import numpy as np
 
+from gemma4_lora import host
 from gemma4_lora.gemma4 import _leaves
 from gemma4_lora.gemma4 import _linears
+from gemma4_lora.host import _storage_errors
+from gemma4_lora.host.folders import _commit
 from gemma4_lora.peft import _adapter_config
 from gemma4_lora.peft import _branch
 from gemma4_lora.peft import _check_tensors
@@ -60,9 +62,7 @@ class Folder:
     }
 
 
-def read(
-    path: os.PathLike[str] | str, *, model_config: Any, who: str
-) -> Folder:
+def read(path: epath.PathLike, *, model_config: Any, who: str) -> Folder:
   """Reads a folder that PEFT wrote, or `g4.hf.save_peft`.
 
   Args:
@@ -75,9 +75,7 @@ def read(
     ValueError: Not a LoRA, not of this model, damaged, or at odds with its
       config; each names tensor or setting, and both sides.
   """
-  config_path, tensors_path = _tensors.find(pathlib.Path(path), who=who)
-  config = _adapter_config.read(config_path)
-  tensors = _tensors.read(tensors_path)
+  config, tensors = read_raw(path, who=who)
   rows = _linears.linears(model_config)
   found = _check_tensors.match(tensors, config, rows)
   loras = _row_loras(found, config, _ranks_apart(tensors))
@@ -92,6 +90,32 @@ def read(
       copies=copies,
       modules_to_save=_full_tensors.rules(copies, everything),
   )
+
+
+def read_raw(
+    path: epath.PathLike, *, who: str
+) -> tuple[_adapter_config.PeftConfig, _tensors.Tensors]:
+  """Reads a folder's config and tensors, whatever their model.
+
+  Args:
+    path: See `read`.
+    who: What asks, for messages.
+
+  Raises:
+    FileNotFoundError: There is no such folder or file.
+    ValueError: Not a LoRA, damaged, or the rest of an interrupted write.
+  """
+  path = host.path(path, who=who)
+  with _storage_errors.explained(path, who=who):
+    path = _commit.whole(path, who=who)
+    config_path, tensors_path = _tensors.find(path, who=who)
+  if host.is_local(path):  # The tensors are mapped.
+    config = _adapter_config.read(config_path, config_path.read_bytes())
+    return config, _tensors.read(tensors_path)
+  names = config_path.name, tensors_path.name
+  data = _commit.read_files(path, names, who=who)
+  config = _adapter_config.read(config_path, data[config_path.name])
+  return config, _tensors.read(tensors_path, data[tensors_path.name])
 
 
 def _row_loras(

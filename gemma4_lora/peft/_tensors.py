@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 import dataclasses
-import pathlib
 import re
 
+from etils import epath
 import numpy as np
 import safetensors
 
 from gemma4_lora import variants
+from gemma4_lora.host import _tensors_in_memory
 from gemma4_lora.peft import _adapter_config
 from gemma4_lora.peft import _sites
 
@@ -43,13 +44,13 @@ class Tensors:
     metadata: The file's metadata.
   """
 
-  path: pathlib.Path
+  path: epath.Path
   modules: Mapping[str, Mapping[str, np.ndarray]]
   full: Mapping[str, np.ndarray]
   metadata: Mapping[str, str]
 
 
-def find(path: pathlib.Path, *, who: str) -> tuple[pathlib.Path, pathlib.Path]:
+def find(path: epath.Path, *, who: str) -> tuple[epath.Path, epath.Path]:
   """Returns the two files of a PEFT folder: config and tensors.
 
   Raises:
@@ -74,18 +75,25 @@ def find(path: pathlib.Path, *, who: str) -> tuple[pathlib.Path, pathlib.Path]:
   return path / _adapter_config.NAME, path / NAME
 
 
-def read(path: pathlib.Path) -> Tensors:
+def read(path: epath.Path, data: bytes | None = None) -> Tensors:
   """Reads all tensors.
+
+  Args:
+    path: The file's path.
+    data: What the file holds, if it has been read.
 
   Raises:
     ValueError: The file is truncated or no safetensors file, or has a tensor
       that is none of a LoRA.
   """
   try:
-    with safetensors.safe_open(path, framework='numpy') as file:
-      tensors = {key: file.get_tensor(key) for key in file.keys()}
-      metadata = file.metadata() or {}
-  except safetensors.SafetensorError as e:
+    if data is not None:
+      tensors, metadata = _tensors_in_memory.read(data)
+    else:
+      with safetensors.safe_open(path, framework='numpy') as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+        metadata = file.metadata() or {}
+  except (safetensors.SafetensorError, ValueError) as e:
     raise ValueError(
         f'{path} cannot be read: {e}. It is truncated, or no safetensors file.'
     ) from e
@@ -115,7 +123,7 @@ def key(module: str, leaf: str) -> str:
   return f'{_sites.ROOT}{module}.{_ENDS[leaf][0]}'
 
 
-def _float32(path: pathlib.Path, key: str, tensor: np.ndarray) -> np.ndarray:
+def _float32(path: epath.Path, key: str, tensor: np.ndarray) -> np.ndarray:
   """Returns a tensor in float32, and raises if it is none of numbers."""
   if tensor.dtype.kind in 'iub':
     raise ValueError(

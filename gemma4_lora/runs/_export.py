@@ -1,9 +1,7 @@
 """Writes a run as one model: its base with its LoRA in it, leaf by leaf."""
 
 import dataclasses
-import os
 import pathlib
-import shutil
 from typing import Any
 from typing import Literal
 
@@ -20,7 +18,8 @@ from gemma4_lora.ckpts.sources import _hugging_face
 from gemma4_lora.hf.weights import _shards
 from gemma4_lora.hf.weights import _to_tensors
 from gemma4_lora.host import _devices
-from gemma4_lora.host import _new_folder
+from gemma4_lora.host.folders import _commit
+from gemma4_lora.host.folders import _new_folder
 from gemma4_lora.nn import _fuse
 from gemma4_lora.quant import _arrays
 from gemma4_lora.runs import _changes
@@ -38,7 +37,7 @@ _INDEX = '.index.json'
 
 
 def export(
-    out: os.PathLike[str] | str,
+    out: epath.PathLike,
     *,
     model: Any,
     init_transform: Any,
@@ -77,7 +76,7 @@ def export(
       model, init_transform, workdir=workdir, step=step, who=who
   )
   fused = _fused_leaves.FusedLeaves(run, who=who)
-  with _new_folder.new_folder(out, overwrite=overwrite) as folder:
+  with _new_folder.new_folder(out, overwrite=overwrite, who=who) as folder:
     if format == 'gemma':
       _write_orbax.write(folder, run.leaves, fused)
       note = 'Open it with gm.ckpts.load_params, or gm.ckpts.LoadCheckpoint.'
@@ -97,7 +96,7 @@ def export(
 
 
 def export_peft(
-    out: os.PathLike[str] | str,
+    out: epath.PathLike,
     *,
     model: Any,
     workdir: epath.PathLike,
@@ -250,7 +249,7 @@ def _copy_others(run: _run.Run, folder: pathlib.Path) -> list[str]:
   """Copies config and tokenizer of a base that is of Hugging Face itself."""
   copied = []
   paths = {
-      pathlib.Path(x.place.source.path)
+      x.place.source.path
       for x in run.leaves
       if x.place is not None
       and isinstance(x.place.source, _hugging_face.HuggingFaceSource)
@@ -259,7 +258,7 @@ def _copy_others(run: _run.Run, folder: pathlib.Path) -> list[str]:
     path = path if path.is_dir() else path.parent
     for pattern in _OTHERS:
       for file in sorted(path.glob(pattern)):
-        if not file.name.endswith(_INDEX):
-          shutil.copy(file, folder / file.name)
+        if not file.name.endswith(_INDEX) and file.name != _commit.COMMIT:
+          (folder / file.name).write_bytes(file.read_bytes())
           copied.append(file.name)
   return copied

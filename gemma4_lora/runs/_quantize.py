@@ -1,8 +1,8 @@
 """`python -m gemma4_lora quantize`: a config's base, quantised once and saved."""
 
-import os
 from typing import Any
 
+from etils import epath
 import numpy as np
 
 from gemma4_lora import _trees
@@ -13,13 +13,13 @@ from gemma4_lora.ckpts.restore import _quantize_on_load
 from gemma4_lora.ckpts.restore import _restore
 from gemma4_lora.ckpts.sources import _quantized_leaves
 from gemma4_lora.gemma4 import _upstream
-from gemma4_lora.host import _new_folder
+from gemma4_lora.host.folders import _new_folder
 from gemma4_lora.runs import _called_base
 from gemma4_lora.runs import _model_base
 
 
 def quantize_checkpoint(
-    path: os.PathLike[str] | str,
+    path: epath.PathLike,
     *,
     model: Any,
     init_transform: Any,

@@ -15,15 +15,18 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from gemma4_lora import _trees
+from gemma4_lora import host
 from gemma4_lora.gemma4 import _names
 from gemma4_lora.gemma4 import _released
 from gemma4_lora.gemma4 import _upstream
+from gemma4_lora.host.folders import _new_folder
 from gemma4_lora.testing import _hf_checkpoint
 
 Layout = Literal[
     'nested', 'nested_bare', 'flat', 'stacked', 'kauldron', 'kauldron_w', 'hf'
 ]
 
+_WHO = 'make_checkpoint'
 # Of random numbers that are drawn at once.
 _BLOCK = 2**24
 
@@ -63,7 +66,7 @@ def make_checkpoint(
   Args:
     model: A Gemma 4 model, or a LoRA wrapper of one, whose base model is taken.
       With `text_only=False` the towers are written too, except for `hf`.
-    path: Where to write. Must not exist.
+    path: Where to write, here or in a bucket. Must not exist.
     layout: How to arrange the leaves.
     seed: Seed of the random values; none is 0 or 1, norms and scales included.
     dtype: Dtype of all leaves in the file; `None` for the model's own.
@@ -83,11 +86,12 @@ def make_checkpoint(
       or a model for `hf` has towers.
   """
   check_layout(layout, who='make_checkpoint')
-  path = epath.Path(path).expanduser()
-  if path.exists():
-    raise FileExistsError(
-        f'make_checkpoint: {path} exists: give another path, or remove it.'
-    )
+  path = _new_folder.check_free(
+      host.path(path, who=_WHO).expanduser(),
+      overwrite=False,
+      who=_WHO,
+      how='remove this one',
+  )
   model = base_model(model)
   if params is None:
     params = random_params(abstract_params(model), seed=seed)
@@ -187,9 +191,26 @@ def _write(
     model: Any,
 ) -> None:
   """Writes leaves of the model's structure in some layout."""
+  # A run's workdir may go on.
+  sealed = not layout.startswith('kauldron')
+  with _new_folder.new_folder(
+      path, overwrite=False, sealed=sealed, who=_WHO
+  ) as folder:
+    _write_in(folder, flat, layout=layout, step=step, model=model)
+
+
+def _write_in(
+    folder: pathlib.Path,
+    flat: _Flat,
+    *,
+    layout: Layout,
+    step: int,
+    model: Any,
+) -> None:
+  """Writes into an empty folder of this machine."""
   if layout == 'hf':
     leaves = {'.'.join(k): np.asarray(v) for k, v in flat.items()}
-    _hf_checkpoint.write(pathlib.Path(path), leaves, model.config)
+    _hf_checkpoint.write(folder, leaves, model.config)
     return
   if layout in ('nested_bare', 'kauldron'):
     tree = _nest(flat)
@@ -199,7 +220,7 @@ def _write(
     state = kd.train.TrainState(
         step=step, params=tree, opt_state=None, collections={}
     )
-    with kd.ckpts.Checkpointer(workdir=path, save_interval_steps=1) as ckpt:
+    with kd.ckpts.Checkpointer(workdir=folder, save_interval_steps=1) as ckpt:
       ckpt.save(state, step=step, force=True)
       ckpt.wait_until_finished()
     return
@@ -207,9 +228,14 @@ def _write(
     tree = _flat_layout({_names.released(k): v for k, v in flat.items()})
   if layout == 'stacked':
     tree = _stacked_layout(tree, model.config.attention_types)
+  # Orbax makes its folder itself.
+  made = folder / 'checkpoint'
   with ocp.StandardCheckpointer() as ckpt:
-    ckpt.save(path, tree)
+    ckpt.save(made, tree)
     ckpt.wait_until_finished()
+  for file in made.iterdir():
+    file.rename(folder / file.name)
+  made.rmdir()
 
 
 def _flat_layout(flat: _Flat) -> dict[str, _Params]:

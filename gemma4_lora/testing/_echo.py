@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import hashlib
 import os
-import shutil
 import time
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 import optax
 
 from gemma4_lora import data
+from gemma4_lora import host
 from gemma4_lora.testing import _checkpoints
 from gemma4_lora.testing import _models
 from gemma4_lora.testing import _pairs
@@ -64,7 +64,7 @@ class EchoCheckpoint(os.PathLike):
   @property
   def path(self) -> epath.Path:
     """Where the checkpoint is, or will be."""
-    folder = epath.Path(self.folder).expanduser()
+    folder = host.path(self.folder, who="EchoCheckpoint").expanduser()
     return folder / f"echo_e2b_{self._digest}"
 
   @functools.cached_property
@@ -85,13 +85,10 @@ class EchoCheckpoint(os.PathLike):
     start = time.monotonic()
     print(f"First use: training a tiny checkpoint for {path} ...", flush=True)
     params = _train(self.steps)
-    # Nobody may see half a checkpoint: written beside, then renamed.
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
-    _checkpoints.make_checkpoint(_model(), partial, params=params)
     try:
-      partial.rename(path)
+      # It appears whole, or not at all.
+      _checkpoints.make_checkpoint(_model(), path, params=params)
     except OSError:
-      shutil.rmtree(partial)
       if not path.exists():  # Else another process was first.
         raise
     print(f"... done in {time.monotonic() - start:.0f} s.", flush=True)

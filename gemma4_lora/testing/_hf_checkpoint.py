@@ -26,7 +26,7 @@ def write(
   """Writes `config.json` and `model.safetensors`, of `Gemma4ForCausalLM`.
 
   Args:
-    folder: Where. It is made.
+    folder: Where. It is made if it is not there.
     flat: All leaves, by their dotted paths.
     config: The model's config.
 
@@ -41,7 +41,7 @@ def write(
         ' has towers: give one with text_only=True.'
     )
   tensors = _to_tensors.tensors(shapes, config)
-  folder.mkdir(parents=True)
+  folder.mkdir(parents=True, exist_ok=True)
   writer = _shards.ShardWriter(
       folder,
       {

@@ -5,11 +5,12 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-import shutil
 
 from etils import epath
 from flax import linen as nn
 
+from gemma4_lora import host
+from gemma4_lora.host.folders import _leftovers
 from gemma4_lora.testing import _checkpoints
 from gemma4_lora.testing import _tokenizer
 
@@ -44,15 +45,16 @@ class RandomCheckpoint(os.PathLike):
     return _made(self.path, self._make)
 
   @property
-  def path(self) -> pathlib.Path:
+  def path(self) -> epath.Path:
     """Where the checkpoint is, or will be."""
     model = _checkpoints.base_model(self.model)
     text = f'{model.config} {model.text_only} {model.dtype}'
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     name = f'random_{type(model).__name__.lower()}_{self.layout}_{digest}'
-    return pathlib.Path(self.folder).expanduser() / name
+    folder = host.path(self.folder, who='RandomCheckpoint')
+    return folder.expanduser() / name
 
-  def _make(self, path: pathlib.Path) -> None:
+  def _make(self, path: epath.Path) -> None:
     _checkpoints.make_checkpoint(self.model, path, layout=self.layout)
 
 
@@ -73,30 +75,35 @@ class ImageVocabulary(os.PathLike):
     return _made(self.path, self._make)
 
   @property
-  def path(self) -> pathlib.Path:
+  def path(self) -> epath.Path:
     """Where the file is, or will be."""
     digest = hashlib.sha256(_tokenizer.MODEL_PATH.read_bytes()).hexdigest()
-    folder = pathlib.Path(self.folder).expanduser()
-    return folder / f'image_vocabulary_{digest[:12]}.model'
+    folder = host.path(self.folder, who='ImageVocabulary')
+    return folder.expanduser() / f'image_vocabulary_{digest[:12]}.model'
 
-  def _make(self, path: pathlib.Path) -> None:
+  def _make(self, path: epath.Path) -> None:
     _tokenizer.make_tokenizer(path, vocab_size=_FULL_VOCABULARY)
 
 
-def _made(path: pathlib.Path, make: Callable[[pathlib.Path], None]) -> str:
+def _made(path: epath.Path, make: Callable[[epath.Path], None]) -> str:
   """Returns the path, after making what is there if nothing is.
 
-  Nobody sees half of it: it is made beside, and renamed.
+  Nobody sees half of it: it is made beside, and renamed. What is made in a bucket
+  appears whole by itself.
   """
   if path.exists():
     return os.fspath(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f'{os.getpid()}.{path.name}')
-  make(partial)
-  try:
-    partial.rename(path)
-  except OSError:  # Another process was first.
-    if not path.exists():
-      raise
-    shutil.rmtree(partial)
+  if not host.is_local(path):
+    make(path)
+    return os.fspath(path)
+  place = pathlib.Path(path)
+  place.parent.mkdir(parents=True, exist_ok=True)
+  _leftovers.remove(place)
+  with _leftovers.workplace(place.parent, place.name) as folder:
+    make(epath.Path(folder / 'made'))
+    try:
+      (folder / 'made').rename(place)
+    except OSError:  # Another process was first.
+      if not place.exists():
+        raise
   return os.fspath(path)

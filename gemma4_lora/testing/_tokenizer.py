@@ -9,6 +9,7 @@ from gemma import gm
 import sentencepiece as spm
 from sentencepiece import sentencepiece_model_pb2 as model_pb2
 
+from gemma4_lora import host
 from gemma4_lora.testing import _pairs
 
 # The file name is unlike Gemma's own: gemma looks it up in its cache first.
@@ -104,13 +105,14 @@ def make_tokenizer(
         f"vocab_size={vocab_size} is out of range: the trained pieces need"
         f" {_TINY_VOCAB_SIZE}, and Gemma 4 has {_FULL_VOCAB_SIZE}."
     )
-  path = epath.Path(path)
+  path = host.path(path, who="make_tokenizer")
   if path.exists():
     raise FileExistsError(f"{path} exists: remove it, or give another path.")
   model = _train(_training_text())
   if vocab_size > _TINY_VOCAB_SIZE:
     model = _extend(model, vocab_size)
-  path.parent.mkdir(parents=True, exist_ok=True)
+  if host.is_local(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
   path.write_bytes(model)
   return Gemma4Tokenizer(path=path)
 

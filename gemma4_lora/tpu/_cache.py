@@ -13,8 +13,11 @@ import secrets
 from typing import Any
 
 from absl import logging
+from etils import epath
 import jax
 
+from gemma4_lora import host
+from gemma4_lora.host import _storage_errors
 from gemma4_lora.tpu import _plan
 
 _PACKAGES = (
@@ -36,7 +39,7 @@ _JAX_OPTIONS = (
 )
 
 
-def folder(cache: os.PathLike[str] | str | bool | None) -> pathlib.Path | None:
+def folder(cache: epath.PathLike | bool | None) -> epath.Path | None:
   """Returns where plans are kept.
 
   Args:
@@ -45,9 +48,9 @@ def folder(cache: os.PathLike[str] | str | bool | None) -> pathlib.Path | None:
   if cache is None or cache is False:
     return None
   if cache is not True:
-    return pathlib.Path(cache).expanduser()
+    return host.path(cache, who='plan: cache').expanduser()
   home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-  return pathlib.Path(home).expanduser() / 'gemma4_lora' / 'plans'
+  return epath.Path(home).expanduser() / 'gemma4_lora' / 'plans'
 
 
 def key_of(config: str, **settings: Any) -> str | None:
@@ -75,11 +78,12 @@ def key_of(config: str, **settings: Any) -> str | None:
   return hashlib.sha256(text.encode()).hexdigest()
 
 
-def load(where: pathlib.Path, key: str) -> _plan.Plan | None:
+def load(where: epath.Path, key: str) -> _plan.Plan | None:
   """Returns a plan that was kept, or None."""
   path = where / f'{key}.json'
   try:
-    values = json.loads(path.read_text())
+    with _storage_errors.explained(path, who='plan'):
+      values = json.loads(path.read_text())
   except FileNotFoundError:
     return None
   except (OSError, ValueError) as e:
@@ -88,15 +92,20 @@ def load(where: pathlib.Path, key: str) -> _plan.Plan | None:
   return _plan.Plan.from_json(values | {'cached': True})
 
 
-def save(where: pathlib.Path, key: str, plan: _plan.Plan) -> None:
+def save(where: epath.Path, key: str, plan: _plan.Plan) -> None:
   """Keeps a plan; a folder that cannot be written is a line in the log."""
   path = where / f'{key}.json'
-  # Another process may be at it: the file appears whole.
+  text = json.dumps(plan.to_json(), indent=1)
+  # Another process may be at it: the file appears whole, as all do in a bucket.
   new = path.with_name(f'{path.name}.{secrets.token_hex(4)}.tmp')
   try:
-    where.mkdir(parents=True, exist_ok=True)
-    new.write_text(json.dumps(plan.to_json(), indent=1))
-    new.replace(path)
+    if host.is_local(path):
+      where.mkdir(parents=True, exist_ok=True)
+      new.write_text(text)
+      new.replace(path)
+    else:
+      with _storage_errors.explained(path, who='plan', doing='write'):
+        path.write_text(text)
   except OSError as e:
     logging.warning('The plan is not kept for another time: %s', e)
 

@@ -164,7 +164,7 @@ def test_nothing_to_prune(tmp_path):
 
 
 def test_overwrites_nothing(tmp_path):
-  with pytest.raises(FileExistsError, match='exists: give another path'):
+  with pytest.raises(FileExistsError, match='exists. Give another path'):
     g4.testing.make_checkpoint(_model('Gemma4_E2B'), tmp_path)
 
 

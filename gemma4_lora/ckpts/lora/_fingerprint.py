@@ -19,6 +19,7 @@ from gemma4_lora import _trees
 from gemma4_lora import nn as g4_nn
 from gemma4_lora import variants
 from gemma4_lora.host import _checksums
+from gemma4_lora.host import _storage_errors
 from gemma4_lora.nn.branches import _init
 
 # The item of a checkpoint, and its file: that of Orbax's JSON handler.
@@ -165,7 +166,8 @@ def base_differences(saved: Fingerprint, params: Any) -> list[str]:
 def read(step_dir: epath.Path) -> Fingerprint | None:
   """Returns the fingerprint in one `ckpt_N` folder, `None` if it has none."""
   file = step_dir / ITEM / _FILE
-  return json.loads(file.read_text()) if file.exists() else None
+  with _storage_errors.explained(file, who='LoRA'):
+    return json.loads(file.read_text()) if file.exists() else None
 
 
 def find_lora(model: Any) -> g4_nn.LoRA | None:

@@ -6,26 +6,26 @@ leaves, and `lora.json`, the fingerprint of base and settings.
 
 from collections.abc import Mapping
 import json
-import os
-import pathlib
 from typing import Any
 
+from etils import epath
 import jax
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from gemma4_lora import _trees
 from gemma4_lora import nn
 from gemma4_lora.ckpts.lora import _fingerprint
-from gemma4_lora.host import _new_folder
+from gemma4_lora.host import _tensors_in_memory
+from gemma4_lora.host.folders import _commit
+from gemma4_lora.host.folders import _new_folder
 
 _TENSORS = 'lora.safetensors'
 _FINGERPRINT = 'lora.json'
 
 
 def save_lora(
-    path: os.PathLike[str] | str,
+    path: epath.PathLike,
     *,
     model: nn.LoRA,
     params: Mapping[str, Any],
@@ -42,7 +42,8 @@ def save_lora(
   vLLM, use `g4.hf.save_peft`.
 
   Args:
-    path: Folder to make. It appears under its name once it is complete.
+    path: Folder to make, here or in a bucket. It appears under its name once
+      it is complete.
     model: A `g4.nn.LoRA`.
     params: Its parameters, nested, the base among them.
     overwrite: Whether to replace the folder if there is one.
@@ -75,28 +76,34 @@ def save_lora(
     if not np.all(np.isfinite(np.asarray(leaf, np.float32))):
       raise ValueError(f'{who}: {name} has NaN or infinite values.')
   fingerprint = _fingerprint.describe(model, params)
-  with _new_folder.new_folder(path, overwrite=overwrite) as folder:
+  with _new_folder.new_folder(path, overwrite=overwrite, who=who) as folder:
     tensors = {k: np.ascontiguousarray(x) for k, x in leaves.items()}
     safetensors.numpy.save_file(tensors, folder / _TENSORS)
     (folder / _FINGERPRINT).write_text(json.dumps(fingerprint, indent=2))
 
 
-def is_file(path: pathlib.Path) -> bool:
+def is_file(path: epath.Path) -> bool:
   """Whether `save_lora` made a folder."""
-  return (path / _FINGERPRINT).is_file()
+  return (path / _FINGERPRINT).exists()
 
 
 def read(
-    path: pathlib.Path,
+    path: epath.Path, *, who: str
 ) -> tuple[dict[str, np.ndarray], _fingerprint.Fingerprint]:
   """Returns the leaves by their dotted paths, and the fingerprint.
+
+  Args:
+    path: The folder.
+    who: The transform that asks, for messages.
 
   Raises:
     ValueError: A file is truncated or missing.
   """
-  file = path / _TENSORS
   try:
-    leaves = safetensors.numpy.load_file(file)
-  except (safetensors.SafetensorError, OSError) as e:
-    raise ValueError(f'{file} cannot be read: {e}. Is it truncated?') from e
-  return leaves, json.loads((path / _FINGERPRINT).read_text())
+    data = _commit.read_files(path, (_TENSORS, _FINGERPRINT), who=who)
+    leaves, _ = _tensors_in_memory.read(data[_TENSORS])
+  except (ValueError, FileNotFoundError) as e:
+    raise ValueError(
+        f'{path / _TENSORS} cannot be read: {e}. Is it truncated?'
+    ) from e
+  return leaves, json.loads(data[_FINGERPRINT])

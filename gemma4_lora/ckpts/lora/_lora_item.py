@@ -17,6 +17,7 @@ from gemma4_lora.ckpts.lora import _bundles
 from gemma4_lora.ckpts.lora import _fingerprint
 from gemma4_lora.ckpts.sources import _open
 from gemma4_lora.host import _devices
+from gemma4_lora.host import _storage_errors
 
 _DEFAULT = 'default'
 _ROOT = 'params'
@@ -219,7 +220,8 @@ def _arrays(
     raise ValueError(f'{who}: no LoRA leaf in {source.path}.')
   source.check(keys, who=who)
   args = {k: ocp.RestoreArgs(restore_type=np.ndarray) for k in keys}
-  return {_trees.join(k): x for k, x in source.read(args).items()}
+  with _storage_errors.explained(source.path, who=who):
+    return {_trees.join(k): x for k, x in source.read(args).items()}
 
 
 def _items(args: ocp.args.CheckpointArgs) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping
 import dataclasses
-import os
-import pathlib
 from typing import Any
 
 from etils import epath
@@ -11,6 +9,7 @@ import numpy as np
 
 from gemma4_lora import _trees
 from gemma4_lora import hf
+from gemma4_lora import host
 from gemma4_lora import nn
 from gemma4_lora import variants
 from gemma4_lora.ckpts.lora import _fingerprint
@@ -18,6 +17,7 @@ from gemma4_lora.ckpts.lora import _gemma_head
 from gemma4_lora.ckpts.lora import _lora_file
 from gemma4_lora.ckpts.lora import _lora_item
 from gemma4_lora.gemma4 import _linears
+from gemma4_lora.host import _storage_errors
 from gemma4_lora.targets import _scale
 
 
@@ -42,7 +42,7 @@ class Found:
 
 
 def read(
-    path: os.PathLike[str] | str,
+    path: epath.PathLike,
     *,
     step: int,
     model: nn.LoRA | None,
@@ -51,7 +51,8 @@ def read(
   """Reads LoRA from a folder of any kind that we know.
 
   Args:
-    path: Folder of `save_lora` or of PEFT, or a workdir of Kauldron's.
+    path: Folder of `save_lora` or of PEFT, or a workdir of Kauldron's; here or
+      in a bucket.
     step: Which checkpoint of a workdir; -1 for the last.
     model: What it is for. PEFT's and gemma's layouts need it.
     who: The transform that asks, for messages.
@@ -60,15 +61,15 @@ def read(
     FileNotFoundError: There is nothing.
     ValueError: It cannot be read, or has no LoRA leaf.
   """
-  local = pathlib.Path(os.fspath(path))
-  is_peft = (local / 'adapter_config.json').is_file()
-  if is_peft or _lora_file.is_file(local):
+  path = host.path(path, who=who)
+  with _storage_errors.explained(path, who=who):
+    is_peft = (path / 'adapter_config.json').exists()
+    is_own = not is_peft and _lora_file.is_file(path)
+  if is_peft or is_own:
     if step != -1:
       raise ValueError(f'{who}: step={step}, and {path} is no workdir.')
-    return _peft(local, model, who) if is_peft else _own(local)
-  nested, fingerprint = _lora_item.read_lora(
-      epath.Path(path), step=step, who=who
-  )
+    return _peft(path, model, who) if is_peft else _own(path, who)
+  nested, fingerprint = _lora_item.read_lora(path, step=step, who=who)
   leaves = {_trees.join(k): x for k, x in _trees.flatten(nested).items()}
   if _gemma_head.is_gemmas(leaves):
     rows = _linears.linears(_required(model, who, "gemma's own LoRA").config)
@@ -83,8 +84,8 @@ def read(
   return _with_fingerprint(leaves, fingerprint, what=f'the workdir {path}')
 
 
-def _own(path: pathlib.Path) -> Found:
-  leaves, fingerprint = _lora_file.read(path)
+def _own(path: epath.Path, who: str) -> Found:
+  leaves, fingerprint = _lora_file.read(path, who=who)
   return _with_fingerprint(leaves, fingerprint, what=f'the LoRA in {path}')
 
 
@@ -110,7 +111,7 @@ def _with_fingerprint(
   )
 
 
-def _peft(path: pathlib.Path, model: nn.LoRA | None, who: str) -> Found:
+def _peft(path: epath.Path, model: nn.LoRA | None, who: str) -> Found:
   model = _required(model, who, 'a PEFT folder')
   loaded = hf.load_peft(path, model=model.model)
   return Found(

@@ -16,6 +16,7 @@ from gemma4_lora.ckpts.restore import _read
 from gemma4_lora.ckpts.restore import _restore_log
 from gemma4_lora.ckpts.restore import _restore_plan
 from gemma4_lora.ckpts.sources import _open
+from gemma4_lora.host import _storage_errors
 
 
 def restore(state: Any, request: _prepare.Request) -> Any:
@@ -57,7 +58,8 @@ def restore(state: Any, request: _prepare.Request) -> Any:
   for leaf in absent:
     placing.fill(leaf)
   whole = request.on_quantized is not None
-  _carry_out(source, plan, placing, quantizing, whole=whole)
+  with _storage_errors.explained(source.path, who=request.who):
+    _carry_out(source, plan, placing, quantizing, whole=whole)
   for leaf in plan.pruned:
     placing.free(leaf)
 

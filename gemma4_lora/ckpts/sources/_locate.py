@@ -6,6 +6,9 @@ import re
 
 from etils import epath
 
+from gemma4_lora import host
+from gemma4_lora.host.folders import _commit
+
 # Written last by Orbax: a folder without it was not saved to its end.
 METADATA = '_METADATA'
 _ITEM = 'default'
@@ -28,10 +31,10 @@ def locate(path: epath.PathLike, *, step: int = -1, who: str) -> epath.Path:
   Raises:
     FileNotFoundError: There is nothing at `path`, or no checkpoint in it.
     ValueError: What is there is not a checkpoint that can be read, or does not
-      have the step.
+      have the step; or it is the rest of an interrupted write.
   """
-  path = epath.Path(path).expanduser()
-  if '://' not in os.fspath(path):
+  path = host.path(path, who=who).expanduser()
+  if host.is_local(path):
     path = epath.Path(os.path.abspath(path))
   if _TMP in path.name:
     raise ValueError(
@@ -44,6 +47,7 @@ def locate(path: epath.PathLike, *, step: int = -1, who: str) -> epath.Path:
         f'{who}: no checkpoint at {path}: there is no such'
         f' path.{_siblings(path)}'
     )
+  path = _commit.whole(path, who=who)
   if is_hugging_face(path):
     if step != -1:
       raise ValueError(
@@ -178,11 +182,17 @@ def _checkpoints_below(path: epath.Path) -> str:
   )
 
 
+def _is_bucketless(path: epath.Path) -> bool:
+  return os.fspath(path).endswith('://')
+
+
 def _siblings(path: epath.Path) -> str:
   """Says what is beside a path that is not there."""
   parent = path.parent
-  while not parent.exists() and parent != parent.parent:
+  while not _is_bucketless(parent) and not parent.exists():
     path, parent = parent, parent.parent
+  if _is_bucketless(parent):
+    return f' There is no bucket {path}.'
   if not parent.is_dir():
     return ''
   names = sorted(child.name for child in parent.iterdir())

@@ -13,6 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from gemma4_lora import _trees
+from gemma4_lora import host
 from gemma4_lora.ckpts.sources import _checkpoint_layouts
 from gemma4_lora.ckpts.sources import _format_file
 from gemma4_lora.ckpts.sources import _hugging_face
@@ -21,6 +22,7 @@ from gemma4_lora.ckpts.sources import _locate
 from gemma4_lora.ckpts.sources import _source
 from gemma4_lora.ckpts.sources import _stream
 from gemma4_lora.host import _memory
+from gemma4_lora.host import _storage_errors
 
 Source = _source.Source
 num_bytes = _source.num_bytes
@@ -88,7 +90,14 @@ def open_source(path: epath.PathLike, *, step: int = -1, who: str) -> Source:
   Raises:
     FileNotFoundError: There is no checkpoint.
     ValueError: The checkpoint cannot be read.
+    OSError: The bucket cannot be read; says why.
   """
+  path = host.path(path, who=who)
+  with _storage_errors.explained(path, who=who):
+    return _opened(path, step=step, who=who)
+
+
+def _opened(path: epath.Path, *, step: int, who: str) -> Source:
   directory = _locate.locate(path, step=step, who=who)
   if _locate.is_hugging_face(directory):
     return _hugging_face.open_source(directory, who=who)

@@ -2,19 +2,16 @@
 
 from collections.abc import Mapping
 import dataclasses
-import os
-import pathlib
 from typing import Any
 
+from etils import epath
 import numpy as np
 
 from gemma4_lora import _trees
 from gemma4_lora.gemma4 import _hf_names
 from gemma4_lora.nn import _lora
-from gemma4_lora.peft import _adapter_config
 from gemma4_lora.peft import _read_folder
 from gemma4_lora.peft import _sites
-from gemma4_lora.peft import _tensors
 
 _WHO = 'g4.nn.check'
 # What stacked gate and up of several As cost in float32, relative.
@@ -30,7 +27,7 @@ class Found:
 
 
 def check_file(
-    path: os.PathLike[str] | str, *, model: _lora.LoRA, lora: Mapping[str, Any]
+    path: epath.PathLike, *, model: _lora.LoRA, lora: Mapping[str, Any]
 ) -> Found:
   """Compares a PEFT folder with the LoRA that it should hold.
 
@@ -73,7 +70,7 @@ def check_file(
   problems += _values(path, lora, folder.leaves)
   return Found(
       problems=tuple(problems),
-      notes=tuple(_notes(pathlib.Path(path), len(there))),
+      notes=tuple(_notes(path, len(there))),
   )
 
 
@@ -102,10 +99,9 @@ def _values(path, lora, theirs):
     )
 
 
-def _notes(path: pathlib.Path, num_projections: int):
-  config_path, tensors_path = _tensors.find(path, who=_WHO)
-  config = _adapter_config.read(config_path)
-  modules = _tensors.read(tensors_path).modules
+def _notes(path: epath.PathLike, num_projections: int):
+  config, tensors = _read_folder.read_raw(path, who=_WHO)
+  modules = tensors.modules
   is_multimodal = _hf_names.is_multimodal(modules)
   yield (
       f'{path}: {num_projections} projections in {len(modules)} modules, named'

@@ -1,0 +1,207 @@
+"""The file that says whether a folder in a bucket is whole.
+
+A bucket has no rename that would let a folder appear at once, so `COMMIT` in it
+says what a reader may count on:
+
+| `state` | the folder |
+|---|---|
+| `writing` | is being written, or its writer died: not to be read |
+| `moving` | is being replaced: the new one is whole in `source` beside it |
+| `complete` | holds `files`, of these sizes and checksums |
+
+It is written first, as `writing`, and last, as `complete`: an object appears whole
+or not at all. So an interrupted write is known by what is there, not by what is
+not, and a folder without the file, from an earlier version or from PEFT, is read
+as it is. PEFT and vLLM do not know the file: they find plain files under their
+usual names, those without which they read nothing (`*.json`) written last.
+
+On a local disk a folder appears by a rename and has no such file; one that was
+copied from a bucket is checked all the same.
+"""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+from concurrent import futures
+import dataclasses
+import json
+from typing import Any
+from typing import Literal
+import zlib
+
+from etils import epath
+
+from gemma4_lora.host import _storage_errors
+from gemma4_lora.host.folders import _owner
+
+COMMIT = 'gemma4_lora_commit.json'
+_FORMAT = 1
+# How often a folder is read again that was replaced meanwhile.
+_TRIES = 3
+THREADS = 8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Commit:
+  """What the file says.
+
+  Attributes:
+    state: See above.
+    writer: Who wrote it, from `_owner.make`.
+    files: Size in bytes and CRC-32 of each file, by its path in the folder.
+    source: Name of the folder beside it that holds the new files, if `moving`.
+  """
+
+  state: Literal['writing', 'moving', 'complete']
+  writer: Mapping[str, Any]
+  files: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+  source: str | None = None
+
+
+def write(folder: epath.Path, commit: Commit) -> None:
+  """Writes the file."""
+  values = {'format': _FORMAT} | dataclasses.asdict(commit)
+  text = json.dumps(values, indent=1)
+  try:
+    (folder / COMMIT).write_text(text)
+  except BaseException as e:
+    _storage_errors.forget_files(e)
+    raise
+
+
+def read(folder: epath.Path, *, who: str) -> Commit | None:
+  """Returns what the file says; None if there is none.
+
+  Raises:
+    ValueError: It is damaged, or of a later version.
+  """
+  try:
+    text = (folder / COMMIT).read_text()
+  except (FileNotFoundError, NotADirectoryError):
+    return None
+  try:
+    values = json.loads(text)
+    if values['format'] != _FORMAT:
+      raise ValueError(f'format {values["format"]} is of a later version')
+    return Commit(
+        state=values['state'],
+        writer=values['writer'],
+        files={
+            k: (int(n), int(crc)) for k, (n, crc) in values['files'].items()
+        },
+        source=values['source'],
+    )
+  except (ValueError, KeyError, TypeError, AttributeError) as e:
+    raise ValueError(
+        f'{who}: {folder / COMMIT} cannot be read: {e}. Write the folder again,'
+        ' or copy it again.'
+    ) from e
+
+
+def whole(folder: epath.Path, *, who: str) -> epath.Path:
+  """Returns the folder to read, where a user names one.
+
+  Args:
+    folder: What the user names. It need not exist, or be ours.
+    who: What asks, for messages.
+
+  Returns:
+    The same; or, while it is replaced, the one with the new files.
+
+  Raises:
+    ValueError: It is the rest of an interrupted write, or is not as it was
+      written.
+  """
+  return _whole(folder, who=who)[0]
+
+
+def read_files(
+    folder: epath.Path, names: Sequence[str], *, who: str
+) -> dict[str, bytes]:
+  """Reads small files of a folder, all of one version of it.
+
+  Args:
+    folder: What a user names.
+    names: Of the files. The folder must have them.
+    who: What asks, for messages.
+
+  Raises:
+    ValueError: See `whole`; or a checksum is another.
+  """
+  bad = ''
+  for _ in range(_TRIES):
+    place, commit = _whole(folder, who=who)
+    try:
+      with _storage_errors.explained(place, who=who):
+        data = {name: (place / name).read_bytes() for name in names}
+    except FileNotFoundError:
+      if commit is None:
+        raise
+      continue  # It was replaced meanwhile.
+    files = commit.files if commit else {}
+    wrong = [
+        name
+        for name in names
+        if name in files and files[name] != (len(data[name]), _crc(data[name]))
+    ]
+    if not wrong:
+      return data
+    bad = wrong[0]
+  raise ValueError(
+      f'{who}: {folder / bad} is not as it was written: its checksum is'
+      f' another. {_AGAIN}'
+  )
+
+
+_AGAIN = (
+    'It was copied in part, or changed afterwards. Write or copy it again; or'
+    f' remove {COMMIT} in it to read it as it is.'
+)
+
+
+def _crc(data: bytes) -> int:
+  return zlib.crc32(data)
+
+
+def _whole(folder: epath.Path, *, who: str) -> tuple[epath.Path, Commit | None]:
+  with _storage_errors.explained(folder, who=who):
+    commit = read(folder, who=who)
+    if commit is not None and commit.state == 'moving':
+      source = folder.parent / str(commit.source)
+      moved = read(source, who=who)
+      if moved is None:  # Done meanwhile.
+        commit = read(folder, who=who)
+      else:
+        folder, commit = source, moved
+    if commit is None:
+      return folder, None
+    if commit.state != 'complete':
+      raise ValueError(f'{who}: {interrupted(folder, commit)}')
+    with futures.ThreadPoolExecutor(THREADS) as pool:
+      sizes = list(pool.map(lambda name: size_of(folder / name), commit.files))
+  for (name, (wanted, _)), size in zip(
+      commit.files.items(), sizes, strict=True
+  ):
+    if size != wanted:
+      has = 'is missing' if size is None else f'has {size} bytes'
+      raise ValueError(
+          f'{who}: {folder} is an interrupted write or copy: {name} {has}, and'
+          f' {COMMIT} says {wanted}. {_AGAIN}'
+      )
+  return folder, commit
+
+
+def interrupted(folder: epath.Path, commit: Commit) -> str:
+  """Says that a folder is not whole."""
+  writer = _owner.describe(commit.writer)
+  return (
+      f'{folder} is an interrupted write: {writer} has not finished it. Wait if'
+      ' it still runs; otherwise write it again, which removes what is left.'
+  )
+
+
+def size_of(file: epath.Path) -> int | None:
+  """Returns the size of a file, None if there is none."""
+  try:
+    return int(file.stat().length)
+  except FileNotFoundError:
+    return None

@@ -1,0 +1,146 @@
+"""Folders that appear under their name complete, or not at all.
+
+On a local disk a folder is written beside its place, in `.NAME.<hex>.tmp`, and
+renamed. A bucket has no rename: see `_bucket_folder`. What a process that was
+killed has left is removed by the next one that writes beside it.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import ctypes
+import errno
+import os
+import pathlib
+import tempfile
+from typing import Any
+
+from etils import epath
+
+from gemma4_lora.host import _paths
+from gemma4_lora.host.folders import _bucket_folder
+from gemma4_lora.host.folders import _leftovers
+
+
+def check_free(
+    path: epath.PathLike,
+    *,
+    overwrite: bool,
+    who: str,
+    how: str = 'overwrite=True',
+) -> epath.Path:
+  """Returns where a folder may be made.
+
+  Args:
+    path: The folder's path, as a user gives it. A link is followed.
+    overwrite: Whether there may be a folder already.
+    who: The function that asks, for messages.
+    how: How the user of it allows that.
+
+  Raises:
+    FileExistsError: There is something, or another process is writing it.
+    ValueError: It is no path that can be written: see `_paths.path`.
+    OSError: The bucket cannot be read.
+  """
+  path = _paths.path(path, who=who)
+  if not _paths.is_local(path):
+    _bucket_folder.check_free(path, overwrite=overwrite, who=who, how=how)
+    return path
+  # The name as the user gave it may be a link: it stays one.
+  path = epath.Path(os.path.realpath(path))
+  _leftovers.remove(pathlib.Path(path))
+  if path.exists() and not path.is_dir():
+    raise FileExistsError(f'{who}: {path} is a file. Give another path.')
+  if path.exists() and not overwrite:
+    raise FileExistsError(
+        f'{who}: {path} exists. Give another path, or {how} to replace the'
+        ' folder.'
+    )
+  return path
+
+
+@contextlib.contextmanager
+def new_folder(
+    path: epath.Path, *, overwrite: bool, sealed: bool = True, who: str
+) -> Iterator[pathlib.Path]:
+  """Gives an empty folder of this machine; at the end it is at `path`.
+
+  If anything fails before, nothing is left, and what was at `path` stays. What
+  goes to a bucket is put together in the folder for temporary files, which must
+  have room for it.
+
+  Args:
+    path: From `check_free`.
+    overwrite: Whether to replace the folder if there is one.
+    sealed: Whether no file of it may change later, as those of a run's workdir
+      do: then a bucket keeps their sizes and checksums.
+    who: The function that asks, for messages.
+
+  Raises:
+    FileExistsError: There is something by now, and not `overwrite`.
+    OSError: It cannot be written; says why.
+  """
+  if not _paths.is_local(path):
+    options = {'overwrite': overwrite, 'sealed': sealed}
+    with _in_bucket(path, who=who, **options) as stage:
+      yield stage
+    return
+  place = pathlib.Path(path)
+  place.parent.mkdir(parents=True, exist_ok=True)
+  with _leftovers.workplace(place.parent, place.name) as new:
+    yield new
+    for file in (*(x for x in new.rglob('*')), new):
+      _sync(file)
+    if overwrite and place.exists():
+      _exchange(new, place)
+    else:
+      os.rename(new, place)
+    _sync(place.parent)
+
+
+@contextlib.contextmanager
+def _in_bucket(
+    path: epath.Path, *, who: str, **options: Any
+) -> Iterator[pathlib.Path]:
+  """Gives a folder that is uploaded at the end."""
+  parent = pathlib.Path(tempfile.gettempdir())
+  _leftovers.remove(parent / _leftovers.STAGE)
+  try:
+    with (
+        _leftovers.workplace(parent, _leftovers.STAGE) as stage,
+        _bucket_folder.upload_to(path, stage, who=who, **options),
+    ):
+      yield stage
+  except OSError as e:
+    if e.errno != errno.ENOSPC:
+      raise
+    raise OSError(
+        errno.ENOSPC,
+        f'{who}: {parent} is full. What goes to {path} is put together there'
+        ' first: let TMPDIR name a folder of a larger disk',
+    ) from e
+
+
+def _exchange(new: pathlib.Path, old: pathlib.Path) -> None:
+  """Swaps two folders: at once where the system can, which Linux does."""
+  at_cwd, flag = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+  renameat2 = getattr(ctypes.CDLL(None, use_errno=True), 'renameat2', None)
+  if renameat2 is not None and not renameat2(
+      at_cwd, os.fsencode(new), at_cwd, os.fsencode(old), flag
+  ):
+    return
+  aside = new.with_name(_leftovers.ASIDE)
+  os.rename(old, aside)
+  try:
+    os.rename(new, old)
+  except BaseException:
+    os.rename(aside, old)
+    raise
+
+
+def _sync(path: pathlib.Path) -> None:
+  """Waits until a file or folder is on disk."""
+  handle = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(handle)
+  finally:
+    os.close(handle)
