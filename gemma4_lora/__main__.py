@@ -73,6 +73,7 @@ Whatever else a command lacks or cannot do is a line on stderr, and exit status 
 
 from collections.abc import Sequence
 import difflib
+import itertools
 import pathlib
 import sys
 import traceback
@@ -86,6 +87,7 @@ from kauldron import konfig
 from gemma4_lora import g4
 from gemma4_lora.host import _storage_errors
 from gemma4_lora.jobs import _flags as _job_flags
+from gemma4_lora.runs import _chat_flags
 
 _CONFIG = konfig.DEFINE_config_file(
     'cfg', None, 'Config of the run.', lock_config=False
@@ -113,19 +115,6 @@ _BASE_MODEL_CLASS = flags.DEFINE_string(
     'base_model_class',
     'Gemma4ForConditionalGeneration',
     'Class of transformers that loads the PEFT folder.',
-)
-_LORA = flags.DEFINE_bool(
-    'lora', True, 'chat: with LoRA from the start; --no-lora for the base.'
-)
-_NO_LORA = flags.DEFINE_bool('no-lora', False, 'chat: --nolora.')
-_MAX_NEW_TOKENS = flags.DEFINE_integer(
-    'max_new_tokens', 512, 'chat: of an answer.', lower_bound=1
-)
-_CACHE_LENGTH = flags.DEFINE_integer(
-    'cache_length', 4096, 'chat: of the conversation, in tokens.'
-)
-_TEMPERATURE = flags.DEFINE_float(
-    'temperature', 0.0, 'chat: 0 for the most likely token.', lower_bound=0.0
 )
 _PEFT = flags.DEFINE_string('peft', None, 'check: a PEFT folder.')
 _TOPOLOGY = flags.DEFINE_string(
@@ -283,10 +272,7 @@ def _chat() -> None:
           init_transform=_resolved('init_transform'),
           workdir=_workdir(),
           step=_STEP.value,
-          with_lora=_LORA.value and not _NO_LORA.value,
-          max_new_tokens=_MAX_NEW_TOKENS.value,
-          cache_length=_CACHE_LENGTH.value,
-          temperature=_TEMPERATURE.value,
+          **_chat_flags.arguments(),
       )
   )
 
@@ -317,7 +303,8 @@ def _train() -> None:
 
 def _run_train(argv: Sequence[str]) -> None:
   """Leaves flags and all to Kauldron."""
-  for value in [*globals().values(), *vars(_job_flags).values()]:
+  modules = (globals(), vars(_job_flags), vars(_chat_flags))
+  for value in itertools.chain(*(module.values() for module in modules)):
     if isinstance(value, flags.FlagHolder):
       # It has one of the same name, or none, and should say so.
       delattr(flags.FLAGS, value.name)

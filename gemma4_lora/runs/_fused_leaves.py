@@ -9,24 +9,14 @@ from collections.abc import Collection
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
-import operator
 from typing import Any
 
-from absl import logging
-import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
-from gemma4_lora import _trees
 from gemma4_lora import nn
-from gemma4_lora import quant
 from gemma4_lora.ckpts.restore import _quantize_on_load
 from gemma4_lora.ckpts.restore import _read
-from gemma4_lora.ckpts.restore import _restore_plan
-from gemma4_lora.ckpts.sources import _checkpoint_layouts
-from gemma4_lora.ckpts.sources import _hugging_face
-from gemma4_lora.ckpts.sources import _open
 from gemma4_lora.ckpts.sources import _stream
 from gemma4_lora.gemma4 import _names
 from gemma4_lora.host import _checksums
@@ -35,7 +25,9 @@ from gemma4_lora.nn import _fuse
 from gemma4_lora.nn.branches import _init
 from gemma4_lora.nn.from_base import _init_from_base
 from gemma4_lora.quant import _format
+from gemma4_lora.runs import _base_arrays
 from gemma4_lora.runs import _changes
+from gemma4_lora.runs import _fused_quantized
 from gemma4_lora.runs import _pieces
 from gemma4_lora.runs import _places
 from gemma4_lora.runs import _run
@@ -57,16 +49,20 @@ class FusedLeaves:
       ValueError: Its LoRA is not the model's.
     """
     self._run, self._who, self._unfused = run, who, unfused
+    self._init = getattr(run.model, 'init_lora_weights', 'default')
     self._changes: Mapping[str, _fuse.Change] = {}
-    # The base alone, which was not trained on, is as it is in the file.
     self._encodings: Mapping[str, _format.Encoding] = {}
+    # The base alone was not trained on: it stays as it is in the file.
     if run.lora and isinstance(run.model, nn.LoRA):
       self._encodings = run.model.quantized
     if run.lora:
       self._changes = _changes.changes(run, who=who)
-    self._checksums: Mapping[str, str] = {}
-    if run.fingerprint is not None:
-      self._checksums = run.fingerprint['base'].get('checksums', {})
+    self._checksums = _base_arrays.BaseChecksums(
+        run, changed=self._changes, init=self._init, who=who
+    )
+    self._quantized = _fused_quantized.FusedQuantized(
+        self._encodings, self._changes, self._checksums, unfused=unfused
+    )
 
   @property
   def num_changed(self) -> int:
@@ -77,12 +73,6 @@ class FusedLeaves:
   def num_quantized(self) -> int:
     """How many leaves the run had quantised."""
     return len(self._encodings)
-
-  def _encoding(self, leaf: _run.BaseLeaf) -> _format.Encoding | None:
-    """Returns how the run had a leaf quantised; None if it had not."""
-    if leaf.place is not None and leaf.place.stored.encoding is not None:
-      return leaf.place.stored.encoding
-    return self._encodings.get(leaf.path)
 
   def read(
       self, leaves: Sequence[_run.BaseLeaf], *, in_pieces: Collection[str] = ()
@@ -108,7 +98,7 @@ class FusedLeaves:
   ) -> Iterator[_pieces.Group]:
     """Yields the leaves of one array in one group, or as they are read."""
     place = group[0].place
-    if place is not None and self._encoding(group[0]) is not None:
+    if place is not None and self._quantized.encoding(group[0]) is not None:
       yield from self._read_quantized(group, place, in_pieces)
       return
     is_stacked = place is not None and place.stored.index is not None
@@ -138,78 +128,14 @@ class FusedLeaves:
     by_path = {tuple(leaf.path.split('.')): leaf for leaf in group}
     stored = {x.key for x in place.stored.parts} or {place.stored.key}
     place.source.check(stored, who=self._who)
-    loads = [self._load(path, leaf) for path, leaf in by_path.items()]
+    loads = [self._quantized.load(path, leaf) for path, leaf in by_path.items()]
     for path, array in _read.streamed_leaves(place.source, loads, whole=False):
       leaf = by_path.pop(path)
-      yield [(leaf, self._of_quantized(leaf, place, array, in_pieces))]
-      del array
+      value = self._quantized.value(leaf, place, array, in_pieces)
+      yield [(leaf, value)]
+      del array, value
     for leaf in by_path.values():
       yield list(self._read([leaf], in_pieces))
-
-  def _load(self, path: _trees.Path, leaf: _run.BaseLeaf) -> _restore_plan.Load:
-    """Returns a leaf as what restores it has it."""
-    assert leaf.place is not None
-    model = _restore_plan.ModelLeaf(
-        path=path,
-        rel=path,
-        shape=leaf.shape,
-        dtype=leaf.model_dtype,
-        encoding=self._encoding(leaf),
-    )
-    return _restore_plan.Load(model=model, stored=leaf.place.stored)
-
-  def _of_quantized(
-      self,
-      leaf: _run.BaseLeaf,
-      place: _places.Place,
-      array: Any,
-      in_pieces: Collection[str] = (),
-  ) -> np.ndarray | dict[str, Any] | _pieces.Pieces:
-    """Returns a leaf that the run had quantised.
-
-    Args:
-      leaf: The leaf.
-      place: Where it is.
-      array: As it is there: quantised, or yet to be.
-      in_pieces: Paths of leaves that may come in pieces.
-    """
-    encoding = self._encoding(leaf)
-    assert encoding is not None
-    if not quant.is_quantized(array):
-      array = _quantize_on_load.quantize(array, encoding).value
-    for part, x in _trees.flatten(array).items():
-      path = '.'.join((leaf.path, *part))
-      self._check(leaf, place, _checksum_of(x), path=path)
-    if self._unfused:
-      return array
-    change = self._changes.get(leaf.path, _fuse.Change())
-    by_rows = change.by_rows and encoding.block[0] == 1 and encoding.axis > 0
-    multiple, step = _pieces.piece_rows(leaf) if by_rows else (1, leaf.shape[0])
-
-    def pieces():
-      for start in range(0, leaf.shape[0], step):
-        stop = min(start + step, leaf.shape[0])
-        rows, some = change, array
-        if by_rows:
-          rows = change.rows(start, stop)
-          some = jax.tree.map(operator.itemgetter(slice(start, stop)), array)
-        some = jax.tree.map(jnp.asarray, some)
-        yield start, np.asarray(rows.fused(some, leaf.dtype))
-
-    if by_rows and step < leaf.shape[0]:
-      if leaf.path in in_pieces:
-        return _pieces.Pieces(
-            shape=leaf.shape,
-            dtype=leaf.dtype,
-            row_multiple=multiple,
-            pieces=pieces(),
-        )
-      out = np.empty(leaf.shape, leaf.dtype)
-      for start, rows in pieces():
-        out[start : start + len(rows)] = rows
-      return out
-    ((_, whole),) = pieces()
-    return whole
 
   def _by_rows(
       self,
@@ -243,7 +169,7 @@ class FusedLeaves:
         if change is not None and not self._unfused:
           array = np.asarray(change.rows(start, stop).fuse(jnp.asarray(array)))
         yield start, array
-      self._check(leaf, place, checksum.value)
+      self._checksums.check(leaf, place, checksum.value)
 
     return _pieces.Pieces(
         shape=leaf.shape,
@@ -255,48 +181,42 @@ class FusedLeaves:
   def _read(
       self, group: Sequence[_run.BaseLeaf], in_pieces: Collection[str] = ()
   ) -> _pieces.Group:
-    keys: dict[_open.Source, set[_trees.Path]] = {}
-    for leaf in group:
-      if leaf.place is not None:
-        stored = leaf.place.stored
-        some = {x.key for x in stored.parts} or {stored.key}
-        keys.setdefault(leaf.place.source, set()).update(some)
-    arrays = {
-        (source, key): array
-        for source, some in keys.items()
-        for key, array in _arrays(source, some, who=self._who)
-    }
+    """Returns leaves that are read together."""
+    arrays = _base_arrays.read(group, who=self._who)
     out: _pieces.Group = []
     for leaf in group:
-      encoding = self._encoding(leaf)
       if leaf.place is None:
-        value = _names.fill_value(tuple(leaf.path.split('.')))
-        filled: Any = np.full(leaf.shape, value, leaf.dtype)
-        if encoding is not None and self._unfused:
-          filled = _quantize_on_load.fill(value, leaf.shape, encoding)
-        out.append((leaf, filled))
+        out.append((leaf, self._filled(leaf)))
         continue
       stored = leaf.place.stored
       if stored.parts:
-        value = _nested(stored, arrays, leaf.place.source)
-        value = self._of_quantized(leaf, leaf.place, value, in_pieces)
+        value = _base_arrays.quantized(stored, arrays, leaf.place.source)
+        value = self._quantized.value(leaf, leaf.place, value, in_pieces)
         out.append((leaf, value))
         continue
       array = arrays[leaf.place.source, stored.key]
       array = np.asarray(array if stored.index is None else array[stored.index])
-      if encoding is not None:
-        value = self._of_quantized(leaf, leaf.place, array, in_pieces)
+      if self._quantized.encoding(leaf) is not None:
+        value = self._quantized.value(leaf, leaf.place, array, in_pieces)
       else:
         value = self._value(leaf, leaf.place, array)
       out.append((leaf, value))
     return out
+
+  def _filled(self, leaf: _run.BaseLeaf) -> np.ndarray | dict[str, Any]:
+    """Returns a leaf that no file has, as a restore fills it."""
+    value = _names.fill_value(tuple(leaf.path.split('.')))
+    encoding = self._quantized.encoding(leaf)
+    if encoding is not None and self._unfused:
+      return _quantize_on_load.fill(value, leaf.shape, encoding)
+    return np.full(leaf.shape, value, leaf.dtype)
 
   def _value(
       self, leaf: _run.BaseLeaf, place: _places.Place, array: np.ndarray
   ) -> np.ndarray:
     change = self._changes.get(leaf.path)
     if change is None:
-      self._check(leaf, place, _checksum(leaf, array))
+      self._check(leaf, place, array)
       return array.astype(leaf.dtype, copy=False)
     # As the run had it.
     array = array.astype(leaf.model_dtype, copy=False)
@@ -305,7 +225,7 @@ class FusedLeaves:
           self._run.model, leaf.path, jnp.asarray(array)
       )
       array = np.asarray(new)
-    self._check(leaf, place, _checksum(leaf, array))
+    self._check(leaf, place, array)
     if self._unfused:
       return array
     array = array.astype(leaf.dtype, copy=False)
@@ -324,90 +244,12 @@ class FusedLeaves:
 
   def _is_residual(self, place: _places.Place, change: _fuse.Change) -> bool:
     """Whether PiSSA or OLoRA has yet to change a released leaf."""
-    init = getattr(self._run.model, 'init_lora_weights', 'default')
-    return place.released and bool(change.branches) and _init.is_from_base(init)
+    waits = place.released and bool(change.branches)
+    return waits and _init.is_from_base(self._init)
 
   def _check(
-      self,
-      leaf: _run.BaseLeaf,
-      place: _places.Place,
-      new: str,
-      *,
-      path: str = '',
+      self, leaf: _run.BaseLeaf, place: _places.Place, array: np.ndarray
   ) -> None:
-    """Compares the checksum of a leaf with what the run says of it.
-
-    Args:
-      leaf: The leaf.
-      place: Where it is.
-      new: Its checksum.
-      path: Of a part of it, of codes or scales; default: the leaf's.
-    """
-    path = path or leaf.path
-    old = self._checksums.get(path)
-    if old is None or new == old:
-      return
-    init = getattr(self._run.model, 'init_lora_weights', 'default')
-    if place.released and leaf.path in self._changes and init != 'default':
-      # Another machine may round otherwise. Leaves without LoRA tell another
-      # base.
-      logging.warning(
-          '%s: %s is not bit for bit what init_lora_weights=%r left in the run.',
-          self._who,
-          leaf.path,
-          init,
-      )
-      return
-    raise ValueError(
-        f'{self._who}: {path} is not what LoRA was trained on (checksum'
-        f' {old} in the run, {new} in {place.source.path}). Give init_transform='
-        ' the checkpoint that the run started from.'
-    )
-
-
-def _arrays(
-    source: _open.Source, keys: set[_trees.Path], *, who: str
-) -> Iterator[tuple[_trees.Path, np.ndarray]]:
-  """Yields arrays of a checkpoint."""
-  source.check(keys, who=who)
-  if isinstance(source, _hugging_face.HuggingFaceSource):
-    # Mapped, not copied: they are written and forgotten.
-    yield from ((key, source.weights[key].read()) for key in keys)
-    return
-  args = {key: ocp.RestoreArgs(restore_type=np.ndarray) for key in keys}
-  yield from source.read(args).items()
-
-
-def _nested(
-    stored: _checkpoint_layouts.Stored,
-    arrays: Mapping[Any, Any],
-    source: _open.Source,
-) -> dict[str, Any]:
-  """Returns the quantised array whose codes and scales were read."""
-  value: dict[str, Any] = {}
-  for part in stored.parts:
-    *scopes, name = part.path[len(stored.path) :]
-    scope = value
-    for key in scopes:
-      scope = scope.setdefault(key, {})
-    scope[name] = np.asarray(arrays[source, part.key])
-  assert stored.encoding is not None
-  # Some dtypes are wider in the file.
-  return jax.tree.map(
-      lambda x, like: x.astype(like.dtype, copy=False),
-      value,
-      stored.encoding.abstract(stored.shape),
-  )
-
-
-def _checksum_of(array: np.ndarray) -> str:
-  """Returns the checksum of codes or scales."""
-  checksum = _checksums.RowsChecksum(array.shape, array.dtype)
-  checksum.add(0, array)
-  return checksum.value
-
-
-def _checksum(leaf: _run.BaseLeaf, array: np.ndarray) -> str:
-  checksum = _checksums.RowsChecksum(array.shape, leaf.model_dtype)
-  checksum.add(0, array)
-  return checksum.value
+    """Raises unless a leaf is what LoRA was trained on."""
+    checksum = _base_arrays.checksum(array, leaf.model_dtype)
+    self._checksums.check(leaf, place, checksum)

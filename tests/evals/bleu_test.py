@@ -60,9 +60,18 @@ def test_it_is_of_the_corpus_as_sacrebleu_has_it(kwargs):
   assert 10 < got < 90
 
 
-def test_not_as_many():
-  with pytest.raises(ValueError, match='text has 2 texts, and batch.target 1'):
-    g4.evals.Bleu().get_state(predictions=['a', 'b'], references='a')
+@pytest.mark.parametrize(
+    ('said', 'wanted', 'match'),
+    [
+        (['a', 'b'], 'a', 'text has 2 texts, and batch.target 1'),
+        ('a', ['a', 'b'], 'text has 1 texts, and batch.target 2'),
+        ([], ['a'], 'text has 0 texts, and batch.target 1'),
+    ],
+)
+def test_not_as_many(said, wanted, match):
+  """Neither side may lack texts: sacrebleu would drop the others' rest."""
+  with pytest.raises(ValueError, match=match):
+    g4.evals.Bleu().get_state(predictions=said, references=wanted)
 
 
 def test_tokens_are_no_texts():
