@@ -78,7 +78,7 @@ def shrink(cfg: konfig.ConfigDict) -> konfig.ConfigDict:
   of steps, groups of a quantised base. All else is the config's own.
 
   Args:
-    cfg: Of a `kd.train.Trainer`. It is changed in place.
+    cfg: Config of a `kd.train.Trainer`. It is changed in place.
 
   Raises:
     ValueError: There is no Gemma 4 model in it, or a dataset has no task.

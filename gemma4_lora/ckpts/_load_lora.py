@@ -202,7 +202,7 @@ def load_lora(
     path: See `g4.ckpts.LoadLoRA`.
     model: A `g4.nn.LoRA` with the settings of the file.
     params: The base, nested. LoRA leaves among them are replaced.
-    **kwargs: Of `g4.ckpts.LoadLoRA`: `step`, `missing`, ...
+    **kwargs: Other arguments of `g4.ckpts.LoadLoRA`: `step`, `missing`, ...
 
   Raises:
     FileNotFoundError: There is no checkpoint.

@@ -56,7 +56,8 @@ class PartialLoad(kd.ckpts.InitTransform):
     step: Which checkpoint of a workdir; -1 for the last.
 
   Raises:
-    ValueError: From `transform`, before any array of the state is touched.
+    ValueError: The checkpoint does not fit. `transform` raises it before it
+      touches any array of the state.
   """
 
   path: epath.PathLike

@@ -94,9 +94,9 @@ class ChatTask(_row_task.RowTask, gm.data.Seq2SeqTask):
       none for a row of text alone. Batches may mix both.
     max_images: How many images a row has room for: each takes its time in the
       tower, also where it is missing.
-    max_soft_tokens: Of each image: it is scaled, aspect kept, to at most so many
-      tokens of 48 x 48 pixels.
-    patch_size: Of the vision tower, in pixels.
+    max_soft_tokens: The most tokens that an image may take. It is scaled, with
+      its aspect ratio kept, to at most so many tokens of 48 x 48 pixels.
+    patch_size: Patch size of the vision tower, in pixels.
     out_input: Key to write the model's input to.
     out_target: Key to write the labels to.
     out_target_mask: Key to write the loss mask to.
@@ -226,7 +226,7 @@ class ChatTask(_row_task.RowTask, gm.data.Seq2SeqTask):
 
     Args:
       element: The example.
-      images: Of it, where they are read.
+      images: Images of the example, if the task reads images.
 
     Raises:
       ValueError: It cannot be trained on.

@@ -16,8 +16,9 @@ def first_fit_decreasing(
   order of the items.
 
   Args:
-    sizes: Of the items, in `[0, capacity]`; negative ones go nowhere.
-    capacity: Of each bin.
+    sizes: Sizes of the items, in `[0, capacity]`; items of negative size are
+      left out.
+    capacity: Capacity of each bin.
 
   Returns:
     Indices of items. Depends on nothing but the arguments.

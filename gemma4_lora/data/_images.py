@@ -45,11 +45,11 @@ def preprocess(
 
   Args:
     images: uint8 `[H, W, 3]`, or PIL images; a list of them, or one; or None.
-    field: Where they stood.
+    field: Field that held the images, for errors.
     num_images: How many the conversation has places for.
     max_images: How many there are room for.
-    max_soft_tokens: Of each.
-    patch_size: In pixels.
+    max_soft_tokens: The most tokens of each image.
+    patch_size: Side of a patch, in pixels.
 
   Raises:
     ValueError: Another number of images.

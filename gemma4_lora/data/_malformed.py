@@ -31,7 +31,7 @@ class Counter:
 
   Attributes:
     num_rows: Read so far; a row counts in each epoch.
-    num_malformed: Of them.
+    num_malformed: How many of them were malformed.
     reasons: How many rows have each reason.
   """
 

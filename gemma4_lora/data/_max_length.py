@@ -19,7 +19,7 @@ def cut(
   Args:
     ids: All tokens, i32 `[L]`.
     weights: The loss weight of each token, f32 `[L]`.
-    max_length: In tokens.
+    max_length: The limit, in tokens.
     truncate: Whether longer examples may be cut.
     in_prompt: Field of the prompt, if it is a text, for errors.
 

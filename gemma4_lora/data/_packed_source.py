@@ -45,10 +45,12 @@ class PackedSource(grain.RandomAccessDataSource):
   and Kauldron shards, shuffles and resumes rows as those of any source.
 
   Attributes:
-    data_source: Of conversations: a grain source, or a Kauldron dataset (`Json`,
-      `Tfds`, `HuggingFace`, ...), of which only the source is read, unshuffled.
-    transforms: What its `transforms=` would be; the last is a `ChatTask`, whose
-      `max_length` is that of the rows.
+    data_source: Source of conversations: a grain source, or a Kauldron dataset
+      (`Json`, `Tfds`, `HuggingFace`, ...), of which only the source is read,
+      unshuffled.
+    transforms: Transforms from dataset rows to examples, as in `transforms=` of
+      a dataset; the last is a `ChatTask`, whose `max_length` is that of the
+      rows.
     out_positions: Key to write the positions to.
   """
 

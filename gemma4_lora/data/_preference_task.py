@@ -61,8 +61,8 @@ class PreferenceTask(_row_task.RowTask, grain.MapTransform):
     thinking: See `ChatTask`.
     template: See `ChatTask`.
     enable_thinking: See `ChatTask`.
-    max_malformed: As of `ChatTask`. Two answers of the same tokens are
-      malformed, too: there is nothing to prefer.
+    max_malformed: See `ChatTask`. A pair whose answers have equal tokens counts
+      as malformed: there is nothing to prefer.
   """
 
   layout: str = 'prompt_response'

@@ -39,7 +39,7 @@ class Shown:
 
   Attributes:
     rows: Tokens of each row.
-    paddings: Of each row, how many tokens of padding follow.
+    paddings: How many tokens of padding follow each row.
   """
 
   rows: tuple[tuple[_Token, ...], ...]

@@ -52,8 +52,8 @@ class Bleu(kd.metrics.Metric):
   Attributes:
     predictions: Key of what the model says, a text or several.
     references: Key of what it should say, as many.
-    tokenize: As of `sacrebleu`: `'13a'` (its default), `'intl'`, `'zh'`,
-      `'ja-mecab'`, `'char'`, `'none'`, ...
+    tokenize: A tokenizer of `sacrebleu`: `'13a'` (its default), `'intl'`,
+      `'zh'`, `'ja-mecab'`, `'char'`, `'none'`, ...
     lowercase: Whether case does not count.
 
   References:
@@ -75,7 +75,7 @@ class Bleu(kd.metrics.Metric):
 
     Args:
       predictions: What the model says: a text, or several.
-      references: What it should say, as many.
+      references: What it should say: as many texts.
 
     Raises:
       ImportError: `sacrebleu` is not installed.

@@ -51,7 +51,7 @@ class _WithBase(kd.evals.EvaluatorBase):
     """Evaluates LoRA on, then off; returns what it gives for LoRA on.
 
     Args:
-      state: Of the training.
+      state: State of the training.
       step: Its step.
 
     Raises:

@@ -27,7 +27,7 @@ def row_at(path: _trees.Path, num_axes: int) -> _rows.Row | None:
   """Returns the row of a base leaf, None if it has none.
 
   Args:
-    path: As `_names.canonical` spells it, below `params`.
+    path: Path below `params`, as `_names.canonical` spells it.
     num_axes: Length of its shape: experts have an axis more than dense MLPs.
   """
   return _by_checkpoint_path().get((_starred(_trees.join(path)), num_axes))

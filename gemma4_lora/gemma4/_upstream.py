@@ -257,7 +257,7 @@ def block_arguments(
 
   Args:
     module: The model.
-    inputs: Of that method.
+    inputs: Inputs of that method.
     layer: Number of the block.
   """
   mask = inputs.attention_mask

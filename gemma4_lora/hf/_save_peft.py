@@ -70,7 +70,7 @@ def save_peft(
     experts: Layout of routed experts: PEFT's own, or one module per expert and
       projection, as vLLM takes them and PEFT does not.
     overwrite: Whether to replace the folder if there is one.
-    base_model_name_or_path: Of the base model, for the config.
+    base_model_name_or_path: Name of the base model, for the config.
 
   Raises:
     FileExistsError: There is something at `path`, and not `overwrite`.

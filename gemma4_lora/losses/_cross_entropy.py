@@ -149,7 +149,7 @@ def _losses(
   is sure of, `p - 1` would otherwise be a small difference of rounded numbers.
 
   Args:
-    settings: Of the loss.
+    settings: Settings of the loss.
     table: `[V, D]`
     hidden: `[B, C, D]`
     labels: i32 `[B, C]`
@@ -258,7 +258,7 @@ def _table_grad(
   """Returns the gradient to the table, `[V, D]`, a tile of rows at a time.
 
   Args:
-    settings: Of the loss.
+    settings: Settings of the loss.
     hidden: `[B, L, D]`
     table: `[V, D]`
     labels: i32 `[B, L]`

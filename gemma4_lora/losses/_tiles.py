@@ -61,7 +61,7 @@ def over_vocab(
     hidden: `[B, C, D]`
     table: `[V, D]`, quantised by row or not.
     labels: i32 `[B, C]`
-    soft_cap: Of the logits, or None.
+    soft_cap: Soft cap of the logits, or None.
     vocab_tile: Number of entries in a tile.
 
   Returns:

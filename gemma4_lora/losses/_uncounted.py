@@ -15,7 +15,7 @@ def uncounted(states: Any) -> Iterator[str]:
   """Yields the names of losses that are a mean of nothing.
 
   Args:
-    states: Of losses, by name; None where one was not computed.
+    states: States of losses, by name; None for one that was not computed.
   """
   for path, x in jax.tree_util.tree_leaves_with_path(states, is_leaf=_is_state):
     if isinstance(x, losses_base.AllReduceMean) and not np.any(x.count):

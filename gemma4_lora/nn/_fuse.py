@@ -129,7 +129,7 @@ class Change:
 
     Args:
       leaf: An array, or a quantised one.
-      dtype: Of what was quantised.
+      dtype: The dtype of the weight before it was quantised.
     """
     if not _arrays.is_quantized(leaf):
       return self.fuse(leaf)

@@ -41,7 +41,7 @@ def savers(lora: Any, **kwargs: Any) -> list[Any]:
 
   Args:
     lora: A `g4.nn.LoRA`.
-    **kwargs: Of its call. With a cache there are none.
+    **kwargs: Keyword arguments of its call. With a cache, nothing is returned.
   """
   if kwargs.get('cache') is not None:
     return []

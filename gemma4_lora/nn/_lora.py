@@ -265,10 +265,10 @@ class LoRA(_forward.Forward):
     """Returns an empty cache, as the model does.
 
     Args:
-      dtype: Of keys and values. gemma's samplers give that of the first
-        parameter: of codes, where the base is quantised. Those then have the
-        model's.
-      **kwargs: Of the model's method.
+      dtype: Dtype of keys and values. gemma's samplers pass the dtype of the
+        first parameter. If that is an integer, as of codes, the model's dtype
+        is taken instead.
+      **kwargs: Other arguments of the model's method.
     """
     if jnp.issubdtype(dtype, jnp.integer):
       dtype = self.model.dtype

@@ -26,7 +26,7 @@ class _Stack:
   Attributes:
     a: `[*batch, *in, ranks]`.
     b: `[*batch, ranks, *out]`.
-    axis: Of `b`, that of ranks.
+    axis: The axis of ranks in `b`.
     owners: Per rank, the number of its LoRA.
     scales: Per rank, what its LoRA multiplies A times B by.
   """
@@ -66,8 +66,8 @@ class LoRAMix:
     """Stacks them.
 
     Args:
-      loras: By name, model and parameters, of which the LoRA leaves are read:
-        as `g4.hf.load_peft` and `g4.ckpts.load_lora` give them.
+      loras: Model and parameters by name. Only the LoRA leaves are read, as
+        `g4.hf.load_peft` and `g4.ckpts.load_lora` return them.
 
     Raises:
       ValueError: None is given; their base models differ, or how they quantise

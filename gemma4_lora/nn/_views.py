@@ -19,7 +19,7 @@ class LinearView:
   """One adapted projection.
 
   Attributes:
-    row: What it is, and which axes are input and output.
+    row: The projection's row, which says which axes are input and output.
     base: Its part of the base weight, without the axis along which gemma packs
       projections: k of `kv_einsum[2, K, D, H]` is `[K, D, H]`. Of a quantised
       base, what codes and scales stand for, in the model's dtype.

@@ -21,7 +21,7 @@ def trained_base(
   Args:
     optimizer: What trains.
     params: Nested; arrays or shapes.
-    opt_state: Of the optimizer; arrays or shapes.
+    opt_state: State of the optimizer; arrays or shapes.
   """
 
   def shapes(tree):

@@ -61,7 +61,7 @@ def explain(paths: Sequence[str]) -> str:
   """Returns what is wrong with an optimizer, and the fix.
 
   Args:
-    paths: From `frozen_gradients`, not empty.
+    paths: What `frozen_gradients` returned; not empty.
   """
   return (
       f'optimizer= reads the gradients of {len(paths)} leaves that it never'

@@ -46,8 +46,8 @@ class PeftConfig:
 
   Attributes:
     path: The file's path.
-    variant: What its fields choose.
-    init_lora_weights: As `g4.nn.LoRA` has it.
+    variant: The variant that its fields choose.
+    init_lora_weights: See `g4.nn.LoRA`.
   """
 
   path: epath.Path
@@ -129,8 +129,8 @@ def read(path: epath.Path, data: bytes) -> PeftConfig:
     data: What the file holds.
 
   Raises:
-    ValueError: It is no JSON, not of LoRA, or has a setting that `g4.nn.LoRA`
-      cannot follow.
+    ValueError: It is not JSON, is not for LoRA, or has a setting that
+      `g4.nn.LoRA` cannot follow.
   """
   try:
     fields = json.loads(data)

@@ -44,12 +44,12 @@ class Branch:
   """What a PEFT folder holds of one module, or of one parameter of experts.
 
   Attributes:
-    tower: Where it is.
+    tower: The tower of the module: `'text'`, `'vision'` or `'audio'`.
     name: Below the language model (or, of a tower, below the model around it):
       `layers.0.self_attn.q_proj`. What targets and patterns are matched with.
     module: The same, except for parameters: the module in whose place PEFT's
       wrapper stands, `layers.0.experts.base_layer`.
-    rank: As configured. Of stacked experts, that of each expert.
+    rank: The configured rank; for stacked experts, the rank of each expert.
     alpha: Numerator of the scale.
     a: `[rank, in]`; of stacked experts `[experts * rank, in]`.
     b: `[out, rank]`; of stacked experts `[out, rank * experts]`.

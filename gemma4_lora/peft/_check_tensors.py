@@ -25,7 +25,7 @@ def match(
   """Returns all that the file adapts, once it is known to be sound.
 
   Args:
-    tensors: Of the file.
+    tensors: Tensors of the file.
     config: The same folder's config.
     rows: The model's table.
 
@@ -209,7 +209,7 @@ def _wanted(
   Args:
     config: What is targeted.
     sites: What the model has.
-    prefixes: Of the text tower (True) and of others (False).
+    prefixes: Prefixes of the text tower (True) and of other towers (False).
     per_expert: Whether experts are modules of their own.
   """
   text = prefixes.get(True, _hf_names.prefixes('text')[0])

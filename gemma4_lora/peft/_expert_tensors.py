@@ -99,7 +99,8 @@ def to_stacked(
   """Returns the branches of one layer.
 
   Args:
-    loras: By projection: `expert_gate`, `expert_up`, `expert_down`; any of them.
+    loras: Leaves by projection, of any of `expert_gate`, `expert_up`,
+      `expert_down`.
     use_rslora: How a scale follows from alpha and rank.
 
   Returns:
@@ -129,7 +130,7 @@ def from_stacked(
   """Undoes `to_stacked`, for one parameter.
 
   Args:
-    branch: Of `gate_up_proj` or `down_proj`.
+    branch: The branch of `gate_up_proj` or `down_proj`.
     rows: The layer's rows that the parameter holds, by projection.
     ranks: What `METADATA` says of it: ranks of gate and up.
     use_rslora: How a scale follows from alpha and rank.

@@ -35,7 +35,7 @@ class Modules:
   """What is trained in full.
 
   Attributes:
-    weights: By name of module in the model, as transformers has them.
+    weights: Weights in transformers' form, by the module's name in the model.
     is_tied: Whether the output head is among them.
   """
 
@@ -53,7 +53,7 @@ def to_modules(
 
   Args:
     copies: What is trained in full, and its values.
-    base_model_class: Of transformers.
+    base_model_class: Class of transformers.
     who: The function that asks, for messages.
 
   Raises:
@@ -100,7 +100,7 @@ def from_modules(
   """Returns what is trained in full, and its values.
 
   Args:
-    weights: By name of module.
+    weights: Weights by the module's name.
     config: The same folder's config.
     rows: All of the model, linears and others.
     path: The tensors' path, for messages.

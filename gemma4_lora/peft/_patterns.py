@@ -20,7 +20,7 @@ def regex(names: Iterable[str]) -> str:
   All experts of a layer are taken to be among the names, or none.
 
   Args:
-    names: Of modules or parameters.
+    names: Names of modules or parameters.
   """
   # {(before, behind): layers}, then {(before, layers, parent): last names}.
   layers: dict[tuple[str, str], list[str]] = {}

@@ -18,8 +18,8 @@ class Found:
   """A module of the file, and what it is in the model.
 
   Attributes:
-    site: Where it stands in the table.
-    prefix: What its name in the model has before that of the branch.
+    site: Its place in the table.
+    prefix: What comes before the branch's name in the module's name.
     branch: Its arrays and settings.
   """
 
@@ -40,7 +40,7 @@ def match(
   """Returns the modules of the file, and those that the model does not have.
 
   Args:
-    tensors: Of the file; each module has A and B.
+    tensors: Tensors of the file; each module has A and B.
     config: The same folder's config.
     rows: The model's table.
 

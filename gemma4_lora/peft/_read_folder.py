@@ -33,7 +33,7 @@ class Folder:
   Attributes:
     config: Its settings.
     loras: LoRA of each row that it adapts, in the table's order.
-    copies: What it trained in full.
+    copies: Parts of the base that were trained in full.
     modules_to_save: Rules that select these.
   """
 

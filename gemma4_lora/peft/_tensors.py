@@ -38,9 +38,9 @@ class Tensors:
 
   Attributes:
     path: The file's path.
-    modules: By module's name in the model: its leaves by ours, `'a'`, `'b'`, ...;
-      float32.
-    full: By module's name, weights of what is trained in full.
+    modules: The float32 leaves of each module (`'a'`, `'b'`, ...), by the
+      module's name in the model.
+    full: Weights trained in full, by the module's name.
     metadata: The file's metadata.
   """
 

@@ -61,8 +61,8 @@ def config(
   Args:
     branches: What is adapted.
     rows: The model's table.
-    base_model_class: Of transformers.
-    init_lora_weights: As `g4.nn.LoRA` has it.
+    base_model_class: Class of transformers.
+    init_lora_weights: See `g4.nn.LoRA`.
     **settings: Other fields, as they are.
   """
   names = {
@@ -103,7 +103,7 @@ def _default_and_patterns(
   the module's own pattern is how the other begins, which is later in both.
 
   Args:
-    values: By name of module or parameter.
+    values: Values by name of module or parameter.
     parameters: Those that are parameters: the commonest is one of theirs.
   """
   counts = collections.Counter(values[name] for name in parameters or values)

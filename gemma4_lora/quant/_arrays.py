@@ -119,7 +119,7 @@ def dense(value: Any, dtype: Any = None) -> Any:
 
   Args:
     value: Either; of arrays or `jax.ShapeDtypeStruct`s.
-    dtype: Of what was quantised; None for bfloat16.
+    dtype: Dtype of a dequantised array; None for bfloat16.
   """
   if not is_quantized(value):
     return value

@@ -27,7 +27,7 @@ def quantize(
 
   Args:
     groups: `[m, n]`, n weights share a scale.
-    scale_dtype: Of the scales.
+    scale_dtype: Dtype of the scales.
 
   Returns:
     int4 `[m, n]`, and `[m]`.

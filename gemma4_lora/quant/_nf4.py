@@ -88,7 +88,7 @@ def _quantize(
 
   Args:
     groups: `[m, n]`, n weights share a scale.
-    scale_dtype: Of the scales.
+    scale_dtype: Dtype of the scales.
 
   Returns:
     uint4 `[m, n]`, the nearest levels, and `[m]`.

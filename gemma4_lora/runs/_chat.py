@@ -42,10 +42,10 @@ class Chat:
     params: All parameters.
     tokenizer: The run's tokenizer.
     style: How the run renders conversations.
-    sharding: Of the tokens.
+    sharding: Sharding of the tokens.
     sampling: How to choose tokens.
-    max_new_tokens: Of an answer.
-    cache_length: Of the conversation, in tokens.
+    max_new_tokens: The most tokens of an answer.
+    cache_length: The most tokens of the conversation.
     with_lora: Whether LoRA is on.
     messages: What was said.
   """
@@ -138,8 +138,8 @@ def run(
     workdir: The run's workdir.
     step: Which checkpoint of the run; -1 for the last.
     with_lora: Whether LoRA is on at the beginning.
-    max_new_tokens: Of an answer.
-    cache_length: Of the conversation, in tokens.
+    max_new_tokens: The most tokens of an answer.
+    cache_length: The most tokens of the conversation.
     temperature: 0 for the most likely token.
 
   Returns:

@@ -58,7 +58,7 @@ def export(
     step: Which checkpoint of the run; -1 for the last.
     format: Orbax in the released nested layout, or safetensors of transformers.
     overwrite: Whether to replace the folder if there is one.
-    max_shard_bytes: Of one file of safetensors.
+    max_shard_bytes: The most bytes of a safetensors file.
     who: The command, for messages.
 
   Returns:
@@ -114,7 +114,7 @@ def export_peft(
     step: Which checkpoint of the run; -1 for the last.
     overwrite: Whether to replace the folder if there is one.
     who: The command, for messages.
-    **kwargs: Of `g4.hf.save_peft`.
+    **kwargs: Other arguments of `g4.hf.save_peft`.
 
   Raises:
     FileExistsError: There is something at `out`, and not `overwrite`.
@@ -168,8 +168,8 @@ def params_of(
 
   Args:
     run: The run.
-    sharding: Of the parameters, as of `kd.sharding.ShardingStrategy`; default:
-      on one device.
+    sharding: Sharding of the parameters, see `kd.sharding.ShardingStrategy`;
+      default: on one device.
     who: The command, for messages.
 
   Raises:

@@ -21,7 +21,7 @@ class ModelBase:
 
   Attributes:
     shapes: Shape and dtype of each leaf, by its path below `params`.
-    encodings: By dotted path, how the run holds a leaf that it quantises.
+    encodings: How the run holds each quantised leaf, by dotted path.
   """
 
   shapes: Mapping[_trees.Path, Any]

@@ -27,7 +27,7 @@ class Place:
 
   Attributes:
     source: The checkpoint.
-    stored: What it is in there.
+    stored: The leaf of that checkpoint.
     released: Whether PiSSA and OLoRA have not changed it yet.
   """
 

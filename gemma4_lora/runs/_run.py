@@ -30,9 +30,9 @@ class BaseLeaf:
     path: Dotted, below `params`, as `model.init` spells it.
     shape: Its shape.
     dtype: As it is to be written: that of the file, or the model's if wider.
-    model_dtype: In which the run had it.
-    place: Where it is; None for what the model declares and never reads, and no
-      file has.
+    model_dtype: Its dtype in the run.
+    place: Where it is; None for leaves that the model declares and never reads,
+      and that no file has.
   """
 
   path: str
@@ -50,7 +50,7 @@ class Run:
     model: What it trained.
     leaves: Leaves of its base, with towers that only the file has.
     lora: Its LoRA leaves, nested, on the host; empty to export the base alone.
-    fingerprint: What it was trained on, if the file says so.
+    fingerprint: What LoRA was trained on, if the file says so.
     where: Its base and its LoRA, for messages.
   """
 

@@ -40,8 +40,8 @@ def matches(
     regex: Whether `target` is a regular expression on Hugging Face's names.
 
   Raises:
-    ValueError: By Hugging Face's names, it means some layers of a weight that
-      has all layers of its tower.
+    ValueError: It names some layers of Hugging Face's, of a weight that holds
+      all layers of its tower.
   """
   if regex:
     pattern = re.compile(target)

@@ -20,7 +20,7 @@ class Adapted:
 
   Attributes:
     row: The projection.
-    rank: Of A and B.
+    rank: Rank of A and B.
     alpha: Numerator of the branch's scale.
     dropout: Rate on the branch's input.
     variant: What LoRA adds, and which leaves it has for that.
@@ -61,10 +61,10 @@ def resolve(
   Args:
     rules: The first that matches a row decides.
     rows: The table of the model.
-    rank: For rules without one.
-    alpha: For rules without one; None for the rank.
-    dropout: For rules without one.
-    variant: For all rules.
+    rank: Rank of rules without one.
+    alpha: Alpha of rules without one; None for their rank.
+    dropout: Dropout of rules without one.
+    variant: Variant of all rules.
 
   Returns:
     The live rows that are adapted, each once.

@@ -87,7 +87,7 @@ def text(**kwargs: Any) -> Rule:
   """Every live linear of the text tower but experts and the router.
 
   Args:
-    **kwargs: Of `Rule`, as for all ready rules.
+    **kwargs: Arguments of `Rule`; all ready rules take them.
   """
   return Rule('text', **kwargs)
 
@@ -145,10 +145,10 @@ def peft(
   `'all-linear'`), and a list has names or ends of names.
 
   Args:
-    target_modules: As PEFT's: `r'.*\\.self_attn\\.(q|v)_proj'` or `['q_proj']`.
-    exclude_modules: As PEFT's, of the same kind as `target_modules`.
-    layers_to_transform: As PEFT's.
-    **kwargs: Of `Rule`.
+    target_modules: See PEFT: `r'.*\\.self_attn\\.(q|v)_proj'` or `['q_proj']`.
+    exclude_modules: See PEFT; the same kinds of value as `target_modules`.
+    layers_to_transform: See PEFT.
+    **kwargs: Arguments of `Rule`.
   """
   regex = isinstance(target_modules, str) and target_modules != 'all-linear'
   return Rule(

@@ -260,7 +260,7 @@ def _stacked_layout(
 
   Args:
     tree: The flat layout.
-    attention_types: Of the model's layers.
+    attention_types: Attention types of the model's layers.
   """
   n = len(attention_types)
   by_layer: dict[tuple[str, str], dict[int, Any]] = {}

@@ -30,7 +30,7 @@ class RandomCheckpoint(os.PathLike):
 
   Attributes:
     model: Whose parameters.
-    layout: Of the files: see `make_checkpoint`.
+    layout: Layout of the files: see `make_checkpoint`.
     folder: Where to keep it. Its name has a digest of the model's config.
   """
 

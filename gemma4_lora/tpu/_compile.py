@@ -133,7 +133,7 @@ def parse_too_large(message: str) -> TooLarge | None:
   included: a program with 40 GiB of arguments and nothing else wants 40.00G.
 
   Args:
-    message: Of the compiler's error.
+    message: Message of the compiler's error.
   """
   if 'RESOURCE_EXHAUSTED' not in message:
     return None

@@ -49,7 +49,7 @@ def plan(
     topology: Chips, `'v6e:1x1'`, `'v6e:2x4'`, `'v5e:4x4'`, `'v5p:2x2x1'`, which
       need `gemma4_lora[tpu]`; `'cpu'`, `'cpu:2'` or `'gpu'` for what is here.
     batch: Examples in a step, over all devices; default: the config's.
-    length: Of each, in tokens; default: the config's.
+    length: Length of each example, in tokens; default: the config's.
     with_logging: Whether to compile the step that also returns losses, metrics
       and summaries, of which the first step is one.
     cache: Folder of earlier plans; True for `$XDG_CACHE_HOME/gemma4_lora/plans`

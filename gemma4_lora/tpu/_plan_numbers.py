@@ -32,7 +32,7 @@ class PlanNumbers:
     length: Tokens per sequence. None where the model reads no tokens.
     argument_bytes: Bytes of the step's arguments by their shapes: `'weights'`,
       `'lora'`, `'optimizer'`, `'batch'`, `'other'`.
-    memory: As the compiler says. None if the step does not fit.
+    memory: The compiler's numbers. None if the step does not fit.
     too_large: What the compiler wanted. None if the step compiled.
     cost: Float operations and bytes. None if the step does not fit.
     collectives: What devices exchange, by kind.

@@ -56,8 +56,8 @@ def bar(plan: _plan_numbers.PlanNumbers, *, width: int = 640) -> str:
   """Returns an SVG: parts of the memory of one device, and its limit.
 
   Args:
-    plan: Of which.
-    width: In pixels.
+    plan: The plan to draw.
+    width: Width in pixels.
   """
   parts = [(name, num) for name, num in _memory_items(plan) if num]
   limit = plan.hbm_bytes

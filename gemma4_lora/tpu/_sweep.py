@@ -24,8 +24,8 @@ class Sweep:
 
   Attributes:
     plans: One of each size that was tried, in that order.
-    largest_batch: Of the config's length; None if nothing fits.
-    largest_length: Of a batch of one sequence per device.
+    largest_batch: Largest batch at the config's length; None if nothing fits.
+    largest_length: Largest length of a batch of one sequence per device.
   """
 
   plans: tuple[_plan.Plan, ...]

@@ -25,7 +25,7 @@ class Topology:
 
   Attributes:
     name: `'v6e:2x4'`, `'cpu'`.
-    devices: In the order in which jax lists them there.
+    devices: Devices in jax's order.
     chip: What each can do.
   """
 
@@ -38,7 +38,7 @@ def chip_name(name: str) -> str:
   """Returns the chip of a topology, without loading a compiler.
 
   Raises:
-    PlanError: It is not a topology, or of a chip that we do not know.
+    PlanError: It is not a topology, or has a chip that we do not know.
   """
   match = re.fullmatch(r'(\w+)(?::(\d+(?:x\d+){0,2}))?', name)
   if match is None:

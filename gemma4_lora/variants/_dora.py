@@ -123,7 +123,7 @@ def _delta(
   Args:
     base: The base's output for the projection.
     branch: What LoRA would add.
-    ratio: From `_ratio`, laid out for broadcasting against the output.
+    ratio: What `_ratio` returned, laid out for broadcasting against the output.
   """
   change = (ratio - 1) * base.astype(jnp.float32)
   return (change + ratio * branch.astype(jnp.float32)).astype(base.dtype)

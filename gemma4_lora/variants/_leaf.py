@@ -18,8 +18,8 @@ class Leaf:
 
   Attributes:
     name: Its key in the parameters.
-    sides: What its axes are, in order, behind those of the batch (experts, or
-      the layers of a stacked weight). A is `('in', 'rank')`.
+    sides: Its axes in order, after those of the batch (experts, or the layers
+      of a stacked weight). A is `('in', 'rank')`.
     peft: How PEFT's name of the tensor ends. The first is written; the others
       are read too.
   """

@@ -95,7 +95,7 @@ def check(
 
   Args:
     saved: What was trained, from `read`.
-    current: From `describe`; without content, that is not compared.
+    current: What `describe` returned; without content, that is not compared.
     who: What asks, for messages.
     where: Where `saved` is, for messages.
 

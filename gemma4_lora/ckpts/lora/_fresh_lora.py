@@ -20,7 +20,7 @@ def with_fresh_lora(
 
   Args:
     state: The state, of arrays or shapes with shardings.
-    model: What it is the state of.
+    model: The model that the state belongs to.
   """
   is_from_base = _fingerprint.is_from_base(model)
 

@@ -97,8 +97,8 @@ class FrozenBase:
     not read twice.
 
     Args:
-      state: As `kd.train.TrainStep.init` makes it without transforms, or as
-        this function returned it; arrays or shapes.
+      state: What `kd.train.TrainStep.init` makes without transforms, or what
+        this function returned; arrays or shapes.
       donate: Whether its arrays may be freed.
 
     Raises:

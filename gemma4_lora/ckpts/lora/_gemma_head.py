@@ -43,7 +43,7 @@ def to_ours(
   never had a gradient.
 
   Args:
-    leaves: By dotted path.
+    leaves: Arrays by dotted path.
     rows: The table of the model.
   """
   ours, taken = {}, set()

@@ -33,7 +33,7 @@ class LoRAItem(kd.ckpts.items.CheckpointItem):
 
   Attributes:
     item: A `kd.train.TrainState`, or a named tuple of items with one in it.
-    fingerprint: To save; or what was saved, to restore.
+    fingerprint: The fingerprint to save; or the saved one, to restore.
   """
 
   item: Any
@@ -56,7 +56,7 @@ class LoRAItem(kd.ckpts.items.CheckpointItem):
       where: What was saved, for messages.
 
     Raises:
-      ValueError: It is not, as after a change of the optimizer.
+      ValueError: It differs, as after a change of the optimizer.
     """
     old = _bundles.specs(self.fingerprint[_INDEX])
     new = {k: (str(x.dtype), tuple(x.shape)) for k, x in self.leaves.items()}

@@ -26,12 +26,12 @@ class Found:
   """LoRA that was saved.
 
   Attributes:
-    leaves: By dotted path, on the host.
+    leaves: NumPy arrays by dotted path.
     scales: What A times B was multiplied by, by path of the projection; None
       where the checkpoint does not say.
     settings: `use_rslora`, ... as far as the checkpoint says.
-    fingerprint: Of base and settings, None where there is none.
-    what: What it is, and where.
+    fingerprint: Fingerprint of base and settings; None if the file has none.
+    what: Kind and path of the file, for messages.
   """
 
   leaves: Mapping[str, np.ndarray]
@@ -54,7 +54,7 @@ def read(
     path: Folder of `save_lora` or of PEFT, or a workdir of Kauldron's; here or
       in a bucket.
     step: Which checkpoint of a workdir; -1 for the last.
-    model: What it is for. PEFT's and gemma's layouts need it.
+    model: The model that reads it. PEFT's and gemma's layouts need it.
     who: The transform that asks, for messages.
 
   Raises:

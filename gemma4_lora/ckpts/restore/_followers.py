@@ -70,7 +70,7 @@ def follow(state: Any, before: frozenset[_trees.Path]) -> Any:
 
   Args:
     state: After the base was restored.
-    before: From `fresh`.
+    before: What `fresh` returned.
 
   Returns:
     A state of the same structure, shapes, dtypes and shardings.

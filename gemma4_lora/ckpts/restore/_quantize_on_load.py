@@ -36,8 +36,9 @@ class Streamed:
   Attributes:
     rows: Reads it.
     shape: Its shape.
-    dtype: In the file.
-    multiple: Of how many rows a piece is best, by how the file is cut.
+    dtype: Its dtype in the file.
+    multiple: The best pieces have a multiple of so many rows, because of how
+      the file is cut.
   """
 
   rows: _stream.Rows
@@ -163,7 +164,7 @@ def _on_cpu(
   memory is the model's.
 
   Args:
-    piece: Where it begins, which is returned first; and itself, on the host.
+    piece: Its first row, which is returned first; and its values, on the host.
     encoding: How.
   """
   start, host = piece

@@ -67,7 +67,7 @@ def log(
   Args:
     plan: What was restored.
     source: The checkpoint.
-    made: Of weights that were quantised, how far they are from the file's.
+    made: How far each quantised weight is from the file's.
     who: The transform that asked.
     seconds: It took.
   """

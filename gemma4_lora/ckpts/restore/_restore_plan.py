@@ -123,7 +123,7 @@ class Plan:
     kept: Base leaves that an `ignore_*` glob leaves as they are.
     unexpected: Leaves of the checkpoint that nothing takes.
     left_out: Leaves of the checkpoint that nothing should take, by reason.
-    unmatched_globs: By argument, the `ignore_*` globs that match no leaf, each
+    unmatched_globs: The `ignore_*` globs that match no leaf, by argument, each
       with the names that it was tried on.
   """
 

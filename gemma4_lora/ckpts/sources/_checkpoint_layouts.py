@@ -40,7 +40,7 @@ class Stored:
     index: Which slice of the array's first axis it is; `None` for all of it.
     chunk_shape: Shape of the pieces in which the file stores the array.
     encoding: How it is quantised; `None` if it is not.
-    parts: Of what is quantised, the leaves that it consists of.
+    parts: The codes and scales of a quantised leaf, as leaves; else empty.
   """
 
   path: _trees.Path

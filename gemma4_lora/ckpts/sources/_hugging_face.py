@@ -26,7 +26,7 @@ class HuggingFaceSource(_source.Source):
   """Safetensors: a file, or several with an index.
 
   Attributes:
-    weights: By path, what makes each leaf.
+    weights: The tensors that make each leaf, by path.
   """
 
   weights: Mapping[_trees.Path, _base_weights.TensorLeaf]

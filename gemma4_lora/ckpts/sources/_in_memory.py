@@ -20,7 +20,7 @@ class InMemory(_source.Source):
   """Parameters as a checkpoint in the nested layout.
 
   Attributes:
-    arrays: By path, as in `leaves`.
+    arrays: The arrays, by path as in `leaves`.
   """
 
   arrays: Mapping[_trees.Path, Any]

@@ -23,7 +23,7 @@ def group(
   """Returns leaves with codes and scales of one array as one leaf.
 
   Args:
-    leaves: Of a checkpoint, each an array.
+    leaves: The leaves of a checkpoint, each one array.
     who: The transform that asks, for messages.
 
   Raises:

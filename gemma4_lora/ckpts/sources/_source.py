@@ -53,7 +53,7 @@ class Source(abc.ABC):
     """Reads some arrays, all at once, and nothing else.
 
     Args:
-      args: By the array's path in the file, how Orbax is to read it.
+      args: How Orbax is to read each array, by the array's path in the file.
       filled: Makes those that Orbax does not read.
 
     Returns:

@@ -47,7 +47,7 @@ def open_rows(directory: epath.Path, name: str) -> Rows | None:
 
   Args:
     directory: The checkpoint's directory.
-    name: Of the array in there.
+    name: Name of the array in the checkpoint.
 
   Returns:
     None where rows cannot be had without the rest: what Orbax writes can.
@@ -83,8 +83,8 @@ def list_whole(directory: epath.Path) -> dict[str, 'Streamed']:
   """Returns the arrays that are one chunk of a file, by Orbax's name.
 
   Args:
-    directory: Of the checkpoint. If it is not on this machine, there are none:
-      what is far is better read in many pieces at once, by Orbax.
+    directory: Directory of the checkpoint. If it is not on this machine, the
+      result is empty: Orbax reads distant files faster, in many pieces at once.
   """
   if '://' in str(directory) or not _integrity.has_index(directory):
     return {}
@@ -131,8 +131,8 @@ class Streamed:
     shape: The array's shape.
     dtype: The array's dtype.
     chunk_rows: How many rows a chunk has.
-    chunks: Where they are: file and offset.
-    is_compressed: By zstd, or not at all.
+    chunks: File and offset of each chunk.
+    is_compressed: Whether chunks are compressed by zstd.
   """
 
   shape: tuple[int, ...]

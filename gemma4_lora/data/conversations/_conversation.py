@@ -83,9 +83,9 @@ class Message:
     role: One of `ROLES`. A tool's answers belong to the model's message that
       called it.
     parts: Text, thoughts and images, in order.
-    calls: Of tools.
-    responses: To the calls.
-    weight: Of the message in the loss.
+    calls: Calls of tools.
+    responses: Results of the calls.
+    weight: Weight of the message in the loss.
     is_list: Whether the content was a list, whose texts Hugging Face's template
       strips one by one.
   """
@@ -119,9 +119,9 @@ def parse_text(
   """Returns the parts of a text: what is in tags is told apart.
 
   Args:
-    text: As the dataset has it.
+    text: The dataset's text.
     role: Who says it: only the model has thoughts.
-    field: Where it stood, for messages.
+    field: The field that holds the text, for messages.
     item: Which entry of the content, where that is a list.
 
   Raises:
@@ -156,8 +156,8 @@ def said(text: str) -> str:
   """Returns what a model says in a text that was sampled, or is its turn.
 
   Args:
-    text: With tags: all up to the end of the turn counts, but thoughts, and a
-      thought that does not end.
+    text: Text with tags. Everything up to the end of the turn counts, except
+      thoughts, even those that do not end.
   """
   for tag in _TURN_TAGS:
     text = text.split(tag, 1)[0]

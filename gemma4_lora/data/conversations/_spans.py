@@ -17,8 +17,8 @@ class Rendered:
   """A conversation as the model sees it, without `<bos>`.
 
   Attributes:
-    spans: In order; each is tokenized by itself. Neighbours have different
-      weights, except at the end of the prompt.
+    spans: Spans in order; each is tokenized by itself. Neighbours have
+      different weights, except at the end of the prompt.
     num_prompt: How many of the characters a sampler is given for the model's
       last turn: all up to where the model begins.
   """

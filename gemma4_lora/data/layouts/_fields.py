@@ -88,7 +88,7 @@ def dicts(value: Any, *, field: str) -> list[dict[str, Any]]:
   TFDS and old Hugging Face datasets turn a list of dicts inside out.
 
   Raises:
-    ValueError: It is neither.
+    ValueError: It is none of these.
   """
   if isinstance(value, str):
     value = from_json(value, field=field)

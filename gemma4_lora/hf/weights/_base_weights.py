@@ -34,7 +34,7 @@ class TensorLeaf:
 
   Attributes:
     path: Dotted path below `params`.
-    tensors: What it is made of.
+    tensors: The tensors that make the leaf.
     shape: Its shape.
     make: Makes it of the tensors' arrays.
   """

@@ -93,7 +93,7 @@ def unpacked(
   """Returns tensors with each packed weight under its own name.
 
   Args:
-    tensors: By name, all of a checkpoint.
+    tensors: All tensors of a checkpoint, by name.
     path: The checkpoint's path, for messages.
     who: The function that asks, for messages.
 

@@ -42,7 +42,7 @@ class Tensor:
 
   Attributes:
     file: Which one.
-    offset: Of its data, in bytes from the start of the file.
+    offset: Where its data starts, in bytes from the start of the file.
     shape: Its shape.
     dtype: Its dtype.
   """

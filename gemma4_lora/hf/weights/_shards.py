@@ -37,7 +37,8 @@ class ShardWriter:
     Args:
       folder: Where.
       specs: Shape and dtype of each tensor, in the order in the files.
-      max_bytes: Of the tensors in a file. A larger one has a file of its own.
+      max_bytes: The most bytes of tensors in a file. A larger tensor has a file
+        of its own.
 
     Raises:
       ValueError: A dtype that the format does not have.

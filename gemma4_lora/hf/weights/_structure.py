@@ -21,7 +21,8 @@ def config(shapes: Shapes) -> _upstream.TransformerConfig:
   are not known: their MLPs may be wider than the config says.
 
   Args:
-    shapes: By name below the language model or, of towers, the model around it.
+    shapes: Shapes by name: below the language model, or for towers below the
+      model around it.
 
   Raises:
     ValueError: It is no Gemma 4.

@@ -27,7 +27,7 @@ class Tensor:
   """A tensor of transformers, in a leaf of gemma's.
 
   Attributes:
-    name: In the file.
+    name: Its name in the file.
     shape: The tensor's shape.
     take: Takes it out of the leaf.
     by_rows: Whether it takes rows of the tensor out of rows of the leaf.
@@ -49,7 +49,7 @@ def tensors(
   transformers has no such modules.
 
   Args:
-    shapes: Of all leaves, by their dotted path below `params`.
+    shapes: Shapes of all leaves, by dotted path below `params`.
     config: The model's config, whose towers may be other ones or none.
 
   Raises:

@@ -16,7 +16,7 @@ def is_packed(
   """Whether rows may hold several conversations; samplers say it otherwise.
 
   Args:
-    positions: Of the model's call, as the others.
+    positions: Positions that the model is called with.
     attention_mask: What samplers give.
     cache: What samplers give.
   """

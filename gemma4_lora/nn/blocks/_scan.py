@@ -229,8 +229,8 @@ class _Layers:
 
     Args:
       loops: What to run.
-      numbers: Of the layers, `[*passes of the loops around, layers]`.
-      passes: From `_passes`, in this pass of the loops around.
+      numbers: Numbers of the layers, `[*passes of the loops around, layers]`.
+      passes: What `_passes` returned for this pass of the loops around.
       x: `[B, T, D]`
       shared: Keys and values that other layers read, by the layer they are of.
 

@@ -51,7 +51,7 @@ def einsum(
   """Returns the einsum of an input and a quantised array.
 
   Args:
-    eqn: Of the input and the array.
+    eqn: Einsum of the input and the array.
     x: The input.
     value: The quantised array.
     dtype: The array's dtype.
@@ -78,7 +78,7 @@ def linear(
   The arrays have no gradient.
 
   Args:
-    apply: Of the input and the arrays.
+    apply: Function of the input and the arrays.
     x: The input.
     value: The arrays.
     transposed: The gradient to the input, of the arrays and of the gradient to

@@ -32,7 +32,7 @@ def apply(
     module: A `ClippedEinsum` that has its parameters.
     eqn: Einsum of its input and its weight.
     x: Its input.
-    dtype: Of its weight, where that is quantised.
+    dtype: Dtype of its weight, if that is quantised.
     branches: What to add, as a function of the clipped input and of what the
       weight makes of it.
 

@@ -76,7 +76,7 @@ def _tiled(
     x: `[M, I]`
     weight: Quantised, `[E, O, I]` or `[E, I, O]`.
     sizes: i32`[E]`
-    axis: Of the output features, which have scales of their own.
+    axis: Axis of the output features, which have scales of their own.
     dtype: The weight's dtype.
   """
   num_experts, *_ = shape = _arrays.shape_of(weight)
@@ -121,7 +121,7 @@ def _tile(num_out: int, feature_bytes: int) -> int:
 
   Args:
     num_out: How many there are.
-    feature_bytes: What one takes in full width, of all experts.
+    feature_bytes: What one takes in full width, in bytes over all experts.
   """
   most = min(_TILE_BYTES // feature_bytes, num_out // _MIN_TILES)
   return max(n for n in range(1, max(most, 1) + 1) if num_out % n == 0)

@@ -153,7 +153,7 @@ def run(
     x: `[G, S, D]`
     expert_choices: i32`[G, S, K]`, the experts of each token.
     expert_weights: `[G, S, E]`, what each expert's output counts for.
-    dtype: Of weights that are quantised.
+    dtype: Dtype of dequantised weights.
     gate_up: What to add to gate and up, `[M, 2, F]`, of the sorted rows and the
       numbers of rows of each expert.
     down: What to add to down, `[M, D]`.

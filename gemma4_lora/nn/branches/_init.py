@@ -75,11 +75,11 @@ def draw(
   """Returns A `float32[in, rank]` and B `float32[rank, out]`.
 
   Args:
-    key: For both.
+    key: Random key for A and B.
     init: Any but `'default'`, for which A and B are drawn apart.
     fan_in: Size of the whole input side.
     fan_out: Size of the whole output side.
-    rank: Of both. Even, for `'orthogonal'`.
+    rank: Rank of A and B. `'orthogonal'` takes an even one.
   """
   zeros = jnp.zeros((rank, fan_out))
   if init == 'gaussian':

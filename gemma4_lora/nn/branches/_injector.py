@@ -33,10 +33,10 @@ class Injector:
     use_rslora: How a branch's scale follows from alpha and rank.
     is_training: Whether the model is training: dropout, and one product of base
       and branches, which with B = 0 is the base's except for rounding.
-    dtype: Of new A and B.
+    dtype: Dtype of new A and B.
     root: Path of the model within the outermost module: rows are relative to
       it.
-    base_dtype: Of the base, where it is quantised.
+    base_dtype: Dtype of the base before it was quantised.
     init: How A and B start, see `_init`.
   """
 

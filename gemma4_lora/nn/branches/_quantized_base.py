@@ -53,7 +53,7 @@ class Quantized:
     """Initialises.
 
     Args:
-      dtype: In which weights are when they are used.
+      dtype: Dtype of dequantised weights.
     """
     self.key = f'quantized {jnp.dtype(dtype)}'
     self._dtype = dtype
@@ -142,7 +142,7 @@ def make(
     module: The model, its own parameters made.
     encodings: How, by dotted path.
     adapted: What LoRA adapts.
-    dtype: Of weights when they are used.
+    dtype: Dtype of dequantised weights.
 
   Raises:
     ValueError: `init` has not made what is to be quantised.
@@ -192,7 +192,7 @@ def dequantized(params: Any, dtype: Any) -> Any:
 
   Args:
     params: Nested.
-    dtype: Of those arrays.
+    dtype: Dtype of dequantised weights.
   """
   return jax.tree.map(
       lambda x: _arrays.dense(x, dtype), params, is_leaf=_arrays.is_quantized

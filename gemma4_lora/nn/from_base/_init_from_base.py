@@ -92,11 +92,11 @@ class _Step:
   """What one projection takes from its base weight.
 
   Attributes:
-    index: Of the projection: seeds a randomised SVD.
+    index: Number of the projection: seeds a randomised SVD.
     row: The projection.
-    rank: Of A and B.
+    rank: Rank of A and B.
     scale: What A times B is multiplied by.
-    init: As `g4.nn.LoRA(init_lora_weights=)`.
+    init: See `init_lora_weights=` of `g4.nn.LoRA`.
   """
 
   index: int

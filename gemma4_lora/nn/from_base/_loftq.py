@@ -31,7 +31,7 @@ class LoftQ:
     """Initialises.
 
     Args:
-      model: With `init_lora_weights='loftq'`.
+      model: A model with `init_lora_weights='loftq'`.
     """
     self._model = model
     self._by_path: dict[str, list[tuple[int, _resolve.Adapted]]] = {}

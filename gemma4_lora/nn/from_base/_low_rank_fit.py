@@ -22,9 +22,9 @@ def fit(
 
   Args:
     matrix: f32 `[in, out]`
-    rank: Of A and B.
-    key: For a randomised SVD.
-    num_iters: Of a randomised SVD; None for an exact one.
+    rank: Rank of A and B.
+    key: Random key of a randomised SVD.
+    num_iters: Iterations of a randomised SVD; None for an exact one.
     scale: What A times B is multiplied by.
   """
   if num_iters is None:

@@ -49,7 +49,7 @@ class Group:
     in_shape: Shape that the input is contracted over; empty for what is no
       linear.
     out_shape: Shape that the output gains; that of what is no linear.
-    rank: Of A and B, None for what is trained in full.
+    rank: Rank of A and B; None for what is trained in full.
     num_params: Entries of its LoRA leaves, or of the copies; all layers together.
     lora_paths: Paths of the `{'a': ..., 'b': ...}` of each, or of the copies.
   """
@@ -96,8 +96,7 @@ class Summary:
     dtype: The dtype of A, B and those parts.
     in_float32: How many parameters are in leaves that a variant has beside A and
       B, which are float32 always; by what they are.
-    base: Of a quantised base, how each part of it is held; empty without
-      `quantize=`.
+    base: How each part of a quantised base is held; empty without `quantize=`.
   """
 
   groups: tuple[Group, ...]

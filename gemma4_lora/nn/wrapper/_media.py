@@ -23,8 +23,8 @@ def check(*, tokens: Any, images: Any, audio: Any) -> None:
 
   Args:
     tokens: `*B L`
-    images: As the model takes them, or None.
-    audio: As the model takes it, or None.
+    images: The model's argument, or None.
+    audio: The model's argument, or None.
 
   Raises:
     ValueError: Other images than sequences, sounds of more than one sequence,

@@ -34,9 +34,9 @@ def add_head(
   """Returns the output with a head.
 
   Args:
-    output: Of a call with `return_hidden_states=True`.
+    output: Output of a call with `return_hidden_states=True`.
     embedding: `[V, D]`, quantised or not.
-    soft_cap: Of the logits.
+    soft_cap: Soft cap of the logits.
     has_logits: False if `NoLogits` was at work.
     has_hidden_states: Whether the caller asked for them.
   """

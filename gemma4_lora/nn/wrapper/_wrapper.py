@@ -72,10 +72,10 @@ class ModelWrapper(nn.Module):
     """Calls the model under interceptors.
 
     Args:
-      *args: Of the model.
+      *args: Positional arguments of the model's call.
       interceptors: Interceptor by a string that says all it depends on: equal
         strings may share one compiled program.
-      **kwargs: Of the model.
+      **kwargs: Keyword arguments of the model's call.
     """
     _media.check(
         tokens=args[0] if args else kwargs.get('tokens'),

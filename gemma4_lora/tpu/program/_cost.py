@@ -23,8 +23,8 @@ class Cost:
   Attributes:
     flops: Float operations, each loop as often as it runs.
     bytes: Read and written in memory, likewise.
-    flops_once: As `compiled.cost_analysis()['flops']` has it.
-    bytes_once: As `compiled.cost_analysis()['bytes accessed']` has it.
+    flops_once: Value of `compiled.cost_analysis()['flops']`.
+    bytes_once: Value of `compiled.cost_analysis()['bytes accessed']`.
     unknown_loops: How many loops are counted once, as the program does not say
       how often they run.
     kernels: How often a step calls kernels for TPUs. XLA knows of one what it

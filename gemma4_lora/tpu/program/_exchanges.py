@@ -32,7 +32,7 @@ class Collective:
   Attributes:
     kind: `'all-gather'`, ...
     count: How many; one in a loop counts as often as it runs.
-    bytes: Of the whole arrays on one device: what all-gather returns,
+    bytes: Bytes of the whole arrays on one device: what all-gather returns,
       reduce-scatter takes, and the others take and return.
     wire_bytes: What one device sends, in rings.
   """
@@ -51,7 +51,7 @@ def collectives(
   Of the branches of a conditional, of which one runs, the most of each kind.
 
   Args:
-    program: Of one device.
+    program: Program of one device.
     num_devices: That the program was compiled for.
   """
   totals = _Exchanges(program, num_devices).of(program.entry)

@@ -93,7 +93,7 @@ class Program:
   """A compiled program.
 
   Attributes:
-    text: As `jax.stages.Compiled.as_text()` gives it.
+    text: Result of `jax.stages.Compiled.as_text()`.
   """
 
   text: str
