@@ -53,7 +53,7 @@ _STEPS = 2
 _BATCH_SIZE = 8  # As many as devices of a host.
 _LENGTH = 64  # In tokens. The longest chat of the pairs has 44.
 _ANSWER = 8
-_SOFT_TOKENS = 4  # Of an image.
+_SOFT_TOKENS = 4  # Per image.
 _GROUP_SIZE = 2  # Weights that share a scale: divides all tiny widths.
 
 
@@ -124,7 +124,7 @@ def shrink(cfg: konfig.ConfigDict) -> konfig.ConfigDict:
 
 
 def _shrink_loader(node: _Node, model: _Node) -> None:
-  """Of random weights, in the format of the real ones."""
+  """Makes it load random weights, in the format of the real ones."""
   is_file = isinstance(node.path, str) and '://' not in node.path
   is_hf = is_file and _is(node, '', ('ckpts.PartialLoad',))
   _set(
@@ -205,7 +205,7 @@ def _shrink_task(node: _Node) -> None:
     node.max_length = _LENGTH
   if 'in_images' in node:
     node.max_soft_tokens = _SOFT_TOKENS
-    node.patch_size = 4  # Of the tiny towers.
+    node.patch_size = 4  # As in the tiny towers.
 
 
 def _shrink_evaluator(node: _Node) -> None:

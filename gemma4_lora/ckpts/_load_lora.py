@@ -116,7 +116,7 @@ class LoadLoRA(kd.ckpts.InitTransform):
   def _found(
       self, shapes: Mapping[str, tuple[int, ...]]
   ) -> _lora_sources.Found:
-    """Reads, and checks that what there is fits leaves of these shapes."""
+    """Reads LoRA, and checks that it fits leaves of these shapes."""
     found = _lora_sources.read(
         self.path, step=self.step, model=self.model, who=_WHO
     )

@@ -1,6 +1,6 @@
 """Loaders of a base that are read for their settings, not called.
 
-They are told by their exact type: a subclass may do anything, and is called.
+They are known by their exact type: a subclass may do anything, so it is called.
 """
 
 import dataclasses

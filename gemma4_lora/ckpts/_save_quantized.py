@@ -16,7 +16,7 @@ from gemma4_lora.nn.branches import _quantized_base
 from gemma4_lora.quant import _arrays
 
 _WHO = 'g4.ckpts.save_quantized'
-# Of a file of Orbax.
+# Size of a file of Orbax.
 _FILE_BYTES = 2**27
 
 

@@ -19,7 +19,7 @@ _POOLING = 3
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Images:
-  """Of one conversation.
+  """Images of one conversation.
 
   Attributes:
     counts: Soft tokens of each image.

@@ -27,10 +27,10 @@ def with_row(error: Exception, row: Any) -> Exception:
 
 
 class Counter:
-  """Of one task, in one process.
+  """Counts dataset rows of one task, in one process.
 
   Attributes:
-    num_rows: Read so far; a row counts in each epoch.
+    num_rows: Rows read so far; a row counts in each epoch.
     num_malformed: How many of them were malformed.
     reasons: How many rows have each reason.
   """

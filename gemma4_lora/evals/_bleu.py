@@ -1,4 +1,4 @@
-"""BLEU of what a model says."""
+"""BLEU of sampled texts."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -46,12 +46,12 @@ class Bleu(kd.metrics.Metric):
   A metric of `g4.evals.SamplerEvaluator` and `gm.evals.SamplerEvaluator`, over
   datasets with `g4.data.ChatTask(sampling=True)`. Needs `gemma4_lora[eval]`.
 
-  Compared is what is said: up to the end of the turn, without thoughts and
-  without space at the ends.
+  Texts are compared up to the end of the turn, without thoughts and without
+  space at the ends.
 
   Attributes:
-    predictions: Key of what the model says, a text or several.
-    references: Key of what it should say, as many.
+    predictions: Key of the model's texts: one, or several.
+    references: Key of the expected texts: as many.
     tokenize: A tokenizer of `sacrebleu`: `'13a'` (its default), `'intl'`,
       `'zh'`, `'ja-mecab'`, `'char'`, `'none'`, ...
     lowercase: Whether case does not count.
@@ -79,7 +79,7 @@ class Bleu(kd.metrics.Metric):
 
     Raises:
       ImportError: `sacrebleu` is not installed.
-      ValueError: They are not as many, or no texts.
+      ValueError: Their numbers differ, or they are not texts.
     """
     _sacrebleu(self.tokenize, self.lowercase)  # Before much is sampled.
     said = _texts(predictions, key=self.predictions)

@@ -27,7 +27,7 @@ class _WithBase(kd.evals.EvaluatorBase):
 
   with_base: bool = True
 
-  if typing.TYPE_CHECKING:  # Of the class behind it.
+  if typing.TYPE_CHECKING:  # Fields of the class behind it.
     model: Any
     losses: Any
     metrics: Any

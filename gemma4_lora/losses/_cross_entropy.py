@@ -43,7 +43,7 @@ def softmax_cross_entropy(
   Where the loss is differentiated, its gradient to `hidden` is formed beside it
   and kept, in `hidden`'s dtype, for the backward pass, which then has nothing
   to recompute. The gradient to `embedding` is computed in the backward pass,
-  and costs nothing where nobody asks for it: LoRA leaves the table frozen.
+  and costs nothing if it is not used: LoRA leaves the table frozen.
 
   Args:
     hidden: `[*B, L, D]`
@@ -164,7 +164,7 @@ def _losses(
   per_token = jnp.zeros(labels.shape, jnp.float32)
   vector = jnp.zeros(hidden.shape, jnp.float32)
   sums: dict[str, Any] = {
-      # Of the logits but the label's: a bound, and sum(exp(logit - bound)).
+      # A bound of the logits except the label's, and sum(exp(logit - bound)).
       'bound': per_token + (-jnp.inf if settings.soft_cap is None else 0),
       'others': per_token,
       'label': per_token,

@@ -30,7 +30,7 @@ class Forward(_wrapper.ModelWrapper):
 
   @nn.compact
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
-    """Calls the model, as LoRA changes it."""
+    """Calls the model with LoRA."""
     if not self.is_initializing():
       _quantized_base.check(self.variables.get('params', {}), self.quantized)
       if not self.enabled:
@@ -49,7 +49,7 @@ class Forward(_wrapper.ModelWrapper):
     return output
 
   def _call_with_copies(self, *args: Any, **kwargs: Any) -> Any:
-    """Calls the model, with what is trained in full in place of the base."""
+    """Calls the model, with copies in place of the base's parts."""
     saved = self.saved
     _validate.check_read(self.variables.get('params', {}), self.lora_shapes)
     if not saved:
@@ -96,7 +96,7 @@ class Forward(_wrapper.ModelWrapper):
       *args: Any,
       **kwargs: Any,
   ) -> Any:
-    """Calls the model under the injectors and what saves memory."""
+    """Calls the model under the injectors and those that save memory."""
     interceptors = [*_interceptors.savers(self, **kwargs), *injectors]
     if self.quantize:
       interceptors.append(_quantized_base.Quantized(self.model.dtype))
@@ -126,13 +126,13 @@ class Forward(_wrapper.ModelWrapper):
   def _has_head(
       self, *, return_last_only: bool | None = None, **_: Any
   ) -> bool:
-    """Whether this is a step of Kauldron's, over whole sequences."""
+    """Whether this is a step of Kauldron's over whole sequences."""
     if return_last_only or self.model.return_last_only:
       return False
     return not self.is_initializing() and self._mode() is not None
 
   def _with_mask(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """Returns the arguments, with a mask where positions tell of packed rows."""
+    """Returns the arguments, with a mask if positions are of packed rows."""
     if not _segments.is_packed(**kwargs):
       return kwargs
     _segments.check(
@@ -148,11 +148,11 @@ class Forward(_wrapper.ModelWrapper):
     return kwargs | {'attention_mask': mask}
 
   def _is_training(self) -> bool:
-    """False also where nobody said: samplers call `apply` without a word."""
+    """False if the mode is unknown, as in samplers."""
     return self._mode() is True
 
   def _mode(self) -> bool | None:
-    """Whether Kauldron is training; None where nobody said."""
+    """Whether Kauldron is training; None if the mode is unknown."""
     try:
       return self.is_training
     except ValueError:

@@ -74,75 +74,75 @@ class LoRA(_forward.Forward):
       hence scale 1.
     targets: What to adapt, see `g4.targets`: `'attention'`, `['q', 'v']`,
       `[g4.targets.mlp(rank=4), 'text']`, ... Default: every live linear of the
-      text tower but experts and the router.
-    dropout: Rate of dropout on the branch's input, while training only (rng
-      stream `dropout`, which Kauldron provides).
+      text tower except experts and the router.
+    dropout: Rate of dropout on the branch's input, in training only (rng stream
+      `dropout`, which Kauldron provides).
     use_rslora: Scale by `alpha / sqrt(rank)` (https://arxiv.org/abs/2312.03732).
     use_dora: Train a magnitude per output feature beside A and B
-      (https://arxiv.org/abs/2402.09353): `lora.<projection>.m`, float32 and of
-      the shape of the projection's output. Not on experts. It starts at the
-      norms of the base weight, to which `g4.ckpts.SkipLoRA4` and
-      `g4.ckpts.PartialLoad` set it again after they restored the base.
+      (https://arxiv.org/abs/2402.09353): `lora.<projection>.m`, float32, in the
+      shape of the projection's output. Not for experts. It starts at the norms
+      of the base weight; `g4.ckpts.SkipLoRA4` and `g4.ckpts.PartialLoad` set it
+      to them again after they restore the base.
     init_lora_weights: How A and B start, by PEFT's names: `'default'`, `'gaussian'`,
       `'orthogonal'`, `'pissa'` (https://arxiv.org/abs/2404.02948; with a
       randomised SVD for size: `'pissa_niter_16'`) or `'olora'`
-      (https://arxiv.org/abs/2406.01775). Step 0 is the base model with all of
-      them. The last three take A and B from the restored base, which changes in
-      turn: they need `g4.ckpts.SkipLoRA4(wrapped=..., model=...)`, or
-      `g4.nn.init_from_base`, and are NaN before. Those three not on experts.
-      `'loftq'` (https://arxiv.org/abs/2310.08659; `'loftq_niter_16'`) starts
-      from what `quantize=` loses of the base, by the same `SkipLoRA4`.
+      (https://arxiv.org/abs/2406.01775). With all of them, step 0 computes what
+      the base model does. PiSSA and OLoRA take A and B out of the restored
+      base, and change the base in turn: A and B are NaN until
+      `g4.ckpts.SkipLoRA4(wrapped=..., model=...)` or `g4.nn.init_from_base`
+      sets them. Not for experts. `'loftq'` (https://arxiv.org/abs/2310.08659;
+      `'loftq_niter_16'`) starts from the error of `quantize=`, set by the same
+      `SkipLoRA4`.
     modules_to_save: Parts of the base to train in full, named as in `targets`;
       norms, embeddings and scalars too, see `g4.targets`: `'norms'`,
-      `['final_norm', g4.targets.Rule('q', layers=-1)]`. What is trained is a
-      copy, `final_norm.lora.scale` or `layer_34.attn.q_einsum.lora.q.w`, and
-      starts as the base. Linears among them get no A and B.
+      `['final_norm', g4.targets.Rule('q', layers=-1)]`. A copy is trained,
+      `final_norm.lora.scale` or `layer_34.attn.q_einsum.lora.q.w`, that starts
+      at the base's values. Linears among them get no A and B.
     quantize: How the frozen base is held: formats of `g4.quant`, each for some
       parts of it, or the name of one, such as `'int4'`. None: as released. A
       quantised weight is codes and scales, `layer_0.attn.q_einsum.w.codes`; it
-      is dequantised where it is used, and once more in the backward pass.
+      is dequantised when it is used, and once more in the backward pass.
       `g4.ckpts.SkipLoRA4` and `g4.ckpts.PartialLoad` quantise what they read.
     dtype: Floating dtype in which A, B and copies are kept. They are cast to
       the activation's and the base's dtype in the forward pass.
-    logits_in_training: Whether the output has `logits` in a training step of
-      Kauldron's. False: `preds.logits` is None there, and `preds.head` is what
-      `g4.losses` take in their place, which has a few hundred MB less per
-      thousand tokens. Evaluators and samplers get logits in any case, and
-      evaluators `preds.head` too.
-    remat: What the backward pass recomputes. `'none'`: nothing. `'block'`: all
-      of a block, from its input. `'attention'`: the same, but attention's
-      output is kept, so that attention itself is not computed again; not with
-      `attention='gemma'`. `'dots'`: norms and activation functions alone, the
-      outputs of linears being kept. Numbers stay the same.
-    attention: `'gemma'`: as gemma computes it, with an array of queries by keys
-      for each head. `'blockwise'`: in blocks of 512 by 512, and not those that
-      are out of the window or behind the query; scores in float32. `'splash'`:
-      the same by JAX's TPU kernel, which keeps scores on the chip; its backward
-      pass computes the forward one once more. Elsewhere than on TPU, in
-      float64, for heads whose width is no multiple of 128, masks that are not
-      causal and padding between tokens it is `'blockwise'`; what padding itself
-      attends to is another. Only without a cache; samplers use gemma's.
-    scan_layers: Whether layers that are alike are traced and compiled once, and
-      run in a loop: the same numbers after a fraction of the compile time. Each
-      pass of a loop copies its layer's weights. What modules within the blocks
-      `sow` is lost, and dropout draws other masks. Only without a cache.
-    positions: Key of the positions, i32 `[*B, L]`, for rows of several
+    logits_in_training: Whether the output of Kauldron's training step has
+      `logits`. False: `preds.logits` is None, and `g4.losses` read `preds.head`
+      instead. This saves a few hundred MB per thousand tokens. Evaluators and
+      samplers always get logits, and evaluators `preds.head` too.
+    remat: What the backward pass recomputes. `'none'`: nothing. `'block'`: a
+      whole block, from its input. `'attention'`: the same, except attention,
+      whose output is kept; not with `attention='gemma'`. `'dots'`: only norms
+      and activation functions; the outputs of linears are kept. Numbers stay
+      the same.
+    attention: `'gemma'`: gemma's own, with an array of queries by keys for each
+      head. `'blockwise'`: in blocks of 512 by 512, without those that lie
+      outside the window or after the query; scores in float32. `'splash'`: the
+      same by JAX's TPU kernel, which keeps scores on the chip; its backward
+      pass repeats the forward pass. It falls back to `'blockwise'` on other
+      devices, in float64, for heads whose width is not a multiple of 128, for
+      masks that are not causal and for padding between tokens. Padding
+      positions attend differently. Only without a cache; samplers use gemma's.
+    scan_layers: Whether equal layers are traced and compiled once, and run in a
+      loop: the same numbers after a fraction of the compile time. Each pass of
+      a loop copies its layer's weights. What modules in the blocks `sow` is
+      lost, and dropout draws other masks. Only without a cache.
+    positions: Key of the positions, i32 `[*B, L]`, for sequences of several
       conversations as `g4.data.PackedSource` makes them: `'batch.positions'`.
-      Where they restart at 0 another conversation begins, and attention does not
+      Another conversation begins where they restart at 0; attention does not
       cross, in layers of all kinds.
-    with_reference: Whether the output of Kauldron's steps and evaluators has
-      `reference` too: what the model gives with LoRA off, for losses of
+    with_reference: Whether the output of Kauldron's steps and evaluators also
+      has `reference`, the model's output with LoRA off, for losses of
       preferences (`g4.losses.DpoLoss`, `gm.losses.DpoLoss`). It takes another
-      forward pass, and no other weights. Not where the base itself changes, of
-      PiSSA and OLoRA.
+      forward pass, but no further weights. Not for PiSSA and OLoRA, which
+      change the base.
     enabled: False: the same parameters with LoRA off, for evaluators and
-      samplers, `model.clone(enabled=False)`. What LoRA trained, copies of
-      `modules_to_save` included, is there and is not used. Not for training,
-      and not where the base itself changes.
+      samplers, `model.clone(enabled=False)`. The LoRA leaves, copies of
+      `modules_to_save` included, stay and are not used. Not for training, and
+      not for PiSSA and OLoRA, which change the base.
     verbose: If True, logs each adapted projection.
 
   Raises:
-    ValueError: On construction, for a rank that is no positive integer, a
+    ValueError: On construction, for a rank that is not a positive integer, a
       dropout outside [0, 1), a dtype that is not floating, a model that is not
       Gemma 4 or has LoRA already, a target that matches nothing, or an unknown
       `remat` or `attention`.

@@ -21,8 +21,8 @@ class LinearView:
   Attributes:
     row: The projection's row, which says which axes are input and output.
     base: Its part of the base weight, without the axis along which gemma packs
-      projections: k of `kv_einsum[2, K, D, H]` is `[K, D, H]`. Of a quantised
-      base, what codes and scales stand for, in the model's dtype.
+      projections: k of `kv_einsum[2, K, D, H]` is `[K, D, H]`. A quantised base
+      is dequantised to the model's dtype.
     leaves: Its LoRA leaves by name; `'a'` and `'b'` in any case. Those of experts
       have an axis `E` in front, and those of the vision tower, whose layers gemma
       stacks, an axis `L`, as the base there.

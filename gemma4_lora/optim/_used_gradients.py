@@ -97,7 +97,7 @@ def _program(
 ) -> tuple[core.Jaxpr, Any]:
   """Returns the program of an update, and the optimizer's state as shapes.
 
-  Of gradients, state and parameters it makes updates and a state.
+  The program maps gradients, state and parameters to updates and a new state.
 
   Args:
     optimizer: What trains.

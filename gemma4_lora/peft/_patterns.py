@@ -59,7 +59,7 @@ def regex(names: Iterable[str]) -> str:
 def _split(behind: str) -> tuple[str, str]:
   """Splits what stands behind a layer in parent and last name, as regexes."""
   parent, _, last = behind.rpartition('.')
-  if last == 'linear':  # Of towers: the name is the one before.
+  if last == 'linear':  # In towers, the name is the one before.
     parent, _, last = parent.rpartition('.')
     last += '.linear'
   parent = re.escape(parent)

@@ -15,7 +15,7 @@ from gemma4_lora.peft import _sites
 
 NAME = 'adapter_model.safetensors'
 
-# Of each leaf that some variant has, the ends of PEFT's names.
+# Ends of PEFT's names for each leaf that a variant has.
 _ENDS = {
     leaf.name: leaf.peft
     for leaf in (variants.A, variants.B, *(x for _, x in variants.owners()))

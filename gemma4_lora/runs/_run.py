@@ -157,7 +157,7 @@ def _leaves(
     path = spelt.get(key, x.path[1:] if place.source.layout != 'flat' else key)
     like = shapes.get(path, x)
     dtype, model_dtype = x.dtype, like.dtype
-    if x.encoding is not None:  # Of codes.
+    if x.encoding is not None:  # Its dtype is that of codes.
       model_dtype = like.dtype if path in shapes else jax.numpy.bfloat16
       dtype = model_dtype
     leaves.append(

@@ -110,7 +110,7 @@ class _LazyHandler(type_handlers.NumpyHandler):
       tspec: dict[str, Any],
       ts_context: ts.Context,
   ) -> None:
-    """Of Orbax, which writes all chunks of an array at once: twice its memory."""
+    """Replaces Orbax's, which writes all chunks at once: twice the memory."""
     pieces: Iterable[tuple[int, np.ndarray]]
     if isinstance(value, _pieces.Pieces):
       pieces = value.pieces

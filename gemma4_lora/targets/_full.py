@@ -36,7 +36,7 @@ class Saved:
 
   @property
   def shape(self) -> tuple[int, ...]:
-    """Of the copy: of the part, without the axis along which gemma packs."""
+    """Shape of the copy: the part's, without the axis of slots."""
     axis = self.row.slot_axis
     return tuple(n for i, n in enumerate(self.row.shape) if i != axis)
 

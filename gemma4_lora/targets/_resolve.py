@@ -168,7 +168,7 @@ def _is_placed(
     return True
   if not row.layers:
     return False
-  # Of the tower that the row is in: -1 is its own last layer.
+  # Layers of the row's own tower: -1 is the last of them.
   num_layers = 1 + max(
       n for r in rows if r.tower == row.tower for n in r.layers
   )

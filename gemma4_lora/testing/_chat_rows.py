@@ -33,9 +33,9 @@ class ChatRows(grain.RandomAccessDataSource):
       one of two is preferred.
     in_rejected: Key of another answer, for `g4.data.PreferenceTask`: the English
       sentence again.
-    in_messages: Key of the messages. Default: as of the layout.
+    in_messages: Key of the messages. Default: the layout's.
     in_images: Key of images: every other row has one.
-    others: Keys that are there, and that nobody reads.
+    others: Further keys of each row, which no task reads.
   """
 
   split: str = 'train'

@@ -27,7 +27,7 @@ Layout = Literal[
 ]
 
 _WHO = 'make_checkpoint'
-# Of random numbers that are drawn at once.
+# Number of random numbers that are drawn at once.
 _BLOCK = 2**24
 
 _Params = dict[str, Any]
@@ -136,7 +136,7 @@ def abstract_params(model: nn.Module) -> _Params:
 
 
 def random_params(shapes: _Params, *, seed: int = 0) -> _Params:
-  """Returns random values for parameters, none of which is trivial.
+  """Returns random values for parameters, without trivial ones.
 
   Scales are about 1 and weights about 0.1, so that activations stay finite;
   clipping bounds are about ±3, the lower below the upper.
@@ -254,9 +254,8 @@ def _stacked_layout(
 ) -> dict[str, _Params]:
   """Stacks layers that are one attention pattern apart.
 
-  As many attention types are told apart as it takes for all layers of one to
-  have the same shapes: double-wide MLPs of KV-shared layers need a type of
-  their own.
+  Attention types are split until all layers of one type have the same shapes:
+  double-wide MLPs of KV-shared layers need a type of their own.
 
   Args:
     tree: The flat layout.

@@ -8,9 +8,9 @@ from kauldron import kd
 
 from gemma4_lora.tpu import _plan_numbers
 
-# Of a batch, length, ...: an estimate may be wrong by this much.
+# Factor on an estimated batch, length, ..., which may be too large.
 _CAUTION = 0.9
-# Of bfloat16: 4.5 bits, where all linears and tables are.
+# Size of int4 relative to bfloat16, if all linears and tables are quantised.
 _INT4_SHARE = 4.5 / 16
 
 
@@ -20,8 +20,8 @@ def advice_on(
   """Returns what to change, most promising first.
 
   Args:
-    plan: Without advice.
-    trainer: That it is of.
+    plan: A plan without advice.
+    trainer: The Trainer that was planned.
   """
   advice = _to_fit(plan, trainer) if not plan.fits else _to_speed_up(plan)
   return tuple(advice)
@@ -54,7 +54,7 @@ def _to_fit(
 
 
 def _quantize(plan: _plan_numbers.PlanNumbers, model: Any) -> Iterator[str]:
-  """Of a `g4.nn.LoRA` whose base is as released."""
+  """Yields the advice to quantise the base of a `g4.nn.LoRA`."""
   if getattr(model, 'quantize', ()) is None:
     weights = plan.argument_bytes['weights']
     yield (
@@ -64,7 +64,7 @@ def _quantize(plan: _plan_numbers.PlanNumbers, model: Any) -> Iterator[str]:
 
 
 def _smaller(plan: _plan_numbers.PlanNumbers, room: int) -> Iterator[str]:
-  """Of the batch and the length: temporaries grow with both."""
+  """Yields smaller batches and lengths: temporaries grow with both."""
   temporaries = plan.temporary_bytes
   if not temporaries:
     return

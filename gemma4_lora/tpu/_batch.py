@@ -41,7 +41,7 @@ class Batch:
 
   @property
   def num_tokens(self) -> int:
-    """Of all sequences."""
+    """Number of tokens in all sequences."""
     return self.batch * self.sequences * (self.length or 1)
 
 
@@ -79,7 +79,7 @@ def batch_of(
 def _read(
     trainer: kd.train.Trainer, *, batch: int | None, length: int | None
 ) -> Batch:
-  """Of the first batch of the data, with other sizes where asked for."""
+  """Returns the first batch of the data, in other sizes if asked for."""
   spec = jax.tree.map(_on_device, trainer.train_ds.element_spec)
   tokens = _tokens(trainer, spec)
   if tokens is None:

@@ -132,7 +132,7 @@ def _modules(config: str) -> Mapping[str, str] | None:
 
 @functools.cache
 def _package_hash() -> str:
-  """Of our own source: its version does not change with each commit."""
+  """Returns a hash of our source; commits do not change the version."""
   root = pathlib.Path(__file__).parent.parent
   total = hashlib.sha256()
   for path in sorted(root.rglob('*.py')):

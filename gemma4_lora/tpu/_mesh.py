@@ -57,7 +57,7 @@ def moved(trainer: kd.train.Trainer) -> kd.train.Trainer:
 
 
 def _moved(sharding: Any) -> Any:
-  """Of a mesh like Kauldron's own; what is computed lazily needs no move."""
+  """Returns the sharding on this mesh, if its mesh is like Kauldron's."""
   if not isinstance(sharding, jax.sharding.NamedSharding):
     return sharding
   if sharding.mesh.axis_names != ('devices',):

@@ -160,7 +160,7 @@ def _alongside_others() -> Iterator[None]:
   defaults = {'TPU_SKIP_MDS_QUERY': '1'}
   if not _has_chips():
     defaults['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'
-    # Or it complains at length that nobody told it.
+    # Without it, libtpu logs long complaints.
     defaults['TPU_WORKER_HOSTNAMES'] = 'localhost'
   ours = {k: v for k, v in defaults.items() if k not in os.environ}
   os.environ.update(ours)

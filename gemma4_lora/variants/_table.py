@@ -12,7 +12,7 @@ from gemma4_lora.variants import _variant
 # The first is the default, which no argument chooses.
 ALL = (_plain.PLAIN, _dora.DORA)
 
-# Of `g4.nn.LoRA`, and fields of the same names in PEFT's `LoraConfig`.
+# Arguments of `g4.nn.LoRA`, named as the fields of PEFT's `LoraConfig`.
 ARGUMENTS = tuple(x.argument for x in ALL if x.argument is not None)
 
 

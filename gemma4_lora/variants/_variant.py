@@ -1,4 +1,4 @@
-"""What every LoRA variant says of itself, and what it is told of a call."""
+"""What every LoRA variant declares, and what it knows about a call."""
 
 from collections.abc import Callable
 from collections.abc import Mapping

@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 
 from gemma4_lora import _trees
 
-# Of a bundle; chunks are compressed, written and read in parallel.
+# Size of a chunk; chunks are compressed, written and read in parallel.
 _CHUNK_BYTES = 2**26
 
 # By the name of an array, its dtype and what lies in it one after the other:

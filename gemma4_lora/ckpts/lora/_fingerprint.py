@@ -141,8 +141,8 @@ def base_differences(saved: Fingerprint, params: Any) -> list[str]:
 
   Args:
     saved: What was trained, from `read`.
-    params: Nested; LoRA leaves among them do not matter. Of leaves without
-      values, shapes are compared alone.
+    params: Nested; LoRA leaves among them do not matter. If a leaf has no
+      values, only its shape is compared.
   """
   ours = {
       _trees.join(path): leaf

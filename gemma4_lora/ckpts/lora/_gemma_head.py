@@ -61,7 +61,7 @@ def to_ours(
       b = np.take(b, row.slot, axis=1 + len(before))
     ours[f'{row.lora_path}.a'] = a
     ours[f'{row.lora_path}.b'] = b / np.asarray(_weight_scale(row), b.dtype)
-  # What is no linear of the table keeps its name, and is told of by it.
+  # Any other leaf keeps its name, so that errors can show it.
   return ours | {k: x for k, x in leaves.items() if k not in taken}
 
 

@@ -123,7 +123,7 @@ class LoRAItem(kd.ckpts.items.CheckpointItem):
       if path in saved:  # The count of a schedule that was not there.
         count = counts[0] if counts else new[_STEP]
         return _devices.place(np.asarray(count), leaf)
-      return leaf  # Of the base.
+      return leaf  # A leaf of the base.
 
     state = jax.tree_util.tree_map_with_path(place, self._state)
     if self.item is self._state:

@@ -12,8 +12,8 @@ state = ...  # Restores the base.
 state = _followers.follow(state, before)
 ```
 
-Of a quantised base, they start from what the forward pass sees: from the
-dequantised one.
+If the base is quantised, they start from what the forward pass sees: the
+dequantised base.
 """
 
 from collections.abc import Mapping

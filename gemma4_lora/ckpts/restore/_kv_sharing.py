@@ -16,8 +16,7 @@ from gemma4_lora.gemma4 import _released
 _Shapes = Mapping[_trees.Path, tuple[int, ...]]
 
 _KV = ('k', 'v', 'key_norm')
-# Of the released models those that share keys and values, and no others, have
-# per-layer inputs.
+# Released models that share keys and values have per-layer inputs; no others do.
 _PER_LAYER_INPUT = 'per_layer_input_gate'
 
 

@@ -1,8 +1,7 @@
 """Quantises what a restore reads, piece by piece.
 
 Neither a second copy of a large array is made, nor one in float32: it is cut
-where no group is. Of tables that are half of a model, a piece is all that is
-ever read.
+between groups. Large tables, half of a model, are only ever read in pieces.
 """
 
 from collections.abc import Iterator
@@ -23,8 +22,8 @@ from gemma4_lora.host import _memory
 from gemma4_lora.host import _threads
 from gemma4_lora.quant import _format
 
-# Of a piece as the file has it; what computes codes takes 15 times this, for
-# each of the pieces that are in work at once.
+# Size of a piece in the file. Computing its codes takes 15 times this, for each
+# of the pieces that are in work at once.
 PIECE_BYTES = 2**21
 _NUM_WORKERS = min(8, os.cpu_count() or 1)
 

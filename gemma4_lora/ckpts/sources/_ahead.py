@@ -1,8 +1,8 @@
 """Arrays of a checkpoint that are read before the restore asks for them.
 
 The largest array of E2B's checkpoint is half of it and takes one core as long to
-decompress as Python takes to trace the model's shapes, without which nobody
-knows what will be restored. Neither needs to wait for the other.
+decompress as Python takes to trace the model's shapes, which say what will be
+restored. Neither needs to wait for the other.
 """
 
 from collections.abc import Callable

@@ -45,8 +45,8 @@ class HuggingFaceSource(_source.Source):
 
   def open_rows(self, key: _trees.Path) -> _stream.Rows | None:
     """See `Source`."""
-    # Of several tensors the array would be put together for each row, and what
-    # is packed unpacked; what is transposed has its rows all over the tensor.
+    # An array of several tensors would be put together again for each row, and
+    # a packed one unpacked; rows of a transposed tensor lie all over it.
     leaf = self.weights[key]
     tensor = leaf.tensors[0]
     if len(leaf.tensors) > 1 or not isinstance(tensor, _mapped.Tensor):

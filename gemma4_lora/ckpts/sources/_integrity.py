@@ -68,7 +68,7 @@ def values(directory: epath.Path) -> dict[str, bytes | tuple[epath.Path, int]]:
     directory: The folder of the arrays.
 
   Returns:
-    Of an array, `layer_0.attn.q_einsum.w/.zarray` and one key for each chunk:
+    `layer_0.attn.q_einsum.w/.zarray` for each array, and one key for each chunk:
     `layer_0.attn.q_einsum.w/0.0.0`. Nothing if the index has several nodes:
     keys below the root are cut short. Orbax writes one.
   """

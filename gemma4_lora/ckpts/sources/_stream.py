@@ -24,7 +24,7 @@ import zstandard
 from gemma4_lora.ckpts.sources import _integrity
 from gemma4_lora.host import _memory
 
-# Of chunks up to this size tensorstore reads parts well enough.
+# Tensorstore reads parts of chunks up to this size well enough.
 _SMALL_BYTES = 2**26
 # What is decompressed at once of rows that are skipped, and of those that are
 # not; and what is read of the file for it.

@@ -116,7 +116,7 @@ class Conversation:
 def parse_text(
     text: str, *, role: str, field: str, item: int = 0
 ) -> list[Part]:
-  """Returns the parts of a text: what is in tags is told apart.
+  """Returns the parts of a text, split at its tags.
 
   Args:
     text: The dataset's text.

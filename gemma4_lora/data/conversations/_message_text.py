@@ -43,7 +43,7 @@ def said(
   if style.like_dialog:
     return Said(before=spans, after=[])
   spans = _stripped(spans, parts, message)
-  # What is thought comes before the calls, what is said after them.
+  # Thoughts come before the calls, the text after them.
   number = _num_leading_thoughts(parts)
   return Said(before=spans[:number], after=spans[number:])
 

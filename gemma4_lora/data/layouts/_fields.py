@@ -140,7 +140,7 @@ def delete(element: Any, key: kd.kontext.Key) -> None:
 
 def put(element: Any, key: kd.kontext.Key, value: Any) -> None:
   """Sets the field at `key`."""
-  # As kontext itself, which says what there is where the parent is not.
+  # kontext's own error lists the fields if the parent is missing.
   kd.kontext.set_by_path(element, _path(key, kd.kontext.GlobPath), value)
 
 

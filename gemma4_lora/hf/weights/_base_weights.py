@@ -144,7 +144,7 @@ def _linear_leaves(rows: Sequence[_linears.Linear], tensors: _Tensors) -> _Made:
 def _sized(row: _linears.Linear, shape: tuple[int, ...]) -> _linears.Linear:
   """Returns the row in the sizes of its tensor, `[*experts, out, in]`.
 
-  Of several axes of one side, the last is known (the width of a head), and the
+  If one side has several axes, the last is known (the width of a head), and the
   first follows.
   """
   sizes = list(row.shape)

@@ -19,7 +19,7 @@ from gemma4_lora.hf.weights import _mapped
 
 _PACKED, _SCALE, _SHAPE = '_packed', '_scale', '_shape'
 _PER_INT = 8
-# Of codes that are unpacked at once.
+# Number of codes that are unpacked at once.
 _BLOCK = 2**22
 
 # What other formats call their tensors, of which none is read.

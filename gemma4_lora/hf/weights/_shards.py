@@ -1,7 +1,7 @@
 """Writes safetensors, one tensor at a time, in several files of limited size.
 
-The format is said in `_mapped`. Where each tensor will be is known before the
-first is there, so that none is held.
+`_mapped` describes the format. The place of each tensor is known before the
+first is written, so that none is kept in memory.
 """
 
 from collections.abc import Mapping

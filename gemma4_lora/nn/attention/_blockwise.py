@@ -96,7 +96,7 @@ def attend(
 
 
 def _pad_allowed(allowed: Allowed, missing: int) -> Allowed:
-  """Returns the same, with nobody attending to the added keys."""
+  """Returns the same for more keys, to which no query attends."""
   positions = _pad(allowed.positions, missing, axes=(1,), mode='edge')
   if allowed.mask is not None:
     mask = _pad(allowed.mask, missing, axes=(1, 2))

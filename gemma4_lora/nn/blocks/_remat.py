@@ -40,7 +40,7 @@ def check(policy: str, *, attention: str) -> None:
     attention: The `attention=` beside it.
 
   Raises:
-    ValueError: Unknown, or one that keeps what there is not.
+    ValueError: An unknown policy, or one that keeps what the model lacks.
   """
   if policy not in POLICIES:
     raise ValueError(

@@ -232,7 +232,7 @@ class _Layers:
       numbers: Numbers of the layers, `[*passes of the loops around, layers]`.
       passes: What `_passes` returned for this pass of the loops around.
       x: `[B, T, D]`
-      shared: Keys and values that other layers read, by the layer they are of.
+      shared: Keys and values that other layers read, by those layers' numbers.
 
     Returns:
       x and shared, after them.

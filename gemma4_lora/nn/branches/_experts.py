@@ -55,7 +55,7 @@ class ExpertInjector(_injector.Injector):
 
   def __call__(self, next_fun, args, kwargs, context):
     module = context.module
-    if module.scope is None:  # Of an unbound module: has no path.
+    if module.scope is None:  # An unbound module has no path.
       return next_fun(*args, **kwargs)
     block = '.'.join(module.path[len(self.root) :])
     adapted = self._by_block.get(block)

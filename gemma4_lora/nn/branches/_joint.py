@@ -9,8 +9,8 @@ the input:
   `[x, scale * x @ A] @ [[W], [B]]`
 
 Base weights have a gradient here like any input. It is a product of its own,
-which the compiler drops where nobody asks for it. Quantised ones have none, and
-are dequantised once more in the backward pass.
+which the compiler drops if it is not used. Quantised ones have none, and are
+dequantised once more in the backward pass.
 """
 
 from collections.abc import Sequence

@@ -22,9 +22,9 @@ _TOLERANCE = {'float32': 1e-3, 'float64': 1e-3}
 _TOLERANCE_ROUNDED = 0.02
 # Times what a last bit of the weights changes: activations are rounded, too.
 _ROUNDING = 4
-# Of what LoRA changes in a weight: what may be missing of it once it is fused.
+# The share of a weight's change that may be missing once it is fused.
 _MISSING = 0.25
-# Of a weight: what its sum in float32 may differ by in another order.
+# How much a sum in float32 may differ in another order, relative to a weight.
 _SUM_ERROR = 1e-6
 
 
@@ -217,7 +217,7 @@ def _nudged(
     params: Mapping[str, Any],
     fused: Mapping[str, Any],
 ) -> dict[str, Any]:
-  """Returns fused weights whose last bit is another where LoRA changed them."""
+  """Returns fused weights with the last bit changed where LoRA changed them."""
   new: dict[str, Any] = jax.tree.map(lambda x: x, dict(fused))
   half = float(jnp.finfo(model.model.dtype).eps) / 2
   paths = _fuse.changes_of(model, base, params)

@@ -38,7 +38,7 @@ class Held:
 
   @property
   def bits(self) -> float:
-    """Of a weight."""
+    """Bits per weight."""
     return self.num_bits / self.num_params
 
 

@@ -15,7 +15,7 @@ _FLOPS, _BYTES = 'flops', 'bytes accessed'
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cost:
-  """Of one step on one device.
+  """What one step costs on one device.
 
   XLA counts what a loop repeats once. A chunked loss or a scan over layers is
   then all but free, which it is not.
@@ -87,7 +87,7 @@ def _repeated(program: _hlo.Program) -> tuple[Mapping[str, float], int]:
   once = program.with_trips(1).times
   for body in {loop.body for loop in program.loops}:
     rounds = program.times.get(body, 0) - once.get(body, 0)
-    if not rounds:  # There are many of which nobody knows how often they run.
+    if not rounds:  # For many loops, the number of rounds is unknown.
       continue
     # Without the loops in it, which count for themselves.
     own = _own_cost(program, body)

@@ -13,7 +13,7 @@ import re
 
 from gemma4_lora.tpu.program import _hlo
 
-# Of operations; on a TPU, `-start` is appended.
+# Names of operations; on a TPU, `-start` is appended.
 KINDS = (
     'all-gather',
     'all-reduce',
@@ -48,7 +48,7 @@ def collectives(
 ) -> tuple[Collective, ...]:
   """Returns what devices exchange, by kind.
 
-  Of the branches of a conditional, of which one runs, the most of each kind.
+  One branch of a conditional runs: the largest of each kind counts.
 
   Args:
     program: Program of one device.

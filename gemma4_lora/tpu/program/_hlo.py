@@ -1,7 +1,7 @@
 """Reads a compiled program's text: its computations and loops.
 
-Only what is said here is known of XLA's text format; `tests/tpu/program/hlo_test.py`
-holds it to programs that XLA compiled.
+This module has all that we know of XLA's text format;
+`tests/tpu/program/hlo_test.py` tests it on programs that XLA compiled.
 """
 
 from collections.abc import Mapping
