@@ -458,6 +458,7 @@ def test_summary_counts_the_towers():
   magnitudes = sum(n for p, n in sizes.items() if p.endswith('.m'))
   half = g4.nn.summary(model.clone(dtype=jnp.bfloat16))
   assert half.num_bytes == 2 * (summary.trainable - magnitudes) + 4 * magnitudes
+  assert half.num_magnitudes == magnitudes  # The name before `in_float32`.
   assert f'bfloat16 ({magnitudes:,} magnitudes of DoRA in float32' in str(half)
   text = g4.nn.summary(g4.nn.LoRA(rank=2, model=model.model))
   assert '2 vision q, 2 vision k' in str(text)  # Of two layers.

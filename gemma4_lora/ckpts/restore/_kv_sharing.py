@@ -16,7 +16,7 @@ from gemma4_lora.gemma4 import _released
 _Shapes = Mapping[_trees.Path, tuple[int, ...]]
 
 _KV = ('k', 'v', 'key_norm')
-# Released models that share keys and values have per-layer inputs; no others do.
+# Released models have per-layer inputs just where they share keys and values.
 _PER_LAYER_INPUT = 'per_layer_input_gate'
 
 

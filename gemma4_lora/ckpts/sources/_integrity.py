@@ -68,8 +68,8 @@ def values(directory: epath.Path) -> dict[str, bytes | tuple[epath.Path, int]]:
     directory: The folder of the arrays.
 
   Returns:
-    `layer_0.attn.q_einsum.w/.zarray` for each array, and one key for each chunk:
-    `layer_0.attn.q_einsum.w/0.0.0`. Nothing if the index has several nodes:
+    Keys as `layer_0.attn.q_einsum.w/.zarray`, one for each array, and
+    `layer_0.attn.q_einsum.w/0.0.0`, one for each chunk. Nothing if the index has several nodes:
     keys below the root are cut short. Orbax writes one.
   """
   base = ts.KvStore.open(kvstore(directory)).result()

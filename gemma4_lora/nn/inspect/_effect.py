@@ -36,6 +36,11 @@ class Effect:
   num_matrices: int = 1
   num_zero: int = 0
 
+  @property
+  def num_parts(self) -> int:
+    """The former name of `num_matrices`."""
+    return self.num_matrices
+
 
 def effects(
     model: _lora.LoRA, base: Mapping[str, Any], lora: Mapping[str, Any]

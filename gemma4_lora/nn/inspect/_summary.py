@@ -110,6 +110,11 @@ class Summary:
   base: tuple[_held.Held, ...] = ()
 
   @property
+  def num_magnitudes(self) -> int:
+    """The former name of the sum of `in_float32`: magnitudes of DoRA."""
+    return sum(self.in_float32.values())
+
+  @property
   def num_bytes(self) -> int:
     """Bytes of all that is trained."""
     in_float32 = sum(self.in_float32.values())

@@ -90,6 +90,7 @@ def test_half_the_experts_missing():
 
   report = g4.nn.check(model, _with(params, half))
   assert 'layer_0.mlp.expert_up (3 of 6)' in str(report)
+  assert {x.num_parts for x in report.rows} == {6}  # The former name.
   assert not report.ok
   assert g4.nn.check(model, params).ok
 
