@@ -66,12 +66,7 @@ def _chosen(
   rules = _rule.normalize(select, argument=_ARGUMENT)
   chosen: dict[str, _rows.Row] = {}
   for rule in rules:
-    for setting in ('rank', 'alpha', 'dropout'):
-      if getattr(rule, setting) is not None:
-        raise ValueError(
-            f'{_ARGUMENT}={rule}: what is quantised has no {setting}. Drop'
-            f' {setting}=.'
-        )
+    _rule.check_no_settings(rule, argument=_ARGUMENT, what='what is quantised')
     for row in _resolve.rows_of(rule, rows, argument=_ARGUMENT):
       chosen[row.name] = row
   for row in rows:

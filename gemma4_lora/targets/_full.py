@@ -61,12 +61,12 @@ def resolve_full(
   """
   chosen = set()
   for rule in rules:
-    for setting in ('rank', 'alpha', 'dropout'):
-      if getattr(rule, setting) is not None:
-        raise ValueError(
-            f'{_ARGUMENT}={rule}: what is trained in full has no {setting}.'
-            f' Drop {setting}=, or move the rule to targets=.'
-        )
+    _rule.check_no_settings(
+        rule,
+        argument=_ARGUMENT,
+        what='what is trained in full',
+        hint=', or move the rule to targets=',
+    )
     for row in _resolve.rows_of(rule, rows, argument=_ARGUMENT):
       chosen.add(row.name)
   return tuple(Saved(row=row) for row in rows if row.name in chosen)

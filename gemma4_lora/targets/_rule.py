@@ -194,6 +194,27 @@ def check_dropout(dropout: Any) -> None:
     raise ValueError(f'dropout= takes a rate in [0, 1). Got: {dropout!r}')
 
 
+def check_no_settings(
+    rule: Rule, *, argument: str, what: str, hint: str = ''
+) -> None:
+  """Raises for a rule with settings of A and B, where there are none.
+
+  Args:
+    rule: A rule.
+    argument: Where the user wrote it.
+    what: What the rule selects: `'what is quantised'`.
+    hint: What else the user may do, `', or …'`.
+
+  Raises:
+    ValueError: It has a rank, an alpha or a dropout.
+  """
+  for setting in ('rank', 'alpha', 'dropout'):
+    if getattr(rule, setting) is not None:
+      raise ValueError(
+          f'{argument}={rule}: {what} has no {setting}. Drop {setting}={hint}.'
+      )
+
+
 def _as_tuple(value: str | Sequence[str]) -> tuple[str, ...]:
   return (value,) if isinstance(value, str) else tuple(value)
 

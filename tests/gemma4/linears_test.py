@@ -13,6 +13,7 @@ from gemma4_lora.gemma4 import _linears
 from gemma4_lora.gemma4 import _sizes
 from tests.lib import models
 from tests.lib import random_params
+from tests.lib import table_rows
 from tests.lib import training
 
 _RELEASED = [size.cls for size in _sizes.SIZES]
@@ -48,22 +49,7 @@ def test_rows_and_weights_are_the_same_set(cls):
 
 @pytest.mark.parametrize('cls', _RELEASED + _TINY, ids=lambda c: c.__module__)
 def test_rows_cover_each_weight_once(cls):
-  """Axes are in, out, batch or slot, and the slots of a weight are all rows."""
-  rows = _linears.linears(cls().config)
-  assert len({row.name for row in rows}) == len(rows)
-  assert len({row.lora_path for row in rows}) == len(rows)
-  slots = {}
-  for row in rows:
-    axes = [*row.in_axes, *row.out_axes, *row.batch_axes]
-    if row.slot_axis is not None:
-      axes.append(row.slot_axis)
-    assert sorted(axes) == list(range(len(row.shape))), row
-    slots.setdefault(row.path, []).append(row.slot)
-  for row in rows:
-    if row.slot is None:
-      assert slots[row.path] == [None]
-    else:
-      assert slots[row.path] == list(range(row.shape[row.slot_axis]))
+  table_rows.check_each_weight_once(_linears.linears(cls().config))
 
 
 # Counted by hand from the layer patterns: all layers, KV-shared ones,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+import pathlib
 from typing import Any
 
 from flax import linen as nn
@@ -87,6 +88,37 @@ def make_trainer(
       ),
       **kwargs,
   )
+
+
+def check_resumes_bitwise(
+    model: nn.Module, folder: pathlib.Path, init_transform: Any
+) -> kd.train.TrainState:
+  """Trains 4 steps, and 2 + 2 from Kauldron's own checkpoint; checks equality.
+
+  Args:
+    model: Its keys read the field `input`.
+    folder: Where both save.
+    init_transform: Restores the base.
+
+  Returns:
+    The state after 4 steps.
+  """
+
+  def run(workdir, num_train_steps):
+    return make_trainer(
+        model,
+        folder / workdir,
+        num_train_steps=num_train_steps,
+        checkpointer=kd.ckpts.Checkpointer(save_interval_steps=2),
+        init_transform=init_transform,
+    ).train()[0]
+
+  whole = run('whole', 4)
+  run('cut', 2)
+  assert list((folder / 'cut' / 'checkpoints').iterdir())
+  cut = run('cut', 4)
+  jax.tree.map(np.testing.assert_array_equal, cut.params, whole.params)
+  return whole
 
 
 def flat(params: Mapping[str, Any]) -> dict[str, Any]:

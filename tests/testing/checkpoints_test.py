@@ -11,20 +11,9 @@ import pytest
 
 from gemma4_lora import g4
 from gemma4_lora.gemma4 import _names
-from gemma4_lora.gemma4 import _sizes
 from gemma4_lora.testing import _checkpoints
 from tests.lib import models
-
-_VARIANTS = _sizes.NAMES
-_LAYOUTS = (
-    'nested',
-    'nested_bare',
-    'flat',
-    'stacked',
-    'kauldron',
-    'kauldron_w',
-)
-
+from tests.lib import states
 
 _model = functools.partial(models.base, cut=models.whole)
 
@@ -47,8 +36,8 @@ def _gemma_reads(variant, layout, text_only):
 
 
 @pytest.mark.parametrize('text_only', [True, False])
-@pytest.mark.parametrize('layout', _LAYOUTS)
-@pytest.mark.parametrize('variant', _VARIANTS)
+@pytest.mark.parametrize('layout', states.LAYOUTS)
+@pytest.mark.parametrize('variant', states.VARIANTS)
 def test_gemma_reads_it(tmp_path, variant, layout, text_only):
   """gemma's own loader finds in each layout the values that are returned."""
   model = _model(variant, text_only=text_only)

@@ -69,6 +69,17 @@ def _matrices(view):
   return weight.reshape(len(b), a.shape[1]), a, b
 
 
+def _decomposed(init):
+  """Yields each projection's name, whole weight, rest, A and B."""
+  model = _model('Gemma4_31B', targets=list(_MATRIX), init_lora_weights=init)
+  params = _pending(model)
+  before = g4.nn.linears(model, params)
+  after = g4.nn.linears(model, g4.nn.init_from_base(model, params))
+  for name, view in after.items():
+    whole, _, _ = _matrices(before[name])
+    yield name, whole, *_matrices(view)
+
+
 # PiSSA of the exact SVD: `test_towers_layer_by_layer` and, with DoRA, below.
 @pytest.mark.parametrize('init', ['pissa_niter_8', 'olora'])
 def test_step_0_is_the_base_model(init):
@@ -88,13 +99,7 @@ def test_step_0_is_the_base_model(init):
 
 def test_pissa_takes_the_largest_singular_values():
   """And A and B each have the root of them, as in PEFT."""
-  model = _model('Gemma4_31B', targets=list(_MATRIX), init_lora_weights='pissa')
-  params = _pending(model)
-  before = g4.nn.linears(model, params)
-  after = g4.nn.linears(model, g4.nn.init_from_base(model, params))
-  for name, view in after.items():
-    whole, _, _ = _matrices(before[name])
-    rest, a, b = _matrices(view)
+  for name, whole, rest, a, b in _decomposed('pissa'):
     u, s, vh = np.linalg.svd(whole, full_matrices=False)
     top = (u[:, :4] * s[:4]) @ vh[:4]
     np.testing.assert_allclose(2.0 * b @ a, top, atol=1e-4, err_msg=name)
@@ -119,13 +124,7 @@ def test_randomised_svd_comes_close():
 
 
 def test_olora_takes_the_first_directions_of_qr():
-  model = _model('Gemma4_31B', targets=list(_MATRIX), init_lora_weights='olora')
-  params = _pending(model)
-  before = g4.nn.linears(model, params)
-  after = g4.nn.linears(model, g4.nn.init_from_base(model, params))
-  for name, view in after.items():
-    whole, _, _ = _matrices(before[name])
-    rest, a, b = _matrices(view)
+  for name, whole, rest, a, b in _decomposed('olora'):
     q, r = np.linalg.qr(whole)
     np.testing.assert_allclose(b @ a, q[:, :4] @ r[:4], atol=1e-4, err_msg=name)
     np.testing.assert_allclose(np.abs(b), np.abs(q[:, :4]), atol=1e-4)
@@ -247,21 +246,9 @@ def test_trains_and_resumes_bitwise(tmp_path):
   """The base has changed: Kauldron's own checkpoint has it whole."""
   model = _thin(base_dtype=jnp.bfloat16, init_lora_weights='olora')
   released = g4.testing.make_checkpoint(model.model, tmp_path / 'released')
-
-  def run(workdir, num_train_steps):
-    return training.make_trainer(
-        model,
-        tmp_path / workdir,
-        num_train_steps=num_train_steps,
-        checkpointer=kd.ckpts.Checkpointer(save_interval_steps=2),
-        init_transform=_skip_lora(tmp_path / 'released', model),
-    ).train()[0]
-
-  whole = run('whole', 4)
-  run('cut', 2)
-  assert list((tmp_path / 'cut' / 'checkpoints').iterdir())
-  cut = run('cut', 4)
-  jax.tree.map(np.testing.assert_array_equal, cut.params, whole.params)
+  whole = training.check_resumes_bitwise(
+      model, tmp_path, _skip_lora(tmp_path / 'released', model)
+  )
   assert np.all(
       np.isfinite(whole.params['layer_0']['mlp']['lora']['down']['a'])
   )
