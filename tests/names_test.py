@@ -33,11 +33,16 @@ _PUBLIC = {
     name: _imported(_PACKAGE / name / '__init__.py')
     for name in _imported(_PACKAGE / 'g4.py') - {'epy', '_epy'}
 }
-# Its face takes all names of a module that makes a class for each size.
-_SIZES = re.findall(
-    r"\bname='(Gemma4_\w+)'", (_PACKAGE / 'gemma4' / '_sizes.py').read_text()
+# Their faces take all names of a module that makes a class for each size.
+_SIZES = (_PACKAGE / 'gemma4' / '_sizes.py').read_text()
+_PUBLIC['testing'] |= {
+    f'{name}{end}'
+    for name in re.findall(r"\bname='(Gemma4_\w+)'", _SIZES)
+    for end in ('', '_Images')
+}
+_PUBLIC['nn'] |= set(
+    re.findall(r"\bname='(Gemma4_\w+)',\s+namespace='g4\.nn'", _SIZES)
 )
-_PUBLIC['testing'] |= {f'{x}{end}' for x in _SIZES for end in ('', '_Images')}
 
 
 def _unknown(text: str) -> set[str]:

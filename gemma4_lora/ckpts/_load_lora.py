@@ -48,12 +48,12 @@ class LoadLoRA(kd.ckpts.InitTransform):
     step: Which checkpoint of a workdir; -1 for the last.
     model: The `g4.nn.LoRA` that is trained, `cfg.ref.model` in a config. With
       it, alpha and the like are compared; gemma's layout and PEFT's need it.
-    missing: `'error'` or `'warn'`, where the path lacks LoRA leaves of the
-      model: they keep their fresh values.
-    unexpected: The same where it has LoRA leaves that the model lacks: they are
-      left out.
-    other_base: The same where it was trained on another base than the state
-      has, as far as the path says on which.
+    missing: `'error'` or `'warn'`, if the file lacks LoRA leaves of the model.
+      With `'warn'` they keep their fresh values.
+    unexpected: The same for LoRA leaves that the model lacks. With `'warn'`
+      they are left out.
+    other_base: The same for LoRA that was trained on another base than the
+      state's, if the file has a fingerprint of its base.
 
   Raises:
     FileNotFoundError: There is no checkpoint.

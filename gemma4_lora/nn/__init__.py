@@ -4,6 +4,7 @@ from gemma4_lora.nn._fuse import fuse_params
 from gemma4_lora.nn._fuse import unfuse_params
 from gemma4_lora.nn._lora import LoRA
 from gemma4_lora.nn._mix import LoRAMix
+from gemma4_lora.nn._own_models import *  # noqa: F403  Sizes that gemma lacks.
 from gemma4_lora.nn._views import linears
 from gemma4_lora.nn._views import LinearView
 from gemma4_lora.nn.from_base._init_from_base import init_from_base

@@ -11,7 +11,7 @@ from gemma4_lora.quant import _format
 
 @dataclasses.dataclass(frozen=True)
 class Int8(_format.Format):
-  """8-bit integers, a float32 scale per output channel; of tables, per row.
+  """8-bit integers, a float32 scale per output channel; in tables, per row.
 
   A scale is `largest / 127.5`, as in qwix.
   """

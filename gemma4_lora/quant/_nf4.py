@@ -43,9 +43,8 @@ class NF4(_in_groups.InGroups):
 
   Attributes:
     group_size: How many weights share a scale, their largest.
-    double: Whether scales are int8 in turn, around the mean of those of one
-      output channel (of tables, of one row): 4.2 bits per weight where 4.5 are
-      without.
+    double: Whether scales are int8 in turn, around the mean of one output
+      channel (in tables, of one row): 4.2 bits per weight instead of 4.5.
   """
 
   group_size: int = 64

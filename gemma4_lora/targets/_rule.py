@@ -26,10 +26,10 @@ class Rule:
     tower: Only this tower: `'text'`, `'vision'` or `'audio'`. With it, names
       of projections mean that tower's.
     exclude: Strings as in `select`, whose linears are left out.
-    rank: Instead of the model's.
-    alpha: Instead of the model's. Where only `rank` is given and the model has
-      no `alpha` either, it is the rule's rank: scale 1.
-    dropout: Instead of the model's.
+    rank: Replaces the model's.
+    alpha: Replaces the model's. If only `rank` is given and the model has no
+      `alpha` either, it is the rule's rank: scale 1.
+    dropout: Replaces the model's.
     regex: Whether the strings are regular expressions on Hugging Face's module
       names, as PEFT takes a string. See `g4.targets.peft`.
 
@@ -84,7 +84,7 @@ class Rule:
 
 
 def text(**kwargs: Any) -> Rule:
-  """Every live linear of the text tower but experts and the router.
+  """Every live linear of the text tower except experts and the router.
 
   Args:
     **kwargs: Arguments of `Rule`; all ready rules take them.

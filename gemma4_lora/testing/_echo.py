@@ -95,7 +95,7 @@ class EchoCheckpoint(os.PathLike):
 
 
 def _model(**kwargs: Any) -> Any:
-  return _models.Gemma4_E2B(tokens="batch.input", **kwargs)
+  return _models.MODELS["Gemma4_E2B"](tokens="batch.input", **kwargs)
 
 
 def _train(steps: int) -> Any:
