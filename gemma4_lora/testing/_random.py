@@ -88,8 +88,8 @@ class ImageVocabulary(os.PathLike):
 def _made(path: epath.Path, make: Callable[[epath.Path], None]) -> str:
   """Returns the path, after making what is there if nothing is.
 
-  Nobody sees half of it: it is made beside, and renamed. What is made in a bucket
-  appears whole by itself.
+  It is made beside and then renamed, so that no half of it is ever seen. What is
+  made in a bucket appears whole by itself.
   """
   if path.exists():
     return os.fspath(path)

@@ -7,7 +7,7 @@ _GIB = 2**30
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-  """What one device can do. None where nobody says.
+  """What one device can do; None where that is not published.
 
   A device is what jax counts: a chip, or one of the two TensorCores of a TPU7x
   chip, which share its memory and its links.
