@@ -60,7 +60,7 @@ _FULL_VOCABULARY = 262144
 def _twin(size: _sizes.Size) -> Any:
   """Returns the tiny twin of a size: 0.1 M to 0.2 M parameters."""
   real = size.cls.config
-  changes: dict[str, Any] = _TINY | size.tiny
+  changes: dict[str, Any] = {**_TINY, **size.tiny}
   if real.kv_cache_sharing_config:
     changes['kv_cache_sharing_config'] = _SHARE_HALF
   if real.vision_encoder:
