@@ -216,7 +216,7 @@ ALL = (
         'tpu/_advice.py',
         'if 0 < batch < plan.batch',
         'if 0 < batch',
-        ('tpu/plan_test.py', 'tpu/plan_report_test.py'),
+        ('tpu/advice_test.py',),
     ),
 )
 
