@@ -1,5 +1,6 @@
 """Restoring released checkpoints into a Kauldron train state."""
 
+from gemma4_lora.ckpts._checkpointer import Checkpointer
 from gemma4_lora.ckpts._load_lora import load_lora
 from gemma4_lora.ckpts._load_lora import LoadLoRA
 from gemma4_lora.ckpts._lora_checkpointer import LoRACheckpointer

@@ -1,29 +1,20 @@
 """Saves and resumes a run without its frozen base."""
 
-from collections.abc import Iterator
-import contextlib
 import dataclasses
 import functools
 import os
 from typing import Any
 
 from etils import epath
-from etils import epy
 import jax
 from kauldron import kd
-from kauldron.utils import config_util
 
+from gemma4_lora.ckpts import _checkpointer
 from gemma4_lora.ckpts.lora import _fingerprint
 from gemma4_lora.ckpts.lora import _frozen_base
 from gemma4_lora.ckpts.lora import _lora_item
 
 _WHO = 'LoRACheckpointer'
-
-_CHECKPOINTS = 'checkpoints'
-# A step that is to go is renamed into this folder and deleted there: killed in
-# between, a run leaves no half of a checkpoint under the name of a whole one.
-_DELETED = 'deleted'
-_TMP = '.orbax-checkpoint-tmp'
 
 _STANDALONE = (
     kd.evals.StandaloneEveryCheckpoint,
@@ -32,14 +23,14 @@ _STANDALONE = (
 
 
 @dataclasses.dataclass(frozen=True, eq=True, kw_only=True)
-class LoRACheckpointer(kd.ckpts.Checkpointer):
+class LoRACheckpointer(_checkpointer.Checkpointer):
   """Saves what training changes, and takes the base from where it came from.
 
   ```python
   checkpointer = g4.ckpts.LoRACheckpointer(save_interval_steps=500)
   ```
 
-  A `kd.ckpts.Checkpointer`, with its options. In each `ckpt_N` folder are the
+  A `g4.ckpts.Checkpointer`, with its options. In each `ckpt_N` folder are the
   LoRA leaves (those under a key `lora`), the optimizer's state, collections,
   step, timings, the position in the data, and a fingerprint of the base and of
   the LoRA settings.
@@ -56,11 +47,8 @@ class LoRACheckpointer(kd.ckpts.Checkpointer):
     ValueError: The optimizer changes leaves outside of LoRA, or the base has
       changed since the start, or does not fit the checkpoint.
     OSError: The workdir cannot be written, or the disk is full.
+    OwnedError: Another live run has the workdir.
   """
-
-  base_cfg: kd.train.Trainer = dataclasses.field(
-      default=config_util.ROOT_CFG_REF, repr=False, compare=False
-  )
 
   def update_from_root_cfg(
       self, root_cfg: kd.train.Trainer
@@ -68,30 +56,27 @@ class LoRACheckpointer(kd.ckpts.Checkpointer):
     _check_evals(root_cfg)
     return super().update_from_root_cfg(root_cfg)
 
-  def restore(
+  def _restore(  # pyrefly: ignore[bad-override]
       self,
       state: Any,
       *,
-      step: int = -1,
-      noop_if_missing: bool = False,
-      donate: bool = True,
+      step: int,
+      noop_if_missing: bool,
+      donate: bool,
   ) -> Any:
     """See `kd.ckpts.Checkpointer.restore`; restores the base as well."""
     train_state = _lora_item.train_state(state)
     if train_state is None:  # Whatever is on disk, as it is.
-      return super().restore(
+      return super()._restore(
           state, step=step, noop_if_missing=noop_if_missing, donate=donate
       )
     self._assert_root_cfg_resolved()
-    # Evaluators restore the train state alone.
-    if noop_if_missing and state is not train_state:
-      self._start(train_state)
-    if self.latest_step is None:
+    if self._ckpt_mgr.latest_step() is None:
       if noop_if_missing:
         self._base.remember(train_state)
         return state
       raise FileNotFoundError(
-          f'{_WHO}: no checkpoint in {self._folder}. Use noop_if_missing=True'
+          f'{_WHO}: no checkpoint in {self._files.folder}. Use noop_if_missing=True'
           ' to go on with the state as it is.'
       )
     folder, saved = self._saved(self._absolute_step(step))
@@ -109,7 +94,16 @@ class LoRACheckpointer(kd.ckpts.Checkpointer):
     )
     if donate:
       jax.tree.map(_release, item.leaves)
-    return super().restore(item, step=self._absolute_step(step), donate=False)
+    return super()._restore(
+        item,
+        step=self._absolute_step(step),
+        noop_if_missing=False,
+        donate=False,
+    )
+
+  def _start(self, state: kd.train.TrainState) -> None:
+    self._base.check_optimizer(state)
+    super()._start(state)
 
   def save(
       self,
@@ -129,71 +123,27 @@ class LoRACheckpointer(kd.ckpts.Checkpointer):
     self._assert_root_cfg_resolved()
     with jax.transfer_guard('allow'):
       fingerprint = self._base.fingerprint(train_state)
-    # Not left to Kauldron's `save`, which would log a failure and go on.
-    self.wait_until_finished()
-    with self._explained():
-      return super().save(
-          _lora_item.LoRAItem(item=state, fingerprint=fingerprint),
-          step=step,
-          force=force,
-          metrics=metrics,
-      )
-
-  def wait_until_finished(self) -> None:
-    with self._explained():
-      super().wait_until_finished()
-    self._clean(_DELETED)
-
-  def close(self) -> None:
-    with self._explained():
-      super().close()
-    self._clean(_DELETED)
+    return super().save(
+        _lora_item.LoRAItem(item=state, fingerprint=fingerprint),
+        step=step,
+        force=force,
+        metrics=metrics,
+    )
 
   @property
-  def latest_step(self) -> int | None:
-    with self._explained():  # It makes the folder.
-      return super().latest_step
-
-  @functools.cached_property
-  def _ckpt_mgr(self) -> Any:
-    manager = super()._ckpt_mgr
-    options = dataclasses.replace(manager.options, todelete_subdir=_DELETED)
-    return dataclasses.replace(manager, options=options)
+  def _has_base(self) -> bool:
+    return False
 
   @functools.cached_property
   def _base(self) -> _frozen_base.FrozenBase:
     return _frozen_base.FrozenBase(self.base_cfg, who=_WHO)
 
-  @property
-  def _folder(self) -> epath.Path:
-    return epath.Path(self.workdir) / _CHECKPOINTS
-
-  def _start(self, state: kd.train.TrainState) -> None:
-    """Checks, before the first step, that what is trained can be saved."""
-    self._base.check_optimizer(state)
-    if self.create:
-      with self._explained():
-        self._folder.mkdir(parents=True, exist_ok=True)
-        probe = self._folder / f'.probe_{jax.process_index()}'
-        probe.touch()
-        probe.unlink()
-      # What a run left that was killed.
-      self._clean(_DELETED)
-      self._clean(f'*{_TMP}*')
-
-  def _clean(self, pattern: str) -> None:
-    """Removes what no one reads. One process does it for all."""
-    primary = self.multiprocessing_options.primary_host
-    if self.create and primary in (None, jax.process_index()):
-      for path in self._folder.glob(pattern):
-        path.rmtree()
-
   def _saved(self, step: int) -> tuple[epath.Path, _fingerprint.Fingerprint]:
     """Returns the folder of a step, and the fingerprint in it."""
-    folder = self._folder / f'ckpt_{step}'
-    if not folder.exists():
+    folder = self._files.step(step)
+    if not self._files.is_complete(step):
       raise FileNotFoundError(
-          f'{_WHO}: step={step} is not in {self._folder}. Available steps:'
+          f'{_WHO}: step={step} is not in {self._files.folder}. Available steps:'
           f' {sorted(self.all_steps)}.'
       )
     saved = _fingerprint.read(folder)
@@ -204,25 +154,6 @@ class LoRACheckpointer(kd.ckpts.Checkpointer):
           ' give the run a workdir of its own: --cfg.workdir=….'
       )
     return folder, saved
-
-  @contextlib.contextmanager
-  def _explained(self) -> Iterator[None]:
-    """Says what a failure to write means for the run."""
-    try:
-      yield
-    except Exception as e:  # pylint: disable=broad-exception-caught
-      names = [p.name for p in self._folder.glob('ckpt_*')]
-      steps = [int(n[5:]) for n in names if n[5:].isdigit()]
-      last = f'step {max(steps)}' if steps else 'none'
-      epy.reraise(
-          e,
-          prefix=(
-              f'{_WHO}: cannot save to {self._folder}: is the disk full, or the'
-              ' workdir read-only? The last complete checkpoint there:'
-              f' {last}. The next start goes on from it, and nothing needs'
-              ' cleaning. '
-          ),
-      )
 
 
 def _check_evals(trainer: kd.train.Trainer) -> None:

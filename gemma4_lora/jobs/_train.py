@@ -2,16 +2,30 @@
 
 from collections.abc import Sequence
 import sys
+from typing import Any
 
 from absl import app
+from absl import flags
 import jax
 
+from gemma4_lora import host
+from gemma4_lora.host import _owner
+from gemma4_lora.host import _stop_signals
 from gemma4_lora.jobs import _distributed
 from gemma4_lora.jobs import _overrides
+
+_KAULDRONS = 'kauldron.kd:ckpts.Checkpointer'
 
 
 def run(argv: Sequence[str]) -> None:
   """Joins the other hosts, if there are any, and is Kauldron's main from there.
+
+  | exit status | when |
+  |---|---|
+  | 0 | The run is complete. |
+  | 75 | SIGTERM or SIGINT: all is saved, and the same command goes on. |
+  | 130 | A second SIGINT: the run goes on from the step before. |
+  | 1 | An error. |
 
   Args:
     argv: Kauldron's flags: `--cfg=...`, `--cfg.workdir=...`, `--eval_names=...`;
@@ -19,16 +33,48 @@ def run(argv: Sequence[str]) -> None:
   """
   try:
     argv = _overrides.for_kauldron(argv)
-    _distributed.initialize()
+    several_hosts = _distributed.initialize()
   except ValueError as e:
     print(f'gemma4_lora: {e}', file=sys.stderr)
     sys.exit(1)
+  _stop_signals.of_process().install(several_hosts=several_hosts)
   # Looks at jax's devices when it is imported: too late to join anyone.
   from kauldron import main  # pylint: disable=g-import-not-at-top
+
+  def checked_main(rest: Sequence[str]) -> Any:
+    try:
+      _check_workdir(flags.FLAGS['cfg'].value)
+      return main.main(rest)
+    except (_owner.OwnedError, app.UsageError) as e:
+      print(f'gemma4_lora: {e}', file=sys.stderr)
+      sys.exit(1)
 
   jax.config.config_with_absl()
   # Where the flag of the config looks for what changes it.
   sys.argv[1:] = argv
   # The module stays that of this command: worker processes of the data import
   # it anew, and Kauldron's would look for devices in each.
-  app.run(main.main, argv=sys.argv)
+  app.run(checked_main, argv=sys.argv)
+
+
+def _check_workdir(cfg: Any) -> None:
+  """Raises where Kauldron's own checkpointer would fail at its first save.
+
+  `g4.train.TrainStep` does so too, in a trainer that has one.
+
+  Args:
+    cfg: The config of the run.
+
+  Raises:
+    UsageError: It would.
+  """
+  if cfg is None or not cfg.get('workdir') or not cfg.get('checkpointer'):
+    return
+  workdir = host.path(cfg.workdir, who='--cfg.workdir')
+  is_kauldrons = cfg.checkpointer.get('__qualname__') == _KAULDRONS
+  if is_kauldrons and not host.is_local(workdir):
+    raise app.UsageError(
+        f'kd.ckpts.Checkpointer cannot save to the bucket {workdir}. Use'
+        ' checkpointer=g4.ckpts.Checkpointer(…), which has the same options, or'
+        ' g4.ckpts.LoRACheckpointer(…).'
+    )

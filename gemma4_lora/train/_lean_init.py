@@ -18,12 +18,15 @@ from kauldron import kd
 import numpy as np
 
 from gemma4_lora import _trees
+from gemma4_lora.ckpts import _checkpointer
 from gemma4_lora.ckpts.restore import _followers
 from gemma4_lora.host import _devices
 from gemma4_lora.quant import _formats
 from gemma4_lora.train import _eager
 
 _PARAMS = 'params'
+# Not their subclasses: `LoRACheckpointer` does without the base.
+_SAVE_ALL = (kd.ckpts.Checkpointer, _checkpointer.Checkpointer)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +127,7 @@ def check_storable(shapes: kd.train.TrainState, checkpointer: Any) -> None:
     shapes: The state's shapes.
     checkpointer: The run's checkpointer.
   """
-  if type(checkpointer) is not kd.ckpts.Checkpointer:
+  if type(checkpointer) not in _SAVE_ALL:
     return
   for path, leaf in _trees.flatten(shapes).items():
     cls = _formats.of_codes(path[-1], leaf.dtype)

@@ -17,6 +17,7 @@ import optax
 
 from gemma4_lora.ckpts import _lora_checkpointer
 from gemma4_lora.ckpts import _requests
+from gemma4_lora.ckpts import _workdir
 from gemma4_lora.host import _placement
 from gemma4_lora.optim import _integers
 from gemma4_lora.optim import _used_gradients as optim
@@ -82,6 +83,11 @@ class TrainStep(kd.train.TrainStep):
           f'{_WHO}: num_microbatches= takes a positive integer. Got:'
           f' {self.num_microbatches!r}'
       )
+
+  def update_from_root_cfg(self, root_cfg: kd.train.Trainer) -> 'TrainStep':
+    # Kauldron's checkpointer would fail before `init`.
+    _workdir.check_modes(root_cfg.checkpointer, who=_WHO)
+    return super().update_from_root_cfg(root_cfg)
 
   def init(
       self,

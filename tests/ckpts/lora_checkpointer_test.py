@@ -419,7 +419,7 @@ def test_what_goes_is_renamed_before_it_is_deleted(tmp_path):
   for step in (0, 1):
     made.checkpointer.save(runs.state(made, seed=0), step=step)
   # Kauldron's own, which does not clean up.
-  super(type(made.checkpointer), made.checkpointer).wait_until_finished()
+  kd.ckpts.Checkpointer.wait_until_finished(made.checkpointer)
   assert (tmp_path / 'checkpoints' / 'deleted' / 'ckpt_0').is_dir()
   made.checkpointer.wait_until_finished()
   names = {path.name for path in (tmp_path / 'checkpoints').iterdir()}

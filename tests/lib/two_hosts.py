@@ -21,7 +21,11 @@ def base_model() -> Any:
 
 
 def trainer(
-    *, workdir: Any, released: Any, num_train_steps: int
+    *,
+    workdir: Any,
+    released: Any,
+    num_train_steps: int,
+    save_interval_steps: int = 1,
 ) -> kd.train.Trainer:
   """Returns a trainer whose numbers do not hang on the number of hosts.
 
@@ -32,6 +36,7 @@ def trainer(
     workdir: Where it saves.
     released: Path of the base.
     num_train_steps: When it stops.
+    save_interval_steps: How often it saves.
   """
   fsdp = kd.sharding.FSDPSharding(min_size_to_shard_mb=0)
   made = runs.trainer(
@@ -41,7 +46,10 @@ def trainer(
       lora={'targets': 'attention'},  # Half as much to compile, four times.
       num_train_steps=num_train_steps,
       optimizer=runs.partial(optax.sgd(0.1, momentum=0.9)),
-      options={'max_to_keep': 2},
+      options={
+          'max_to_keep': 2,
+          'save_interval_steps': save_interval_steps,
+      },
       sharding=kd.sharding.ShardingStrategy(params=fsdp, opt_state=fsdp),
       trainstep=g4.train.TrainStep(),
       writer=g4.train.TerminalWriter(),
@@ -51,17 +59,23 @@ def trainer(
   )
 
 
-def run_command(argv: list[str], environment: Mapping[str, str], log: str):
+def run_command(
+    argv: list[str],
+    environment: Mapping[str, str],
+    log: str,
+    module: str = 'gemma4_lora',
+):
   """Is `python -m gemma4_lora` with these arguments, in a process of its own.
 
   Args:
     argv: After the module's name.
     environment: What is added to it.
     log: File for all that the process prints.
+    module: In the place of `gemma4_lora`.
   """
   with open(log, 'w') as file:
     os.dup2(file.fileno(), 1)
     os.dup2(file.fileno(), 2)
   os.environ.update(environment)
-  sys.argv = ['gemma4_lora', *argv]
-  runpy.run_module('gemma4_lora', run_name='__main__', alter_sys=True)
+  sys.argv = [module, *argv]
+  runpy.run_module(module, run_name='__main__', alter_sys=True)

@@ -9,4 +9,6 @@ with konfig.imports():
 
 
 def get_config():
-  return two_hosts.trainer(workdir=None, released=None, num_train_steps=0)
+  return two_hosts.trainer(
+      workdir=None, released=None, num_train_steps=0, save_interval_steps=1
+  )

@@ -1,0 +1,228 @@
+"""Kauldron's checkpointer, for any workdir: a disk or a bucket."""
+
+import dataclasses
+import functools
+from typing import Any
+from typing import NoReturn
+
+import jax
+from kauldron import kd
+from kauldron.utils import config_util
+
+from gemma4_lora import host
+from gemma4_lora.ckpts import _live_run
+from gemma4_lora.ckpts import _resumed
+from gemma4_lora.ckpts import _workdir
+from gemma4_lora.ckpts.lora import _lora_item
+from gemma4_lora.host import _owner
+from gemma4_lora.host import _stop_signals
+
+
+@dataclasses.dataclass(frozen=True, eq=True, kw_only=True)
+class Checkpointer(kd.ckpts.Checkpointer):
+  """A `kd.ckpts.Checkpointer` that also saves to buckets.
+
+  ```python
+  checkpointer = g4.ckpts.Checkpointer(save_interval_steps=500)
+  ```
+
+  It has the options of `kd.ckpts.Checkpointer`, and writes and reads the same
+  checkpoints: the whole train state, base included. `g4.ckpts.LoRACheckpointer`
+  leaves the frozen base out.
+
+  It has its workdir alone: a second run in it is an error while the first lives.
+  At SIGTERM or SIGINT, a run saves the step that it has done, and ends with exit
+  status 75. A second SIGINT ends it at once. On several hosts, a SIGTERM to one
+  ends all, at one step.
+
+  Attributes:
+    base_cfg: The trainer (set automatically).
+
+  Raises:
+    OSError: The workdir cannot be written, or the disk is full.
+    OwnedError: Another live run has the workdir.
+  """
+
+  base_cfg: kd.train.Trainer = dataclasses.field(
+      default=config_util.ROOT_CFG_REF, repr=False, compare=False
+  )
+
+  def restore(
+      self,
+      state: Any,
+      *,
+      step: int = -1,
+      noop_if_missing: bool = False,
+      donate: bool = True,
+  ) -> Any:
+    """See `kd.ckpts.Checkpointer.restore`."""
+    kwargs = dict(step=step, noop_if_missing=noop_if_missing, donate=donate)
+    to_train = _state_of_run(state) if noop_if_missing else None
+    if to_train is None or not self.create:
+      return self._restore(state, **kwargs)
+    try:
+      self._start(to_train)
+      state = self._restore(state, **kwargs)
+    except BaseException:
+      self._run.end()
+      raise
+    self._say_resumed()
+    to_train = _state_of_run(state)
+    first_step = 0 if to_train is None else int(to_train.step)
+    self._run.train(self._wait, first_step=first_step)
+    return state
+
+  def should_save(self, step: int) -> bool:
+    """See `kd.ckpts.Checkpointer.should_save`; also if a signal asks to stop."""
+    wanted = super().should_save(step)
+    signal = self._run.asked_to_stop(step)
+    if wanted or not signal:
+      return wanted
+    last = self._ckpt_mgr.latest_step()
+    if step > (self._run.first_step if last is None else last):
+      return True  # `save` ends the run.
+    self._end(signal, 'no step was done since', last or self._run.first_step)
+
+  def save(
+      self,
+      state: Any,
+      *,
+      step: int,
+      force: bool = False,
+      metrics: Any = None,
+  ) -> bool:
+    """See `kd.ckpts.Checkpointer.save`.
+
+    Raises:
+      Stopped: A signal asked the run to stop, and the step is saved.
+      OwnedError: Another run has taken the workdir.
+    """
+    signal = self._run.asked_to_stop(step)
+    # Not left to Kauldron's `save`, which would log a failure and go on.
+    self._wait()
+    self._run.check_owner()
+    if signal and self.best_metric_path is not None:
+      # Between two evaluations, there is nothing to compare it by.
+      metrics = None
+    with self._files.explained(who=self._who):
+      saved = super().save(
+          state, step=step, force=force or bool(signal), metrics=metrics
+      )
+    if signal:
+      self._end(signal, 'saved', step)
+    return saved
+
+  def wait_until_finished(self) -> None:
+    """Waits for saves. A run calls it at its end, and gives up its workdir."""
+    self._wait()
+    self._run.end()
+
+  def close(self) -> None:
+    with self._files.explained(who=self._who):
+      super().close()
+    self._files.remove_deleted()
+    self._run.end()
+
+  @property
+  def latest_step(self) -> int | None:
+    if _live_run.settle(self._files.path):
+      vars(self).pop('_ckpt_mgr', None)  # It knows the steps of before.
+    with self._files.explained(who=self._who):  # It makes the folder.
+      return super().latest_step
+
+  @functools.cached_property
+  def _ckpt_mgr(self) -> Any:
+    manager = super()._ckpt_mgr
+    return dataclasses.replace(
+        manager, options=self._files.options(manager.options)
+    )
+
+  @functools.cached_property
+  def _files(self) -> _workdir.Workdir:
+    return _workdir.Workdir(
+        path=host.path(self.workdir, who=self._who),
+        can_clean=self.create and self._is_primary,
+    )
+
+  @property
+  def _who(self) -> str:
+    return type(self).__name__
+
+  @functools.cached_property
+  def _run(self) -> _live_run.LiveRun:
+    return _live_run.LiveRun(self._files.path, who=self._who)
+
+  @property
+  def _is_primary(self) -> bool:
+    primary = self.multiprocessing_options.primary_host
+    return primary in (None, jax.process_index())
+
+  @property
+  def _has_base(self) -> bool:
+    """Whether it saves the base as well."""
+    return True
+
+  def _restore(self, state: Any, **kwargs: Any) -> Any:
+    """Is `kd.ckpts.Checkpointer.restore`."""
+    return super().restore(state, **kwargs)
+
+  def _start(self, state: kd.train.TrainState) -> None:
+    """Takes the workdir, before the first step, if it can be written.
+
+    Args:
+      state: To train.
+    """
+    del state
+    self._files.probe(who=self._who)
+    self._run.take(is_primary=self._is_primary)
+    self._files.remove_deleted()
+    self._files.remove_unfinished()
+    before = self._ckpt_mgr.latest_step()
+    self.reload()
+    if self._ckpt_mgr.latest_step() != before:
+      raise _owner.OwnedError(
+          f'{self._who}: another run saved to {self._files.folder} while this one'
+          ' started. Start this one again.'
+      )
+
+  def _say_resumed(self) -> None:
+    step = self._ckpt_mgr.latest_step()
+    if step is None or not self._is_primary:
+      return
+    _stop_signals.tell(
+        _resumed.text(
+            self.base_cfg,
+            self._files.step(step),
+            step=step,
+            has_base=self._has_base,
+        )
+    )
+
+  def _wait(self) -> None:
+    with self._files.explained(who=self._who):
+      super().wait_until_finished()
+    self._files.remove_deleted()
+
+  def _end(self, signal: str, what: str, step: int) -> NoReturn:
+    """Ends the run, once all that it did is on disk.
+
+    Args:
+      signal: Which asked for it.
+      what: Happened to the step.
+      step: The last that was saved.
+    """
+    self._wait()
+    self._run.end()
+    if isinstance(self.base_cfg, kd.train.Trainer):
+      self.base_cfg.writer.flush()
+    _stop_signals.stop(
+        f'{signal}: {what} step {step} in {self.workdir}. The same command goes'
+        ' on from it.',
+        signal,
+    )
+
+
+def _state_of_run(item: Any) -> kd.train.TrainState | None:
+  """Returns what a trainer restores to train: evaluators take it alone."""
+  state = _lora_item.train_state(item)
+  return None if state is item else state

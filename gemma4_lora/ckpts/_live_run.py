@@ -1,0 +1,174 @@
+"""A run that trains: it has its workdir alone, and a signal may ask it to stop."""
+
+from collections.abc import Callable
+import threading
+from typing import Any
+
+from absl import logging
+from etils import epath
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+from gemma4_lora.host import _owner
+from gemma4_lora.host import _stop_signals
+
+_FILE = 'train_owner.json'
+_MOST_BYTES = 1024  # Of what one host tells the others.
+
+# Runs of this process that have not ended, by workdir: those that train, and
+# those whose cell was interrupted, or failed.
+_RUNS: dict[str, 'LiveRun'] = {}
+
+
+class LiveRun:
+  """A run of this process, from before its first step until it ends.
+
+  Attributes:
+    first_step: At which it started, or went on.
+  """
+
+  def __init__(self, workdir: epath.Path, *, who: str):
+    self.first_step = 0
+    self._workdir = workdir
+    self._who = who
+    self._ownership: _owner.Ownership | None = None
+    self._thread: threading.Thread | None = None
+    self._wait: Callable[[], None] | None = None
+
+  @property
+  def is_training(self) -> bool:
+    return self._wait is not None
+
+  def take(self, *, is_primary: bool) -> None:
+    """Takes the workdir. One process does it for all hosts.
+
+    Args:
+      is_primary: Whether this is that process.
+
+    Raises:
+      OwnedError: Another live run has it.
+    """
+    problem = ''
+    if is_primary:
+      try:
+        path = self._workdir / _FILE
+        self._ownership = _owner.Ownership.take(
+            path, on_wait=_stop_signals.tell
+        )
+      except _owner.OwnedError as e:
+        problem = self._explain(e)
+      except Exception as e:  # pylint: disable=broad-exception-caught
+        if jax.process_count() == 1:
+          raise
+        problem = f'{self._who}: cannot write to {self._workdir}: {e}'
+    problem = _from_primary(problem, is_primary=is_primary)
+    if problem:
+      raise _owner.OwnedError(problem)
+
+  def train(self, wait: Callable[[], None], *, first_step: int) -> None:
+    """Listens to signals from here on.
+
+    Args:
+      wait: Waits for saves that this run has begun.
+      first_step: At which it starts, or goes on.
+    """
+    self._wait = wait
+    self._thread = threading.current_thread()
+    self.first_step = first_step
+    _RUNS[str(self._workdir)] = self
+    signals = _stop_signals.of_process()
+    signals.install(several_hosts=jax.process_count() > 1)
+    signals.is_training = True
+
+  def asked_to_stop(self, step: int) -> str | None:
+    """Returns the signal that asks for it: at one step on all hosts."""
+    if not self.is_training:
+      return None
+    if jax.process_count() == 1:
+      return _stop_signals.of_process().received
+    try:
+      is_reached = multihost_utils.reached_preemption_sync_point(step)
+    except RuntimeError:  # `jax_enable_preemption_service` is off.
+      return None
+    return 'Preempted' if is_reached else None
+
+  def check_owner(self) -> None:
+    """Raises before a save if another run has taken the workdir.
+
+    Raises:
+      OwnedError: It has.
+    """
+    if self._ownership is not None:
+      try:
+        self._ownership.check()
+      except _owner.OwnedError as e:
+        raise _owner.OwnedError(self._explain(e)) from e
+
+  def end(self) -> None:
+    """Gives back the workdir and the signals; a second call does nothing."""
+    if self.is_training:
+      self._wait = None
+      signals = _stop_signals.of_process()
+      signals.is_training = False
+      signals.remove()
+    if _RUNS.get(str(self._workdir)) is self:
+      del _RUNS[str(self._workdir)]
+    if self._ownership is not None:
+      self._ownership.release()
+      self._ownership = None
+
+  def settle(self) -> None:
+    """Ends a run that was interrupted, once it has saved what it had begun to.
+
+    Raises:
+      OwnedError: It trains still, in another thread.
+    """
+    thread = self._thread
+    if thread is not None and thread is not threading.current_thread():
+      if thread.is_alive():
+        other = _owner.OwnedError(f'thread {thread.name} of this process')
+        raise _owner.OwnedError(self._explain(other))
+    try:
+      if self._wait is not None:
+        self._wait()
+    except Exception:  # pylint: disable=broad-exception-caught
+      logging.warning(
+          'The last save in %s failed.', self._workdir, exc_info=True
+      )
+    self.end()
+
+  def _explain(self, e: _owner.OwnedError) -> str:
+    return (
+        f'{self._who}: another run trains in {self._workdir}: {e}. Two runs'
+        ' would overwrite each other. Wait for it, or end it; or give this run a'
+        ' workdir of its own: --cfg.workdir=…. If it is a notebook that has'
+        ' stopped training: trainer.checkpointer.close() there.'
+    )
+
+
+def settle(workdir: epath.Path) -> bool:
+  """Ends a run of this process in a workdir that was interrupted.
+
+  Returns:
+    Whether there was one: what is known of the workdir may be old.
+
+  Raises:
+    OwnedError: It trains still, in another thread.
+  """
+  run = _RUNS.get(str(workdir))
+  if run is None or jax.process_count() > 1:
+    return False
+  run.settle()
+  return True
+
+
+def _from_primary(text: str, *, is_primary: bool) -> str:
+  """Returns what the primary host says, on all hosts."""
+  if jax.process_count() == 1:
+    return text
+  data = np.zeros(_MOST_BYTES, np.uint8)
+  encoded = text.encode()[:_MOST_BYTES]
+  data[: len(encoded)] = list(encoded)
+  said: Any = multihost_utils.broadcast_one_to_all(data, is_source=is_primary)
+  return bytes(np.asarray(said)).rstrip(b'\0').decode(errors='replace')

@@ -1,0 +1,156 @@
+"""The folder of a run's checkpoints, on a disk or in a bucket."""
+
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+from typing import Any
+
+from etils import epath
+from etils import epy
+import jax
+from kauldron import kd
+
+from gemma4_lora import host
+
+# A step that is to go is renamed into this folder and deleted there: killed in
+# between, a run leaves no half of a checkpoint under the name of a whole one.
+# In a bucket, nothing is renamed.
+_DELETED = 'deleted'
+_CHECKPOINTS = 'checkpoints'
+_TMP = '.orbax-checkpoint-tmp'
+_COMMITTED = 'commit_success.txt'  # Orbax's last file of a step.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Workdir:
+  """The checkpoints of a run.
+
+  Attributes:
+    path: The workdir.
+    can_clean: Whether this process removes what no one reads. One does it for
+      all hosts; one that only reads does not.
+  """
+
+  path: epath.Path
+  can_clean: bool
+
+  @property
+  def folder(self) -> epath.Path:
+    return self.path / _CHECKPOINTS
+
+  @property
+  def in_bucket(self) -> bool:
+    return not host.is_local(self.path)
+
+  def options(self, options: Any) -> Any:
+    """Returns Orbax's options for such a folder.
+
+    Args:
+      options: Those of Kauldron's checkpointer.
+    """
+    options = dataclasses.replace(options, todelete_subdir=_DELETED)
+    if self.in_bucket:
+      file_options = dataclasses.replace(
+          options.file_options, path_permission_mode=None
+      )
+      options = dataclasses.replace(options, file_options=file_options)
+    return options
+
+  def probe(self, *, who: str) -> None:
+    """Raises if nothing can be written.
+
+    Args:
+      who: The checkpointer, for messages.
+
+    Raises:
+      OSError: It cannot, or what the storage raises.
+    """
+    with self.explained(who=who):
+      self.folder.mkdir(parents=True, exist_ok=True)
+      file = self.folder / f'.probe_{jax.process_index()}'
+      file.touch()
+      file.unlink()
+
+  def is_complete(self, step: int) -> bool:
+    """Whether a step was saved to its end."""
+    path = self.step(step)
+    return (path / _COMMITTED).exists() if self.in_bucket else path.exists()
+
+  def step(self, step: int) -> epath.Path:
+    """Returns the folder of a step."""
+    return self.folder / f'ckpt_{step}'
+
+  def steps(self) -> list[int]:
+    """Returns the steps that have a folder."""
+    names = [x.name for x in self.folder.glob('ckpt_*')]
+    return sorted(int(n[5:]) for n in names if n[5:].isdigit())
+
+  def remove_deleted(self) -> None:
+    """Removes what an earlier save has replaced."""
+    if self.can_clean and not self.in_bucket:
+      for path in self.folder.glob(_DELETED):
+        path.rmtree()
+
+  def remove_unfinished(self) -> None:
+    """Removes what a run left that was killed: no run may live there."""
+    if not self.can_clean:
+      return
+    for path in self.folder.glob(f'*{_TMP}*'):
+      path.rmtree()
+    if self.in_bucket:
+      for step in self.steps():
+        if not self.is_complete(step):
+          self.step(step).rmtree()
+
+  @contextlib.contextmanager
+  def explained(self, *, who: str) -> Iterator[None]:
+    """Says what a failure to write means for the run.
+
+    Args:
+      who: The checkpointer.
+    """
+    try:
+      yield
+    except Exception as e:  # pylint: disable=broad-exception-caught
+      steps = [x for x in self.steps() if self.is_complete(x)]
+      last = f'step {steps[-1]}' if steps else 'none'
+      epy.reraise(
+          e,
+          prefix=(
+              f'{who}: cannot save to {self.folder}: is the disk full, or the'
+              ' workdir read-only? The last complete checkpoint there:'
+              f' {last}. The next start goes on from it, and nothing needs'
+              ' cleaning. '
+          ),
+      )
+
+
+def check_modes(checkpointer: Any, *, who: str) -> None:
+  """Raises if a checkpointer of Kauldron's own cannot write its workdir.
+
+  Kauldron gives its folders a mode, which etils refuses in a bucket
+  (`kauldron/checkpoints/checkpointer.py` of 1.4.4, `etils/epath/backend.py` of
+  1.14). This goes when Kauldron does so on disks alone.
+
+  Args:
+    checkpointer: The trainer's.
+    who: What asks, for messages.
+
+  Raises:
+    ValueError: It cannot.
+  """
+  if not isinstance(checkpointer, kd.ckpts.Checkpointer):
+    return
+  workdir = host.path(checkpointer.workdir, who=who)
+  if host.is_local(workdir):
+    return
+  options = checkpointer._ckpt_mgr.options  # pylint: disable=protected-access
+  file_options = getattr(options, 'file_options', None)
+  mode = getattr(file_options, 'path_permission_mode', None)
+  if mode not in (None, 0o777):
+    raise ValueError(
+        f'{who}: {type(checkpointer).__name__} of Kauldron cannot save to the'
+        f' bucket {workdir}: it sets the mode {mode:o}, and folders there have'
+        ' none. Use checkpointer=g4.ckpts.Checkpointer(…), which has the same'
+        ' options, or g4.ckpts.LoRACheckpointer(…).'
+    )

@@ -1,0 +1,239 @@
+"""Who writes to a folder: a file that a live process keeps changing."""
+
+from collections.abc import Callable
+import dataclasses
+import json
+import os
+import pathlib
+import secrets
+import socket
+import threading
+import time
+from typing import Any
+
+from absl import logging
+from etils import epath
+
+from gemma4_lora.host import _paths
+
+BEAT_SECONDS = 10.0
+# How long a file of another machine must stay the same before its process
+# counts as dead: several beats, and what a slow storage adds.
+PATIENCE_SECONDS = 45.0
+
+_PROC = pathlib.Path('/proc')
+
+
+class OwnedError(RuntimeError):
+  """Another live process has the folder."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Owner:
+  """What the file says.
+
+  Attributes:
+    key: Random; tells processes apart.
+    host: Name of the machine.
+    machine: One boot of a machine, and one namespace of its process ids.
+    pid: The process.
+    born: When the process started, as the machine counts; '' if not known.
+    started: When it took the folder, by its clock, for people.
+    beat: A count that grows while the process lives.
+  """
+
+  key: str
+  host: str
+  machine: str
+  pid: int
+  born: str
+  started: str
+  beat: int = 0
+
+  @property
+  def text(self) -> str:
+    return (
+        f'process {self.pid} on {self.host or "another machine"}, started'
+        f' {self.started}'
+    )
+
+
+class Ownership:
+  """A folder that this process has, until it gives it back.
+
+  No clock is compared with another: a process of this machine is looked up, and
+  one of another lives if its beat changes while we watch.
+  """
+
+  def __init__(self, path: epath.Path, owner: Owner, beat_seconds: float):
+    """Creates it: see `take`."""
+    self._path = path
+    self._owner = owner
+    self._pid = os.getpid()
+    self._lost: Owner | None = None
+    self._ended = threading.Event()
+    self._lock = threading.Lock()
+    self._thread = threading.Thread(
+        target=self._keep, args=(beat_seconds,), name='owner', daemon=True
+    )
+    self._thread.start()
+
+  @classmethod
+  def take(
+      cls,
+      path: epath.PathLike,
+      *,
+      patience_seconds: float = PATIENCE_SECONDS,
+      beat_seconds: float = BEAT_SECONDS,
+      on_wait: Callable[[str], None] = logging.warning,
+  ) -> 'Ownership':
+    """Takes a folder.
+
+    Args:
+      path: The file, in the folder or beside it; on a disk or in a bucket.
+      patience_seconds: How long to watch the file of a process that cannot be
+        looked up.
+      beat_seconds: How often ours changes.
+      on_wait: Told why this takes so long.
+
+    Raises:
+      OwnedError: A live process has it.
+      OSError: The file cannot be written.
+    """
+    path = _paths.path(path)
+    old = read(path)
+    if old is not None and _is_alive(old, path, patience_seconds, on_wait):
+      raise OwnedError(old.text)
+    owner = _this_process()
+    _write(path, owner)
+    _remove_half_written(path)
+    return cls(path, owner, beat_seconds)
+
+  def check(self) -> None:
+    """Reads the file.
+
+    Raises:
+      OwnedError: Another process took the folder: both started at once, or
+        this one stood still for so long that it seemed dead.
+    """
+    now = read(self._path)
+    if now is not None and now.key != self._owner.key:
+      self._lost = now
+    if self._lost is not None:
+      raise OwnedError(self._lost.text)
+
+  def release(self) -> None:
+    """Gives the folder back; a second call does nothing."""
+    if self._pid != os.getpid():  # A fork of the process: it has none.
+      return
+    with self._lock:
+      if self._ended.is_set():
+        return
+      self._ended.set()
+      now = read(self._path)
+      if now is not None and now.key == self._owner.key:
+        try:
+          self._path.unlink(missing_ok=True)
+        except Exception:  # pylint: disable=broad-exception-caught
+          # A start after this one finds a process that does not live.
+          logging.info('Cannot remove %s', self._path, exc_info=True)
+
+  def _keep(self, seconds: float) -> None:
+    while not self._ended.wait(seconds):
+      with self._lock:
+        if self._ended.is_set():
+          return
+        now = read(self._path)
+        if now is not None and now.key != self._owner.key:
+          self._lost = now
+          return
+        self._owner = dataclasses.replace(
+            self._owner, beat=self._owner.beat + 1
+        )
+        try:
+          _write(self._path, self._owner)
+        except Exception:  # pylint: disable=broad-exception-caught
+          # A storage that fails for a moment: the next beat tries again.
+          logging.info('Cannot write %s', self._path, exc_info=True)
+
+
+def read(path: epath.Path) -> Owner | None:
+  """Returns what the file says; None if there is none that can be read."""
+  try:
+    values = json.loads(path.read_text())
+    return Owner(**{x.name: values[x.name] for x in dataclasses.fields(Owner)})
+  except Exception:  # pylint: disable=broad-exception-caught
+    # Of a storage, any error may mean that there is no such file.
+    return None
+
+
+def _write(path: epath.Path, owner: Owner) -> None:
+  text = json.dumps(dataclasses.asdict(owner), indent=2)
+  if not _paths.is_local(path):  # An object appears whole.
+    path.write_text(text)
+    return
+  new = path.with_name(f'.{path.name}.{owner.key}')
+  new.write_text(text)
+  os.replace(new, path)
+
+
+def _remove_half_written(path: epath.Path) -> None:
+  """Removes what a process left that was killed in `_write`."""
+  if _paths.is_local(path):
+    for left in path.parent.glob(f'.{path.name}.*'):
+      left.unlink(missing_ok=True)
+
+
+def _is_alive(
+    owner: Owner,
+    path: epath.Path,
+    patience_seconds: float,
+    on_wait: Callable[[str], None],
+) -> bool:
+  if owner.machine == _machine():
+    is_other = owner.pid != os.getpid()
+    return is_other and _born(owner.pid) == owner.born
+  on_wait(
+      f'{path} is of {owner.text}: waiting up to {patience_seconds:.0f} s to see'
+      ' whether that still lives.'
+  )
+  end = time.monotonic() + patience_seconds
+  while time.monotonic() < end:
+    time.sleep(min(1.0, patience_seconds / 20))
+    now = read(path)
+    if now is None:  # It ended.
+      return False
+    if now != owner:
+      return True
+  return False
+
+
+def _this_process() -> Owner:
+  return Owner(
+      key=secrets.token_hex(8),
+      host=socket.gethostname(),
+      machine=_machine(),
+      pid=os.getpid(),
+      born=_born(os.getpid()) or '',
+      started=time.strftime('%Y-%m-%d %H:%M:%S UTC', time.gmtime()),
+  )
+
+
+def _machine() -> str:
+  """Names where a process id means one process; random if that is not known."""
+  try:
+    boot = (_PROC / 'sys/kernel/random/boot_id').read_text().strip()
+    return f'{boot} {os.readlink(_PROC / "self/ns/pid")}'
+  except OSError:
+    return secrets.token_hex(8)
+
+
+def _born(pid: int) -> str | None:
+  """Returns when a process started, None if there is none that runs."""
+  try:
+    text = (_PROC / str(pid) / 'stat').read_text()
+  except OSError:
+    return None
+  # The name, in parentheses, may have spaces in it.
+  fields: Any = text.rpartition(')')[2].split()
+  return None if fields[0] in 'ZX' else fields[19]

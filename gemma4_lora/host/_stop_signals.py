@@ -1,0 +1,169 @@
+"""SIGTERM and SIGINT: a run is asked to stop, and may save first."""
+
+import os
+import signal
+import sys
+import threading
+from typing import Any
+from typing import NoReturn
+
+from absl import logging
+
+# Of `sysexits.h`: a failure that passes. What was done is saved, and the same
+# command goes on.
+STOPPED = 75
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(SystemExit):
+  """A run ended since it was asked to; what it did is saved."""
+
+
+class StopSignals:
+  """Takes the signals, and remembers the first.
+
+  While a run trains, it asks `received` at each step. Before that, a signal
+  ends the process at once. A second SIGINT does so always: also while the main
+  thread compiles, and runs no Python.
+
+  In a notebook, where a process is more than a run, `KeyboardInterrupt` takes
+  the place of both.
+  """
+
+  def __init__(self) -> None:
+    self.received: str | None = None
+    self.is_training = False
+    self._interrupts = 0
+    self._previous: dict[signal.Signals, Any] = {}
+    self._pipe: tuple[int, int] | None = None
+    self._forwards = False
+
+  def install(self, *, several_hosts: bool) -> None:
+    """Takes both signals, unless someone else has.
+
+    Args:
+      several_hosts: Whether JAX takes SIGTERM, to tell the other hosts. SIGINT
+        is then handed on as one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+      logging.info('A run in a thread is not stopped by signals.')
+      return
+    self._forwards = several_hosts
+    for number in _SIGNALS:
+      if signal.getsignal(number) == self._on_signal:
+        continue
+      if number == signal.SIGTERM and several_hosts:
+        continue
+      default: Any = signal.SIG_DFL
+      if number == signal.SIGINT:
+        default = signal.default_int_handler
+      if signal.getsignal(number) is not default:
+        continue  # Of the user, who knows better.
+      self._previous[number] = signal.signal(number, self._on_signal)
+    if not is_interactive():
+      self._watch()
+
+  def remove(self) -> None:
+    """Gives the signals back to whom they were."""
+    if threading.current_thread() is not threading.main_thread():
+      return
+    for number, previous in self._previous.items():
+      if signal.getsignal(number) == self._on_signal:
+        signal.signal(number, previous)
+    self._previous = {}
+    if self._pipe is not None:
+      signal.set_wakeup_fd(-1)
+      os.close(self._pipe[1])  # Ends the thread, which closes the other end.
+      self._pipe = None
+    self.received = None
+    self._interrupts = 0
+
+  def _on_signal(self, number: int, frame: Any) -> None:
+    del frame
+    name = signal.Signals(number).name
+    is_first = self.received is None
+    self.received = self.received or name
+    if not self.is_training:
+      stop(f'{name}: stopped; there was nothing to save.', name)
+    if number != signal.SIGINT:
+      return
+    self._interrupts += 1
+    if self._interrupts > 1:
+      if is_interactive():
+        raise KeyboardInterrupt
+      os._exit(128 + signal.SIGINT)
+    if is_first:
+      tell(
+          'SIGINT: saves and stops after this step. Once more stops at once,'
+          ' without saving.'
+      )
+      if self._forwards:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+  def _watch(self) -> None:
+    """Ends the process at the second SIGINT, whatever its main thread does."""
+    if self._pipe is not None:
+      return
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    previous = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    if previous != -1:  # Of an event loop.
+      signal.set_wakeup_fd(previous)
+      os.close(read)
+      os.close(write)
+      return
+    self._pipe = (read, write)
+
+    def count() -> None:
+      interrupts = 0
+      while data := os.read(read, 1):
+        interrupts += data[0] == signal.SIGINT
+        if interrupts > 1:
+          os._exit(128 + signal.SIGINT)
+      os.close(read)
+
+    threading.Thread(target=count, name='second SIGINT', daemon=True).start()
+
+
+_SIGNALS_OF_PROCESS = StopSignals()
+
+
+def of_process() -> StopSignals:
+  """Returns the one that all share: a process has one set of handlers."""
+  return _SIGNALS_OF_PROCESS
+
+
+def stop(text: str, name: str) -> NoReturn:
+  """Says why, and ends the run.
+
+  Args:
+    text: What to say.
+    name: Of the signal.
+
+  Raises:
+    Stopped: To end the process, with a status of its own.
+    KeyboardInterrupt: In a notebook, which goes on.
+  """
+  tell(text)
+  if is_interactive() and name == 'SIGINT':
+    raise KeyboardInterrupt(text)
+  if is_interactive():  # The machine goes, and the notebook with it.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGTERM)
+  raise Stopped(STOPPED)
+
+
+def tell(text: str) -> None:
+  """Writes a line to stderr, in a signal handler too."""
+  line = f'gemma4_lora: {text}\n'
+  try:
+    # Its own line, if a progress bar stands there.
+    sys.stderr.write(f'\n{line}' if sys.stderr.isatty() else line)
+    sys.stderr.flush()
+  except (RuntimeError, ValueError, OSError):  # It was writing, or is closed.
+    os.write(2, line.encode())
+
+
+def is_interactive() -> bool:
+  """Whether someone goes on in this process after a run: a notebook."""
+  return 'ipykernel' in sys.modules or hasattr(sys, 'ps1')

@@ -1,0 +1,214 @@
+"""One live run in a workdir; what it says; how it is stopped."""
+
+import dataclasses
+import subprocess
+import sys
+
+import jax
+from kauldron import kd
+from kauldron.train import checkpoint_state
+import numpy as np
+import pytest
+
+from gemma4_lora import g4
+from gemma4_lora.ckpts import _live_run
+from gemma4_lora.host import _owner
+from gemma4_lora.host import _stop_signals
+from tests.lib import models
+from tests.lib import runs
+
+
+@pytest.fixture(name='make')
+def _make(tmp_path):
+  """Returns what starts a run: its checkpointer, and what it was given."""
+  started = []
+
+  def make(*, seed=0, **options):
+    made = runs.trainer(tmp_path, base=models.base(cut=models.one_layer))
+    made = made.replace(
+        checkpointer=g4.ckpts.Checkpointer(save_interval_steps=100, **options)
+    )
+    ckpt = made.checkpointer
+    started.append(ckpt)
+    assert ckpt.latest_step is None or seed == 0
+    item = checkpoint_state.CheckpointState(
+        runs.state(made, seed=seed),
+        made._chrono,  # pylint: disable=protected-access
+        iter(made.train_ds),
+    )
+    return ckpt, ckpt.restore(item, noop_if_missing=True)
+
+  yield make
+  for ckpt in started:
+    ckpt._run.end()  # pylint: disable=protected-access
+
+
+@pytest.fixture(name='other')
+def _other(tmp_path):
+  """A live process that has the workdir."""
+  process = subprocess.Popen(['sleep', '100'])
+  owner = dataclasses.replace(
+      _owner._this_process(),
+      pid=process.pid,
+      born=_owner._born(process.pid),
+      key='other',
+  )
+  _owner._write(tmp_path / 'train_owner.json', owner)
+  yield process
+  process.kill()
+  process.wait()
+
+
+def _names(folder):
+  return {path.name for path in folder.iterdir()}
+
+
+def test_a_second_live_run_is_an_error_and_harms_nothing(make, other, tmp_path):
+  half = tmp_path / 'checkpoints' / 'ckpt_4.orbax-checkpoint-tmp'
+  half.mkdir(parents=True)
+  with pytest.raises(
+      _owner.OwnedError,
+      match=rf'another run trains in {tmp_path}: process {other.pid} on .*'
+      r'--cfg\.workdir=',
+  ):
+    make()
+  assert half.exists()
+  other.kill()
+  other.wait()
+  make()
+  assert not half.exists()
+
+
+def test_a_run_whose_workdir_was_taken_saves_no_more(make, tmp_path):
+  ckpt, item = make()
+  ckpt.save(item, step=0)
+  theirs = dataclasses.replace(_owner._this_process(), key='other', pid=1)
+  _owner._write(tmp_path / 'train_owner.json', theirs)
+  with pytest.raises(_owner.OwnedError, match='another run trains in'):
+    ckpt.save(item, step=100)
+  ckpt.wait_until_finished()
+  assert _names(tmp_path / 'checkpoints') == {'ckpt_0'}
+  assert (tmp_path / 'train_owner.json').exists()  # Theirs.
+
+
+@pytest.mark.parametrize('is_same_trainer', [True, False])
+def test_an_interrupted_run_starts_again_at_once(
+    make, tmp_path, is_same_trainer
+):
+  """As a cell that is run again while its last save is still being written."""
+  ckpt, item = make(seed=3)
+  ckpt.save(item, step=0)
+  ckpt.save(item, step=3, force=True)
+  if is_same_trainer:
+    assert ckpt.latest_step == 3
+    again = ckpt.restore(item, noop_if_missing=True)
+  else:
+    _, again = make()
+  assert int(again.train_state.step) == 3
+  assert _names(tmp_path / 'checkpoints') == {'ckpt_0', 'ckpt_3'}
+
+
+def test_a_run_in_another_thread_is_live(make, tmp_path, monkeypatch):
+  make()
+  run = _live_run._RUNS[str(tmp_path)]
+
+  class Thread:
+    name = 'worker'
+
+    def is_alive(self):
+      return True
+
+  monkeypatch.setattr(run, '_thread', Thread())
+  with pytest.raises(_owner.OwnedError, match='thread worker of this process'):
+    make()
+
+
+def test_a_run_that_ends_gives_all_back(make, tmp_path):
+  ckpt, item = make()
+  assert (tmp_path / 'train_owner.json').exists()
+  assert _stop_signals.of_process().is_training
+  ckpt.save(item, step=0)
+  ckpt.wait_until_finished()
+  assert _names(tmp_path) == {'checkpoints'}
+  assert not _stop_signals.of_process().is_training
+  assert not _live_run._RUNS
+  assert not ckpt.should_save(1)
+
+
+def test_a_start_that_fails_gives_all_back(make, tmp_path):
+  ckpt, item = make()
+  ckpt.save(item, step=0)
+  ckpt.wait_until_finished()
+  for path in (tmp_path / 'checkpoints' / 'ckpt_0' / 'default').iterdir():
+    path.rename(path.with_name(f'{path.name}_moved'))
+  with pytest.raises(Exception, match='structure error'):
+    make()
+  assert not (tmp_path / 'train_owner.json').exists()
+
+
+@pytest.mark.parametrize('options', [{}, {'best_metric_path': 'eval.loss'}])
+def test_asked_to_stop_it_saves_what_is_new_and_ends(
+    make, tmp_path, capsys, options
+):
+  ckpt, item = make(**options)
+  ckpt.save(item, step=0, metrics={'eval': {'loss': 1.0}})
+  assert not ckpt.should_save(7)
+  _stop_signals.of_process().received = 'SIGTERM'
+  assert ckpt.should_save(7)
+  with pytest.raises(_stop_signals.Stopped) as stopped:
+    ckpt.save(item, step=7, metrics={'train': {}})
+  assert stopped.value.code == 75
+  assert capsys.readouterr().err == (
+      f'gemma4_lora: SIGTERM: saved step 7 in {tmp_path}. The same command goes'
+      ' on from it.\n'
+  )
+  assert _names(tmp_path) == {'checkpoints'}
+  ckpt, _ = make(**options)
+  assert ckpt.all_steps == [0, 7]
+
+
+def test_asked_to_stop_before_a_step_it_saves_nothing(make, tmp_path, capsys):
+  ckpt, item = make()
+  ckpt.save(item, step=0)
+  _stop_signals.of_process().received = 'SIGINT'
+  with pytest.raises(_stop_signals.Stopped):
+    ckpt.should_save(0)
+  assert 'SIGINT: no step was done since step 0 in' in capsys.readouterr().err
+  assert _names(tmp_path / 'checkpoints') == {'ckpt_0'}
+
+
+def test_a_notebook_gets_control_back(make, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'ipykernel', np)
+  ckpt, item = make()
+  _stop_signals.of_process().received = 'SIGINT'
+  with pytest.raises(KeyboardInterrupt, match='SIGINT: saved step 1 in'):
+    ckpt.save(item, step=1)
+  _, again = make()
+  assert ckpt.all_steps == [1]
+  jax.tree.map(
+      np.testing.assert_array_equal, again.train_state, item.train_state
+  )
+
+
+def test_a_bucket_gets_no_modes(tmp_path):
+  """A trainer with Kauldron's own checkpointer is refused as it is made."""
+
+  def options(workdir):
+    ckpt = g4.ckpts.Checkpointer(workdir=workdir, save_interval_steps=1)
+    return ckpt._ckpt_mgr.options  # pylint: disable=protected-access
+
+  assert options('gs://b/run').file_options.path_permission_mode is None
+  assert options(tmp_path).file_options.path_permission_mode == 0o770
+  made = runs.trainer(tmp_path, base=models.base(cut=models.one_layer))
+  plain = kd.ckpts.Checkpointer(save_interval_steps=1)
+  made.replace(checkpointer=plain)
+  with pytest.raises(
+      ValueError,
+      match=r'TrainStep: Checkpointer of Kauldron cannot save to the bucket'
+      r' gs://b/run: .* checkpointer=g4\.ckpts\.Checkpointer',
+  ):
+    made.replace(
+        workdir='gs://b/run',
+        checkpointer=plain,
+        trainstep=g4.train.TrainStep(),
+    )

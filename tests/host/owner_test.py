@@ -1,0 +1,146 @@
+"""A folder has one live process; no clock is asked."""
+
+import dataclasses
+import subprocess
+import threading
+import time
+
+from etils import epath
+import pytest
+
+from gemma4_lora.host import _owner
+
+
+@pytest.fixture(name='path')
+def _path(tmp_path):
+  return epath.Path(tmp_path) / 'owner.json'
+
+
+@pytest.fixture(name='take')
+def _take(path):
+  """Takes the folder, with little patience; gives it back at the end."""
+  taken = []
+
+  def take(**kwargs):
+    kwargs = {'patience_seconds': 0.4, 'beat_seconds': 0.05} | kwargs
+    made = _owner.Ownership.take(path, **kwargs)
+    taken.append(made)
+    return made
+
+  yield take
+  for x in taken:
+    x.release()
+
+
+def _write(path, **changes):
+  owner = dataclasses.replace(_owner._this_process(), key='other', **changes)
+  _owner._write(path, owner)
+  return owner
+
+
+@pytest.fixture(name='process')
+def _process():
+  process = subprocess.Popen(['sleep', '60'])
+  yield process
+  process.kill()
+  process.wait()
+
+
+def test_it_is_given_back(path, take):
+  ownership = take()
+  assert _owner.read(path).pid > 0
+  ownership.check()
+  ownership.release()
+  ownership.release()
+  assert not list(path.parent.iterdir())
+
+
+def test_a_live_process_of_this_machine_has_it(path, take, process):
+  _write(path, pid=process.pid, born=_owner._born(process.pid), host='here')
+  with pytest.raises(
+      _owner.OwnedError, match=rf'process {process.pid} on here, started 20'
+  ):
+    take()
+
+
+@pytest.mark.parametrize('is_reused', [True, False])
+def test_a_dead_one_is_taken_over_at_once(path, take, process, is_reused):
+  """Also if its number is another process's by now."""
+  born = _owner._born(process.pid)
+  if is_reused:
+    born += '0'
+  else:
+    process.kill()
+    process.wait()
+  _write(path, pid=process.pid, born=born)
+  start = time.monotonic()
+  take(patience_seconds=60).check()
+  assert time.monotonic() - start < 10
+
+
+def test_one_of_another_machine_lives_if_its_beat_changes(path, take):
+  owner = _write(path, machine='other')
+  beat = threading.Timer(
+      0.15, _owner._write, [path, dataclasses.replace(owner, beat=1)]
+  )
+  beat.start()
+  told = []
+  with pytest.raises(_owner.OwnedError, match='on '):
+    take(patience_seconds=30, on_wait=told.append)
+  beat.join()
+  assert 'waiting up to 30 s' in told[0]
+
+
+@pytest.mark.parametrize('ends', [True, False])
+def test_one_of_another_machine_is_watched_before_it_is_taken_over(
+    path, take, ends
+):
+  """By our clock alone: what that machine takes for the time is not asked."""
+  _write(path, machine='other', started='2999-01-01 00:00:00 UTC')
+  if ends:
+    path.unlink()
+  start = time.monotonic()
+  take(on_wait=lambda _: None).check()
+  assert (time.monotonic() - start > 0.4) != ends
+
+
+def test_what_no_process_wrote_is_taken_over(path, take):
+  path.write_text('{"key": ')
+  take().check()
+
+
+def test_the_beat_changes_and_a_process_that_lost_it_says_so(path, take):
+  ownership = take()
+  first = _owner.read(path)
+  deadline = time.monotonic() + 30
+  while _owner.read(path).beat <= first.beat + 1:
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+  other = _write(path, pid=1, host='there')
+  with pytest.raises(_owner.OwnedError, match='process 1 on there'):
+    ownership.check()
+  ownership.release()
+  assert _owner.read(path) == other  # It is not ours to remove.
+  ownership._thread.join(30)
+  assert not ownership._thread.is_alive()
+
+
+def test_a_storage_that_fails_for_a_moment_loses_nothing(path, take):
+  ownership = take()
+  path.unlink()
+  path.mkdir()  # No file can be written there.
+  time.sleep(0.2)
+  ownership.check()
+  path.rmdir()
+  deadline = time.monotonic() + 30
+  while _owner.read(path) is None:
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+
+
+def test_a_fork_gives_nothing_back(path, take):
+  ownership = take(beat_seconds=60)
+  ownership._pid += 1
+  ownership.release()
+  assert path.exists()
+  ownership._pid -= 1
