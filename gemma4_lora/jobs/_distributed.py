@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 import json
 import os
+import re
+import sys
 from typing import Any
 
 from absl import logging
@@ -18,6 +20,16 @@ _TPU_HOSTS = (
 )
 # https://cloud.google.com/vertex-ai/docs/training/distributed-training
 _CLUSTER_SPEC = 'CLUSTER_SPEC'
+# After which a host that does not answer counts as gone.
+_TIMEOUT = 'GEMMA4_LORA_HEARTBEAT_TIMEOUT'
+# What jax prints before it aborts, once it knows that a host is gone
+# (`xla/pjrt/distributed/client.h`). It takes a callback for that, which cannot be
+# in Python: it is given a C++ status, and ends in std::bad_cast (jaxlib 0.12.0).
+FATAL = b'the JAX distributed service detected fatal errors'
+LOST = 76
+_LOST_TEXT = re.compile(
+    r'Gloo|[Cc]onnection (closed|reset)|Socket closed|UNAVAILABLE|heartbeat'
+)
 
 
 def initialize() -> bool:
@@ -32,6 +44,9 @@ def initialize() -> bool:
   | `TPU_WORKER_HOSTNAMES` of several hosts, `TPU_WORKER_ID` | GKE, Vertex AI |
   | `CLUSTER_SPEC` of several workers | Vertex AI, for pools of machines |
   | the metadata of a TPU VM | Cloud TPU |
+
+  `GEMMA4_LORA_HEARTBEAT_TIMEOUT` is in seconds: a host from which nothing is heard
+  for so long is gone, and the others end. Default: jax's, 100.
 
   Returns:
     Whether there are several hosts.
@@ -48,9 +63,58 @@ def initialize() -> bool:
     return _of_tpu_vm()
   if arguments['num_processes'] == 1:
     return False
-  jax.distributed.initialize(**arguments)
+  jax.distributed.initialize(**arguments, **_timeout())
   _log()
   return True
+
+
+def may_have_several() -> bool:
+  """Whether `initialize` may join others; it says what is wrong if not."""
+  env = os.environ
+  try:
+    arguments = _explicit(env) or _of_cluster(env.get(_CLUSTER_SPEC))
+  except ValueError:
+    return False
+  if arguments is not None:
+    return arguments['num_processes'] > 1
+  # In a terminal it is one host: several have no one who looks.
+  return _is_tpu_slice(env) or _is_tpu_vm(env) and not sys.stderr.isatty()
+
+
+def explain_lost(dump: str) -> str:
+  """Returns what to say of a host that is gone.
+
+  Args:
+    dump: What jax prints when it knows, or the error of a step.
+  """
+  found = re.search(r'[Tt]ask (\d+) heartbeat|heartbeats\):\s*(\d+)', dump)
+  which = 'another host'
+  if found:
+    which = f'host {found[1] or found[2]}'
+  elif 'PollForError' in dump:
+    which = 'host 0, which coordinates,'
+  return (
+      f'{which} is gone: this one ends, too. The same command on all hosts goes'
+      f' on from the last checkpoint. A host is gone if its process has ended,'
+      f' or was not heard of for {_TIMEOUT} seconds (100 if that is not set).'
+  )
+
+
+def is_lost(error: BaseException) -> bool:
+  """Whether an error of a step is that another host is gone."""
+  is_jax = isinstance(error, jax.errors.JaxRuntimeError)
+  return is_jax and bool(_LOST_TEXT.search(str(error)))
+
+
+def _timeout() -> dict[str, Any]:
+  """Returns arguments of `jax.distributed.initialize`."""
+  value = os.environ.get(_TIMEOUT)
+  if not value:
+    return {}
+  seconds = _integer(_TIMEOUT, value)
+  if seconds < 1:
+    raise ValueError(f'{_TIMEOUT}={value} takes seconds, at least 1.')
+  return {'heartbeat_timeout_seconds': seconds}
 
 
 def _explicit(env: Mapping[str, str]) -> dict[str, Any] | None:
@@ -95,8 +159,9 @@ def _is_tpu_slice(env: Mapping[str, str]) -> bool:
 
 
 def _by_jax() -> bool:
+  timeout = _timeout()
   try:
-    jax.distributed.initialize()
+    jax.distributed.initialize(**timeout)
   except ValueError as e:
     raise ValueError(
         'The environment lists several hosts of a TPU slice'
@@ -133,20 +198,24 @@ def _of_cluster(text: str | None) -> dict[str, Any] | None:
 
 def _of_tpu_vm() -> bool:
   """Asks the metadata of a TPU VM, if this is one."""
-  if not any(os.path.exists(path) for path in ('/dev/accel0', '/dev/vfio/0')):
+  if not _is_tpu_vm(os.environ):
     return False
-  if os.environ.get('TPU_SKIP_MDS_QUERY') or any(
-      map(os.environ.get, _TPU_HOSTS)
-  ):
-    return False  # One host, by its environment.
+  timeout = _timeout()
   try:
-    jax.distributed.initialize()
+    jax.distributed.initialize(**timeout)
   except (ValueError, RuntimeError, OSError) as e:
     # A TPU of a notebook, say. Hosts of a slice would wait for each other.
     logging.warning('gemma4_lora: this TPU is taken for a single host: %s', e)
     return False
   _log()
   return jax.process_count() > 1
+
+
+def _is_tpu_vm(env: Mapping[str, str]) -> bool:
+  """Whether there is a TPU, and no environment that says it is one host's."""
+  if not any(os.path.exists(path) for path in ('/dev/accel0', '/dev/vfio/0')):
+    return False
+  return not env.get('TPU_SKIP_MDS_QUERY') and not any(map(env.get, _TPU_HOSTS))
 
 
 def _log() -> None:

@@ -1,6 +1,7 @@
 """`python -m gemma4_lora train`: Kauldron's command, on one host or several."""
 
 from collections.abc import Sequence
+import os
 import sys
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax
 from gemma4_lora import host
 from gemma4_lora.host import _owner
 from gemma4_lora.host import _stop_signals
+from gemma4_lora.host import _watched
 from gemma4_lora.jobs import _distributed
 from gemma4_lora.jobs import _overrides
 
@@ -24,6 +26,7 @@ def run(argv: Sequence[str]) -> None:
   |---|---|
   | 0 | The run is complete. |
   | 75 | SIGTERM or SIGINT: all is saved, and the same command goes on. |
+  | 76 | Another host is gone. |
   | 130 | A second SIGINT: the run goes on from the step before. |
   | 1 | An error. |
 
@@ -33,6 +36,12 @@ def run(argv: Sequence[str]) -> None:
   """
   try:
     argv = _overrides.for_kauldron(argv)
+    if _distributed.may_have_several():
+      _watched.watch(
+          _distributed.FATAL,
+          _distributed.explain_lost,
+          status=_distributed.LOST,
+      )
     several_hosts = _distributed.initialize()
   except ValueError as e:
     print(f'gemma4_lora: {e}', file=sys.stderr)
@@ -44,10 +53,23 @@ def run(argv: Sequence[str]) -> None:
   def checked_main(rest: Sequence[str]) -> Any:
     try:
       _check_workdir(flags.FLAGS['cfg'].value)
-      return main.main(rest)
-    except (_owner.OwnedError, app.UsageError) as e:
+    except (ValueError, ModuleNotFoundError) as e:
       print(f'gemma4_lora: {e}', file=sys.stderr)
       sys.exit(1)
+    try:
+      return main.main(rest)
+    except _owner.OwnedError as e:
+      print(f'gemma4_lora: {e}', file=sys.stderr)
+      sys.exit(1)
+    except Exception as e:  # pylint: disable=broad-exception-caught
+      if not several_hosts or not _distributed.is_lost(e):
+        raise
+      print(
+          f'gemma4_lora: {_distributed.explain_lost(str(e))}', file=sys.stderr
+      )
+      sys.stderr.flush()
+      # Python's own end would wait for the host that is gone.
+      os._exit(_distributed.LOST)
 
   jax.config.config_with_absl()
   # Where the flag of the config looks for what changes it.
@@ -66,14 +88,15 @@ def _check_workdir(cfg: Any) -> None:
     cfg: The config of the run.
 
   Raises:
-    UsageError: It would.
+    ValueError: It would, or the workdir is no path.
+    ModuleNotFoundError: What reads such a path is not installed.
   """
   if cfg is None or not cfg.get('workdir') or not cfg.get('checkpointer'):
     return
   workdir = host.path(cfg.workdir, who='--cfg.workdir')
   is_kauldrons = cfg.checkpointer.get('__qualname__') == _KAULDRONS
   if is_kauldrons and not host.is_local(workdir):
-    raise app.UsageError(
+    raise ValueError(
         f'kd.ckpts.Checkpointer cannot save to the bucket {workdir}. Use'
         ' checkpointer=g4.ckpts.Checkpointer(…), which has the same options, or'
         ' g4.ckpts.LoRACheckpointer(…).'

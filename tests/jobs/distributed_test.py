@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from gemma4_lora.jobs import _distributed
@@ -116,3 +117,54 @@ def test_hosts_of_a_slice_without_a_tpu(env):
 def test_one_host_of_a_slice(env, hosts):
   env(TPU_WORKER_HOSTNAMES=hosts, TPU_WORKER_ID='0')
   assert not _distributed.initialize()
+
+
+def test_whether_there_may_be_several(env):
+  assert not _distributed.may_have_several()
+  env('a:1', '2', '0')
+  assert _distributed.may_have_several()
+  env('a:1', '1', '0')
+  assert not _distributed.may_have_several()
+  env('a:1', 'two', '0')  # `initialize` says so.
+  assert not _distributed.may_have_several()
+
+
+@pytest.mark.parametrize('value', ['soon', '0'])
+def test_a_heartbeat_that_is_no_time(env, value):
+  env('a:1', '2', '0', GEMMA4_LORA_HEARTBEAT_TIMEOUT=value)
+  with pytest.raises(ValueError, match=f'HEARTBEAT_TIMEOUT={value} '):
+    _distributed.initialize()
+
+
+# Of jaxlib 0.12.0.
+_DUMP = 'F1130 client.h:86] Terminating process because the JAX distributed '
+
+
+@pytest.mark.parametrize(
+    ('dump', 'which'),
+    [
+        (f'{_DUMP}… Task 1 heartbeat timeout. This indicates', 'host 1 is'),
+        (
+            f'{_DUMP}… (stopped sending heartbeats):\n3\nThe tasks',
+            'host 3 is',
+        ),
+        (
+            f'{_DUMP}… CoordinationService/PollForError:\n:UNAVAILABLE: Stream',
+            'host 0, which coordinates, is',
+        ),
+        ('UNKNOWN: Gloo AllGather failed: Connection reset', 'another host is'),
+    ],
+)
+def test_which_host_is_gone(dump, which):
+  text = _distributed.explain_lost(dump)
+  assert text.startswith(f'{which} gone')
+  assert 'GEMMA4_LORA_HEARTBEAT_TIMEOUT' in text
+
+
+def test_an_error_that_is_a_lost_host():
+  lost = jax.errors.JaxRuntimeError('UNKNOWN: Gloo AllGather failed: x')
+  assert _distributed.is_lost(lost)
+  assert not _distributed.is_lost(
+      jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED')
+  )
+  assert not _distributed.is_lost(ValueError('Gloo'))

@@ -20,9 +20,9 @@ _RARELY = 1_000_000
 
 
 @pytest.fixture(name='start')
-def _start(monkeypatch, tmp_path):
+def _start(tmp_path):
   """Starts a run, forked from a process that has imported all that it needs."""
-  monkeypatch.setenv('JAX_NUM_CPU_DEVICES', '8')  # As in this process.
+  environment = {'JAX_NUM_CPU_DEVICES': '8'}  # As in this process.
   context = multiprocessing.get_context('forkserver')
   context.set_forkserver_preload(['tensorflow', 'tests.lib.two_hosts'])
   started = []
@@ -40,7 +40,7 @@ def _start(monkeypatch, tmp_path):
       argv = ['train', *argv]
     log = tmp_path / f'log_{len(started)}'
     process = context.Process(
-        target=two_hosts.run_command, args=(argv, {}, str(log), module)
+        target=two_hosts.run_command, args=(argv, environment, str(log), module)
     )
     process.start()
     started.append(process)

@@ -1,6 +1,7 @@
-"""`python -m gemma4_lora train`, on two hosts that are killed."""
+"""`python -m gemma4_lora train`, on two hosts that are stopped and lost."""
 
 import multiprocessing
+import os
 import pathlib
 import re
 import signal
@@ -16,25 +17,21 @@ from tests.lib import runs
 from tests.lib import two_hosts
 
 _ROOT = pathlib.Path(__file__).parent.parent.parent
-_NUM_STEPS = 6
+_FOREVER = 1_000_000
 
 
 @pytest.fixture(name='start')
-def _start(monkeypatch, tmp_path):
+def _start(tmp_path):
   """Starts both hosts, of four devices each.
 
   They are forked from a process that has imported all that they need, which is
   most of the time that one takes to start.
   """
-  monkeypatch.setenv('JAX_NUM_CPU_DEVICES', '4')
-  # Of a compilation cache, only the first host would have the programs, and not
-  # wait as long for the other as that takes to compile.
-  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR', raising=False)
   context = multiprocessing.get_context('forkserver')
   context.set_forkserver_preload(['tensorflow', 'tests.lib.two_hosts'])
   hosts = []
 
-  def start(launch):
+  def start(launch, num_train_steps=_FOREVER):
     with socket.socket() as s:
       s.bind(('127.0.0.1', 0))
       address = f'127.0.0.1:{s.getsockname()[1]}'
@@ -43,13 +40,18 @@ def _start(monkeypatch, tmp_path):
         f'--cfg={_ROOT}/tests/lib/two_hosts_config.py',
         f'--cfg.workdir={tmp_path / "run"}',
         f'--cfg.released={tmp_path / "released"}',
-        f'--cfg.num_train_steps={_NUM_STEPS}',
+        f'--cfg.num_train_steps={num_train_steps}',
     ]
     for index in range(2):
       environment = {
           'JAX_COORDINATOR_ADDRESS': address,
           'JAX_NUM_PROCESSES': '2',
           'JAX_PROCESS_ID': str(index),
+          'JAX_NUM_CPU_DEVICES': '4',
+          # Of a compilation cache, only the first host would have the programs,
+          # and not wait as long for the other as that takes to compile.
+          'JAX_COMPILATION_CACHE_DIR': '',
+          'GEMMA4_LORA_HEARTBEAT_TIMEOUT': '10',
       }
       log = tmp_path / f'log_{launch}_{index}'
       host = context.Process(
@@ -64,47 +66,77 @@ def _start(monkeypatch, tmp_path):
     host.kill()
 
 
-def _wait_for_step(folder, step, hosts):
-  saved = folder / 'run' / 'checkpoints' / f'ckpt_{step}'
+def _wait_for_step(folder, launch, hosts):
+  """Waits until a launch has trained two steps; returns the last on disk."""
   deadline = time.monotonic() + 300
-  while not saved.exists():
-    assert all(host.is_alive() for host in hosts), _log(folder, 0, 0)
-    assert time.monotonic() < deadline, _log(folder, 0, 0)
+  while len(_steps(_log(folder, launch, 0))) < 2:
+    assert all(host.is_alive() for host in hosts), _log(folder, launch, 0)
+    assert time.monotonic() < deadline, _log(folder, launch, 0)
     time.sleep(0.02)
+  return _saved(folder)
 
 
-def test_two_hosts_killed_one_by_one_and_resumed_are_the_whole_run(
+def _saved(folder):
+  names = (folder / 'run' / 'checkpoints').glob('ckpt_*')
+  steps = [path.name.removeprefix('ckpt_') for path in names]
+  return max(int(step) for step in steps if step.isdigit())
+
+
+def test_two_hosts_stopped_and_lost_and_resumed_are_the_whole_run(
     start, tmp_path
 ):
   """In one process: other hosts, other order of examples, the same numbers."""
   base = random_params.make(two_hosts.base_model())
   released = tmp_path / 'released'
   g4.testing.make_checkpoint(two_hosts.base_model(), released, params=base)
+
+  # One is told to stop, and both end at one step.
   hosts = start(launch=0)
-  _wait_for_step(tmp_path, 2, hosts)
-  for host in reversed(hosts):
-    host.kill()
-    host.join()
-    assert host.exitcode == -signal.SIGKILL
-  for host in start(launch=1):
+  _wait_for_step(tmp_path, 0, hosts)
+  os.kill(hosts[1].pid, signal.SIGTERM)
+  for host in hosts:
+    host.join(timeout=100)
+    assert host.exitcode == 75, _log(tmp_path, 0, 0)
+  stopped = _saved(tmp_path)
+  assert f'Preempted: saved step {stopped} in' in _log(tmp_path, 0, 0)
+
+  # One is gone, and the other ends by itself, with a line.
+  hosts = start(launch=1)
+  _wait_for_step(tmp_path, 1, hosts)
+  hosts[1].kill()
+  killed = time.monotonic()
+  hosts[0].join(timeout=100)
+  assert time.monotonic() - killed < 40
+  log = _log(tmp_path, 1, 0)
+  assert hosts[0].exitcode == 76, log
+  assert f'goes on from step {stopped} of {tmp_path}/run (saved' in log
+  assert ' is gone: this one ends, too.' in log.strip().splitlines()[-1]
+  assert 'stack trace' not in log and 'Fatal Python error' not in log
+  assert 'Traceback' not in log
+
+  lost = _saved(tmp_path)
+  last = lost + 2
+  for host in start(launch=2, num_train_steps=last):
     host.join(timeout=300)
-    assert host.exitcode == 0, _log(tmp_path, 1, 0)
+    assert host.exitcode == 0, _log(tmp_path, 2, 0)
 
   def trainer(workdir):
     return two_hosts.trainer(
         workdir=tmp_path / workdir,
         released=released,
-        num_train_steps=_NUM_STEPS,
+        num_train_steps=last,
     )
 
-  def last(workdir):
+  def saved_leaves(workdir):
     checkpointer = trainer(workdir).checkpointer
     state = checkpointer.restore(runs.state(trainer(workdir), seed=0))
     return runs.saved_leaves(state)
 
   trainer('whole').train()
-  got, want = last('run'), last('whole')  # One process reads what two wrote.
-  assert got['step'] == _NUM_STEPS
+  got, want = saved_leaves('run'), saved_leaves(
+      'whole'
+  )  # One process reads what two wrote.
+  assert got['step'] == last
   assert got.keys() == want.keys()
   for path, leaf in want.items():
     np.testing.assert_allclose(
@@ -115,18 +147,21 @@ def test_two_hosts_killed_one_by_one_and_resumed_are_the_whole_run(
   # What there is one of, there is one of: not one of each host.
   run = tmp_path / 'run'
   names = {path.name for path in (run / 'checkpoints').iterdir()}
-  assert names == {f'ckpt_{_NUM_STEPS - 1}', f'ckpt_{_NUM_STEPS}'}
-  assert len(list(run.glob('train/events*'))) == 2  # One of each launch.
-  first, then = (_steps(_log(tmp_path, launch, 0)) for launch in range(2))
-  assert first == list(range(len(first))) and len(first) >= 2
-  # From the last step that was saved, to the end.
-  assert then == list(range(then[0], _NUM_STEPS + 1)) and then[0] > 0
-  for launch in range(2):
+  assert names == {f'ckpt_{last - 1}', f'ckpt_{last}'}
+  assert len(list(run.glob('train/events*'))) == 3  # One of each launch.
+  first, *others = (_steps(_log(tmp_path, n, 0)) for n in range(3))
+  assert first == list(range(stopped))
+  # From the last step that was saved.
+  for steps, start_step in zip(others, (stopped, lost), strict=True):
+    assert steps == list(range(start_step, steps[-1] + 1))
+  assert others[1][-1] == last
+  for launch in range(3):
     assert not _steps(_log(tmp_path, launch, 1))
 
 
 def _log(folder, launch, index):
-  return (folder / f'log_{launch}_{index}').read_text()
+  path = folder / f'log_{launch}_{index}'
+  return path.read_text() if path.exists() else ''
 
 
 def _steps(log):

@@ -7,6 +7,7 @@ import runpy
 import sys
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from kauldron import kd
 import optax
@@ -77,5 +78,13 @@ def run_command(
     os.dup2(file.fileno(), 1)
     os.dup2(file.fileno(), 2)
   os.environ.update(environment)
+  # jax has read its variables: the fork server that imported it may have been
+  # started by another test.
+  for name, read in (
+      ('jax_num_cpu_devices', int),
+      ('jax_compilation_cache_dir', lambda x: x or None),
+  ):
+    if name.upper() in environment:
+      jax.config.update(name, read(environment[name.upper()]))
   sys.argv = [module, *argv]
   runpy.run_module(module, run_name='__main__', alter_sys=True)
