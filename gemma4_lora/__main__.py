@@ -68,6 +68,13 @@ python -m gemma4_lora train --cfg=… --cfg.workdir=/tmp/run
 trains a config as `python -m kauldron.main` does, with its flags, and on several
 hosts where the environment says that there are several.
 
+```sh
+python -m gemma4_lora doctor
+```
+
+looks at versions, devices, credentials, memory and disk, and says what to type. It
+exits with 1 if something is wrong, and imports nothing that may be broken.
+
 Whatever else a command lacks or cannot do is a line on stderr, and exit status 1.
 """
 
@@ -78,6 +85,14 @@ import pathlib
 import sys
 import traceback
 from typing import Any
+
+if __name__ == '__main__':
+  # Before anything below is imported, which may be what is broken.
+  if sys.argv[1:2] == ['doctor']:
+    from gemma4_lora.doctor import _command as doctor
+
+    sys.exit(doctor.main(sys.argv[2:]))
+  import gemma4_lora.quiet  # noqa: F401
 
 from absl import app
 from absl import flags
@@ -163,7 +178,7 @@ def _main(argv: Sequence[str]) -> None:
     raise app.UsageError(
         f'Give one command of {sorted(_COMMANDS)}. Got: {names}.{hint}'
     )
-  if not flags.FLAGS['cfg'].present:
+  if not flags.FLAGS['cfg'].present and names != ['doctor']:
     raise app.UsageError('--cfg=... is missing: the config of the run.')
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)  # Orbax has much to say.
@@ -189,6 +204,10 @@ def _is_ours(e: BaseException | None) -> bool:
     # `konfig` adds where in the config it was, and raises anew.
     e = e.__cause__
   return False
+
+
+def _doctor() -> None:
+  raise app.UsageError('doctor takes no flags: python -m gemma4_lora doctor')
 
 
 def _summary() -> None:
@@ -387,6 +406,7 @@ def _format(command: str, choices: Sequence[str]) -> str:
 _COMMANDS = {
     'chat': _chat,
     'check': _check,
+    'doctor': _doctor,
     'export': _export,
     'fuse': _fuse,
     'plan': _plan,

@@ -24,6 +24,7 @@ _RUN_BY = {
     'kauldron.main --cfg=configs/quickstart.py': '.ci/run',
     'uv run --extra dev pytest': '.ci/run',
     'python -m tests.benchmarks': 'tests/benchmarks/table_test.py',
+    'python -m gemma4_lora doctor': 'tests/doctor/versions_test.py',
     'python -m gemma4_lora plan': 'tests/tpu/plan_command_test.py',
     'python -m gemma4_lora train': 'tests/jobs/train_test.py',
     'xmanager launch': 'tests/jobs/xm_test.py',

@@ -19,6 +19,7 @@ _ROOMS = (
     '__main__',
     'g4',
     'tiny',
+    'doctor',
     'train',
     'evals',
     'runs',
@@ -51,6 +52,7 @@ _ROOMS = (
     'gemma4',
     'host/folders',
     'host',
+    'quiet',
     '_trees',
 )
 # Gemma 4's private modules: what we know of them stands in one room.

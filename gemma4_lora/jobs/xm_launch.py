@@ -10,6 +10,9 @@ Flags are those of `python -m gemma4_lora vertex`, and so is the job: planned
 first, printed with `--dry-run`. XManager keeps a record of it.
 """
 
+# Before what has much to say.
+import gemma4_lora.quiet  # noqa: F401
+
 from collections.abc import Sequence
 import sys
 

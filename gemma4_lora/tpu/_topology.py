@@ -162,6 +162,7 @@ def _alongside_others() -> Iterator[None]:
     defaults['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'
     # Without it, libtpu logs long complaints.
     defaults['TPU_WORKER_HOSTNAMES'] = 'localhost'
+    defaults['TPU_HOST_BOUNDS'] = '1,1,1'
   ours = {k: v for k, v in defaults.items() if k not in os.environ}
   os.environ.update(ours)
   try:

@@ -38,6 +38,7 @@ def test_launch(tmp_path):
       check=False,
   )
   assert done.returncode == 0, done.stderr
+  assert 'oneDNN' not in done.stderr  # TensorFlow's: see `quiet`.
   config = _request.Config(path='configs/quickstart.py', overrides=(_OVERRIDE,))
   want = jobs.request_of(topology='v6e:4x4', config=config).job().job_spec
   text = done.stdout[: done.stdout.index('strategy: STANDARD\n') + 19]
