@@ -41,7 +41,7 @@ def first_fit_decreasing(
 
 
 class _Rooms:
-  """What room each bin has, as a tree of maxima: the first fit in log time."""
+  """Room of each bin, as a tree of maxima: finds the first fit in log time."""
 
   def __init__(self, number: int, capacity: int):
     self._width = 1 << max(number - 1, 0).bit_length()

@@ -100,7 +100,7 @@ def show(
   Args:
     example: What `ChatTask`, `PackedSource` or `PreferenceTask` gives, or a batch
       of it.
-    tokenizer: That of the task. Default: Gemma 4's.
+    tokenizer: The task's tokenizer. Default: Gemma 4's.
     in_input: Key of the model's input.
     in_target: Key of the labels.
     in_mask: Key of the loss mask.

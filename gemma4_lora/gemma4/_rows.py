@@ -203,7 +203,7 @@ class Leaf(Row):
   (`layers.0.layer_scalar`).
 
   Attributes:
-    is_hf_module: Which of the two.
+    is_hf_module: Whether `hf_name` is a module.
   """
 
   is_hf_module: bool

@@ -211,7 +211,7 @@ class LoRA(_forward.Forward):
 
   @property
   def variant(self) -> variants.Variant:
-    """What is added to each linear, and which leaves that takes."""
+    """The LoRA that is added to each linear, and its leaves."""
     return variants.chosen({x: getattr(self, x) for x in variants.ARGUMENTS})
 
   @property
@@ -246,7 +246,7 @@ class LoRA(_forward.Forward):
 
   @property
   def quantized(self) -> Mapping[str, Any]:
-    """How each quantised leaf of the base is, by its dotted path."""
+    """Encoding of each quantised leaf of the base, by dotted path."""
     if not self.quantize:
       return {}
     return _by_leaf.resolve(self.quantize, self.model.config)

@@ -26,7 +26,7 @@ class LinearView:
     leaves: Its LoRA leaves by name; `'a'` and `'b'` in any case. Those of experts
       have an axis `E` in front, and those of the vision tower, whose layers gemma
       stacks, an axis `L`, as the base there.
-    variant: Which LoRA it is.
+    variant: Plain LoRA or DoRA.
     scale: What A times B is multiplied by. What the base multiplies its weight
       by (`w_scale`) applies to both, and is not in it.
   """

@@ -49,7 +49,7 @@ def live(jaxpr: core.Jaxpr, outs: Sequence[bool]) -> list[bool]:
 
   Args:
     jaxpr: The program.
-    outs: Which of its outputs.
+    outs: The outputs in question.
   """
   needed_vars = _variables(jaxpr.outvars, outs)
   for eqn in reversed(jaxpr.eqns):

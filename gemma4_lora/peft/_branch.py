@@ -107,9 +107,9 @@ def to_row(
   """Undoes `from_row`.
 
   Args:
-    row: Not of experts.
+    row: The row of a linear other than experts.
     branches: One, or one per layer of a stacked weight: of one rank and alpha.
-    variant: Theirs.
+    variant: The variant of the branches.
   """
   rank = branches[0].rank
   leaves = {

@@ -104,7 +104,7 @@ def _default_and_patterns(
 
   Args:
     values: Values by name of module or parameter.
-    parameters: Those that are parameters: the commonest is one of theirs.
+    parameters: Names of parameters: the commonest value is one of theirs.
   """
   counts = collections.Counter(values[name] for name in parameters or values)
   default, _ = counts.most_common(1)[0]

@@ -74,7 +74,7 @@ class Rule:
     return _as_tuple(self.exclude)
 
   def __repr__(self) -> str:
-    """As one would write it: nothing that is the default."""
+    """As a user would write it, without defaults."""
     args = [repr(self.select)]
     for field in dataclasses.fields(self)[1:]:
       value = getattr(self, field.name)

@@ -21,7 +21,7 @@ class Shapes:
 
   Attributes:
     state: A `kd.train.TrainState`.
-    batch: Nested dict.
+    batch: A nested dict.
   """
 
   state: Any
@@ -111,7 +111,7 @@ def _with(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
 
 
 def _replicated_by_default(tree: Any) -> Any:
-  """What no rule places stands on every device."""
+  """Replicates what no rule places."""
   return jax.tree.map(
       lambda x: x if x.sharding else _with(x, kd.sharding.REPLICATED), tree
   )

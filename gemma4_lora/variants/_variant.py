@@ -66,7 +66,7 @@ class Variant:
 
   @property
   def setting(self) -> str:
-    """What a user wrote to choose it, for messages."""
+    """The argument that chooses it, for messages."""
     return f'{self.argument}=True'
 
   def delta(self, call: Call) -> jax.Array:

@@ -55,7 +55,7 @@ def fresh(state: Any) -> frozenset[_trees.Path]:
   trained and loaded before the base: they must stay.
 
   Args:
-    state: Before the base is restored.
+    state: The state before the base is restored.
 
   Raises:
     ValueError: A follower stands beside no leaf that it could start as.

@@ -114,8 +114,8 @@ class Plan:
   Attributes:
     loads: Base leaves of the state that take a value from the checkpoint, of
       the same shape and of a dtype that converts.
-    mismatched: Those whose shapes differ.
-    wrong_dtype: Those whose dtypes do not convert.
+    mismatched: Leaves whose shapes differ.
+    wrong_dtype: Leaves whose dtypes do not convert.
     wrong_format: Those that the checkpoint holds quantised, and the model not or
       otherwise.
     missing: Base leaves that the checkpoint lacks.

@@ -27,7 +27,7 @@ class Text:
 
   Attributes:
     text: As it is.
-    item: Which entry of the content it stood in, where that was a list.
+    item: Its entry of the content, if that was a list.
   """
 
   text: str
@@ -122,7 +122,7 @@ def parse_text(
     text: The dataset's text.
     role: Who says it: only the model has thoughts.
     field: The field that holds the text, for messages.
-    item: Which entry of the content, where that is a list.
+    item: The text's entry of the content, if that is a list.
 
   Raises:
     ValueError: A turn tag, or half a thought.

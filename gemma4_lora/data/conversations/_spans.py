@@ -33,17 +33,17 @@ class Rendered:
 
   @property
   def prompt(self) -> str:
-    """What a sampler is given for the model's last turn."""
+    """The sampler's prompt for the model's last turn."""
     return self.text[: self.num_prompt]
 
   @property
   def response(self) -> str:
-    """What the model shall say to the prompt."""
+    """The model's expected answer to the prompt."""
     return self.text[self.num_prompt :]
 
   @property
   def trained(self) -> str:
-    """What has a loss."""
+    """The spans that have a loss."""
     return ''.join(span.text for span in self.spans if span.weight)
 
 

@@ -75,7 +75,7 @@ def _value(value: Any, *, like_dialog: bool, quote_keys: bool = False) -> str:
 
 
 def _dictsort(value: dict[str, Any]) -> list[tuple[str, Any]]:
-  """As Jinja's filter: whatever the case."""
+  """Sorts as Jinja's filter does: without regard to case."""
   return sorted(value.items(), key=lambda item: str(item[0]).lower())
 
 

@@ -41,7 +41,7 @@ class Tensor:
   """A tensor in a file.
 
   Attributes:
-    file: Which one.
+    file: The file.
     offset: Where its data starts, in bytes from the start of the file.
     shape: Its shape.
     dtype: Its dtype.

@@ -264,7 +264,7 @@ def _values(eqn: str, x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _sum_dtype(x: jax.Array) -> jnp.dtype:
-  """What scores and sums are held in: float32, or what is wider."""
+  """Dtype of scores and sums: float32, or wider."""
   return jnp.promote_types(x.dtype, jnp.float32)
 
 

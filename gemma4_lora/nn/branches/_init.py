@@ -76,7 +76,7 @@ def draw(
 
   Args:
     key: Random key for A and B.
-    init: Any but `'default'`, for which A and B are drawn apart.
+    init: Any except `'default'`, for which A and B are drawn separately.
     fan_in: Size of the whole input side.
     fan_out: Size of the whole output side.
     rank: Rank of A and B. `'orthogonal'` takes an even one.

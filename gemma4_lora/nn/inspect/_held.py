@@ -27,7 +27,7 @@ class Held:
     name: `'attention'`, `'mlp'`, `'experts'`, `'embeddings'`, `'per-layer
       tables'`, ...; `'vision'`, `'audio'` for all of a tower.
     num_params: Entries of its weights.
-    num_bits: That they take: codes and scales where they are quantised.
+    num_bits: Bits that they take: those of codes and scales if quantised.
     formats: How they are held: `'int4, groups of 32'`, `'bfloat16'`.
   """
 

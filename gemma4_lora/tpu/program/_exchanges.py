@@ -52,7 +52,7 @@ def collectives(
 
   Args:
     program: Program of one device.
-    num_devices: That the program was compiled for.
+    num_devices: How many devices the program was compiled for.
   """
   totals = _Exchanges(program, num_devices).of(program.entry)
   return tuple(totals[kind] for kind in KINDS if kind in totals)
