@@ -49,3 +49,17 @@ def test_each_class_has_prefixes_of_its_own():
 def test_towers_stand_beside_the_text(text, towers):
   assert _hf_names.towers_beside(text) == towers
   assert _hf_names.is_multimodal([text + 'norm']) == (towers is not None)
+
+
+@pytest.mark.parametrize(
+    ('module', 'want'),
+    [
+        ('model.vision_tower.std_bias', True),
+        ('vision_tower.std_bias', True),
+        ('model.embed_audio.embedding_projection', True),
+        ('model.language_model.layers.0.mlp.up_proj', False),
+        ('layers.0.mlp.up_proj', False),
+    ],
+)
+def test_a_tower_is_known_with_its_prefix_and_without(module, want):
+  assert _hf_names.is_in_tower(module) == want
