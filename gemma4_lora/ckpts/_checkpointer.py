@@ -14,7 +14,7 @@ from gemma4_lora.ckpts import _live_run
 from gemma4_lora.ckpts import _resumed
 from gemma4_lora.ckpts import _workdir
 from gemma4_lora.ckpts.lora import _lora_item
-from gemma4_lora.host import _owner
+from gemma4_lora.host import _live_owner
 from gemma4_lora.host import _stop_signals
 
 
@@ -180,7 +180,7 @@ class Checkpointer(kd.ckpts.Checkpointer):
     before = self._ckpt_mgr.latest_step()
     self.reload()
     if self._ckpt_mgr.latest_step() != before:
-      raise _owner.OwnedError(
+      raise _live_owner.OwnedError(
           f'{self._who}: another run saved to {self._files.folder} while this one'
           ' started. Start this one again.'
       )

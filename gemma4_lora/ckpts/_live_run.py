@@ -10,7 +10,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from gemma4_lora.host import _owner
+from gemma4_lora.host import _live_owner
 from gemma4_lora.host import _stop_signals
 
 _FILE = 'train_owner.json'
@@ -32,7 +32,7 @@ class LiveRun:
     self.first_step = 0
     self._workdir = workdir
     self._who = who
-    self._ownership: _owner.Ownership | None = None
+    self._ownership: _live_owner.Ownership | None = None
     self._thread: threading.Thread | None = None
     self._wait: Callable[[], None] | None = None
 
@@ -53,10 +53,10 @@ class LiveRun:
     if is_primary:
       try:
         path = self._workdir / _FILE
-        self._ownership = _owner.Ownership.take(
+        self._ownership = _live_owner.Ownership.take(
             path, on_wait=_stop_signals.tell
         )
-      except _owner.OwnedError as e:
+      except _live_owner.OwnedError as e:
         problem = self._explain(e)
       except Exception as e:  # pylint: disable=broad-exception-caught
         if jax.process_count() == 1:
@@ -64,7 +64,7 @@ class LiveRun:
         problem = f'{self._who}: cannot write to {self._workdir}: {e}'
     problem = _from_primary(problem, is_primary=is_primary)
     if problem:
-      raise _owner.OwnedError(problem)
+      raise _live_owner.OwnedError(problem)
 
   def train(self, wait: Callable[[], None], *, first_step: int) -> None:
     """Listens to signals from here on.
@@ -102,8 +102,8 @@ class LiveRun:
     if self._ownership is not None:
       try:
         self._ownership.check()
-      except _owner.OwnedError as e:
-        raise _owner.OwnedError(self._explain(e)) from e
+      except _live_owner.OwnedError as e:
+        raise _live_owner.OwnedError(self._explain(e)) from e
 
   def end(self) -> None:
     """Gives back the workdir and the signals; a second call does nothing."""
@@ -127,8 +127,8 @@ class LiveRun:
     thread = self._thread
     if thread is not None and thread is not threading.current_thread():
       if thread.is_alive():
-        other = _owner.OwnedError(f'thread {thread.name} of this process')
-        raise _owner.OwnedError(self._explain(other))
+        other = _live_owner.OwnedError(f'thread {thread.name} of this process')
+        raise _live_owner.OwnedError(self._explain(other))
     try:
       if self._wait is not None:
         self._wait()
@@ -138,7 +138,7 @@ class LiveRun:
       )
     self.end()
 
-  def _explain(self, e: _owner.OwnedError) -> str:
+  def _explain(self, e: _live_owner.OwnedError) -> str:
     return (
         f'{self._who}: another run trains in {self._workdir}: {e}. Two runs'
         ' would overwrite each other. Wait for it, or end it; or give this run a'

@@ -10,7 +10,7 @@ from absl import flags
 import jax
 
 from gemma4_lora import host
-from gemma4_lora.host import _owner
+from gemma4_lora.host import _live_owner
 from gemma4_lora.host import _stop_signals
 from gemma4_lora.host import _watched
 from gemma4_lora.jobs import _distributed
@@ -58,7 +58,7 @@ def run(argv: Sequence[str]) -> None:
       sys.exit(1)
     try:
       return main.main(rest)
-    except _owner.OwnedError as e:
+    except _live_owner.OwnedError as e:
       print(f'gemma4_lora: {e}', file=sys.stderr)
       sys.exit(1)
     except Exception as e:  # pylint: disable=broad-exception-caught

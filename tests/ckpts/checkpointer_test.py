@@ -12,7 +12,7 @@ import pytest
 
 from gemma4_lora import g4
 from gemma4_lora.ckpts import _live_run
-from gemma4_lora.host import _owner
+from gemma4_lora.host import _live_owner
 from gemma4_lora.host import _stop_signals
 from tests.lib import models
 from tests.lib import runs
@@ -48,12 +48,12 @@ def _other(tmp_path):
   """A live process that has the workdir."""
   process = subprocess.Popen(['sleep', '100'])
   owner = dataclasses.replace(
-      _owner._this_process(),
+      _live_owner._this_process(),
       pid=process.pid,
-      born=_owner._born(process.pid),
+      born=_live_owner._born(process.pid),
       key='other',
   )
-  _owner._write(tmp_path / 'train_owner.json', owner)
+  _live_owner._write(tmp_path / 'train_owner.json', owner)
   yield process
   process.kill()
   process.wait()
@@ -67,7 +67,7 @@ def test_a_second_live_run_is_an_error_and_harms_nothing(make, other, tmp_path):
   half = tmp_path / 'checkpoints' / 'ckpt_4.orbax-checkpoint-tmp'
   half.mkdir(parents=True)
   with pytest.raises(
-      _owner.OwnedError,
+      _live_owner.OwnedError,
       match=rf'another run trains in {tmp_path}: process {other.pid} on .*'
       r'--cfg\.workdir=',
   ):
@@ -82,9 +82,9 @@ def test_a_second_live_run_is_an_error_and_harms_nothing(make, other, tmp_path):
 def test_a_run_whose_workdir_was_taken_saves_no_more(make, tmp_path):
   ckpt, item = make()
   ckpt.save(item, step=0)
-  theirs = dataclasses.replace(_owner._this_process(), key='other', pid=1)
-  _owner._write(tmp_path / 'train_owner.json', theirs)
-  with pytest.raises(_owner.OwnedError, match='another run trains in'):
+  theirs = dataclasses.replace(_live_owner._this_process(), key='other', pid=1)
+  _live_owner._write(tmp_path / 'train_owner.json', theirs)
+  with pytest.raises(_live_owner.OwnedError, match='another run trains in'):
     ckpt.save(item, step=100)
   ckpt.wait_until_finished()
   assert _names(tmp_path / 'checkpoints') == {'ckpt_0'}
@@ -119,7 +119,9 @@ def test_a_run_in_another_thread_is_live(make, tmp_path, monkeypatch):
       return True
 
   monkeypatch.setattr(run, '_thread', Thread())
-  with pytest.raises(_owner.OwnedError, match='thread worker of this process'):
+  with pytest.raises(
+      _live_owner.OwnedError, match='thread worker of this process'
+  ):
     make()
 
 

@@ -8,7 +8,7 @@ import time
 from etils import epath
 import pytest
 
-from gemma4_lora.host import _owner
+from gemma4_lora.host import _live_owner
 
 
 @pytest.fixture(name='path')
@@ -23,7 +23,7 @@ def _take(path):
 
   def take(**kwargs):
     kwargs = {'patience_seconds': 0.4, 'beat_seconds': 0.05} | kwargs
-    made = _owner.Ownership.take(path, **kwargs)
+    made = _live_owner.Ownership.take(path, **kwargs)
     taken.append(made)
     return made
 
@@ -33,8 +33,10 @@ def _take(path):
 
 
 def _write(path, **changes):
-  owner = dataclasses.replace(_owner._this_process(), key='other', **changes)
-  _owner._write(path, owner)
+  owner = dataclasses.replace(
+      _live_owner._this_process(), key='other', **changes
+  )
+  _live_owner._write(path, owner)
   return owner
 
 
@@ -48,7 +50,7 @@ def _process():
 
 def test_it_is_given_back(path, take):
   ownership = take()
-  assert _owner.read(path).pid > 0
+  assert _live_owner.read(path).pid > 0
   ownership.check()
   ownership.release()
   ownership.release()
@@ -56,9 +58,12 @@ def test_it_is_given_back(path, take):
 
 
 def test_a_live_process_of_this_machine_has_it(path, take, process):
-  _write(path, pid=process.pid, born=_owner._born(process.pid), host='here')
+  _write(
+      path, pid=process.pid, born=_live_owner._born(process.pid), host='here'
+  )
   with pytest.raises(
-      _owner.OwnedError, match=rf'process {process.pid} on here, started 20'
+      _live_owner.OwnedError,
+      match=rf'process {process.pid} on here, started 20',
   ):
     take()
 
@@ -66,7 +71,7 @@ def test_a_live_process_of_this_machine_has_it(path, take, process):
 @pytest.mark.parametrize('is_reused', [True, False])
 def test_a_dead_one_is_taken_over_at_once(path, take, process, is_reused):
   """Also if its number is another process's by now."""
-  born = _owner._born(process.pid)
+  born = _live_owner._born(process.pid)
   if is_reused:
     born += '0'
   else:
@@ -81,11 +86,11 @@ def test_a_dead_one_is_taken_over_at_once(path, take, process, is_reused):
 def test_one_of_another_machine_lives_if_its_beat_changes(path, take):
   owner = _write(path, machine='other')
   beat = threading.Timer(
-      0.15, _owner._write, [path, dataclasses.replace(owner, beat=1)]
+      0.15, _live_owner._write, [path, dataclasses.replace(owner, beat=1)]
   )
   beat.start()
   told = []
-  with pytest.raises(_owner.OwnedError, match='on '):
+  with pytest.raises(_live_owner.OwnedError, match='on '):
     take(patience_seconds=30, on_wait=told.append)
   beat.join()
   assert 'waiting up to 30 s' in told[0]
@@ -111,16 +116,16 @@ def test_what_no_process_wrote_is_taken_over(path, take):
 
 def test_the_beat_changes_and_a_process_that_lost_it_says_so(path, take):
   ownership = take()
-  first = _owner.read(path)
+  first = _live_owner.read(path)
   deadline = time.monotonic() + 30
-  while _owner.read(path).beat <= first.beat + 1:
+  while _live_owner.read(path).beat <= first.beat + 1:
     assert time.monotonic() < deadline
     time.sleep(0.01)
   other = _write(path, pid=1, host='there')
-  with pytest.raises(_owner.OwnedError, match='process 1 on there'):
+  with pytest.raises(_live_owner.OwnedError, match='process 1 on there'):
     ownership.check()
   ownership.release()
-  assert _owner.read(path) == other  # It is not ours to remove.
+  assert _live_owner.read(path) == other  # It is not ours to remove.
   ownership._thread.join(30)
   assert not ownership._thread.is_alive()
 
@@ -133,7 +138,7 @@ def test_a_storage_that_fails_for_a_moment_loses_nothing(path, take):
   ownership.check()
   path.rmdir()
   deadline = time.monotonic() + 30
-  while _owner.read(path) is None:
+  while _live_owner.read(path) is None:
     assert time.monotonic() < deadline
     time.sleep(0.01)
 
