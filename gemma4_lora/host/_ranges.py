@@ -22,10 +22,10 @@ import tensorstore as ts
 
 from gemma4_lora.host import _paths
 
-# How many files' readers, and how many pieces of each, are under way at a time.
+# How many readers, and how many pieces of each, are under way at a time.
 # tensorstore, which has 32 connections, lets the others wait.
 NUM_READERS = 32
-_NUM_PIECES = 32
+_NUM_PIECES = 16
 _PIECE_BYTES = 2**22
 # What is read of a file with its first bytes, where each request takes long.
 _HEAD_BYTES = 2**20
@@ -82,7 +82,25 @@ def open_file(path: epath.Path) -> File:
   size = path.stat().length
   if _paths.is_local(path):
     return _Local(path, size)
-  return _InBucket(path, size)
+  return _InBucket(path, size, head_bytes=min(_HEAD_BYTES, size))
+
+
+def open_stream(path: epath.Path, start: int, stop: int) -> Any:
+  """Opens a range of a file to be read from its start to its end.
+
+  Args:
+    path: See `_paths.path`.
+    start: The first byte.
+    stop: The byte after the last, which is there.
+
+  Returns:
+    What has the `read`, `readinto` and `close` of a binary file.
+  """
+  if _paths.is_local(path):
+    file = path.open('rb')
+    file.seek(start)
+    return file
+  return _InBucket(path, stop).open_at(start, stop)
 
 
 def read(file: File, start: int, stop: int) -> bytes:
@@ -129,20 +147,25 @@ class _LocalReader:
 
 @dataclasses.dataclass(frozen=True)
 class _InBucket(File):
-  """A file in a bucket; each of its bytes is asked for once."""
+  """A file in a bucket; each of its bytes is asked for once.
+
+  Attributes:
+    head_bytes: What is read with its first byte, and kept.
+  """
+
+  head_bytes: int = 0
 
   is_local = False
 
-  def open_at(self, start: int, stop: int) -> Reader:
+  def open_at(self, start: int, stop: int) -> '_BucketReader':
     """See `File`."""
     return _BucketReader(self.path, self._pieces(start, stop))
 
   def _pieces(self, start: int, stop: int) -> Iterator[Any]:
     """Yields what gives the bytes of each piece, once it is asked for."""
-    head = min(_HEAD_BYTES, self.size)
-    if start < head:
+    if start < self.head_bytes:
       yield _Done(self._head[start:stop])
-      start = head
+      start = self.head_bytes
     while start < stop:
       end = min(start + _PIECE_BYTES, stop)
       yield self._read(start, end)
@@ -150,7 +173,7 @@ class _InBucket(File):
 
   @functools.cached_property
   def _head(self) -> bytes:
-    return self._read(0, min(_HEAD_BYTES, self.size)).result()
+    return self._read(0, self.head_bytes).result()
 
   @functools.cached_property
   def _read(self) -> Any:
@@ -181,24 +204,37 @@ class _BucketReader:
   def read_into(self, out: np.ndarray) -> None:
     """See `Reader`."""
     todo = memoryview(out.reshape(-1).view(np.uint8))
-    done = 0
-    while done < len(todo):
-      if not self._rest:
-        self._next()
-      count = min(len(self._rest), len(todo) - done)
-      # By NumPy, which lets other threads go on.
-      np.copyto(
-          np.frombuffer(todo[done : done + count], np.uint8),
-          np.frombuffer(self._rest[:count], np.uint8),
-      )
-      self._rest = self._rest[count:]
-      done += count
+    while todo:
+      count = self.readinto(todo)
+      if not count:
+        raise _truncated(self._path)
+      todo = todo[count:]
 
-  def _next(self) -> None:
-    if not self._started:
-      raise _truncated(self._path)
-    self._rest = memoryview(self._started.popleft().result())
-    self._start_more()
+  def readinto(self, out: memoryview) -> int:
+    """As that of a file."""
+    data = self._some(len(out))
+    # By NumPy, which lets other threads go on.
+    np.copyto(
+        np.frombuffer(out[: len(data)], np.uint8),
+        np.frombuffer(data, np.uint8),
+    )
+    return len(data)
+
+  def read(self, count: int) -> bytes:
+    """As that of a file."""
+    return bytes(self._some(count))
+
+  def close(self) -> None:
+    """As that of a file."""
+    self._started.clear()
+
+  def _some(self, count: int) -> memoryview:
+    """Returns some of the next bytes; none at the end."""
+    while not self._rest and self._started:
+      self._rest = memoryview(self._started.popleft().result())
+      self._start_more()
+    data, self._rest = self._rest[:count], self._rest[count:]
+    return data
 
   def _start_more(self) -> None:
     while len(self._started) < _NUM_PIECES:

@@ -17,7 +17,6 @@ from gemma4_lora.ckpts.sources import _stream
 from gemma4_lora.hf.weights import _base_weights
 from gemma4_lora.hf.weights import _mapped
 from gemma4_lora.host import _memory
-from gemma4_lora.host import _paths
 from gemma4_lora.host import _ranges
 
 
@@ -54,15 +53,6 @@ class HuggingFaceSource(_source.Source):
     if tensor.file.is_local:
       return _MappedRows(leaf)
     return _RangeRows(leaf) if leaf.is_one_tensor else None
-
-  @property
-  def num_readers(self) -> int:
-    """See `Source`."""
-    return (
-        super().num_readers
-        if _paths.is_local(self.path)
-        else _ranges.NUM_READERS
-    )
 
 
 @dataclasses.dataclass(frozen=True)

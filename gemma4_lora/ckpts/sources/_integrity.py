@@ -61,8 +61,11 @@ def kvstore(directory: epath.Path) -> Any:
   return path if '://' in path else {'driver': 'file', 'path': path}
 
 
-def values(directory: epath.Path) -> dict[str, bytes | tuple[epath.Path, int]]:
-  """Returns what the index holds, or the file and the offset of it, by key.
+Place = tuple[epath.Path, int, int]
+
+
+def values(directory: epath.Path) -> dict[str, bytes | Place]:
+  """Returns what the index holds, or its file, offset and length, by key.
 
   Args:
     directory: The folder of the arrays.
@@ -85,8 +88,8 @@ def values(directory: epath.Path) -> dict[str, bytes | tuple[epath.Path, int]]:
     if 'inline_value' in entry:
       found[key] = entry['inline_value']
     else:
-      name, offset, _ = _split(entry['indirect_value'])
-      found[key] = directory / name, offset
+      name, offset, length = _split(entry['indirect_value'])
+      found[key] = directory / name, offset, length
   return found
 
 

@@ -17,6 +17,8 @@ from gemma4_lora.ckpts.sources import _ahead
 from gemma4_lora.ckpts.sources import _checkpoint_layouts
 from gemma4_lora.ckpts.sources import _stream
 from gemma4_lora.host import _memory
+from gemma4_lora.host import _paths
+from gemma4_lora.host import _ranges
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,8 +76,9 @@ class Source(abc.ABC):
 
   @property
   def num_readers(self) -> int:
-    """How many arrays are read at a time: one for each core, as a rule."""
-    return os.cpu_count() or 1
+    """How many arrays are read at a time: one for each core, on this machine."""
+    is_local = _paths.is_local(self.path)
+    return (os.cpu_count() or 1) if is_local else _ranges.NUM_READERS
 
   @abc.abstractmethod
   def reader(

@@ -3,7 +3,7 @@
 Released checkpoints have one compressed chunk per array, and E2B's largest is
 half of the model. tensorstore holds a chunk twice to read any part of it,
 decompressed and as it is in the file. Here it is decompressed as a stream, from
-its place in the file straight into the array's memory.
+its place in the file, here or in a bucket, straight into the array's memory.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,6 @@ import functools
 import json
 import math
 from typing import Any
-from typing import BinaryIO
 from typing import Protocol
 
 from etils import epath
@@ -23,6 +22,7 @@ import zstandard
 
 from gemma4_lora.ckpts.sources import _integrity
 from gemma4_lora.host import _memory
+from gemma4_lora.host import _ranges
 
 # Tensorstore reads parts of chunks up to this size well enough.
 _SMALL_BYTES = 2**26
@@ -83,10 +83,9 @@ def list_whole(directory: epath.Path) -> dict[str, 'Streamed']:
   """Returns the arrays that are one chunk of a file, by Orbax's name.
 
   Args:
-    directory: Directory of the checkpoint. If it is not on this machine, the
-      result is empty: Orbax reads distant files faster, in many pieces at once.
+    directory: Directory of the checkpoint, on this machine or in a bucket.
   """
-  if '://' in str(directory) or not _integrity.has_index(directory):
+  if not _integrity.has_index(directory):
     return {}
   values = _integrity.values(directory)
   arrays = {}
@@ -131,14 +130,14 @@ class Streamed:
     shape: The array's shape.
     dtype: The array's dtype.
     chunk_rows: How many rows a chunk has.
-    chunks: File and offset of each chunk.
+    chunks: File, offset and length of each chunk.
     is_compressed: Whether chunks are compressed by zstd.
   """
 
   shape: tuple[int, ...]
   dtype: np.dtype
   chunk_rows: int
-  chunks: list[tuple[epath.Path, int]]
+  chunks: list[_integrity.Place]
   is_compressed: bool
 
   _chunk: int = -1  # That is open.
@@ -158,6 +157,7 @@ class Streamed:
     Args:
       filled: Makes the array.
     """
+    self._seek(0, 0)  # Before there is memory, which may take XLA a while.
     return filled(self.shape, self.dtype, functools.partial(self._read_into, 0))
 
   def _read_into(self, start: int, out: np.ndarray) -> None:
@@ -177,9 +177,8 @@ class Streamed:
     """Opens a chunk, and skips its rows before one."""
     if chunk != self._chunk or row < self._row:
       self._close()
-      path, offset = self.chunks[chunk]
-      self._file = path.open('rb')
-      self._file.seek(offset)
+      path, offset, length = self.chunks[chunk]
+      self._file = _ranges.open_stream(path, offset, offset + length)
       self._stream = self._file
       if self.is_compressed:
         self._stream = zstandard.ZstdDecompressor().stream_reader(
@@ -196,7 +195,7 @@ class Streamed:
     todo = memoryview(out.reshape(-1).view(np.uint8))
     while todo:
       try:
-        count = _read_bytes(self._stream, todo[:_DECODE_BYTES])
+        count = self._stream.readinto(todo[:_DECODE_BYTES])
       except zstandard.ZstdError as e:
         raise ValueError(self._damaged(str(e))) from e
       if not count:
@@ -205,7 +204,7 @@ class Streamed:
     return out
 
   def _damaged(self, how: str) -> str:
-    path, offset = self.chunks[self._chunk]
+    path, offset, _ = self.chunks[self._chunk]
     return (
         f'The checkpoint is damaged: {path}, at byte {offset}: {how}. Copy or'
         ' download it again.'
@@ -217,30 +216,22 @@ class Streamed:
     self._file, self._stream, self._chunk, self._row = None, None, -1, 0
 
 
-def _read_bytes(stream: BinaryIO, out: memoryview) -> int:
-  """`readinto`, which files in a cloud may not have."""
-  if hasattr(stream, 'readinto'):
-    return stream.readinto(out)
-  data = stream.read(len(out))
-  out[: len(data)] = data
-  return len(data)
-
-
 def _places(
     directory: epath.Path,
     name: str,
     spec: Mapping[str, Any],
     *,
     has_index: bool,
-) -> list[tuple[epath.Path, int]] | None:
-  """Returns file and offset of each chunk; None if one is not there."""
+) -> list[_integrity.Place] | None:
+  """Returns where each chunk is; None if one is not there."""
   count = math.ceil(spec['shape'][0] / spec['chunks'][0])
   keys = [f'{name}/{_chunk_key(spec, i)}' for i in range(count)]
   if has_index:
     values = _integrity.values(directory)
     found = [x for x in map(values.get, keys) if isinstance(x, tuple)]
   else:
-    found = [(directory / k, 0) for k in keys if (directory / k).exists()]
+    files = [directory / k for k in keys if (directory / k).exists()]
+    found = [(file, 0, file.stat().length) for file in files]
   return found if len(found) == count else None
 
 

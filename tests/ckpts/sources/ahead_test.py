@@ -99,7 +99,7 @@ def test_damage_is_an_error_of_the_restore(checkpoint, tmp_path):
   copy = epath.Path(shutil.copytree(path, tmp_path / 'copy'))
   arrays = _stream.list_whole(copy).values()
   largest = max(arrays, key=lambda x: math.prod(x.shape))
-  ((file, offset),) = largest.chunks
+  ((file, offset, _),) = largest.chunks
   data = file.read_bytes()
   file.write_bytes(data[:offset] + b'no zstd' + data[offset + 7 :])
   with pytest.raises(ValueError, match='The checkpoint is damaged: .*zstd'):

@@ -1,15 +1,22 @@
-"""Safetensors in a bucket: the same arrays as on disk, by ranges."""
+"""Checkpoints in a bucket: the same arrays as on disk, by ranges.
+
+Safetensors, and Orbax: one process for both, as it takes long to start.
+"""
 
 import collections
+import itertools
 import json
 import shutil
 
 from etils import epath
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import safetensors.numpy
 
 from gemma4_lora.ckpts.sources import _hugging_face
+from gemma4_lora.ckpts.sources import _open
+from gemma4_lora.ckpts.sources import _stream
 from gemma4_lora.host import _ranges
 from tests.lib import hf_reference
 
@@ -18,8 +25,8 @@ _PACKED = 'model.layers.0.self_attn.q_proj.weight'
 
 
 @pytest.fixture(name='local')
-def _local(buckets, tmp_path):
-  """A folder of checkpoints, copied to gs://base-models."""
+def _local(buckets, tmp_path, checkpoint):
+  """A folder of checkpoints, copied to two buckets."""
   sharded = tmp_path / 'models' / 'sharded'
   sharded.mkdir(parents=True)
   weights = hf_reference.tensors('dense')
@@ -41,6 +48,7 @@ def _local(buckets, tmp_path):
   safetensors.numpy.save_file(weights, packed / 'model.safetensors')
 
   shutil.copytree(hf_reference.TESTDATA / 'e_mm', tmp_path / 'models' / 'mm')
+  shutil.copytree(checkpoint('Gemma4_31B')[0], tmp_path / 'models' / 'orbax')
   for bucket in ('whole', 'by-rows'):
     buckets.upload(tmp_path / 'models', buckets.make(bucket))
   return tmp_path / 'models'
@@ -52,7 +60,8 @@ def test_arrays_and_rows_are_those_of_the_disk(buckets, local):
   buckets.call(_read, buckets, local)
   by_object = collections.defaultdict(list)
   for x in buckets.requests('whole'):
-    if x.range and 'alt=media' in x.target:  # Not the index, by TensorFlow.
+    # Not what TensorFlow reads: the index of the shards.
+    if x.range and 'alt=media' in x.target and 'orbax' not in x.object:
       first, last = map(int, x.range.split('-'))
       assert x.sent == last + 1 - first
       by_object[x.object].append((first, last + 1))
@@ -71,6 +80,7 @@ def _read(buckets, local) -> None:
   _ranges._PIECE_BYTES = 5000
   for name in ('sharded', 'mm', 'packed'):
     _compare(local, name)
+  _compare_orbax(buckets, local)
   _change_meanwhile(buckets, local)
 
 
@@ -91,6 +101,29 @@ def _compare(local, name) -> None:
       np.testing.assert_array_equal(rows.read(0, 1), value[:1])
       num_rows += 1
   assert num_rows, name
+
+
+def _compare_orbax(buckets, local) -> None:
+  """Its arrays are read once too, and its large ones by rows."""
+  want = _open.open_source(local / 'orbax', who='T')
+  got = _open.open_source('gs://whole/orbax', who='T')
+  args = {x.key: ocp.RestoreArgs(np.ndarray) for x in want.leaves.values()}
+  streamed = [key for key in args if got.reader(key) is not None]
+  assert len(streamed) > 10
+  before = len(buckets.requests())
+  arrays = got.read({key: args[key] for key in streamed})
+  for key, value in want.read({key: args[key] for key in streamed}).items():
+    np.testing.assert_array_equal(arrays[key], value, str(key))
+  ranges = sorted(
+      (x.object, *map(int, x.range.split('-')))
+      for x in buckets.requests()[before:]
+  )
+  for (name, _, last), (other, first, _) in itertools.pairwise(ranges):
+    assert other != name or first > last
+  _stream._SMALL_BYTES = 0
+  key = max(streamed, key=lambda x: arrays[x].nbytes)
+  rows = got.open_rows(key)
+  np.testing.assert_array_equal(rows.read(1, 3), arrays[key][1:3])
 
 
 def _change_meanwhile(buckets, local) -> None:

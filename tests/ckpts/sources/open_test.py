@@ -44,10 +44,6 @@ def test_arrays_in_several_chunks_are_left_to_orbax(tmp_path):
     np.testing.assert_array_equal(got[name,], want)
 
 
-def test_none_on_another_machine():
-  assert not _stream.list_whole(epath.Path('gs://bucket/checkpoint'))
-
-
 def test_all_devices_get_the_same(checkpoint):
   """One read per array, whatever the shards."""
   path, params = checkpoint(_E2B)
