@@ -5,15 +5,11 @@ What they check is in `lib/in_buckets.py`, which one process runs.
 
 import json
 import os
-import pathlib
-import sys
 
 import pytest
 
 from tests.lib import buckets as buckets_lib
 from tests.lib import in_buckets
-
-_ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture(scope='module', name='said')
@@ -23,14 +19,12 @@ def _said(tmp_path_factory):
     pytest.skip(reason)
   folder = tmp_path_factory.mktemp('in_buckets')
   with buckets_lib.serve(folder / 'cloud') as buckets:
-    done = buckets.run(
-        *(sys.executable, '-m', 'tests.lib.in_buckets'),
-        *(folder / 'said.json', folder / 'cloud'),
-        env={'PYTHONPATH': os.fspath(_ROOT), 'TMPDIR': os.fspath(folder)},
+    buckets.call(
+        in_buckets.run,
+        *(buckets, folder / 'said.json'),
+        env={'TMPDIR': os.fspath(folder)},
         timeout=600,
-        check=False,
     )
-  assert (folder / 'said.json').exists(), done.stderr
   # Nothing is left of what was put together before it was uploaded.
   assert not list(folder.glob('.*.tmp'))
   return json.loads((folder / 'said.json').read_text())

@@ -183,6 +183,24 @@ ALL = (
         ('runs/export_test.py', '-k', 'exist'),
     ),
     Mutation(
+        'host/folders/_commit.py',
+        "if commit.state != 'complete'",
+        'if False',
+        ('host/folders/commit_test.py',),
+    ),
+    Mutation(
+        'host/folders/_leftovers.py',
+        'if _is_dead(',
+        'if True or _is_dead(',
+        ('host/folders/new_folder_test.py',),
+    ),
+    Mutation(
+        'host/_paths.py',
+        'if match is None:',
+        'if True:',
+        ('host/paths_test.py',),
+    ),
+    Mutation(
         'host/_checksums.py',
         'if shard.replica_id != 0',
         'if False',

@@ -121,11 +121,10 @@ def _in_bucket(text: str, scheme: str, who: str) -> epath.Path:
   text = f'{scheme}://{bucket}' + ('' if rest == '.' else f'/{rest}')
   module, package = _SCHEMES[scheme]
   has_fsspec = all(map(_is_installed, ('fsspec', module)))
-  if scheme == 'gs':
-    if _uses_tensorflow() or has_fsspec:
-      return epath.Path(text)
+  if scheme == 'gs' and _uses_tensorflow():
+    return epath.Path(text)
   elif has_fsspec:
-    return _FsspecPath(text)
+    return FsspecPath(text)
   elif 'tensorflow_io' in sys.modules:
     return epath.Path(text)  # It teaches TensorFlow s3:// and az://.
   raise ModuleNotFoundError(
@@ -134,7 +133,7 @@ def _in_bucket(text: str, scheme: str, who: str) -> epath.Path:
   )
 
 
-class _FsspecPath(gpath.PosixGPath):
+class FsspecPath(gpath.PosixGPath):
   """A path that fsspec reads.
 
   Etils asks TensorFlow for all URLs if TensorFlow is installed, which knows
@@ -144,6 +143,10 @@ class _FsspecPath(gpath.PosixGPath):
   @property
   def _backend(self) -> _backends.Backend:
     return _backends.fsspec_backend
+
+  def refresh(self) -> None:
+    """Forgets listings, which fsspec keeps however others change the bucket."""
+    _backends.fsspec_backend.fs(self).invalidate_cache()
 
 
 def _registered(text: str) -> epath.Path | None:

@@ -1,9 +1,7 @@
 """Each public function and command with `gs://` paths: run by `in_buckets_test`.
 
-    python -m tests.lib.in_buckets RESULTS CLOUD
-
-runs in the namespaces of `tests.lib.buckets`. One process makes all checks, as
-importing gemma takes 10 s, and writes what each had to say to `RESULTS`.
+One process of `tests.lib.buckets` makes all checks, as importing gemma takes 10 s,
+and writes what each had to say to a file.
 """
 
 import contextlib
@@ -52,8 +50,8 @@ class Checks:
     model = g4.nn.LoRA(rank=2, targets='q', model=models.shallow(base))
     # Kauldron's checkpointer does not write to buckets.
     self._run = trained.Run(folder, model)
-    _upload(self._run.released, 'gs://bases/tiny')
-    _upload(self._run.workdir, 'gs://runs/run')
+    buckets.upload(self._run.released, 'gs://bases/tiny')
+    buckets.upload(self._run.workdir, 'gs://runs/run')
     self._model, self._params = model, self._run.params
     config = folder / 'config.py'
     config.write_text(_CONFIG)
@@ -184,12 +182,11 @@ class Checks:
     _equal(self._quantized(model, 'gs://out/q'), want)
 
   def chat(self):
-    stdin, sys.stdin = sys.stdin, io.StringIO('hello\n')
-    try:
-      options = ('--max_new_tokens=2', '--cache_length=64')
-      self._command('chat', *self._cfg, *options)
-    finally:
-      sys.stdin = stdin
+    # It reads all, and nobody says anything: to sample takes long to compile.
+    with mock.patch.object(sys, 'stdin', io.StringIO()):
+      self._command('chat', *self._cfg)
+    out = self._command('chat', *self._cfg, '--step=7', code=1)
+    assert 'step=7 is not in gs://runs/run/checkpoints' in out, out
 
   def plans(self):
     from gemma4_lora.tpu import _cache
@@ -214,7 +211,7 @@ class Checks:
         'b': b'',
     }
     seen = set()
-    for first in (1, 2, 4, 6, 9, 12, 16, 20, 24, 28, 32, 36, 40, 50, 200):
+    for first in (9, 20, 30, 200):
       path = f'gs://out/cut/{first}'
       self._save(path, old)
       self._buckets.fail(status=403, first=first)
@@ -315,8 +312,7 @@ class Checks:
     assert not self._files('out', 'x')
 
   def no_local_folder(self):
-    names = [x.name for x in pathlib.Path.cwd().iterdir()]
-    assert not [x for x in names if x.endswith(':') or x == '~'], names
+    assert not [*pathlib.Path.cwd().iterdir()]
 
   # ------------------------------- Helpers ---------------------------------
 
@@ -440,16 +436,6 @@ def _raises(kind, match):
   assert '\n' not in str(e.value), e.value
 
 
-def _upload(folder, path):
-  """Copies a folder into a bucket, whose server knows only what it got."""
-  from gemma4_lora import host
-
-  for file in folder.rglob('*'):
-    if file.is_file():
-      target = host.path(path) / file.relative_to(folder).as_posix()
-      target.write_bytes(file.read_bytes() or b'')
-
-
 def _lora(params):
   from gemma4_lora import _trees
 
@@ -477,17 +463,20 @@ def _equal(got, want):
   )
 
 
-def _main():
-  from tests.lib import buckets as buckets_lib
+def run(buckets, results: pathlib.Path, *chosen: str) -> None:
+  """Makes all checks, or some; to be called in the namespaces.
 
-  results, cloud = map(pathlib.Path, sys.argv[1:3])
-  chosen = sys.argv[3:] or NAMES
-  buckets = buckets_lib.Buckets(root=cloud, pid=0, with_user=False)
-  (results.parent / 'local').mkdir()
-  os.chdir(results.parent)
-  checks = Checks(buckets, results.parent / 'local')
+  Args:
+    buckets: The emulated buckets.
+    results: File to write: by check, what it had to say; nothing if all is well.
+    *chosen: Names of checks.
+  """
+  here = results.parent / 'here'
+  here.mkdir()
+  os.chdir(here)
+  checks = Checks(buckets, results.parent)
   said = {}
-  for name in chosen:
+  for name in chosen or NAMES:
     try:
       getattr(checks, name)()
       said[name] = ''
@@ -495,7 +484,3 @@ def _main():
       said[name] = traceback.format_exc()
       buckets.heal()
     results.write_text(json.dumps(said))
-
-
-if __name__ == '__main__':
-  _main()

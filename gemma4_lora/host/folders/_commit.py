@@ -24,19 +24,24 @@ from collections.abc import Sequence
 from concurrent import futures
 import dataclasses
 import json
+import time
 from typing import Any
 from typing import Literal
 import zlib
 
 from etils import epath
 
+from gemma4_lora.host import _paths
 from gemma4_lora.host import _storage_errors
 from gemma4_lora.host.folders import _owner
 
 COMMIT = 'gemma4_lora_commit.json'
 _FORMAT = 1
-# How often a folder is read again that was replaced meanwhile.
+# How often a folder is read again that was replaced meanwhile, and after how
+# long: TensorFlow remembers sizes of files for 5 s.
 _TRIES = 3
+_PAUSE_S = 5.5
+_PIECE_BYTES = 2**20
 THREADS = 8
 
 
@@ -75,7 +80,9 @@ def read(folder: epath.Path, *, who: str) -> Commit | None:
     ValueError: It is damaged, or of a later version.
   """
   try:
-    text = (folder / COMMIT).read_text()
+    if isinstance(folder, _paths.FsspecPath):
+      folder.refresh()
+    text = _bytes_of(folder / COMMIT)
   except (FileNotFoundError, NotADirectoryError):
     return None
   try:
@@ -128,15 +135,16 @@ def read_files(
     ValueError: See `whole`; or a checksum is another.
   """
   bad = ''
-  for _ in range(_TRIES):
+  for attempt in range(_TRIES):
     place, commit = _whole(folder, who=who)
     try:
       with _storage_errors.explained(place, who=who):
-        data = {name: (place / name).read_bytes() for name in names}
-    except FileNotFoundError:
-      if commit is None:
+        data = {name: _bytes_of(place / name) for name in names}
+    except Exception:
+      if commit is None or attempt == _TRIES - 1:
         raise
-      continue  # It was replaced meanwhile.
+      _pause(folder)  # It was replaced meanwhile.
+      continue
     files = commit.files if commit else {}
     wrong = [
         name
@@ -146,6 +154,8 @@ def read_files(
     if not wrong:
       return data
     bad = wrong[0]
+    if attempt < _TRIES - 1:
+      _pause(folder)
   raise ValueError(
       f'{who}: {folder / bad} is not as it was written: its checksum is'
       f' another. {_AGAIN}'
@@ -162,7 +172,22 @@ def _crc(data: bytes) -> int:
   return zlib.crc32(data)
 
 
-def _whole(folder: epath.Path, *, who: str) -> tuple[epath.Path, Commit | None]:
+def _bytes_of(file: epath.Path) -> bytes:
+  """Reads a file to its end, however long TensorFlow remembers it to be."""
+  with file.open('rb') as f:
+    return b''.join(iter(lambda: f.read(_PIECE_BYTES), b''))
+
+
+def _pause(folder: epath.Path) -> None:
+  """Waits until what was replaced in a bucket is seen as it is."""
+  if not _paths.is_local(folder):
+    time.sleep(_PAUSE_S)
+
+
+def _whole(
+    folder: epath.Path, *, who: str, again: bool = True
+) -> tuple[epath.Path, Commit | None]:
+  named = folder
   with _storage_errors.explained(folder, who=who):
     commit = read(folder, who=who)
     if commit is not None and commit.state == 'moving':
@@ -182,6 +207,9 @@ def _whole(folder: epath.Path, *, who: str) -> tuple[epath.Path, Commit | None]:
       commit.files.items(), sizes, strict=True
   ):
     if size != wanted:
+      if again and not _paths.is_local(folder):
+        _pause(folder)
+        return _whole(named, who=who, again=False)
       has = 'is missing' if size is None else f'has {size} bytes'
       raise ValueError(
           f'{who}: {folder} is an interrupted write or copy: {name} {has}, and'

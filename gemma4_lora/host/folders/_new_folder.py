@@ -19,6 +19,7 @@ from etils import epath
 from gemma4_lora.host import _paths
 from gemma4_lora.host.folders import _bucket_folder
 from gemma4_lora.host.folders import _leftovers
+from gemma4_lora.host.folders import _one_writer
 
 
 def check_free(
@@ -43,7 +44,9 @@ def check_free(
   """
   path = _paths.path(path, who=who)
   if not _paths.is_local(path):
-    _bucket_folder.check_free(path, overwrite=overwrite, who=who, how=how)
+    with _one_writer.together(path, who=who):
+      if _one_writer.is_writer():
+        _bucket_folder.check_free(path, overwrite=overwrite, who=who, how=how)
     return path
   # The name as the user gave it may be a link: it stays one.
   path = epath.Path(os.path.realpath(path))
@@ -66,7 +69,8 @@ def new_folder(
 
   If anything fails before, nothing is left, and what was at `path` stays. What
   goes to a bucket is put together in the folder for temporary files, which must
-  have room for it.
+  have room for it. Where several processes call this, all get a folder, and that
+  of the first is uploaded.
 
   Args:
     path: From `check_free`.
@@ -106,8 +110,13 @@ def _in_bucket(
   _leftovers.remove(parent / _leftovers.STAGE)
   try:
     with (
+        _one_writer.together(path, who=who),
         _leftovers.workplace(parent, _leftovers.STAGE) as stage,
-        _bucket_folder.upload_to(path, stage, who=who, **options),
+        (
+            _bucket_folder.upload_to(path, stage, who=who, **options)
+            if _one_writer.is_writer()
+            else contextlib.nullcontext()
+        ),
     ):
       yield stage
   except OSError as e:
