@@ -163,6 +163,11 @@ def measure(
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
   command = [sys.executable, '-m', 'tests.benchmarks.restore', task]
   command += [f'--folder={folder}', f'--scale={scale}', f'--devices={devices}']
+  return measure_process(command)
+
+
+def measure_process(command: list[str]) -> Measured:
+  """Returns what a process takes; it prints its seconds."""
   with tempfile.TemporaryFile('w+') as out:
     process = subprocess.Popen(command, stdout=out, stderr=out)
     _, status, usage = os.wait4(process.pid, 0)

@@ -1,4 +1,4 @@
-"""`python -m gemma4_lora train`, on two hosts that are stopped and lost."""
+"""`python -m gemma4_lora` as a shell runs it; `train` on hosts that are lost."""
 
 import multiprocessing
 import os
@@ -20,16 +20,53 @@ _ROOT = pathlib.Path(__file__).parent.parent.parent
 _FOREVER = 1_000_000
 
 
-@pytest.fixture(name='start')
-def _start(tmp_path):
-  """Starts both hosts, of four devices each.
+@pytest.fixture(name='run')
+def _run():
+  """Runs a command in a process of its own, and gives the process.
 
-  They are forked from a process that has imported all that they need, which is
-  most of the time that one takes to start.
+  It is forked from one that has imported all that it needs, which is most of
+  the time that a command takes to start.
   """
   context = multiprocessing.get_context('forkserver')
   context.set_forkserver_preload(['tensorflow', 'tests.lib.two_hosts'])
-  hosts = []
+  started = []
+
+  def run(argv, log, **environment):
+    process = context.Process(
+        target=two_hosts.run_command, args=(argv, environment, str(log))
+    )
+    process.start()
+    started.append(process)
+    return process
+
+  yield run
+  for process in started:
+    process.kill()
+
+
+@pytest.mark.parametrize(
+    ('argv', 'environment', 'message'),
+    [
+        (['sumary'], {}, "Did you mean 'summary'?"),
+        (
+            ['train', f'--cfg={_ROOT}/configs/quickstart.py'],
+            {'JAX_PROCESS_ID': '1'},
+            'gemma4_lora: Of several hosts, JAX_PROCESS_ID is set',
+        ),
+    ],
+)
+def test_what_is_wrong_is_a_line(argv, environment, message, run, tmp_path):
+  process = run(argv, tmp_path / 'log', **environment)
+  process.join(timeout=300)
+  assert process.exitcode == 1
+  log = (tmp_path / 'log').read_text()
+  assert message in log
+  assert 'Traceback' not in log
+
+
+@pytest.fixture(name='start')
+def _start(run, tmp_path):
+  """Starts both hosts, of four devices each."""
 
   def start(launch, num_train_steps=_FOREVER):
     with socket.socket() as s:
@@ -42,28 +79,23 @@ def _start(tmp_path):
         f'--cfg.released={tmp_path / "released"}',
         f'--cfg.num_train_steps={num_train_steps}',
     ]
-    for index in range(2):
-      environment = {
-          'JAX_COORDINATOR_ADDRESS': address,
-          'JAX_NUM_PROCESSES': '2',
-          'JAX_PROCESS_ID': str(index),
-          'JAX_NUM_CPU_DEVICES': '4',
-          # Of a compilation cache, only the first host would have the programs,
-          # and not wait as long for the other as that takes to compile.
-          'JAX_COMPILATION_CACHE_DIR': '',
-          'GEMMA4_LORA_HEARTBEAT_TIMEOUT': '10',
-      }
-      log = tmp_path / f'log_{launch}_{index}'
-      host = context.Process(
-          target=two_hosts.run_command, args=(argv, environment, str(log))
-      )
-      host.start()
-      hosts.append(host)
-    return hosts[-2:]
+    return [
+        run(
+            argv,
+            tmp_path / f'log_{launch}_{index}',
+            JAX_COORDINATOR_ADDRESS=address,
+            JAX_NUM_PROCESSES='2',
+            JAX_PROCESS_ID=str(index),
+            JAX_NUM_CPU_DEVICES='4',
+            # Of a compilation cache, only the first host would have the programs,
+            # and not wait as long for the other as that takes to compile.
+            JAX_COMPILATION_CACHE_DIR='',
+            GEMMA4_LORA_HEARTBEAT_TIMEOUT='10',
+        )
+        for index in range(2)
+    ]
 
-  yield start
-  for host in hosts:
-    host.kill()
+  return start
 
 
 def _wait_for_step(folder, launch, hosts):

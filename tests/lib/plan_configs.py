@@ -13,8 +13,14 @@ with konfig.imports():
 # pylint: enable=g-import-not-at-top
 
 
-def config(variant: str = 'Gemma4_31B', **kwargs):
-  """Returns the config of a Trainer of a tiny model with two or four layers."""
+def config(variant: str = 'Gemma4_31B', *, cut: str = 'shallow', **kwargs):
+  """Returns the config of a Trainer of a tiny model.
+
+  Args:
+    variant: Of the tiny models.
+    cut: Which layers to keep: name of a function in `tests/lib/models.py`.
+    **kwargs: Of the Trainer.
+  """
   base = getattr(g4.testing, variant)(tokens='batch.input')
   kwargs = {
       'train_ds': kd.data.py.DataSource(
@@ -32,7 +38,7 @@ def config(variant: str = 'Gemma4_31B', **kwargs):
   return kd.train.Trainer(
       seed=0,
       workdir='/nowhere',
-      model=g4.nn.LoRA(rank=4, model=models.shallow(base)),
+      model=g4.nn.LoRA(rank=4, model=getattr(models, cut)(base)),
       optimizer=kd.optim.partial_updates(
           optax.adam(1e-3), mask=kd.optim.select('lora')
       ),

@@ -1,39 +1,31 @@
-"""`python -m gemma4_lora plan`, as a shell runs it."""
+"""`python -m gemma4_lora plan`."""
 
-import os
-import pathlib
 import re
-import subprocess
-import sys
 
 import pytest
 
 from gemma4_lora.tpu import _plan_command
 
-_ROOT = pathlib.Path(__file__).parent.parent.parent
+_CONFIG = """
+from tests.lib import plan_configs
 
 
-def _run(*args, **environment):
-  return subprocess.run(
-      [sys.executable, '-m', 'gemma4_lora', 'plan', *args],
-      cwd=_ROOT,
-      env=os.environ | environment,
-      capture_output=True,
-      text=True,
-      check=False,
-  )
+def get_config():
+  return plan_configs.config(cut='one_layer')
+"""
 
 
-def test_a_config(tmp_path):
+def test_a_config(tmp_path, monkeypatch, run_command):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
   config = tmp_path / 'config.py'
-  config.write_text('from tests.lib.plan_configs import config as get_config')
-  done = _run(
+  config.write_text(_CONFIG)
+  done = run_command(
+      'plan',
       f'--cfg={config}',
       '--cfg.model.targets=q',
       '--topology=cpu:2',
       '--batch=2',
       '--length=16',
-      XDG_CACHE_HOME=str(tmp_path),
   )
   assert done.returncode == 0, done.stderr
   assert 'cpu:2 (2 devices), batch 2 x 16 tokens' in done.stdout
