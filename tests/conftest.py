@@ -56,11 +56,37 @@ pytest_plugins = [
 ]
 
 
+# Files that take longest: a worker that started one last would be alone with it.
+_LONGEST = (
+    'colabs_test.py',
+    'configs_test.py',
+    'towers_test.py',
+    'splash_test.py',
+    'step_test.py',
+    'dora_test.py',
+    'train_test.py',
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  """Puts them first; the others stay in their order."""
+  ranks = {name: i - len(_LONGEST) for i, name in enumerate(_LONGEST)}
+  items.sort(key=lambda item: ranks.get(item.path.name, 0))
+
+
 def pytest_collection_finish() -> None:
-  """Spares the garbage collector what was imported: millions of objects."""
+  """Prepares the process that runs tests, which has imported them all."""
+  # Spares the garbage collector what was imported: millions of objects.
   gc.collect()
   gc.freeze()
   gc.set_threshold(100_000)
+  # Where each device has all of an array, Orbax lets each write a part of it, and
+  # compiles a program for each part of each shape: hundreds for a tiny model.
+  # Only large arrays, then.
+  from orbax import checkpoint as ocp  # Not by the process that hands out tests.
+
+  handler = ocp.type_handlers.get_type_handler(jax.Array)
+  handler._min_slice_bytes_for_replica_parallel = 2**12
 
 
 @pytest.hookimpl(optionalhook=True)  # Without xdist there is no such hook.
@@ -68,6 +94,7 @@ def pytest_xdist_make_scheduler(config, log):
   """Gives each file to one worker: its tests share models and programs."""
   from xdist import scheduler
 
+  config.option.loadscopereorder = False  # Not by their number of tests.
   return scheduler.LoadFileScheduling(config, log)
 
 
