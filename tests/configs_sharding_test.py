@@ -82,7 +82,7 @@ def test_the_losses_are_those_of_one_device(tmp_path):
   """FSDP and replicated, from the same weights and data."""
   losses = {}
   for name in ("fsdp", "replicated"):
-    trainer = shipped.shallow(
+    trainer = shipped.with_fewer_layers(
         _trainer(_FSDP[0], tmp_path / name, shipped.SHRINK),
         tmp_path,
         light=True,

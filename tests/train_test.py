@@ -37,6 +37,8 @@ def test_trains_then_resumes_bitwise(name, tmp_path):
   # Dropout and shuffled data: whatever draws random numbers must resume too.
   model = g4.nn.LoRA(rank=4, alpha=8, dropout=0.1, model=bare)
 
+  step = training.SharedStep(key=str(tmp_path))
+
   def run(workdir, num_train_steps, checkpointer):
     return training.make_trainer(
         model,
@@ -44,7 +46,7 @@ def test_trains_then_resumes_bitwise(name, tmp_path):
         num_train_steps=num_train_steps,
         init_transform=_init_transform(tmp_path / 'released'),
         checkpointer=checkpointer(save_interval_steps=10),
-        trainstep=kd.train.TrainStep() if is_plain else g4.train.TrainStep(),
+        trainstep=kd.train.TrainStep() if is_plain else step,
     ).train()
 
   plain = kd.ckpts.Checkpointer

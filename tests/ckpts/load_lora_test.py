@@ -116,11 +116,12 @@ def test_is_small(tmp_path):
 )
 def test_workdirs_at_any_step(checkpointer, restore, tmp_path):
   """The last one, as it is restored otherwise, and one before."""
-  g4.testing.make_checkpoint(_model().model, tmp_path / 'released')
+  model = _model(cut=models.one_layer)
+  g4.testing.make_checkpoint(model.model, tmp_path / 'released')
 
   def trainer(workdir, **kwargs):
     return training.make_trainer(
-        _model(),
+        model,
         tmp_path / workdir,
         num_train_steps=4,
         checkpointer=checkpointer(save_interval_steps=2),
@@ -134,11 +135,11 @@ def test_workdirs_at_any_step(checkpointer, restore, tmp_path):
 
   first = trainer('first')
   fresh, _ = first.init_state(), first.train()
-  load = g4.ckpts.LoadLoRA(path=tmp_path / 'first', model=_model())
+  load = g4.ckpts.LoadLoRA(path=tmp_path / 'first', model=model)
   goes_on = trainer('second', lora=load).init_state()
   resumed = restore(first)
   jax.tree.map(np.testing.assert_array_equal, goes_on.params, resumed)
-  earlier = _transform(_model(), fresh.params, path=tmp_path / 'first', step=2)
+  earlier = _transform(model, fresh.params, path=tmp_path / 'first', step=2)
   b = 'layer_0.mlp.lora.down.b'
   last = training.flat(goes_on.params)[b]
   assert np.any(training.flat(earlier)[b])

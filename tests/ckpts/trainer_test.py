@@ -15,7 +15,7 @@ from tests.lib import training
 
 def test_init_state_under_fsdp(tmp_path):
   """`init_state` of a sharded run has the file's values in the run's shards."""
-  base = models.base('Gemma4_E2B')
+  base = models.base('Gemma4_E2B', cut=models.one_layer)
   params = g4.testing.make_checkpoint(base, tmp_path / 'released')
   transform = g4.ckpts.SkipLoRA4(
       wrapped=gm.ckpts.LoadCheckpoint(path=tmp_path / 'released')
@@ -55,7 +55,7 @@ def test_init_state_under_fsdp(tmp_path):
 
 def test_run_of_another_model_as_source(tmp_path):
   """From a run's workdir to another run: saved by the Trainer, with timer."""
-  base = models.base()
+  base = models.base(cut=models.one_layer)
   params = g4.testing.make_checkpoint(base, tmp_path / 'released')
   run = training.make_trainer(
       g4.nn.LoRA(rank=2, model=base),

@@ -24,9 +24,8 @@ _XENT = g4.losses.SoftmaxCrossEntropyWithIntLabels(**_KEYS)
 
 
 def _lora(name='Gemma4_31B', **kwargs):
-  cut = models.one_layer if name == 'Gemma4_31B' else models.shallow
   settings = {'rank': 2, 'targets': 'attention'} | kwargs
-  return models.lora(name, cut=cut, **settings)
+  return models.lora(name, cut=models.one_layer, **settings)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +85,7 @@ def _sampler_evaluator(cls=g4.evals.SamplerEvaluator, **kwargs):
 def _trainer(model, workdir, **kwargs):
   kwargs = {
       'num_train_steps': 1,
-      'writer': kd.train.KDMetricWriter(),
+      'writer': g4.train.TerminalWriter(),
       'checkpointer': kd.ckpts.NoopCheckpointer(),
   } | kwargs
   return training.make_trainer(model, workdir, **kwargs)

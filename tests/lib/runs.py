@@ -74,14 +74,15 @@ def state(
     values = _pending(values)
   values = jax.device_put(values, kd.sharding.REPLICATED)
   rng = np.random.default_rng(seed + 100)
+  # In NumPy: jax would compile a program for each shape.
   opt_state = jax.tree.map(
       lambda x: jax.device_put(
-          jnp.asarray(rng.integers(1, 99, x.shape), x.dtype) / 7
+          (rng.integers(1, 99, x.shape) / 7).astype(x.dtype)
           if jnp.issubdtype(x.dtype, jnp.floating)
-          else jnp.asarray(seed, x.dtype),
+          else np.asarray(seed, x.dtype),
           kd.sharding.REPLICATED,
       ),
-      trainer.optimizer.init(values),
+      jax.eval_shape(trainer.optimizer.init, values),
   )
   step = jax.device_put(jnp.asarray(seed), kd.sharding.REPLICATED)
   return kd.train.TrainState(
@@ -92,7 +93,7 @@ def state(
 def _pending(params: Any) -> Any:
   """A is NaN, as `model.init` leaves it for PiSSA."""
   return jax.tree_util.tree_map_with_path(
-      lambda keys, x: jnp.full_like(x, jnp.nan)
+      lambda keys, x: jnp.asarray(np.full_like(x, np.nan))
       if _trees.key_path(keys)[-1] == 'a'
       else x,
       params,

@@ -58,16 +58,19 @@ def by_flags(path, *overrides):
   return values.cfg
 
 
-def shallow(trainer, folder, *, light=False, **changes):
+def with_fewer_layers(
+    trainer, folder, *, cut=models.one_layer, light=False, **changes
+):
   """Returns the trainer with fewer layers, and its checkpoint: compile time.
 
   Args:
     trainer: Of a shrunk config.
     folder: Where to keep the checkpoint.
+    cut: Which layers to keep.
     light: Also without what saves memory, which takes long to compile.
     **changes: Of the base model.
   """
-  base = models.shallow(trainer.model.model).clone(**changes)
+  base = cut(trainer.model.model).clone(**changes)
   lora = trainer.model.clone(model=base)
   if light:
     lora = lora.clone(remat="none", attention="gemma")

@@ -58,7 +58,9 @@ class Run:
     def train(keys, x):
       if not _trees.is_lora(_trees.key_path(keys)):
         return x
-      return x + 0.3 * rng.standard_normal(x.shape).astype(x.dtype)
+      # In NumPy, here and below: jax would compile a program for each shape.
+      update = 0.3 * rng.standard_normal(x.shape).astype(x.dtype)
+      return jnp.asarray(np.asarray(x) + update)
 
     self.params = jax.tree_util.tree_map_with_path(train, state.params)
     self.save(full=full)
@@ -97,6 +99,6 @@ def _fresh_lora(model, params):
 
   def value(keys, x):
     fill = np.nan if pending and keys[-1].key == 'a' else 0.5
-    return jnp.full(x.shape, fill, x.dtype)
+    return jnp.asarray(np.full(x.shape, fill, x.dtype))
 
   return jax.tree_util.tree_map_with_path(value, lora)

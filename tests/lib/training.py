@@ -33,6 +33,27 @@ class RandomTokens(grain.RandomAccessDataSource):
     return {'input': tokens[:-1], 'target': tokens[1:, None]}
 
 
+@dataclasses.dataclass(kw_only=True, eq=False, frozen=True)
+class SharedStep(g4.train.TrainStep):
+  """A step of several trainers: one program for all of them.
+
+  jax knows a step by its identity, so that a run and those that resume it would
+  each trace and compile the same program: most of the time of a test. Model,
+  optimizer, losses and sharding of trainers with the same key must be equal.
+
+  Attributes:
+    key: Of the trainers.
+  """
+
+  key: str
+
+  def __eq__(self, other: object) -> bool:
+    return isinstance(other, SharedStep) and self.key == other.key
+
+  def __hash__(self) -> int:
+    return hash(self.key)
+
+
 def make_trainer(
     model: nn.Module,
     workdir: Any,
@@ -111,6 +132,7 @@ def check_resumes_bitwise(
         num_train_steps=num_train_steps,
         checkpointer=kd.ckpts.Checkpointer(save_interval_steps=2),
         init_transform=init_transform,
+        trainstep=SharedStep(key=str(folder)),
     ).train()[0]
 
   whole = run('whole', 4)

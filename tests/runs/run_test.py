@@ -24,18 +24,20 @@ from tests.lib import training
     ids=['pissa', 'random base'],
 )
 def test_cut_at_any_step_is_the_whole(lora, steps, tmp_path):
+  base = models.base(cut=models.one_layer)
   released = None
   if lora:
     released = tmp_path / 'released'
-    g4.testing.make_checkpoint(models.base(), released)
+    g4.testing.make_checkpoint(base, released)
 
   def run(workdir, num_train_steps):
     made = runs.trainer(
         tmp_path / workdir,
         released,
+        base=base,
         lora=lora,
         num_train_steps=num_train_steps,
-        trainstep=g4.train.TrainStep(),
+        trainstep=training.SharedStep(key=str(tmp_path)),
     )
     return made.train()[0]
 

@@ -16,7 +16,7 @@ def _key(config='{}', **settings):
 
 
 def test_a_plan_is_kept_and_found(tmp_path):
-  cfg = plan_configs.config()
+  cfg = plan_configs.config(cut='one_layer')
   first = g4.tpu.plan(cfg, topology='cpu:1', cache=tmp_path)
   (file,) = tmp_path.iterdir()
   # The workdir is not part of it.

@@ -57,9 +57,10 @@ def _sharded():
     from kauldron import kd as kd_
 
   cfg = plan_configs.config(
+      cut='one_layer',
       sharding=kd_.sharding.ShardingStrategy(
           params=kd_.sharding.FSDPSharding(min_size_to_shard_mb=0)
-      )
+      ),
   )
   trainer = konfig.resolve(cfg)
   state = _real_state(trainer)
@@ -105,10 +106,7 @@ def test_a_trainer_made_by_hand(sharded):
   """Without a config; and its own shardings stay as they are."""
   _, _, _, plan = sharded
   trainer = training.make_trainer(
-      g4.nn.LoRA(
-          rank=4,
-          model=models.base(),
-      ),
+      g4.nn.LoRA(rank=4, model=models.base(cut=models.one_layer)),
       '/nowhere',
       num_train_steps=1,
       sharding=kd.sharding.ShardingStrategy(
@@ -146,7 +144,7 @@ def test_a_tpu_from_any_machine():
   pytest.importorskip('libtpu')
   from jax.experimental import topologies  # pylint: disable=g-import-not-at-top
 
-  cfg = plan_configs.config('Gemma4_E2B')
+  cfg = plan_configs.config('Gemma4_E2B', cut='one_layer')
   plan = g4.tpu.plan(cfg, topology='v6e:1x1', batch=2, length=24, cache=None)
   assert plan.fits
   assert plan.chip.name == 'v6e'
@@ -206,7 +204,7 @@ def test_codes_of_4_bits_are_two_in_a_byte():
   with konfig.imports():
     from gemma4_lora import g4 as g4_  # pylint: disable=g-import-not-at-top
 
-  cfg = plan_configs.config()
+  cfg = plan_configs.config(cut='one_layer')
   cfg.model.quantize = g4_.quant.Int4(group_size=2)
   with _mesh.on_devices(_topology.topology('cpu:1').devices):
     trainer = konfig.resolve(cfg)
@@ -229,7 +227,7 @@ def test_a_step_that_does_not_fit():
   """By the compiler's own word, with what to change."""
   pytest.importorskip('libtpu')
   plan = g4.tpu.plan(
-      plan_configs.config(),
+      plan_configs.config(cut='one_layer'),
       topology='v6e:1x1',
       batch=2**13,
       length=512,

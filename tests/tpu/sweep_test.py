@@ -86,7 +86,7 @@ def test_a_real_one(tmp_path):
   """On devices that hold it all, until its own end; every size compiles once."""
   seen = []
   found = g4.tpu.sweep(
-      plan_configs.config(),
+      plan_configs.config(cut='one_layer'),
       topology='cpu',
       length=8,
       cache=tmp_path,

@@ -27,7 +27,7 @@ class _Masked(training.RandomTokens):
 
 
 def _trainer(tmp_path, first_empty, **kwargs):
-  model = models.base()
+  model = models.base(cut=models.one_layer)
   loss = g4.losses.SoftmaxCrossEntropyWithIntLabels(
       head='preds.head', labels='batch.target', mask='batch.loss_mask'
   )

@@ -33,7 +33,7 @@ def _dataset(source, transforms=()):
 
 
 def _trainer(tmp_path, *, positions=None, train_ds=None, **kwargs):
-  model = models.base()
+  model = models.base(cut=models.one_layer)
   model = g4.nn.LoRA(rank=2, targets='q', model=model, positions=positions)
   trainer = training.make_trainer(model, tmp_path, num_train_steps=1, **kwargs)
   return dataclasses.replace(trainer, train_ds=train_ds or _dataset(_PACKED))

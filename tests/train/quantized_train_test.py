@@ -76,8 +76,8 @@ def test_a_b_train_and_nothing_else(checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ('checkpointer', 'trainstep'),
     [
-        (g4.ckpts.LoRACheckpointer, g4.train.TrainStep),
-        (kd.ckpts.Checkpointer, kd.train.TrainStep),
+        (g4.ckpts.LoRACheckpointer, training.SharedStep(key=__name__)),
+        (kd.ckpts.Checkpointer, kd.train.TrainStep()),
     ],
 )
 def test_a_resumed_run_is_the_uninterrupted_one(
@@ -92,9 +92,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(
           tmp_path / workdir,
           num,
           checkpointer=checkpointer(save_interval_steps=2),
-          trainstep=trainstep(),
+          trainstep=trainstep,
       )
-      if trainstep is kd.train.TrainStep:
+      if checkpointer is kd.ckpts.Checkpointer:
         optimizer = g4.optim.keep_integers(trainer.optimizer)
         trainer = trainer.replace(optimizer=optimizer)
       state, _ = trainer.train()

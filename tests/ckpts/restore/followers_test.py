@@ -93,16 +93,13 @@ def test_they_follow_the_restored_base(released, name, is_abstract):
 
 
 def test_they_follow_on_towers(tmp_path):
-  """Each layer of a stacked weight; a layer of audio; what has a bias.
-
-  With B = 0 the model is then the released one.
-  """
+  """Each layer of a stacked weight; a layer of audio; what has a bias."""
   base = multimodal.base_of_one_layer('Gemma4_E2B', dtype=jnp.float32)
   targets = ['text', 'vision', 'audio', 'multimodal_projections']
   targets += ['patch_embedding', 'relative_position', 'output_projection']
   model = g4.nn.LoRA(rank=2, use_dora=True, targets=targets, model=base)
   path = tmp_path / 'released'
-  written = g4.testing.make_checkpoint(base, path, seed=3)
+  g4.testing.make_checkpoint(base, path, seed=3)
   params = random_params.with_towers(model)
   for leaf, norm in _norms(model, params).items():
     _set(params, leaf, norm)
@@ -113,19 +110,6 @@ def test_they_follow_on_towers(tmp_path):
   flat = training.flat(out.params)
   for leaf, want in _norms(model, out.params).items():
     np.testing.assert_allclose(flat[leaf], want, rtol=1e-5, err_msg=leaf)
-  inputs = multimodal.inputs(audio=True)
-  for view in g4.nn.linears(model, out.params).values():
-    _set(out.params, f'{view.row.lora_path}.b', jnp.zeros_like(view.lora_b))
-
-  def logits(model, params):
-    return jax.jit(lambda p: model.apply({'params': p}, **inputs).logits)(
-        params
-    )
-
-  want = logits(base, written)
-  got = logits(model, out.params)
-  np.testing.assert_allclose(got, want, atol=1e-3)
-  assert np.ptp(want) > 1
 
 
 def test_loaded_ones_stay(released):

@@ -45,7 +45,7 @@ def _state(model, *, abstract=True, sharding=None):
     is_lora = 'lora' in jax.tree_util.keystr(path, simple=True, separator='.')
     if abstract and not is_lora:
       return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-    return jax.device_put(jnp.ones(x.shape, x.dtype), sharding)
+    return jax.device_put(np.ones(x.shape, x.dtype), sharding)
 
   return states.wrap(
       jax.tree_util.tree_map_with_path(leaf, random_params.shapes(model))
