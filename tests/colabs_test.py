@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import pathlib
 import re
 
@@ -36,6 +37,10 @@ def _kernel():
   """One process for all of them: a third of their time would be imports."""
   with pytest.MonkeyPatch.context() as monkeypatch:
     monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
+    # Notebooks take hundreds of steps, where tests take one: programs that LLVM
+    # did not optimise would cost more than it takes to optimise them.
+    flags = os.environ['XLA_FLAGS'] + ' --xla_backend_optimization_level=1'
+    monkeypatch.setenv('XLA_FLAGS', flags)
     kernel = jupyter_client.KernelManager(kernel_name='python3')
     kernel.start_kernel()
   yield kernel

@@ -82,8 +82,9 @@ def pytest_collection_finish() -> None:
   gc.set_threshold(100_000)
   # Where each device has all of an array, Orbax lets each write a part of it, and
   # compiles a program for each part of each shape: hundreds for a tiny model.
-  # Only large arrays, then.
-  from orbax import checkpoint as ocp  # Not by the process that hands out tests.
+  # Only large arrays, then. Not at the top: the process that hands out tests
+  # need not import Orbax.
+  from orbax import checkpoint as ocp
 
   handler = ocp.type_handlers.get_type_handler(jax.Array)
   handler._min_slice_bytes_for_replica_parallel = 2**12
