@@ -1,5 +1,6 @@
 """Kauldron's checkpointer, for any workdir: a disk or a bucket."""
 
+import contextlib
 import dataclasses
 import functools
 from typing import Any
@@ -104,7 +105,7 @@ class Checkpointer(kd.ckpts.Checkpointer):
     if signal and self.best_metric_path is not None:
       # Between two evaluations, there is nothing to compare it by.
       metrics = None
-    with self._files.explained(who=self._who):
+    with self._explained():
       saved = super().save(
           state, step=step, force=force or bool(signal), metrics=metrics
       )
@@ -118,7 +119,7 @@ class Checkpointer(kd.ckpts.Checkpointer):
     self._run.end()
 
   def close(self) -> None:
-    with self._files.explained(who=self._who):
+    with self._explained():
       super().close()
     self._files.remove_deleted()
     self._run.end()
@@ -127,7 +128,7 @@ class Checkpointer(kd.ckpts.Checkpointer):
   def latest_step(self) -> int | None:
     if _live_run.settle(self._files.path):
       vars(self).pop('_ckpt_mgr', None)  # It knows the steps of before.
-    with self._files.explained(who=self._who):  # It makes the folder.
+    with self._explained():  # It makes the folder.
       return super().latest_step
 
   @functools.cached_property
@@ -156,6 +157,9 @@ class Checkpointer(kd.ckpts.Checkpointer):
   def _is_primary(self) -> bool:
     primary = self.multiprocessing_options.primary_host
     return primary in (None, jax.process_index())
+
+  def _explained(self) -> contextlib.AbstractContextManager[None]:
+    return self._files.explained(who=self._who, saved=self._run.saved_step)
 
   @property
   def _has_base(self) -> bool:
@@ -199,8 +203,10 @@ class Checkpointer(kd.ckpts.Checkpointer):
     )
 
   def _wait(self) -> None:
-    with self._files.explained(who=self._who):
+    with self._explained():
       super().wait_until_finished()
+    if '_ckpt_mgr' in vars(self):
+      self._run.saved_step = self._ckpt_mgr.latest_step()
     self._files.remove_deleted()
 
   def _end(self, signal: str, what: str, step: int) -> NoReturn:

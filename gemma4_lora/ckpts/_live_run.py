@@ -26,10 +26,12 @@ class LiveRun:
 
   Attributes:
     first_step: At which it started, or went on.
+    saved_step: The last that is known to be complete on disk.
   """
 
   def __init__(self, workdir: epath.Path, *, who: str):
     self.first_step = 0
+    self.saved_step: int | None = None
     self._workdir = workdir
     self._who = who
     self._ownership: _live_owner.Ownership | None = None

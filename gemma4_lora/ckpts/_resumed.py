@@ -48,7 +48,10 @@ def base_of(init_transform: Any) -> str:
   """Returns from where a transform takes the base, for people."""
   if _requests.unknown(init_transform):
     return type(init_transform).__name__
-  request = _requests.base_request(init_transform)
+  try:
+    request = _requests.base_request(init_transform)
+  except ValueError:  # Several: who restores them says so.
+    return type(init_transform).__name__
   return str(request.path) if request else 'none'
 
 
@@ -73,14 +76,16 @@ def differences(old: Any, new: Any, path: str = '') -> Iterator[str]:
 
 
 def _changed(path: epath.Path, config: Any) -> list[str]:
-  if config is None or not path.exists():  # Of no config, or by no writer.
+  if config is None:  # The trainer was made without one.
     return []
   try:
+    if not path.exists():  # Its writer writes none.
+      return []
     return list(
         differences(json.loads(path.read_text()), json.loads(config.to_json()))
     )
-  except ValueError as e:
-    return [f'{path} cannot be read: {e}']
+  except Exception as e:  # pylint: disable=broad-exception-caught
+    return [f'{path} cannot be read: {e}']  # No reason not to go on.
 
 
 def _short(value: Any) -> str:

@@ -11,6 +11,7 @@ import jax
 from kauldron import kd
 
 from gemma4_lora import host
+from gemma4_lora.host import _storage_errors
 
 # A step that is to go is renamed into this folder and deleted there: killed in
 # between, a run leaves no half of a checkpoint under the name of a whole one.
@@ -103,26 +104,43 @@ class Workdir:
           self.step(step).rmtree()
 
   @contextlib.contextmanager
-  def explained(self, *, who: str) -> Iterator[None]:
+  def explained(self, *, who: str, saved: int | None = None) -> Iterator[None]:
     """Says what a failure to write means for the run.
 
     Args:
       who: The checkpointer.
+      saved: The last step that this run knows to be complete, for when the
+        storage does not say.
     """
     try:
       yield
     except Exception as e:  # pylint: disable=broad-exception-caught
-      steps = [x for x in self.steps() if self.is_complete(x)]
-      last = f'step {steps[-1]}' if steps else 'none'
+      then = (
+          f' The last complete checkpoint there: {self._last(saved)}. The next'
+          ' start goes on from it, and nothing needs cleaning. '
+      )
+      of_bucket = None
+      if self.in_bucket:
+        of_bucket = _storage_errors.explain(
+            e, self.folder, who=who, doing='write'
+        )
+      if of_bucket is not None:
+        raise type(of_bucket)(f'{of_bucket}{then}'.rstrip()) from e
       epy.reraise(
           e,
           prefix=(
               f'{who}: cannot save to {self.folder}: is the disk full, or the'
-              ' workdir read-only? The last complete checkpoint there:'
-              f' {last}. The next start goes on from it, and nothing needs'
-              ' cleaning. '
+              f' workdir read-only?{then}'
           ),
       )
+
+  def _last(self, saved: int | None) -> str:
+    """Returns the last step that is complete, for messages."""
+    try:
+      steps = [x for x in self.steps() if self.is_complete(x)]
+    except Exception:  # pylint: disable=broad-exception-caught
+      steps = [] if saved is None else [saved]
+    return f'step {steps[-1]}' if steps else 'none'
 
 
 def check_modes(checkpointer: Any, *, who: str) -> None:

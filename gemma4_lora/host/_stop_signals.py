@@ -84,7 +84,12 @@ class StopSignals:
     is_first = self.received is None
     self.received = self.received or name
     if not self.is_training:
-      stop(f'{name}: stopped; there was nothing to save.', name)
+      # Before the first step, or a checkpointer that does not ask.
+      stop(
+          f'{name}: stopped. The same command goes on from the last checkpoint,'
+          ' if there is one.',
+          name,
+      )
     if number != signal.SIGINT:
       return
     self._interrupts += 1

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pathlib
 import signal
+from typing import Any
 
 from etils import epath
 import jax
@@ -65,7 +66,7 @@ def _trainer(workdir, released, *, writer=g4.train.TerminalWriter, lora=True):
   )
 
 
-def _run(local: pathlib.Path) -> None:
+def _run(buckets: Any, local: pathlib.Path) -> None:
   """All that a job does in a bucket, in a process that sees one."""
   released = local / 'released'
   whole, _ = _trainer(local / 'whole', released).train()
@@ -85,6 +86,19 @@ def _run(local: pathlib.Path) -> None:
     aux = _trainer(**kwargs).continuous_eval('alone')['alone']
     loss = aux.compute(flatten=False).loss_values['xent']
     assert np.isfinite(loss)
+    # The network, or a role, is gone while it saves: nothing can be listed.
+    ckpt = _trainer(**kwargs).checkpointer
+    ckpt.save(got, step=6, force=True)
+    ckpt.wait_until_finished()
+    buckets.fail(status=403)
+    with pytest.raises(
+        PermissionError,
+        match=f'Checkpointer: {workdir}/checkpoints: your account may not write'
+        r' there\. .* The last complete checkpoint there: step 6\.',
+    ):
+      ckpt.save(got, step=7, force=True)
+      ckpt.wait_until_finished()
+    buckets.heal()
 
 
 def test_it_is_preempted_and_resumed_and_evaluated(buckets, tmp_path):
@@ -94,7 +108,10 @@ def test_it_is_preempted_and_resumed_and_evaluated(buckets, tmp_path):
   g4.testing.make_checkpoint(_BASE, released, params=params)
   buckets.make('trained')
   buckets.call(
-      _run, tmp_path, preload=('tensorflow', 'tests.ckpts.bucket_run_test')
+      _run,
+      buckets,
+      tmp_path,
+      preload=('tensorflow', 'tests.ckpts.bucket_run_test'),
   )
   for name in ('lora', 'all'):
     run = buckets.folder('trained') / name
@@ -113,6 +130,7 @@ def test_it_is_preempted_and_resumed_and_evaluated(buckets, tmp_path):
         'ckpt_0',
         'ckpt_2',
         'ckpt_3',
+        'ckpt_6',
     }
     assert not (run / 'checkpoints' / 'ckpt_3' / 'default' / 'x').exists()
     assert list((run / 'train').glob('events*'))

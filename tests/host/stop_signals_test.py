@@ -45,7 +45,8 @@ def test_before_a_run_it_ends_the_process(name):
   """)
   assert status == _stop_signals.STOPPED == 75
   assert errors == (
-      f'gemma4_lora: {name}: stopped; there was nothing to save.\n'
+      f'gemma4_lora: {name}: stopped. The same command goes on from the last'
+      ' checkpoint, if there is one.\n'
   )
 
 
