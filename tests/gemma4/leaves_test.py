@@ -16,18 +16,41 @@ def _models():
   return [*tiny, *(size.cls(text_only=False) for size in _sizes.SIZES)]
 
 
+# Leaves that no linear multiplies an activation by.
+_NOT_LINEAR = (
+    'scale',
+    'skip_scale',
+    'router_scale',
+    'per_expert_scale',
+    'per_dim_scale',
+    'bias',
+    'input_embedding',
+    'per_layer_embeddings',
+    'pos_emb',
+)
+_CONVOLUTIONS = ('subsampling_0', 'subsampling_1', 'depthwise_conv1d')
+
+
 @pytest.mark.parametrize('model', _models(), ids=lambda m: type(m).__module__)
 def test_tables_are_all_leaves_but_clip_bounds(model):
+  """Each linear of the model is in that of linears, the rest in the other."""
   params = training.flat(_upstream.abstract_params(model))
   shapes = {
       path: x.shape
       for path, x in params.items()
       if '.clip_input_' not in path and '.clip_output_' not in path
   }
-  rows = (*_linears.linears(model.config), *_leaves.leaves(model.config))
-  assert {row.path: row.shape for row in rows} == shapes
-  names = [row.name for row in _leaves.leaves(model.config)]
+  linears = _linears.linears(model.config)
+  leaves = _leaves.leaves(model.config)
+  assert {row.path: row.shape for row in (*linears, *leaves)} == shapes
+  names = [row.name for row in leaves]
   assert len(set(names)) == len(names)
+  assert {row.path for row in linears} == set(filter(_is_linear, shapes))
+
+
+def _is_linear(path):
+  *scopes, name = path.split('.')
+  return name not in _NOT_LINEAR and scopes[-1] not in _CONVOLUTIONS
 
 
 @pytest.mark.parametrize('model', _models(), ids=lambda m: type(m).__module__)

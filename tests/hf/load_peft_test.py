@@ -1,6 +1,7 @@
 """`g4.hf.load_peft`: what it reads, and what it refuses."""
 
 import json
+import math
 import re
 import shutil
 
@@ -41,7 +42,7 @@ def test_counts_equal_peft(name):
     shared = f'experts{inner}.lora_A.weight'
     want += sum(x.size for key, x in file.items() if key.endswith(shared))
   assert sum(x.size for x in jax.tree.leaves(lora.params)) == want
-  assert g4.nn.summary(lora.model).trainable == want
+  assert sum(map(math.prod, lora.model.lora_shapes.values())) == want
   dtypes = {x.dtype for x in jax.tree.leaves(lora.params)}
   assert dtypes == {np.dtype(np.float32)}
 
@@ -67,23 +68,29 @@ def test_rules_say_rank_and_alpha_of_patterns():
   assert clone.adapted == lora.model.adapted
 
 
-@pytest.mark.parametrize('experts', ['', '.base_layer'])
-def test_product_of_experts_is_what_peft_adds(experts):
+@pytest.mark.parametrize(
+    ('name', 'experts', 'projections'),
+    [
+        ('ad_moe', '', ['expert_down']),
+        ('ad_moe', '.base_layer', ['expert_gate', 'expert_up']),
+        ('ad_moe_dn', '', ['expert_down']),
+        ('ad_moe_gu', '', ['expert_gate', 'expert_up']),
+    ],
+)
+def test_product_of_experts_is_what_peft_adds(name, experts, projections):
   """`einsum('o r e, e r i -> e o i', B, A) * scale`, as its `ParamWrapper` has it."""
-  name = 'ad_moe'
   lora = g4.hf.load_peft(hf_reference.TESTDATA / name, model=_model(name))
   file = _file(name)
   prefix = f'base_model.model.model.layers.2.experts{experts}'
   a = file[f'{prefix}.lora_A.weight'].reshape(6, 4, -1)
   b = file[f'{prefix}.lora_B.weight']
   want = np.einsum('ore,eri->eoi', b.reshape(len(b), 4, 6), a)
-  leaves = lora.params['layer_2']['mlp']
-  if experts:
-    leaves = leaves['gating_einsum']['lora']
-    leaves = [leaves['expert_gate'], leaves['expert_up']]
-  else:
-    leaves = [leaves['linear']['lora']['expert_down']]
-  got = [np.einsum('eir,ero->eoi', x['a'], x['b']) for x in leaves]
+  scope = 'linear' if projections == ['expert_down'] else 'gating_einsum'
+  leaves = lora.params['layer_2']['mlp'][scope]['lora']
+  got = [
+      np.einsum('eir,ero->eoi', leaves[x]['a'], leaves[x]['b'])
+      for x in projections
+  ]
   np.testing.assert_allclose(np.concatenate(got, 1), want, atol=1e-6)
 
 

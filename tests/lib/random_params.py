@@ -5,6 +5,7 @@ Shapes are traced once per process. Arrays are new in each call, since a
 training step may overwrite them.
 """
 
+from collections.abc import Mapping
 import functools
 from typing import Any
 
@@ -44,13 +45,57 @@ def _traced(model: nn.Module, _: bool) -> dict[str, Any]:
 def make(model: nn.Module, *, seed: int = 0) -> dict[str, Any]:
   """Returns scales about 1, and matrices, A and B of one size: 0.2."""
   rng = np.random.default_rng(seed)
+  return jax.tree.map(functools.partial(_leaf, rng), shapes(model))
 
-  def draw(x):
-    offset = 1.0 if x.ndim < 2 else 0.0
-    value = offset + 0.2 * rng.standard_normal(x.shape, np.float32)
-    return jnp.asarray(value, x.dtype)
 
-  return jax.tree.map(draw, shapes(model))
+# Largest level of codes, by their dtype: uint4 is NF4's.
+_LEVELS = {'uint4': 1, 'int4': 8, 'int8': 127}
+
+
+def quantized(model: g4.nn.LoRA, *, seed: int = 0) -> dict[str, Any]:
+  """Returns parameters of the same sizes, whose codes and scales are random.
+
+  No weight was quantised to them, which would be a program for each shape.
+  """
+  rng = np.random.default_rng(seed)
+
+  def draw(node):
+    if not isinstance(node, Mapping):
+      return _leaf(rng, node)
+    if g4.quant.is_quantized(node):
+      return _codes_and_scales(rng, node, size=0.3)
+    return {key: draw(value) for key, value in node.items()}
+
+  return draw(shapes(model))
+
+
+def _leaf(rng: np.random.Generator, x: Any) -> jax.Array:
+  offset = 1.0 if x.ndim < 2 else 0.0
+  value = offset + 0.2 * rng.standard_normal(x.shape, np.float32)
+  return jnp.asarray(value, x.dtype)
+
+
+def _codes_and_scales(
+    rng: np.random.Generator, node: Mapping[str, Any], *, size: float
+) -> dict[str, Any]:
+  """Returns a quantised array whose largest entries are of that size."""
+  (name,) = node.keys() - {'scales', 'offset'}
+  codes, scales = node[name], node['scales']
+  levels = _LEVELS[codes.dtype.name]
+  low = 0 if codes.dtype.name == 'uint4' else -levels
+  number = 255 if levels == 127 else 16
+  drawn = rng.integers(low, low + number, codes.shape)
+  out = {name: jnp.asarray(drawn.astype(codes.dtype))}
+  scale = size / levels
+  if isinstance(scales, Mapping):  # Quantised around their mean.
+    out['scales'] = _codes_and_scales(rng, scales, size=scale / 2)
+    offset = scales['offset']
+    mean = np.full(offset.shape, scale)
+    out['scales']['offset'] = jnp.asarray(mean, offset.dtype)
+  else:
+    drawn = scale * rng.uniform(0.5, 1.5, scales.shape)
+    out['scales'] = jnp.asarray(drawn, scales.dtype)
+  return out
 
 
 def like_init(model: nn.Module) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from gemma import gm
 import numpy as np
 
 from gemma4_lora import g4
+from tests.lib import forward
 
 
 def sampler(model, params, *, cls=gm.text.ChatSampler, **kwargs):
@@ -23,3 +24,31 @@ def chat(model, params):
   text = chat_sampler.chat('Good morning', max_new_tokens=8)
   tokens = np.asarray(chat_sampler.last_state.predicted_tokens)
   return text, tokens.tolist()
+
+
+PROMPT = '<|turn>user\nGood morning<turn|>\n<|turn>model\n'
+
+
+def sampled(model, params, *, max_new_tokens=8):
+  """Returns the most likely tokens after `PROMPT`, by gemma's sampler."""
+  of_gemma = sampler(model, params, cls=gm.text.Gemma4Sampler)
+  out = of_gemma.sample(
+      PROMPT, max_new_tokens=max_new_tokens, return_state=True
+  )
+  tokens = np.asarray(out.state.predicted_tokens[0][:max_new_tokens])
+  return [x for x in tokens.tolist() if x != 0]
+
+
+def greedy(model, params, *, max_new_tokens=8):
+  """Returns the same, by whole forward passes without a cache."""
+  tokenizer = g4.testing.Gemma4Tokenizer()
+  stop = (tokenizer.special_tokens.EOS, tokenizer.special_tokens.END_OF_TURN)
+  tokens = tokenizer.encode(PROMPT, add_bos=True)
+  new = []
+  while len(new) < max_new_tokens and not set(stop) & set(new):
+    # Padded to one length: one compilation.
+    padded = np.zeros((1, 40), np.int32)
+    padded[0, : len(tokens) + len(new)] = [*tokens, *new]
+    logits = forward.logits(model, params, padded)
+    new.append(int(np.argmax(logits[0, len(tokens) + len(new) - 1])))
+  return new

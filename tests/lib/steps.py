@@ -20,19 +20,17 @@ def tokens():
   return jnp.asarray(tokens)
 
 
-def made(name, **kwargs):
-  """A model in float32 with B far from zero, and its parameters."""
-  cut, targets = models.shallow, ['text']
-  if name == 'Gemma4_26B_A4B':
-    cut, targets = models.one_layer, ['text', 'experts']
-  model = models.lora(name, cut=cut, rank=2, targets=targets, **kwargs)
-  return model, random_params.make(model)
-
-
 @functools.cache
 def wanted(name):
-  """A model, its parameters in float64, and its step without any option."""
-  model, params = made(name)
+  """A model, its parameters in float64, and its step without any option.
+
+  B is far from zero.
+  """
+  cut, targets = models.shallow, ['q', 'v', 'down']
+  if name == 'Gemma4_26B_A4B':
+    cut, targets = models.one_layer, ['q', 'k', 'experts']
+  model = models.lora(name, cut=cut, rank=2, targets=targets)
+  params = random_params.make(model)
   with jax.enable_x64(True):  # In float32 these models round to 6e-5.
     params = jax.tree.map(lambda x: x.astype(jnp.float64), params)
     return model, params, step(model, params)
@@ -40,7 +38,7 @@ def wanted(name):
 
 @functools.cache
 def thin(**kwargs):
-  """As `made`, of one dense layer, and its step."""
+  """A model of one dense layer, its parameters, and its step."""
   model = models.lora(cut=models.one_layer, rank=2, targets='q', **kwargs)
   params = random_params.make(model)
   return model, params, step(model, params)

@@ -2,7 +2,6 @@
 
 import types
 
-import jax
 import jax.numpy as jnp
 from kauldron import kd
 import numpy as np
@@ -15,24 +14,25 @@ _KEYS = dict(labels='batch.target', mask='batch.mask')
 
 def _context(*, seed=0, vocab=50):
   """What Kauldron's losses see, with logits and with a head."""
-  keys = jax.random.split(jax.random.key(seed), 4)
-  hidden = jax.random.normal(keys[0], (2, 9, 8))
-  table = jax.random.normal(keys[1], (vocab, 8))
-  table = table.at[30].set(table[20])  # Two that are always equal.
-  logits = 30 * jnp.tanh(hidden @ table.T / 30)
-  likely = logits.argmax(-1)
-  random = jax.random.randint(keys[2], likely.shape, 0, vocab)
-  target = jnp.where(jnp.arange(9) % 2, likely, random)
+  rng = np.random.default_rng(seed)
+  hidden = rng.standard_normal((2, 9, 8), np.float32)
+  table = rng.standard_normal((vocab, 8), np.float32)
+  table[30] = table[20]  # Two that are always equal.
+  logits = 30 * np.tanh(hidden @ table.T / 30)
+  likely, random = logits.argmax(-1), rng.integers(0, vocab, (2, 9))
+  target = np.where(np.arange(9) % 2, likely, random)
+  mask = rng.random((2, 9, 1)) < 0.7
   return types.SimpleNamespace(
       step=0,
       preds=types.SimpleNamespace(
-          logits=logits,
-          head=g4.losses.Head(hidden=hidden, embedding=table, soft_cap=30.0),
+          logits=jnp.asarray(logits),
+          head=g4.losses.Head(
+              hidden=jnp.asarray(hidden),
+              embedding=jnp.asarray(table),
+              soft_cap=30.0,
+          ),
       ),
-      batch=dict(
-          target=target[..., None],
-          mask=jax.random.bernoulli(keys[3], 0.7, (2, 9, 1)),
-      ),
+      batch=dict(target=target[..., None], mask=mask),
   )
 
 
@@ -66,10 +66,11 @@ def test_accuracy_of_equal_logits():
   """The first of them is the prediction, as it is argmax's."""
   context = _context()
   head = context.preds.head.replace(hidden=jnp.ones((1, 2, 8)))
-  table = head.embedding.at[:, :].set(0).at[jnp.array([20, 30])].set(1)
+  table = np.zeros_like(head.embedding)
+  table[[20, 30]] = 1
   labels = jnp.array([[[20], [30]]])
   state = g4.losses.Accuracy(head='head', labels='labels').get_state(
-      head=head.replace(embedding=table), labels=labels
+      head=head.replace(embedding=jnp.asarray(table)), labels=labels
   )
   assert state.compute() == 0.5
 

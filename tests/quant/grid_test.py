@@ -30,7 +30,7 @@ def _back(codes, scales, dtype):
         ('float32', 'float32', (-7, 8), 128),
         # Not all codes are there: the largest is none of 7 and 8.
         ('bfloat16', 'bfloat16', (-3, 4), 32),
-        ('float32', 'bfloat16', (-1, 2), 4),
+        ('float32', 'bfloat16', (-1, 2), 32),
     ],
 )
 def test_weights_on_a_grid_lose_nothing(scale_dtype, dtype, codes, size):
