@@ -1,7 +1,5 @@
 """Branches added into the base weights: the same numbers, without LoRA."""
 
-import functools
-
 from gemma import peft
 import jax
 import jax.numpy as jnp
@@ -10,48 +8,37 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
+from tests.lib import forward
+from tests.lib import merged
 from tests.lib import models
 from tests.lib import multimodal
 from tests.lib import random_params
-from tests.lib import sampling
 from tests.lib import training
 
 _TOKENS = jnp.asarray(np.random.default_rng(0).integers(3, 1000, (2, 12)))
 
 
-_base = functools.partial(models.base, dtype=jnp.float32)
+def _lora(name='Gemma4_E2B', *, cut=models.one_layer, **kwargs):
+  return models.lora(name, cut=cut, rank=3, alpha=6, **kwargs)
 
 
-def _lora(name='Gemma4_E2B', **kwargs):
-  return models.lora(name, rank=3, alpha=6, **kwargs)
-
-
-def _plain(name, **kwargs):
-  model = _base(name, **kwargs)
-  is_moe = name == 'Gemma4_26B_A4B'
-  return g4.nn.RouterFix(model=model) if is_moe else model
-
-
-def _check_fused(model, plain, params, inputs):
-  """Logits of fused weights in the bare model, against LoRA's own."""
+def _check_fused(model, params):
+  """Weights, against those of the formula; that has LoRA's logits elsewhere."""
   fused = g4.nn.fuse_params(model, params)
-
-  def logits(model):
-    return jax.jit(lambda p: model.apply({'params': p}, **inputs).logits)
-
-  expected = logits(model)(params)
-  of_plain = logits(plain)
-  actual = of_plain(fused)
-  # Of all logits: the largest of 18,000 errors is another on another CPU.
-  error = np.linalg.norm(actual - expected)
-  assert error <= 5e-6 * np.linalg.norm(expected)
-  # LoRA does change the model, and fusing is what changed the base.
+  want = training.flat(merged.base(model, params))
   original, _ = peft.split_params(params)
-  without = of_plain(original)
-  assert np.max(np.abs(without - expected)) > 1e-2
   assert jax.tree.structure(fused) == jax.tree.structure(original)
   jax.tree.map(_check_alike, fused, original)
-  return fused
+  adapted = {linear.row.path for linear in model.adapted}
+  flat, old = training.flat(fused), training.flat(original)
+  for path, leaf in flat.items():
+    if path in adapted:
+      assert np.abs(leaf - old[path]).max() > 1e-2, path
+      np.testing.assert_allclose(
+          leaf, want[path], rtol=1e-5, atol=1e-6, err_msg=path
+      )
+    else:
+      assert leaf is old[path], path  # Not even copied.
 
 
 def _check_alike(new, old):
@@ -62,53 +49,58 @@ def _check_alike(new, old):
   )
 
 
-# Neither 31B nor E4B has a linear that these have not.
-@pytest.mark.parametrize('name', ['Gemma4_E2B', 'Gemma4_26B_A4B'])
-def test_fused_equals_unfused(name):
+@pytest.mark.parametrize(
+    ('name', 'kwargs'),
+    [
+        # rsLoRA's scale and DoRA; each weight of a layer.
+        ('Gemma4_E2B', {'use_rslora': True, 'use_dora': True}),
+        ('Gemma4_26B_A4B', {'targets': ['text', 'experts', 'router']}),
+        # Some of packed weights, with ranks of their own.
+        (
+            'Gemma4_E2B',
+            {'targets': [g4.targets.Rule('q', rank=5, alpha=1.0), 'v', 'down']},
+        ),
+        ('Gemma4_26B_A4B', {'targets': 'expert_up'}),
+    ],
+)
+def test_adds_each_branch_to_its_weight(name, kwargs):
+  model = _lora(name, **kwargs)
+  _check_fused(model, random_params.like_init(model))
+
+
+def test_adds_branches_to_towers():
+  """Each layer of a stacked weight; clip bounds stay as they are."""
+  base = multimodal.base_of_one_layer('Gemma4_E2B', dtype=jnp.float32)
+  targets = ['text', 'vision', 'audio', 'multimodal_projections']
+  model = g4.nn.LoRA(rank=2, targets=targets, use_dora=True, model=base)
+  _check_fused(model, random_params.with_towers(model))
+
+
+def test_fused_equals_unfused():
   """rsLoRA's scale, DoRA, and parts in full beside them."""
   model = _lora(
-      name,
+      cut=models.shallow,
       use_rslora=True,
       use_dora=True,
       modules_to_save=['norms', g4.targets.Rule(['k', 'up'], layers=0)],
   )
   params = random_params.like_init(model)
-  _check_fused(model, _plain(name), params, {'tokens': _TOKENS})
-
-
-def test_experts_and_router():
-  targets = ['expert_up', 'expert_down', 'router', 'attention']
-  model = _lora('Gemma4_26B_A4B', targets=targets)
-  params = random_params.like_init(model)
-  _check_fused(model, _plain('Gemma4_26B_A4B'), params, {'tokens': _TOKENS})
-
-
-def test_rules_with_ranks_of_their_own():
-  targets = [g4.targets.Rule('q', rank=5, alpha=1.0), 'v', 'down']
-  model = _lora('Gemma4_31B', targets=targets)
-  params = random_params.like_init(model)
-  fused = _check_fused(model, _plain('Gemma4_31B'), params, {'tokens': _TOKENS})
-  # What is not adapted is not even copied.
-  kept = params['layer_0']['attn']['attn_vec_einsum']['w']
-  assert fused['layer_0']['attn']['attn_vec_einsum']['w'] is kept
-
-
-def test_towers_whose_clips_bind():
-  """Random clip bounds are about 3: images and sound reach them."""
-  base = multimodal.base_of_one_layer('Gemma4_E2B', dtype=jnp.float32)
-  targets = ['text', 'vision', 'audio', 'multimodal_projections']
-  model = g4.nn.LoRA(rank=2, targets=targets, model=base)
-  params = random_params.with_towers(model)
-  inputs = multimodal.inputs(audio=True)
-  fused = _check_fused(model, base, params, inputs)
-  path = 'vision_encoder.transformer.stacked_layers.block.attn.q_einsum'
-  flat, old = training.flat(fused), training.flat(params)
-  for bound in ('clip_input_min', 'clip_output_max'):
-    assert flat[f'{path}.{bound}'] is old[f'{path}.{bound}']
+  fused = g4.nn.fuse_params(model, params)
+  expected = forward.logits(model, params, _TOKENS)
+  actual = forward.logits(model.model, fused, _TOKENS)
+  # Of all logits: the largest of 18,000 errors is another on another CPU.
+  error = np.linalg.norm(actual - expected)
+  assert error <= 5e-6 * np.linalg.norm(expected)
+  # LoRA does change the model, and fusing is what changed the base.
+  original, _ = peft.split_params(params)
+  without = forward.logits(model.model, original, _TOKENS)
+  assert np.max(np.abs(without - expected)) > 1e-2
+  assert jax.tree.structure(fused) == jax.tree.structure(original)
+  jax.tree.map(_check_alike, fused, original)
 
 
 def test_a_start_that_changes_the_base():
-  model = _lora('Gemma4_31B', init_lora_weights='pissa')
+  model = _lora(init_lora_weights='pissa', targets=['k', 'down'])
   params = random_params.like_init(model)
   for path, leaf in training.flat(params).items():
     if path.endswith(('.a', '.b')) and '.lora.' in path:
@@ -126,7 +118,7 @@ def test_a_start_that_changes_the_base():
 
 def test_sums_are_rounded_once():
   """Two branches' worth of float32 sums, in a bfloat16 weight."""
-  model = _lora('Gemma4_31B', base_dtype=jnp.bfloat16, targets=['k', 'v'])
+  model = _lora(base_dtype=jnp.bfloat16, targets=['k', 'v'])
   params = random_params.like_init(model)
   fused = g4.nn.fuse_params(model, params)
   views = g4.nn.linears(model, params)
@@ -140,21 +132,14 @@ def test_sums_are_rounded_once():
 
 
 def test_keeps_the_sharding():
-  model = _lora('Gemma4_31B')
+  model = _lora('Gemma4_31B', targets='mlp')
   params = random_params.like_init(model)
-  sharding = kd.sharding.FSDPSharding(min_size_to_shard_mb=0)(params)
-  params = jax.device_put(params, sharding)
+  mlp = params['layer_0']['mlp']
+  sharding = kd.sharding.FSDPSharding(min_size_to_shard_mb=0)(mlp)
+  mlp = params['layer_0']['mlp'] = jax.device_put(mlp, sharding)
   gating = g4.nn.fuse_params(model, params)['layer_0']['mlp']['gating_einsum']
   assert not gating.sharding.is_fully_replicated
-  assert gating.sharding == params['layer_0']['mlp']['gating_einsum'].sharding
-
-
-def test_chat_sampler_takes_fused_parameters():
-  base = _base(cut=models.one_layer)
-  model = g4.nn.LoRA(rank=3, alpha=6, model=base)
-  params = random_params.like_init(model)
-  fused = g4.nn.fuse_params(model, params)
-  assert sampling.chat(base, fused) == sampling.chat(model, params)
+  assert gating.sharding == mlp['gating_einsum'].sharding
 
 
 def _set(params, path, value):
@@ -193,7 +178,7 @@ def test_fusing_twice():
 
 
 def test_fusing_without_lora():
-  model = _base('Gemma4_E2B')
+  model = models.base('Gemma4_E2B')
   with pytest.raises(ValueError, match='takes a g4.nn.LoRA. Got: Gemma4_E2B'):
     g4.nn.fuse_params(model, random_params.make(model))
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
+from tests.lib import merged
 from tests.lib import models
 from tests.lib import random_params
 from tests.lib import training
@@ -29,49 +30,10 @@ def _logits(model, params, **kwargs):
   return model.apply({'params': params}, _TOKENS, **kwargs).logits
 
 
-# How A and B make a change of the base weight, by hand and per projection.
-_MERGE = {
-    'q': 'dr,rnh->ndh',
-    'k': 'dr,rkh->kdh',
-    'v': 'dr,rkh->kdh',
-    'o': 'nhr,rd->nhd',
-    'gate': 'dr,rf->fd',
-    'up': 'dr,rf->fd',
-    'down': 'fr,rd->fd',
-    'per_layer_model_projection': 'dr,rlp->dlp',
-    'per_layer_input_gate': 'dr,rp->dp',
-    'per_layer_projection': 'pr,rd->pd',
-    'router': 'dr,re->de',
-    'expert_gate': 'edr,erf->efd',
-    'expert_up': 'edr,erf->efd',
-    'expert_down': 'efr,erd->efd',
-}
-_SLOT = {
-    'k': 0,
-    'v': 1,
-    'gate': 0,
-    'up': 1,
-    'expert_gate': (slice(None), 0),
-    'expert_up': (slice(None), 1),
-}
-
-
-def _merged(model, params, *, scale):
-  """Base parameters with every branch added into its weight."""
-  base = training.flat(peft.split_params(params).original)
-  base = {k: np.array(v, np.float32) for k, v in base.items()}
-  for linear in model.adapted:
-    row = linear.row
-    lora = training.flat(params)
-    a = np.asarray(lora[f'{row.lora_path}.a'], np.float32)
-    b = np.asarray(lora[f'{row.lora_path}.b'], np.float32)
-    delta = scale * np.einsum(_MERGE[row.projection], a, b)
-    if base[row.path].ndim > delta.ndim:
-      base[row.path][_SLOT[row.projection]] += delta
-    else:
-      base[row.path] += delta
-  treedef = jax.tree.structure(peft.split_params(params).original)
-  return jax.tree.unflatten(treedef, base.values())
+def _program(model, params, **kwargs):
+  """What the model computes, as text."""
+  run = functools.partial(_logits, model, **kwargs)
+  return str(jax.make_jaxpr(run)(params))
 
 
 # E4B has the features of E2B, and 26B_A4B has 31B's attention, and its dense MLP
@@ -89,7 +51,7 @@ def test_equals_the_model_with_merged_weights(name, targets):
 
   And gradients reach every A and B.
   """
-  base = models.base(name, dtype=jnp.float32)
+  base = _thin(name, dtype=jnp.float32)
   model = g4.nn.LoRA(rank=3, alpha=6, targets=targets, model=base)
   params = random_params.make(model)
   original, lora = peft.split_params(params)
@@ -101,7 +63,7 @@ def test_equals_the_model_with_merged_weights(name, targets):
   grads, got = jax.jit(jax.grad(loss, has_aux=True))(lora)
   fixed = g4.nn.RouterFix(model=base)
   plain = jax.jit(lambda params: _logits(fixed, params))
-  want = np.asarray(plain(_merged(model, params, scale=2.0)))
+  want = np.asarray(plain(merged.base(model, params)))
   assert np.abs(want - plain(original)).max() > 1.0
   np.testing.assert_allclose(got, want, atol=2e-3)
   for path, grad in training.flat(grads).items():
@@ -114,7 +76,7 @@ def test_equals_the_model_with_merged_weights(name, targets):
 )
 def test_zero_b_equals_the_base_model_bitwise(name, jit):
   """With experts: `experts_test`."""
-  base = models.base(name)
+  base = _thin(name)
   model = g4.nn.LoRA(rank=3, model=base)
   params = jax.tree_util.tree_map_with_path(
       lambda path, x: jnp.zeros_like(x) if path[-1].key == 'b' else x,
@@ -128,19 +90,24 @@ def test_zero_b_equals_the_base_model_bitwise(name, jit):
 
 @functools.cache
 def _initialised(model):
-  init = jax.jit(lambda key: model.init(key, _TOKENS)['params'])
-  return jax.tree.map(np.asarray, init(jax.random.key(0)))
+  """The attention of its first layer."""
+
+  @jax.jit  # Compiles only what it returns.
+  def init(key):
+    return model.init(key, _TOKENS)['params']['layer_0']['attn']
+
+  return init(jax.random.key(0))
 
 
 def test_init_gives_the_base_leaves_of_the_plain_model():
   """Same paths, shapes, dtypes and values, and B is zero."""
   model = g4.nn.LoRA(rank=64, model=_thin())
-  want = _initialised(model.model)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), _TOKENS)['params']
+  assert shapes == random_params.shapes(model)
+  assert peft.split_params(shapes).original == random_params.shapes(model.model)
   original, lora = peft.split_params(_initialised(model))
+  want = _initialised(model.model)
   jax.tree.map(np.testing.assert_array_equal, original, want)
-  assert {p: x.dtype for p, x in training.flat(original).items()} == {
-      p: x.dtype for p, x in training.flat(want).items()
-  }
   for path, leaf in training.flat(lora).items():
     assert leaf.dtype == jnp.float32, path
     if path.endswith('.b'):
@@ -149,8 +116,8 @@ def test_init_gives_the_base_leaves_of_the_plain_model():
 
 def test_a_is_kaiming_uniform_over_the_whole_input_side():
   """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): for o, fan_in is heads * head size."""
-  params = _initialised(g4.nn.LoRA(rank=64, model=_thin()))
-  a = params['layer_0']['attn']['attn_vec_einsum']['lora']['o']['a']
+  attention = _initialised(g4.nn.LoRA(rank=64, model=_thin()))
+  a = attention['attn_vec_einsum']['lora']['o']['a']
   assert a.shape == (8, 16, 64)
   bound = 1 / np.sqrt(128)
   assert 0.98 * bound < np.abs(a).max() <= bound
@@ -177,35 +144,38 @@ def test_leaves_stand_where_the_docs_say():
 # ------------------------------- One process -------------------------------
 
 
-@pytest.mark.parametrize('jit', [False, True])
-def test_wrappers_that_differ_only_in_settings_differ(jit):
+def _read_by(model, params):
+  """Parameters without the LoRA leaves of others, which would be an error."""
+  known = model.lora_shapes
+  read = {
+      path: leaf
+      for path, leaf in training.flat(params).items()
+      if '.lora.' not in path or path in known
+  }
+  return flax.traverse_util.unflatten_dict(read, sep='.')
+
+
+def test_wrappers_that_differ_only_in_settings_differ():
   """`nn.jit` keeps one program per module's class and fields."""
   base = _thin(dtype=jnp.float32)
   model = g4.nn.LoRA(rank=4, alpha=8, targets=['q', 'o'], model=base)
   params = random_params.make(model)
-  wrap = jax.jit if jit else lambda f: f
+  first = _logits(model, params)
+  assert np.abs(_logits(model.clone(alpha=16), params) - first).max() > 1e-3
+  np.testing.assert_array_equal(_logits(model, params), first)
 
-  def run(**changes):
+  def program(**changes):
     changed = model.clone(**changes)
-    # LoRA leaves that a model does not read are an error.
-    known = changed.lora_shapes
-    read = flax.traverse_util.unflatten_dict(
-        {
-            path: leaf
-            for path, leaf in training.flat(params).items()
-            if '.lora.' not in path or path in known
-        },
-        sep='.',
-    )
-    return np.asarray(wrap(lambda p: _logits(changed, p))(read))
+    return _program(changed, _read_by(changed, params))
 
-  first = run()
-  assert np.abs(run(alpha=16) - first).max() > 1e-3
-  if not jit:
-    assert np.abs(run(use_rslora=True) - first).max() > 1e-3
-    np.testing.assert_array_equal(run(alpha=0), run(targets='q', alpha=0))
-  assert np.abs(run(targets=['q']) - first).max() > 1e-3
-  np.testing.assert_array_equal(run(), first)
+  others = [
+      program(alpha=12),
+      program(use_rslora=True),
+      program(targets=['q']),
+      program(targets=['q'], alpha=0),
+  ]
+  assert len({program(), *others}) == 5
+  assert program(targets='q', alpha=8) == others[2]
 
 
 def test_init_of_wrappers_that_differ_only_in_settings_differs():
@@ -260,7 +230,7 @@ def test_two_of_one_model_under_one_parent():
 
 
 def test_float32_masters_do_not_promote_activations():
-  model = g4.nn.LoRA(rank=2, model=models.base('Gemma4_E2B'))
+  model = g4.nn.LoRA(rank=2, model=_thin('Gemma4_E2B'))
   params = random_params.make(model)
   out, state = jax.eval_shape(
       lambda params: model.apply(
@@ -285,22 +255,25 @@ def test_float32_masters_do_not_promote_activations():
 def test_dropout_is_off_unless_training():
   model = g4.nn.LoRA(rank=2, dropout=0.5, model=_thin())
   params = random_params.make(model)
-  rngs = {'dropout': jax.random.key(0)}
 
-  def run(model, is_training):
-    return np.asarray(
-        _logits(model, params, rngs=rngs, is_training_property=is_training)
-    )
+  def program(is_training, model=model):
+    rngs = {'dropout': jax.random.key(0)}
+    return _program(model, params, rngs=rngs, is_training_property=is_training)
 
-  without = run(model.clone(dropout=0.0), True)
-  np.testing.assert_array_equal(run(model, None), without)
-  trained = run(model, True)
-  assert np.any(trained != without)
+  assert program(None) == program(None, model.clone(dropout=0.0))
+  trained = program(True)
+  assert 'random_bits' in trained
   # The order matters: `nn.jit` does not see the training property.
-  np.testing.assert_array_equal(run(model, False), without)
-  np.testing.assert_array_equal(run(model, True), trained)
-  rngs = {'dropout': jax.random.key(1)}
-  assert np.any(run(model, True) != trained)
+  assert program(False) == program(False, model.clone(dropout=0.0))
+  assert program(True) == trained
+
+  @jax.jit
+  def run(seed):
+    rngs = {'dropout': jax.random.key(seed)}
+    return _logits(model, params, rngs=rngs, is_training_property=True)
+
+  np.testing.assert_array_equal(run(0), run(0))
+  assert np.any(run(0) != run(1))
 
 
 def test_dropout_scales_what_it_keeps():
@@ -458,5 +431,5 @@ def test_config_of_a_subclass_is_kept():
   }
   model = g4.nn.LoRA(rank=2, model=base.clone(config=config_cls(**fields)))
   params = random_params.make(model)
-  want = _logits(g4.nn.LoRA(rank=2, model=base), params)
-  np.testing.assert_array_equal(_logits(model, params), want)
+  want = _program(g4.nn.LoRA(rank=2, model=base), params)
+  assert _program(model, params) == want

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
+from tests.lib import forward
+from tests.lib import merged
 from tests.lib import models
 from tests.lib import random_params
 from tests.lib import training
@@ -26,34 +28,6 @@ def _logits(model, params, **kwargs):
   return model.apply({'params': params}, _TOKENS, **kwargs).logits
 
 
-# Letters of input and output of each projection's weight.
-_AXES = {
-    'q': 'ndh: d nh',
-    'k': 'kdh: d kh',
-    'v': 'kdh: d kh',
-    'o': 'nhd: nh d',
-    'gate': 'fd: d f',
-    'up': 'fd: d f',
-    'down': 'fd: f d',
-    'per_layer_model_projection': 'dlp: d lp',
-    'per_layer_input_gate': 'dp: d p',
-    'per_layer_projection': 'pd: p d',
-    'router': 'de: d e',
-}
-
-
-def _axes(row):
-  weight, rest = _AXES[row.projection].split(': ')
-  return weight, *rest.split(' ')
-
-
-def _norm(weight, row):
-  """By NumPy, over the inputs of each output feature."""
-  letters, ins, _ = _axes(row)
-  over = tuple(letters.index(c) for c in ins)
-  return np.sqrt(np.sum(np.square(np.asarray(weight, np.float64)), axis=over))
-
-
 def _set(params, path, value):
   *scope, last = path.split('.')
   for key in scope:
@@ -63,91 +37,60 @@ def _set(params, path, value):
 
 def _start(model, params):
   """Sets B to zero and the magnitudes to the norms of the base."""
-  for view in g4.nn.linears(model, params).values():
-    path = view.row.lora_path
-    _set(params, f'{path}.b', jnp.zeros_like(view.lora_b))
-    _set(params, f'{path}.m', _norm(view.base, view.row))
-
-
-def _merged(model, params, *, scale, norms=None):
-  """Base parameters as DoRA's formula has them, formed in full.
-
-  Args:
-    model: The model.
-    params: Its parameters.
-    scale: Alpha / rank.
-    norms: Norms of the merged weights by name, where they are constants.
-  """
-  base = peft.split_params(params).original
-  flat = training.flat(base)
+  norms = merged.norms(model, peft.split_params(params).original)
   for name, view in g4.nn.linears(model, params).items():
-    letters, ins, outs = _axes(view.row)
-    low = jnp.einsum(f'{ins}r,r{outs}->{letters}', view.lora_a, view.lora_b)
-    weight = view.base + scale * low
-    if norms is None:
-      norm = jnp.asarray(_norm(weight, view.row), jnp.float32)
-    else:
-      norm = norms[name]
-    ratio = view.lora_m / norm
-    weight = jnp.einsum(f'{letters},{outs}->{letters}', weight, ratio)
-    old = flat[view.row.path]
-    if old.ndim > weight.ndim:
-      slot = {'k': 0, 'v': 1, 'gate': 0, 'up': 1}[view.row.projection]
-      weight = old.at[slot].set(weight)
-    flat[view.row.path] = weight
-  return jax.tree.unflatten(jax.tree.structure(base), flat.values())
+    path = view.row.lora_path
+    _set(params, f'{path}.b', np.zeros_like(view.lora_b))
+    _set(params, f'{path}.m', norms[name])
 
 
 @pytest.mark.parametrize('name', ['Gemma4_E2B', 'Gemma4_26B_A4B'])
 def test_equals_the_model_with_merged_weights(name):
   """Of every projection at once, B and magnitudes far from the start."""
   targets = ['text', 'router'] if name == 'Gemma4_26B_A4B' else ['text']
-  model = _model(name, targets=targets)
+  model = _of_one_layer(name, targets=targets)
   params = random_params.make(model)
-  got = _logits(model, params)
   fixed = g4.nn.RouterFix(model=model.model)
-  want = _logits(fixed, _merged(model, params, scale=2.0))
-  without = _logits(fixed, peft.split_params(params).original)
+  want = forward.logits(fixed, merged.base(model, params), _TOKENS)
+  original = peft.split_params(params).original
+  without = forward.logits(fixed, original, _TOKENS)
   assert np.abs(want - without).max() > 1.0
+  got = forward.logits(model, params, _TOKENS)
   np.testing.assert_allclose(got, want, atol=2e-3)
 
 
-@pytest.mark.parametrize(
-    ('name', 'jit', 'dtype'),
-    [
-        ('Gemma4_E2B', False, jnp.float32),
-        ('Gemma4_E2B', True, jnp.bfloat16),
-        ('Gemma4_26B_A4B', False, jnp.bfloat16),
-    ],
-)
-def test_step_0_is_the_base_model(name, jit, dtype):
-  """Bitwise in bfloat16; in float32 up to the rounding of the norms."""
-  wrap = jax.jit if jit else lambda f: f
-  model = _model(name, base_dtype=dtype)
+def test_step_0_is_the_base_model_bitwise():
+  """In bfloat16; float32 shows the rounding of the norms."""
+  model = _of_one_layer('Gemma4_E2B', base_dtype=jnp.bfloat16)
   params = random_params.make(model)
   _start(model, params)
-  got = wrap(lambda p: _logits(model, p))(params)
-  plain = g4.nn.RouterFix(model=model.model)
+  got = forward.logits(model, params, _TOKENS)
   original = peft.split_params(params).original
-  want = wrap(lambda p: _logits(plain, p))(original)
-  atol = 1e-4 if dtype == jnp.float32 else 0.0
-  np.testing.assert_allclose(got, want, rtol=0, atol=atol)
+  want = forward.logits(model.model, original, _TOKENS)
+  np.testing.assert_array_equal(got, want)
 
 
 def test_init_sets_magnitudes_to_the_norms_of_its_own_base():
   model = _of_one_layer('Gemma4_31B', base_dtype=jnp.bfloat16)
-  params = jax.jit(model.init)(jax.random.key(0), _TOKENS)['params']
+
+  @jax.jit  # Compiles only what it returns.
+  def init(key):
+    params = model.init(key, _TOKENS)['params']
+    return {'layer_0': params['layer_0']}
+
+  params = init(jax.random.key(0))
+  norms = merged.norms(model, peft.split_params(params).original)
   for name, view in g4.nn.linears(model, params).items():
     assert view.lora_m.dtype == jnp.float32
-    want = _norm(view.base, view.row)
-    np.testing.assert_allclose(view.lora_m, want, rtol=1e-5, err_msg=name)
+    np.testing.assert_allclose(
+        view.lora_m, norms[name], rtol=1e-5, err_msg=name
+    )
 
 
 def test_gradients_are_those_of_the_formula_with_a_constant_norm():
   model = _of_one_layer('Gemma4_31B', targets=['q', 'k', 'o', 'up'])
   params = random_params.make(model)
   original, lora = peft.split_params(params)
-  fixed = g4.nn.RouterFix(model=model.model)
 
   def mean(logits):
     return jnp.mean(jax.nn.log_softmax(logits)[..., 7])
@@ -155,23 +98,13 @@ def test_gradients_are_those_of_the_formula_with_a_constant_norm():
   def ours(lora):
     return mean(_logits(model, peft.merge_params(original, lora)))
 
-  norms = {
-      name: _norm(
-          view.base
-          + 2.0
-          * np.einsum(
-              '{1}r,r{2}->{0}'.format(*_axes(view.row)),
-              view.lora_a,
-              view.lora_b,
-          ),
-          view.row,
-      )
-      for name, view in g4.nn.linears(model, params).items()
-  }
+  sums = merged.base(model.clone(use_dora=False), params)
+  norms = merged.norms(model, sums)
 
   def by_hand(lora):
     params = peft.merge_params(original, lora)
-    return mean(_logits(fixed, _merged(model, params, scale=2.0, norms=norms)))
+    base = merged.base(model, params, constants=norms)
+    return mean(_logits(model.model, base))
 
   got = training.flat(jax.jit(jax.grad(ours))(lora))
   want = training.flat(jax.jit(jax.grad(by_hand))(lora))
@@ -235,7 +168,7 @@ def test_dropout_reaches_the_change_of_the_base_too():
 
 
 def test_magnitudes_are_counted():
-  model = _model('Gemma4_E2B')
+  model = _of_one_layer('Gemma4_E2B')
   params = random_params.make(model)
   leaves = training.flat(peft.split_params(params).lora)
   summary = g4.nn.summary(model)

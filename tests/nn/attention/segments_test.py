@@ -11,6 +11,7 @@ import pytest
 
 from gemma4_lora import g4
 from gemma4_lora.nn.attention import _blockwise
+from tests.lib import forward
 from tests.lib import models
 from tests.lib import random_params
 
@@ -28,10 +29,13 @@ def _alone():
   return jnp.asarray(np.stack(rows))
 
 
+_ORDERS = ([0, 1, 2], [2, 0, 1], [1, 2, 0])
+
+
 def _packed():
-  """One row with all of them, and one with the last first."""
+  """Rows with all of them, each in another order."""
   tokens, positions = [], []
-  for order in ([0, 1, 2], [2, 0, 1]):
+  for order in _ORDERS:
     parts = [_conversations()[i] for i in order]
     at = np.concatenate([np.arange(len(x)) for x in parts])
     row = np.concatenate(parts)
@@ -40,30 +44,28 @@ def _packed():
   return jnp.asarray(np.stack(tokens)), jnp.asarray(np.stack(positions))
 
 
-_model = functools.partial(models.lora, rank=4, positions='batch.positions')
-
-
-@pytest.mark.parametrize(
-    'name, attention',
-    [
-        ('Gemma4_E2B', 'gemma'),
-        ('Gemma4_E2B', 'blockwise'),
-        ('Gemma4_31B', 'blockwise'),
-    ],
+_model = functools.partial(
+    models.lora, 'Gemma4_E2B', rank=4, positions='batch.positions'
 )
-def test_logits_are_those_of_each_alone(name, attention, monkeypatch):
+
+
+@pytest.fixture(scope='module', name='params')
+def _params():
+  return random_params.make(_model())
+
+
+@pytest.mark.parametrize('attention', ['gemma', 'blockwise'])
+def test_logits_are_those_of_each_alone(attention, params, monkeypatch):
   """In local and global layers, with shared keys and values, B non-zero."""
   # Several blocks per row, and per conversation.
   monkeypatch.setattr(
       _blockwise, 'attend', _with_block(_blockwise.attend, block=4)
   )
-  model = _model(name, attention=attention)
-  params = random_params.make(model)
   tokens, positions = _packed()
-  apply = jax.jit(model.apply)
-  alone = apply({'params': params}, _alone()).logits
+  alone = forward.apply(_model(), params, _alone()).logits
+  apply = jax.jit(_model(attention=attention).apply)
   packed = apply({'params': params}, tokens, positions=positions).logits
-  for row, order in enumerate(([0, 1, 2], [2, 0, 1])):
+  for row, order in enumerate(_ORDERS):
     at = 0
     for i in order:
       n = _LENGTHS[i]
@@ -80,14 +82,11 @@ def _with_block(attend, *, block):
   return wrapped
 
 
-def test_without_positions_conversations_see_each_other():
+def test_without_positions_conversations_see_each_other(params):
   """What the others prove is no accident."""
-  model = _model('Gemma4_31B')
-  params = random_params.make(model)
   tokens, _ = _packed()
-  apply = jax.jit(model.apply)
-  alone = apply({'params': params}, _alone()).logits[1, :5]
-  together = apply({'params': params}, tokens).logits[0, 11:16]
+  alone = forward.apply(_model(), params, _alone()).logits[1, :5]
+  together = forward.apply(_model(), params, tokens).logits[0, 11:16]
   assert np.abs(alone - together).max() > 0.1
 
 
@@ -99,13 +98,14 @@ def test_blocks_of_other_conversations_are_not_computed():
       segments=jnp.asarray(at),
   )
   settings = _blockwise.Settings(window=None, soft_cap=None, block=4)
-  first, end = _blockwise._ranges(settings, allowed)
+  ranges = jax.jit(_blockwise._ranges, static_argnums=0)
+  first, end = ranges(settings, allowed)
   assert first.tolist() == [0, 0, 2, 2, 2, 2, 6, 6]
   assert end.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
 def test_kauldron_reads_the_positions():
-  keys = kontext.get_keypaths(_model('Gemma4_31B'))
+  keys = kontext.get_keypaths(_model())
   assert keys['positions'] == 'batch.positions'
   assert keys['tokens'] == 'batch.input'
   plain = g4.nn.LoRA(rank=4, model=g4.testing.Gemma4_31B(tokens='batch.input'))
@@ -113,7 +113,7 @@ def test_kauldron_reads_the_positions():
 
 
 def test_images_in_packed_rows_are_an_error():
-  model = _model('Gemma4_31B')
+  model = _model()
   tokens, positions = _packed()
   with pytest.raises(ValueError, match='do not go with images .*unpacked'):
     jax.eval_shape(

@@ -5,7 +5,6 @@ import functools
 import re
 
 import flax
-from gemma import gm
 from gemma import peft
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
+from tests.lib import forward
 from tests.lib import models
 from tests.lib import random_params
 from tests.lib import training
@@ -33,49 +33,67 @@ _SOME = [
 ]
 
 
-def _lora(name='Gemma4_E2B', **kwargs):
+def _lora(name='Gemma4_E2B', *, cut=models.shallow, **kwargs):
   kwargs = {'modules_to_save': _SOME} | kwargs
-  return g4.nn.LoRA(rank=2, model=models.base(name), **kwargs)
+  return g4.nn.LoRA(rank=2, model=models.base(name, cut=cut), **kwargs)
 
 
-def _init(model):
-  # Arrays of its own for each: a restore frees them.
-  return jax.tree.map(jnp.copy, _initial(model))
+def _fresh(model):
+  """Parameters whose copies are the base's values, as init leaves them."""
+  params = training.flat(random_params.make(model))
+  for part in model.saved:
+    params[part.path] = jnp.asarray(_replaced(params, part), jnp.float32)
+  return flax.traverse_util.unflatten_dict(params, sep='.')
 
 
-@functools.cache
-def _initial(model):
-  init = jax.jit(lambda key: model.init(key, _TOKENS))
-  return init(jax.random.key(0))['params']
-
-
-def _copies(model, params):
-  flat = training.flat(params)
-  return {part.path: flat[part.path] for part in model.saved}
+def _replaced(params, part):
+  """What of the base a copy stands for."""
+  base = np.asarray(params[part.row.path])
+  if part.row.slot_axis is None:
+    return base
+  return np.take(base, part.row.slot, part.row.slot_axis)
 
 
 @pytest.mark.parametrize('name', _VARIANTS)
 def test_copies_start_as_the_base_in_float32(name):
   model = _lora(name)
-  params = training.flat(_init(model))
   assert len(model.saved) > 8
+
+  @jax.jit  # Compiles only what it returns.
+  def init(key):
+    flat = training.flat(model.init(key, _TOKENS)['params'])
+    paths = {
+        path for part in model.saved for path in (part.path, part.row.path)
+    }
+    return {path: flat[path] for path in paths}
+
+  params = init(jax.random.key(0))
   for part in model.saved:
-    base, copy = params[part.row.path], params[part.path]
-    if part.row.slot_axis is not None:
-      base = np.take(np.asarray(base), part.row.slot, part.row.slot_axis)
+    copy = params[part.path]
     assert copy.dtype == jnp.float32
     assert copy.shape == part.shape
-    np.testing.assert_array_equal(copy, base.astype(np.float32))
-    assert f'{part.row.module_path}.lora.{part.row.projection}.a' not in params
+    base = _replaced(params, part).astype(np.float32)
+    np.testing.assert_array_equal(copy, base)
+  adapted = {(x.row.module_path, x.row.projection) for x in model.adapted}
+  saved = {(x.row.module_path, x.row.projection) for x in model.saved}
+  assert not adapted & saved
 
 
-@pytest.mark.parametrize('name', _VARIANTS)
-def test_the_model_is_the_base_with_the_copies_in_place(name):
+# All of one layer.
+_of_one_layer = functools.partial(
+    _lora, cut=models.one_layer, modules_to_save=_SOME[:-1]
+)
+
+
+def test_the_model_is_the_base_with_the_copies_in_place():
   """Against the bare model, its leaves replaced by hand, LoRA's B at zero."""
-  model = _lora(name)
-  params = _init(model)
+  model = _of_one_layer()
+  params = _fresh(model)
+  flat = {
+      path: 0 * x if path.endswith('.b') else x
+      for path, x in training.flat(params).items()
+  }
   rng = np.random.default_rng(0)
-  flat = training.flat(params)
   for part in model.saved:
     flat[part.path] += 0.3 * rng.standard_normal(part.shape, np.float32)
   replaced = dict(flat)
@@ -89,28 +107,23 @@ def test_the_model_is_the_base_with_the_copies_in_place(name):
       index[part.row.slot_axis] = part.row.slot
       base[tuple(index)] = new
     replaced[path] = jnp.asarray(base)
-  original, _ = peft.split_params(
-      flax.traverse_util.unflatten_dict(replaced, sep='.')
+
+  def nested(flat):
+    return flax.traverse_util.unflatten_dict(flat, sep='.')
+
+  expected = forward.logits(
+      model.model, peft.split_params(nested(replaced)).original, _TOKENS
   )
-  plain = jax.jit(_plain(name).apply)
-  expected = plain({'params': original}, _TOKENS).logits
-  actual = jax.jit(model.apply)(
-      {'params': flax.traverse_util.unflatten_dict(flat, sep='.')}, _TOKENS
-  ).logits
+  actual = forward.logits(model, nested(flat), _TOKENS)
   np.testing.assert_array_equal(actual, expected)
-  untouched = plain({'params': peft.split_params(params)[0]}, _TOKENS)
-  assert np.any(actual != untouched.logits)
-
-
-def _plain(name):
-  if name == 'Gemma4_26B_A4B':
-    return g4.nn.RouterFix(model=models.base(name))
-  return models.base(name)
+  original = peft.split_params(params).original
+  untouched = forward.logits(model.model, original, _TOKENS)
+  assert np.any(actual != untouched)
 
 
 def test_gradients_reach_copies_and_not_what_they_replace():
-  model = _lora()
-  flat = training.flat(_init(model))
+  model = _of_one_layer()
+  flat = training.flat(_fresh(model))
   paths = {p for part in model.saved for p in (part.path, part.row.path)}
 
   def loss(some, rest):
@@ -124,41 +137,7 @@ def test_gradients_reach_copies_and_not_what_they_replace():
   )
   for part in model.saved:
     assert np.any(grads[part.path]), part.path
-    replaced = grads[part.row.path]
-    if part.row.slot_axis is not None:
-      replaced = np.take(
-          np.asarray(replaced), part.row.slot, part.row.slot_axis
-      )
-    assert not np.any(replaced), part.row.path
-
-
-def test_trains_resumes_and_leaves_the_base_alone(tmp_path):
-  some = _SOME[:-1]  # That is of another layer.
-  model = _lora('Gemma4_31B', modules_to_save=some)
-  model = model.clone(model=models.one_layer(model.model))
-  base = g4.testing.make_checkpoint(model.model, tmp_path / 'released')
-
-  def run(workdir, num_train_steps):
-    return training.make_trainer(
-        model,
-        tmp_path / workdir,
-        num_train_steps=num_train_steps,
-        init_transform=g4.ckpts.SkipLoRA4(
-            wrapped=gm.ckpts.LoadCheckpoint(path=tmp_path / 'released')
-        ),
-    ).train()
-
-  whole, _ = run('whole', 20)
-  run('cut', 10)
-  cut, _ = run('cut', 20)
-  jax.tree.map(np.testing.assert_array_equal, cut.params, whole.params)
-  original, _ = peft.split_params(whole.params)
-  jax.tree.map(np.testing.assert_array_equal, original, base)
-  flat = training.flat(base)
-  for path, copy in _copies(model, whole.params).items():
-    assert np.any(copy != 0), path
-  final_norm = whole.params['final_norm']['lora']['scale']
-  assert np.any(final_norm != flat['final_norm.scale'])
+    assert not np.any(_replaced(grads, part)), part.row.path
 
 
 def test_copies_follow_the_restored_base(tmp_path):
@@ -168,13 +147,11 @@ def test_copies_follow_the_restored_base(tmp_path):
   model = _lora()
   plain = g4.ckpts.PartialLoad(path=tmp_path / 'released')
   for load in (plain, g4.ckpts.SkipLoRA4(wrapped=plain)):
-    params = _init(model)
+    params = _fresh(model)
     before = np.asarray(params['final_norm']['lora']['scale'])
     params = training.flat(load.transform(_State(params=params)).params)
     for part in model.saved:
-      want = np.asarray(training.flat(base)[part.row.path], np.float32)
-      if part.row.slot_axis is not None:
-        want = np.take(want, part.row.slot, part.row.slot_axis)
+      want = _replaced(training.flat(base), part).astype(np.float32)
       np.testing.assert_array_equal(params[part.path], want)
     assert np.any(params['final_norm.lora.scale'] != before)
 
@@ -183,7 +160,7 @@ def test_copies_that_were_trained_stay(tmp_path):
   g4.testing.make_checkpoint(
       models.base('Gemma4_E2B'), tmp_path / 'released', seed=3
   )
-  params = _init(_lora())
+  params = _fresh(_lora())
   params['final_norm']['lora']['scale'] += 1
   trained = params['final_norm']['lora']['scale']
   load = g4.ckpts.SkipLoRA4(

@@ -1,6 +1,8 @@
 """LoRA on routed experts: maths, gradients, memory, sharding."""
 
+import collections
 import dataclasses
+import functools
 import math
 
 from flax import linen as nn
@@ -17,6 +19,7 @@ from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.nn.branches import _experts
 from gemma4_lora.targets import _resolve
 from gemma4_lora.targets import _rule
+from tests.lib import programs
 from tests.lib import random_params
 from tests.lib import training
 
@@ -95,12 +98,17 @@ def _dense_moe(params, x, logits, *, top_k, scale):
   return out, load
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _run_moe(model, params, tokens=_TOKENS):
   """Returns input, router logits and output of the mixture of experts."""
   _, state = model.apply({'params': params}, tokens, capture_intermediates=True)
+  return _moe_of(state)
+
+
+def _moe_of(state):
   layer = state['intermediates']['layer_0']
   return tuple(
-      np.asarray(module['__call__'][0])
+      module['__call__'][0]
       for module in (
           layer['pre_ffw_norm'],
           layer['mlp']['router_logits'],
@@ -109,39 +117,35 @@ def _run_moe(model, params, tokens=_TOKENS):
   )
 
 
-@pytest.mark.parametrize('tokens', [_TOKENS, _EQUAL], ids=['mixed', 'equal'])
+def _check_moe(model, params, tokens=_TOKENS, *, scale):
+  """Compares with NumPy's own loop; returns the tokens of each expert."""
+  x, logits, got = map(np.asarray, _run_moe(model, params, tokens))
+  dense = functools.partial(
+      _dense_moe, params, x, logits, top_k=model.config.top_k_experts
+  )
+  want, load = dense(scale=scale)
+  unadapted, _ = dense(scale=0.0)
+  assert np.abs(want - unadapted).max() > 0.05 * np.abs(want).max()
+  np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+  return load
+
+
 @pytest.mark.parametrize('top_k', [1, 2, 6])
-def test_equals_dense_maths(tokens, top_k):
+def test_equals_dense_maths(top_k):
   """Experts that get none, some or all of the tokens, by numpy's own loop."""
   model = g4.nn.LoRA(
       rank=3, alpha=6, targets='experts', model=_base(top_k_experts=top_k)
   )
   params = random_params.make(model)
-  x, logits, got = _run_moe(model, params, tokens)
-  want, load = _dense_moe(params, x, logits, top_k=top_k, scale=2.0)
-  unadapted, _ = _dense_moe(params, x, logits, top_k=top_k, scale=0.0)
-
-  assert load.sum() == tokens.size * top_k
-  if tokens is _EQUAL:
-    assert sorted(load) == [0] * (6 - top_k) + [tokens.size] * top_k
-  elif top_k == 1:
-    assert 0 in load and len(set(load)) > 2
-  assert np.abs(want - unadapted).max() > 0.1 * np.abs(want).max()
-  np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+  mixed = _check_moe(model, params, scale=2.0)
+  assert mixed.sum() == _TOKENS.size * top_k
+  if top_k == 1:
+    assert 0 in mixed and len(set(mixed)) > 2
+  equal = _check_moe(model, params, _EQUAL, scale=2.0)
+  assert sorted(equal) == [0] * (6 - top_k) + [_EQUAL.size] * top_k
 
 
-def test_one_token_on_one_expert():
-  model = g4.nn.LoRA(rank=3, targets='experts', model=_base(top_k_experts=1))
-  params = random_params.make(model)
-  x, logits, got = _run_moe(model, params, _TOKENS[:1, :1])
-  want, load = _dense_moe(params, x, logits, top_k=1, scale=1.0)
-  assert sorted(load) == [0] * 5 + [1]
-  np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
-
-
-@pytest.mark.parametrize(
-    'projection', ['expert_gate', 'expert_up', 'expert_down']
-)
+@pytest.mark.parametrize('projection', ['expert_gate', 'expert_down'])
 def test_one_projection_alone(projection):
   """Its leaves alone exist, and it alone changes."""
   model = g4.nn.LoRA(rank=3, targets=projection, model=_base())
@@ -153,15 +157,12 @@ def test_one_projection_alone(projection):
       f'{_MLP}.{scope}.lora.{projection}.a': (6, inner, 3),
       f'{_MLP}.{scope}.lora.{projection}.b': (6, 3, outer),
   }
-  x, logits, got = _run_moe(model, params)
-  want, _ = _dense_moe(params, x, logits, top_k=2, scale=1.0)
-  unadapted, _ = _dense_moe(params, x, logits, top_k=2, scale=0.0)
-  assert np.abs(want - unadapted).max() > 0.05 * np.abs(want).max()
-  np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+  _check_moe(model, params, scale=1.0)
 
 
-@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize('jit', [False, True])
+@pytest.mark.parametrize(
+    ('dtype', 'jit'), [(jnp.float32, False), (jnp.bfloat16, True)]
+)
 def test_zero_b_equals_the_base_model_bitwise(dtype, jit):
   base = _base(dtype=dtype)
   model = g4.nn.LoRA(rank=3, targets=['text', 'experts'], model=base)
@@ -189,11 +190,12 @@ def test_gradients_equal_finite_differences_in_float64():
     assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype('float64')}
 
     @jax.jit
-    def loss(lora):
+    @jax.value_and_grad
+    def loss_and_grads(lora):
       logits = _logits(model, peft.merge_params(original, lora))
       return jnp.mean(jax.nn.log_softmax(logits)[..., 7])
 
-    grads = jax.jit(jax.grad(loss))(lora)
+    _, grads = loss_and_grads(lora)
     leaves, treedef = jax.tree.flatten(lora)
     rng = np.random.default_rng(0)
     for i, grad in enumerate(jax.tree.leaves(grads)):
@@ -201,7 +203,8 @@ def test_gradients_equal_finite_differences_in_float64():
 
       def along(step, i=i, direction=direction):
         moved = leaves[:i] + [leaves[i] + step * direction] + leaves[i + 1 :]
-        return float(loss(jax.tree.unflatten(treedef, moved)))
+        loss, _ = loss_and_grads(jax.tree.unflatten(treedef, moved))
+        return float(loss)
 
       h = 1e-5
       want = (along(h) - along(-h)) / (2 * h)
@@ -214,15 +217,18 @@ def test_only_experts_that_ran_get_gradients():
   model = g4.nn.LoRA(rank=2, targets='experts', model=_base())
   params = random_params.make(model)
   original, lora = peft.split_params(params)
-  _, logits, _ = _run_moe(model, params, _EQUAL)
-  chosen = np.argsort(logits[0, 0])[-2:]
 
   def loss(lora):
     params = peft.merge_params(original, lora)
-    logits = model.apply({'params': params}, _EQUAL).logits
-    return jnp.mean(jax.nn.log_softmax(logits)[..., 8])
+    out, state = model.apply(
+        {'params': params}, _EQUAL, capture_intermediates=True
+    )
+    loss = jnp.mean(jax.nn.log_softmax(out.logits)[..., 8])
+    return loss, _moe_of(state)[1]
 
-  grads = training.flat(jax.jit(jax.grad(loss))(lora))
+  grads, logits = jax.jit(jax.grad(loss, has_aux=True))(lora)
+  chosen = np.argsort(logits[0, 0])[-2:]
+  grads = training.flat(grads)
   assert len(grads) == 6
   for path, grad in grads.items():
     ran = np.any(np.asarray(grad), axis=(1, 2))
@@ -234,8 +240,12 @@ def test_only_experts_that_ran_get_gradients():
 
 def test_a_is_kaiming_uniform_over_the_input_of_one_expert():
   model = g4.nn.LoRA(rank=64, targets='experts', model=_base())
-  params = jax.jit(lambda k: model.init(k, _TOKENS))(jax.random.key(0))
-  lora = training.flat(peft.split_params(params['params']).lora)
+
+  @jax.jit  # Compiles only what it returns.
+  def init(key):
+    return peft.split_params(model.init(key, _TOKENS)['params']).lora
+
+  lora = training.flat(init(jax.random.key(0)))
   for path, leaf in lora.items():
     assert leaf.dtype == jnp.float32, path
     if path.endswith('.b'):
@@ -258,92 +268,90 @@ def test_rank_alpha_and_rslora_are_the_rules():
   q = params['layer_0']['attn']['q_einsum']['lora']['q']
   assert q['a'].shape == (40, 8)
 
-  for use_rslora, scale in (False, 3.0), (True, 6 / math.sqrt(2)):
-    x, logits, got = _run_moe(model.clone(use_rslora=use_rslora), params)
-    want, _ = _dense_moe(params, x, logits, top_k=2, scale=scale)
-    np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+  model = model.clone(use_rslora=True)
+  _check_moe(model, params, scale=6 / math.sqrt(2))
 
 
 def test_dropout_is_off_unless_training():
   model = g4.nn.LoRA(rank=2, targets='experts', dropout=0.5, model=_base())
   params = random_params.make(model)
 
-  def run(model, is_training, seed=0):
+  def logits(params, seed, *, model=model, is_training=True):
     rngs = {'dropout': jax.random.key(seed)}
     kwargs = {'rngs': rngs, 'is_training_property': is_training}
-    return np.asarray(_logits(model, params, **kwargs))
+    return _logits(model, params, **kwargs)
 
-  without = run(model.clone(dropout=0.0), True)
-  np.testing.assert_array_equal(run(model, None), without)
-  np.testing.assert_array_equal(run(model, False), without)
-  trained = run(model, True)
-  assert np.any(trained != without)
-  np.testing.assert_array_equal(run(model, True), trained)
-  assert np.any(run(model, True, seed=1) != trained)
+  def program(**kwargs):
+    run = functools.partial(logits, **kwargs)
+    return str(jax.make_jaxpr(run)(params, 0))
+
+  without = model.clone(dropout=0.0)
+  for mode in (None, False):
+    off = program(model=without, is_training=mode)
+    assert program(is_training=mode) == off
   only_down = model.clone(
       targets=[g4.targets.Rule('expert_down'), g4.targets.experts(dropout=0.0)]
   )
-  assert np.any(run(only_down, True) != trained)
+  masks = [program(model=x).count('random_bits') for x in (only_down, model)]
+  assert 0 < masks[0] < masks[1]
+
+  run = jax.jit(logits)
+  trained = run(params, 0)
+  np.testing.assert_array_equal(run(params, 0), trained)
+  assert np.any(run(params, 1) != trained)
 
 
 # ----------------------------- Memory, sharding -----------------------------
 
 
-def _temporary_bytes(model):
-  """Of the compiled loss and gradients of all LoRA leaves.
-
-  Of two tokens: for CPU, JAX lowers a grouped product of M rows to a dense one
-  of E * M rows, with or without LoRA.
-  """
-  tokens = _TOKENS[:1, :2]
-  params = jax.eval_shape(model.init, jax.random.key(0), tokens)['params']
+def _large_arrays(model, size):
+  """Shapes of what loss and gradients of all LoRA leaves compute, by count."""
+  params = jax.eval_shape(model.init, jax.random.key(0), _TOKENS)['params']
   original, lora = peft.split_params(params)
 
   def loss(lora, original):
-    params = peft.merge_params(original, lora)
-    logits = model.apply({'params': params}, tokens).logits
+    logits = _logits(model, peft.merge_params(original, lora))
     return jnp.mean(jax.nn.log_softmax(logits)[..., 7])
 
-  step = jax.jit(jax.value_and_grad(loss)).lower(lora, original).compile()
-  return step.memory_analysis().temp_size_in_bytes
+  program = jax.make_jaxpr(jax.value_and_grad(loss))(lora, original)
+  arrays = programs.arrays(program.jaxpr)
+  return collections.Counter(x.shape for x in arrays if x.size >= size)
 
 
 def test_no_array_of_a_merged_weights_size():
-  """128 experts: what LoRA adds to the temporaries of frozen experts."""
+  """128 experts: LoRA adds no large array to those that frozen ones make."""
   base = _base(num_experts=128, top_k_experts=2, embed_dim=128, expert_dim=256)
   experts = [row for row in _linears.linears(base.config) if row.batch_axes]
-  # In float32; the smallest is `expert_down`'s.
-  merged = min(4 * math.prod(row.shape) for row in experts)
-  frozen = _temporary_bytes(g4.nn.LoRA(rank=2, targets='attention', model=base))
-  adapted = _temporary_bytes(
-      g4.nn.LoRA(rank=2, targets=['attention', 'experts'], model=base)
+  # The smallest is `expert_down`'s.
+  merged = min(math.prod(row.shape) for row in experts)
+  frozen = _large_arrays(
+      g4.nn.LoRA(rank=2, targets='attention', model=base), 0.25 * merged
   )
-  assert adapted - frozen < 0.25 * merged, (frozen, adapted, merged)
-
-
-def test_shards_over_eight_devices_like_one(tmp_path):
-  """FSDP: experts' A and B, and their base, are sharded; the losses equal."""
-
-  def run(workdir, **kwargs):
-    model = g4.nn.LoRA(
-        rank=8,
-        targets='experts',
-        model=_base(num_experts=8),
-    )
-    return training.make_trainer(
-        model,
-        tmp_path / workdir,
-        num_train_steps=1,
-        checkpointer=None,
-        **kwargs,
-    ).train()
-
-  replicated, aux = run('replicated')
-  sharding = kd.sharding.ShardingStrategy(
-      params=kd.sharding.FSDPSharding(min_size_to_shard_mb=0)
+  adapted = _large_arrays(
+      g4.nn.LoRA(rank=2, targets=['attention', 'experts'], model=base),
+      0.25 * merged,
   )
-  sharded, sharded_aux = run('sharded', sharding=sharding)
-  leaves = training.flat(sharded.params)
+  assert adapted <= frozen, (frozen, adapted, merged)
+
+
+def test_shards_over_eight_devices_like_one():
+  """FSDP: experts' A and B, and their base, are sharded; the step is equal."""
+  model = g4.nn.LoRA(rank=8, targets='experts', model=_base(num_experts=8))
+  params = random_params.make(model)
+
+  @jax.jit
+  def step(params):
+    original, lora = peft.split_params(params)
+
+    def loss(lora):
+      logits = _logits(model, peft.merge_params(original, lora))
+      return jnp.mean(jax.nn.log_softmax(logits)[..., 7])
+
+    return jax.value_and_grad(loss)(lora)
+
+  sharding = kd.sharding.FSDPSharding(min_size_to_shard_mb=0)(params)
+  sharded = jax.device_put(params, sharding)
+  leaves = training.flat(sharded)
   for path in (
       'layer_0.mlp.gating_einsum.w',
       'layer_0.mlp.gating_einsum.lora.expert_up.a',
@@ -351,14 +359,13 @@ def test_shards_over_eight_devices_like_one(tmp_path):
   ):
     assert len(leaves[path].sharding.device_set) == 8, path
     assert not leaves[path].sharding.is_fully_replicated, path
-  losses = [
-      float(a.compute().loss_values['losses/total']) for a in (aux, sharded_aux)
-  ]
-  np.testing.assert_allclose(*losses, rtol=1e-4)
-  for path, leaf in training.flat(replicated.params).items():
-    if '.lora.' in path and path.endswith('.b'):
-      assert np.any(leaf), path
-      np.testing.assert_allclose(leaves[path], leaf, atol=1e-3, err_msg=path)
+  got, want = step(sharded), step(params)
+  np.testing.assert_allclose(got[0], want[0], rtol=1e-4)
+  grads = training.flat(got[1])
+  for path, leaf in training.flat(want[1]).items():
+    assert np.any(leaf), path
+    error = np.abs(grads[path] - leaf).max()
+    assert error <= 1e-3 * np.abs(leaf).max(), path
 
 
 # ------------------------------- Never silent -------------------------------

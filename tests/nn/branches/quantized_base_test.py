@@ -16,6 +16,7 @@ from gemma4_lora.quant import _arrays
 from tests.lib import dequantized
 from tests.lib import models
 from tests.lib import multimodal
+from tests.lib import programs
 from tests.lib import random_params
 from tests.lib import sampling
 from tests.lib import training
@@ -39,12 +40,11 @@ def _of_two_equal_layers(name, **kwargs):
   )
 
 
-def _params(model, *, seed=0):
-  """Random parameters of the model without `quantize=`, and quantised."""
+def _params(model):
+  """The model without `quantize=`, and parameters of both."""
+  params = random_params.quantized(model)
   plain = model.clone(quantize=None)
-  params = random_params.make(plain, seed=seed)
-  quantized = _quantized_base.quantize(params, model.quantized)
-  return plain, dequantized.tree(quantized, model.model.dtype), quantized
+  return plain, dequantized.tree(params, model.model.dtype), params
 
 
 def _value_and_grads(model, params):
@@ -73,19 +73,21 @@ def _value_and_grads(model, params):
             functools.partial(models.base, 'Gemma4_E2B', cut=models.one_layer),
             # Tables too; scales of int8 have no weight's shape.
             (g4.quant.Int8(['q', 'k', 'v', 'embeddings']), *_MIXED[1:]),
-            {'use_dora': True},
+            {'use_dora': True, 'targets': ['q', 'v', 'per_layer_projection']},
             {'remat': 'dots'},
         ),
         (
             functools.partial(_of_two_equal_layers, 'Gemma4_31B'),
             _INT4,
-            {},
+            {'targets': ['k', 'up']},
             {'scan_layers': True, 'attention': 'blockwise'},
         ),
         (
-            functools.partial(models.base, 'Gemma4_26B_A4B'),
+            functools.partial(
+                models.base, 'Gemma4_26B_A4B', cut=models.one_layer
+            ),
             (g4.quant.Int8('expert_down'), *_MIXED),
-            {'targets': ['q', 'v', 'experts']},
+            {'targets': ['q', 'expert_up']},
             {'remat': 'block'},
         ),
     ],
@@ -111,50 +113,39 @@ def test_model_is_that_of_the_dequantized_base(
     np.testing.assert_allclose(x, y, rtol=0, atol=2e-4 * abs(y).max())
 
 
-def _towers_output(model, params):
-  arguments = multimodal.inputs(audio=True)
-  return jax.jit(lambda p: model.apply({'params': p}, **arguments).logits)(
-      params
-  )
-
-
 def test_towers():
-  """Clipped linears, layers in one weight, dense ones with a bias, experts."""
+  """Clipped linears, layers in one weight, dense ones with a bias."""
   base = multimodal.base_of_one_layer('Gemma4_E2B', dtype=jnp.float32)
   model = g4.nn.LoRA(
       rank=2,
       model=base,
       targets=['q', 'vision', 'audio'],
       quantize=[
-          g4.quant.Int4(['audio', 'output_projection'], group_size=2),
-          g4.quant.NF4(group_size=2),
+          g4.quant.Int8(['audio', 'output_projection']),
+          g4.quant.NF4('vision', group_size=2),
       ],
   )
   plain = model.clone(quantize=None)
   params = random_params.with_towers(plain)
   params = _quantized_base.quantize(params, model.quantized)
-  got = _towers_output(model, params)
-  want = _towers_output(plain, dequantized.tree(params, jnp.float32))
+  inputs = multimodal.inputs(audio=True)
+
+  def logits(model, params):
+    apply = jax.jit(lambda p: model.apply({'params': p}, **inputs).logits)
+    return apply(params)
+
+  got = logits(model, params)
+  want = logits(plain, dequantized.tree(params, jnp.float32))
   np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * abs(want).max())
 
 
-def test_sampler_says_what_that_of_the_dequantized_base_says():
+def test_sampler_says_what_the_dequantized_base_says():
   """With a cache, and logits of the quantised table."""
   # In `bfloat16` a nearly equal pair of logits may change places.
   base = models.base(cut=models.one_layer, dtype=jnp.float32)
   model = g4.nn.LoRA(rank=2, model=base, quantize=_MIXED)
   plain, dense, params = _params(model)
-  assert sampling.chat(model, params) == sampling.chat(plain, dense)
-
-
-def _arrays_of(jaxpr):
-  """Shapes and dtypes of all that a program computes, within loops too."""
-  for eqn in jaxpr.eqns:
-    yield from (x.aval for x in eqn.outvars)
-    for value in jax.tree.leaves(list(eqn.params.values())):
-      sub = getattr(value, 'jaxpr', value)
-      if hasattr(sub, 'eqns'):
-        yield from _arrays_of(sub)
+  assert sampling.sampled(model, params) == sampling.greedy(plain, dense)
 
 
 @pytest.mark.parametrize('name', ['Gemma4_E2B', 'Gemma4_26B_A4B'])
@@ -215,7 +206,7 @@ def test_no_expert_weight_of_full_width_is_ever_there():
   program = jax.make_jaxpr(jax.value_and_grad(loss, allow_int=True))
   sizes = {
       x.size
-      for x in _arrays_of(program(hidden, weight).jaxpr)
+      for x in programs.arrays(program(hidden, weight).jaxpr)
       if jnp.issubdtype(x.dtype, jnp.floating)
   }
   assert size / 32 <= max(sizes) <= size / 4

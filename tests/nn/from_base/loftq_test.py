@@ -1,5 +1,8 @@
 """LoftQ: what A and B make up for is what quantising the base lost."""
 
+import functools
+
+from gemma import peft
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 from gemma4_lora import g4
 from gemma4_lora.nn.branches import _quantized_base
 from gemma4_lora.nn.from_base import _loftq
+from tests.lib import forward
 from tests.lib import models
 from tests.lib import random_params
 from tests.lib import training
@@ -57,12 +61,12 @@ def _matrix(value, row):
 @pytest.mark.parametrize('init', ['loftq', 'loftq_niter_64'])
 def test_nearest_to_what_was_lost(init):
   """By NumPy's SVD; of k, of one that stands alone, and of an expert."""
-  model = _model(init_lora_weights=init)
+  rule = g4.targets.Rule(['k', 'o', 'expert_up'], layers=0)
+  quantize = g4.quant.NF4(['attention', 'experts'], group_size=2)
+  model = _model(targets=[rule], quantize=quantize, init_lora_weights=init)
   before, after = _set(model)
   for linear in model.adapted:
     row = linear.row
-    if not row.name.endswith(('layer_0.attn.k', 'attn.o', 'expert_up')):
-      continue
     lost = _matrix(_get(before, row.path), row) - _matrix(
         g4.quant.dequantize(_get(after, row.path), jnp.float32), row
     )
@@ -87,13 +91,16 @@ def _get(params, path):
 def test_first_step_is_nearer_to_the_released_model():
   parts = ['q', 'o', 'mlp']
   quantize = g4.quant.NF4(parts, group_size=16)
-  model = _model('Gemma4_E2B', targets=parts, quantize=quantize, rank=12)
+  model = _model(
+      'Gemma4_E2B',
+      cut=models.one_layer,
+      targets=parts,
+      quantize=quantize,
+      rank=12,
+  )
   before, after = _set(model)
-
-  def logits(model, params):
-    return jax.jit(lambda p: model.apply({'params': p}, _TOKENS).logits)(params)
-
-  released = logits(model.model, before)
+  logits = functools.partial(forward.logits, tokens=_TOKENS)
+  released = logits(model.model, peft.split_params(before).original)
   start = logits(model, after)
   without = dict(training.flat(after))
   for path, x in without.items():
@@ -110,7 +117,15 @@ def test_pending_until_the_base_is_restored():
   model = _model('Gemma4_31B', targets='q')
   model = model.clone(model=models.one_layer(model.model))
   tokens = jnp.ones((1, 3), jnp.int32)
-  params = jax.jit(model.init)(jax.random.key(0), tokens)['params']
+
+  @jax.jit  # Compiles only what it returns.
+  def init(key):
+    params = model.init(key, tokens)['params']
+    return {
+        'layer_0': {'attn': {'q_einsum': params['layer_0']['attn']['q_einsum']}}
+    }
+
+  params = init(jax.random.key(0))
   assert np.isnan(params['layer_0']['attn']['q_einsum']['lora']['q']['a']).all()
   with pytest.raises(
       ValueError, match=r"'loftq': layer_0.attn.q_einsum.w was quantised before"
