@@ -64,6 +64,33 @@ def test_what_is_wrong_is_a_line(argv, environment, message, run, tmp_path):
   assert 'Traceback' not in log
 
 
+_PLANNED = """
+from tests.lib import plan_configs
+
+
+def get_config():
+  return plan_configs.config(cut='one_layer')
+"""
+
+
+def test_a_plan(run, tmp_path):
+  """Of as many devices as it is asked for, which a process is told once."""
+  config = tmp_path / 'config.py'
+  config.write_text(_PLANNED)
+  flags = ['--cfg.model.targets=q', '--topology=cpu:2', '--batch=2']
+  process = run(
+      ['plan', f'--cfg={config}', *flags, '--length=16'],
+      tmp_path / 'log',
+      XDG_CACHE_HOME=str(tmp_path),
+  )
+  process.join(timeout=300)
+  log = (tmp_path / 'log').read_text()
+  assert process.exitcode == 0, log
+  assert 'cpu:2 (2 devices), batch 2 x 16 tokens' in log
+  assert re.search(r'^fits: ', log, re.M)
+  assert len(list(tmp_path.glob('gemma4_lora/plans/*.json'))) == 1
+
+
 @pytest.fixture(name='start')
 def _start(run, tmp_path):
   """Starts both hosts, of four devices each."""
