@@ -78,6 +78,7 @@ def check(
     yield _one(requirement, versions)
   yield from _plugins(versions)
   yield from _protobuf(versions)
+  yield from _tensorflow(versions)
 
 
 def _one(
@@ -128,6 +129,19 @@ def _protobuf(versions: Mapping[str, str]) -> Iterator[_finding.Finding]:
       says=f'{protobuf} beside sentencepiece {sentencepiece}'
       + (', which is built for protobuf 7: import gemma dies' if clash else ''),
       fix='Type: pip install "sentencepiece==0.2.1"' if clash else '',
+  )
+
+
+def _tensorflow(versions: Mapping[str, str]) -> Iterator[_finding.Finding]:
+  """Both packages write into one folder; Kauldron asks for tensorflow-cpu."""
+  full, cpu = versions.get('tensorflow'), versions.get('tensorflow-cpu')
+  if full is None or cpu is None or full == cpu:
+    return
+  yield _finding.Finding(
+      subject='tensorflow',
+      says=f'{full} and tensorflow-cpu {cpu} are mixed in one folder',
+      fix='Type: pip uninstall -y tensorflow tensorflow-cpu && pip install'
+      f' tensorflow-cpu=={cpu}',
   )
 
 

@@ -57,6 +57,10 @@ def test_all_is_well():
             r'jax-cuda12-plugin: 0.7.2 beside jax 0.12.0.1.*"jax\[cuda12\]==0.12'
             '.0.1", and restart',
         ),
+        (
+            {'tensorflow': '2.18.0', 'tensorflow_cpu': '2.21.0'},
+            'tensorflow: 2.18.0 and tensorflow-cpu 2.21.0 are mixed.*uninstall',
+        ),
         ({'jaxlib': '0.11.2'}, 'jaxlib: 0.11.2 beside .*"jaxlib==0.12.0.1"'),
         (
             {'sentencepiece': '0.2.2'},

@@ -18,6 +18,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -40,6 +41,11 @@ def main() -> None:
   parser.add_argument(
       '--way', choices=['cell', 'readme'], help='Default: both of them.'
   )
+  parser.add_argument(
+      '--quick',
+      action='store_true',
+      help='Install by uv, which is faster than pip, and only import.',
+  )
   args = parser.parse_args()
   place = places.PLACES[args.place]
   ways = {'cell': _by_cell, 'readme': _by_readme}
@@ -49,31 +55,37 @@ def main() -> None:
     if args.way not in (None, way):
       continue
     with tempfile.TemporaryDirectory(prefix='platform_') as folder:
-      row = install(place, pathlib.Path(folder), uv=args.uv)
+      row = install(place, pathlib.Path(folder), uv=args.uv, quick=args.quick)
     today = datetime.date.today().isoformat()
     print(f'| {args.place} | {way} | {place.python} | {today} | {row} |')
 
 
-def _by_cell(place: places.Place, folder: pathlib.Path, *, uv: str) -> str:
+def _by_cell(
+    place: places.Place, folder: pathlib.Path, *, uv: str, quick: bool
+) -> str:
   """Installs as the notebooks do."""
   env = folder / 'env'
-  _run(uv, 'venv', '--quiet', '--seed', '--python', place.python, env)
+  command(uv, 'venv', '--quiet', '--seed', '--python', place.python, env)
   python = env / 'bin' / 'python'
-  _run(uv, 'pip', 'install', '--quiet', '--python', python, *place.packages)
-  before = _versions(python)
+  command(uv, 'pip', 'install', '--quiet', '--python', python, *place.packages)
+  before = versions(python)
   begin = time.monotonic()
-  for requirement in _cell(python, _clone(folder)):
-    _run(python, '-m', 'pip', 'install', '--quiet', requirement)
+  for arguments in _cell(python, clone(folder)):
+    if quick:
+      arguments = [x for x in arguments if x != '--yes']
+      command(uv, 'pip', *arguments, '--python', python)
+    else:
+      command(python, '-m', 'pip', *arguments)
   seconds = time.monotonic() - begin
-  after = _versions(python)
+  after = versions(python)
   changed = {x for x in before if before[x] != after.get(x)}
   owners = {'numpy': 'numpy', 'google.protobuf': 'protobuf'}
   restart = [x for x in place.imported if owners[x] in changed]
-  used = _use(python, folder)
+  used = _use(python, folder, quick=quick)
   return ' | '.join(
       [
-          _few(before),
-          _few(after),
+          few(before),
+          few(after),
           f'restart: {", ".join(restart)} replaced'
           if restart
           else 'no restart',
@@ -83,11 +95,13 @@ def _by_cell(place: places.Place, folder: pathlib.Path, *, uv: str) -> str:
   )
 
 
-def _by_readme(place: places.Place, folder: pathlib.Path, *, uv: str) -> str:
+def _by_readme(
+    place: places.Place, folder: pathlib.Path, *, uv: str, quick: bool
+) -> str:
   """Runs the README's line on top, and then the same environment's Python."""
   bootstrap = folder / 'bootstrap'
-  _run(uv, 'venv', '--quiet', '--seed', '--python', place.python, bootstrap)
-  clone = _clone(folder)
+  command(uv, 'venv', '--quiet', '--seed', '--python', place.python, bootstrap)
+  copy = clone(folder)
   line = next(
       x
       for x in (_ROOT / 'README.md').read_text().splitlines()
@@ -95,91 +109,105 @@ def _by_readme(place: places.Place, folder: pathlib.Path, *, uv: str) -> str:
   )
   line = re.sub('--cfg.workdir=\\S+', f'--cfg.workdir={folder}/first', line)
   begin = time.monotonic()
-  _run(
+  command(
       *('bash', '-ec', f'{line} --cfg.num_train_steps=20'),
-      cwd=clone,
+      cwd=copy,
       PATH=f'{bootstrap}/bin:{os.environ["PATH"]}',
   )
   seconds = time.monotonic() - begin
-  python = clone / '.venv' / 'bin' / 'python'
+  python = copy / '.venv' / 'bin' / 'python'
   own = subprocess.check_output([python, '-V'], text=True).split()[1]
   return ' | '.join(
       [
           'none',
-          f'{_few(_versions(python))}, Python {own}',
+          f'{few(versions(python))}, Python {own}',
           'no restart',
           f'{seconds:.0f} s with the run',
-          _use(python, folder),
+          _use(python, folder, quick=quick),
       ]
   )
 
 
-def _cell(python: pathlib.Path, clone: pathlib.Path) -> list[str]:
-  """Returns what the first cell of a notebook has pip install there."""
+def _cell(python: pathlib.Path, copy: pathlib.Path) -> list[list[str]]:
+  """Returns the arguments of pip in the first cell of a notebook, there."""
   notebook = json.loads((_ROOT / 'colabs/lora_finetuning.ipynb').read_text())
   source = next(
       ''.join(cell['source'])
       for cell in notebook['cells']
       if cell['cell_type'] == 'code'
   )
-  source = re.sub(
-      r'%pip install --quiet "(.*)"', r'print(f"PIP \1")', source
-  ).replace('git+https://github.com/OWNER/gemma4_lora', f'file://{clone}')
-  said = subprocess.check_output([python, '-c', source], text=True)
-  return re.findall('^PIP (.*)$', said, re.M)
+  source = re.sub(r'%pip (.*)', r"print(f'PIP \1')", source)
+  source = source.replace(
+      'git+https://github.com/OWNER/gemma4_lora', f'file://{copy}'
+  )
+  said = subprocess.check_output([python, '-I', '-c', source], text=True)
+  found = re.findall('^PIP (.*)$', said, re.M)
+  if not found:
+    sys.exit('The install cell installs nothing.')
+  return [shlex.split(x) for x in found]
 
 
-def _clone(folder: pathlib.Path) -> pathlib.Path:
+def clone(folder: pathlib.Path) -> pathlib.Path:
   """Copies the files of this repository that git has."""
-  clone = folder / 'clone'
+  copy = folder / 'clone'
   files = subprocess.check_output(
       ['git', 'ls-files', '-z'], cwd=_ROOT, text=True
   )
   for name in files.rstrip('\0').split('\0'):
     if not (_ROOT / name).exists():
       continue
-    (clone / name).parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(_ROOT / name, clone / name)
-  return clone
+    (copy / name).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(_ROOT / name, copy / name)
+  return copy
 
 
-def _use(python: pathlib.Path, folder: pathlib.Path) -> str:
+def _use(python: pathlib.Path, folder: pathlib.Path, *, quick: bool) -> str:
   begin = time.monotonic()
   run = folder / 'use'
   run.mkdir()
-  _run(python, _HERE / '_use.py', folder / 'clone', cwd=run)
+  if quick:
+    code = 'from gemma4_lora import g4; g4.nn.LoRA; g4.hf.save_peft'
+    command(python, '-c', code, cwd=run)
+    return f'imported: {time.monotonic() - begin:.0f} s'
+  command(python, _HERE / '_use.py', folder / 'clone', cwd=run)
   return f'20 steps, PEFT folder: {time.monotonic() - begin:.0f} s'
 
 
-def _versions(python: pathlib.Path) -> dict[str, str]:
+def versions(python: pathlib.Path) -> dict[str, str]:
   code = (
       'import importlib.metadata as m, json; print(json.dumps('
-      '{d.name.lower(): d.version for d in m.distributions()}))'
+      '{d.name.lower().replace("_", "-"): d.version for d in m.distributions()}))'
   )
-  return json.loads(subprocess.check_output([python, '-c', code], text=True))
+  return json.loads(
+      subprocess.check_output([python, '-I', '-c', code], text=True)
+  )
 
 
-def _few(versions: dict[str, str]) -> str:
+def few(has: dict[str, str]) -> str:
   names = [*_SHOWN, 'tensorflow-cpu', 'libtpu', 'jax-cuda12-plugin']
-  return ', '.join(f'{x} {versions[x]}' for x in names if x in versions)
+  return ', '.join(f'{x} {has[x]}' for x in names if x in has)
 
 
-def _run(*command: object, cwd: object = None, **environment: str) -> None:
-  """Runs a command; raises with the end of what it says if it fails."""
-  # A kernel knows nothing of the environment that runs this.
+def environment(**changes: str) -> dict[str, str]:
+  """Returns variables that know nothing of the environment that runs this."""
   hidden = ('VIRTUAL_ENV', 'PYTHONPATH')
   inherited = {k: v for k, v in os.environ.items() if k not in hidden}
+  return inherited | {'JAX_PLATFORMS': 'cpu'} | changes
+
+
+def command(*words: object, cwd: object = None, **changes: str) -> None:
+  """Runs a command; raises with the end of what it says if it fails."""
   done = subprocess.run(
-      [str(x) for x in command],
+      [str(x) for x in words],
       cwd=cwd,
-      env=inherited | {'JAX_PLATFORMS': 'cpu'} | environment,
+      env=environment(**changes),
       capture_output=True,
       text=True,
       check=False,
   )
   if done.returncode:
     sys.exit(
-        f'{" ".join(map(str, command))[:200]}: exit status {done.returncode}\n'
+        f'{" ".join(map(str, words))[:200]}: exit status {done.returncode}\n'
         f'{done.stdout[-1000:]}\n{done.stderr[-4000:]}'
     )
 
