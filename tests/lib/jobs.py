@@ -17,3 +17,8 @@ def request_of(**changes: Any) -> _request.Request:
       }
       | changes
   )
+
+
+def config(path: str, *overrides: str) -> _request.Config:
+  """Returns a config as a command line names it."""
+  return _request.Config(path=path, overrides=overrides)
