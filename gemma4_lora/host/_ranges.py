@@ -22,10 +22,12 @@ import tensorstore as ts
 
 from gemma4_lora.host import _paths
 
-# How many readers, and how many pieces of each, are under way at a time.
-# tensorstore, which has 32 connections, lets the others wait.
+# How many readers, and how many pieces of each, are under way at a time; and how
+# many requests, beyond which tensorstore lets them wait: its own choice is 32, and
+# a checkpoint has hundreds of tensors that take no longer than an answer does.
 NUM_READERS = 32
 _NUM_PIECES = 16
+_NUM_REQUESTS = 128
 _PIECE_BYTES = 2**22
 # What is read of a file with its first bytes, where each request takes long.
 _HEAD_BYTES = 2**20
@@ -184,8 +186,11 @@ class _InBucket(File):
     driver = _DRIVERS[scheme]
     bucket, _, name = rest.partition('/')
     spec = {'driver': driver, 'bucket': bucket}
-    retries = {f'{driver}_request_retries': _RETRIES}
-    store = ts.KvStore.open(spec | retries).result()
+    settings = {
+        f'{driver}_request_retries': _RETRIES,
+        f'{driver}_request_concurrency': {'limit': _NUM_REQUESTS},
+    }
+    store = ts.KvStore.open(spec | settings).result()
     return lambda start, stop: _Answer(
         self.path, store.read(name, byte_range=slice(start, stop))
     )
