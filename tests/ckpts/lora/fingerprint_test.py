@@ -80,6 +80,13 @@ def test_a_variant_younger_than_the_checkpoint_was_off():
     _check(saved, _describe(_model(use_dora=True)))
 
 
+def test_another_rank_is_said_once():
+  """Not again as other shapes of all leaves."""
+  with pytest.raises(ValueError, match='rank= of') as e:
+    _check(_describe(_model()), _describe(_model(rank=2)))
+  assert 'shape or dtype' not in str(e.value)
+
+
 def test_both_ways_out_are_named():
   with pytest.raises(ValueError, match=r'set these back(?s:.*)--cfg\.workdir'):
     _check(_describe(_model()), _describe(_model(rank=2)))
