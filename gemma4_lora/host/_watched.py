@@ -29,6 +29,8 @@ def watch(marker: bytes, explain: Callable[[str], str], *, status: int) -> None:
   read, write = os.pipe()
   sys.stdout.flush()
   sys.stderr.flush()
+  # A signal that comes before there is a handler waits until there is one.
+  mask = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
   child = os.fork()
   if not child:
     os.close(read)
@@ -37,10 +39,12 @@ def watch(marker: bytes, explain: Callable[[str], str], *, status: int) -> None:
     # A terminal sends Ctrl-C to a whole group: the child would get it twice.
     os.setpgid(0, 0)
     _die_with(parent)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return
   os.close(write)
   for number in _FORWARDED:
     signal.signal(number, lambda n, _: _send(child, n))
+  signal.pthread_sigmask(signal.SIG_SETMASK, mask)
   code, dump = _wait(child, read, marker)
   if dump:
     text = explain(dump.decode(errors='replace'))
