@@ -3,6 +3,7 @@
 import gc
 import os
 import pathlib
+import signal
 import sys
 
 import jax
@@ -47,6 +48,11 @@ jax.config.update(
 )
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
 
+
+# Shells let jobs in the background ignore SIGINT, and what those start does, too:
+# here tests send it to processes that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Fixtures of several folders.
 pytest_plugins = [

@@ -171,4 +171,7 @@ def tell(text: str) -> None:
 
 def is_interactive() -> bool:
   """Whether someone goes on in this process after a run: a notebook."""
-  return 'ipykernel' in sys.modules or hasattr(sys, 'ps1')
+  # Who runs notebooks imports `ipykernel`, too, and is none.
+  ipython = sys.modules.get('IPython')
+  in_ipython = ipython is not None and ipython.get_ipython() is not None
+  return in_ipython or hasattr(sys, 'ps1')

@@ -180,7 +180,7 @@ def test_asked_to_stop_before_a_step_it_saves_nothing(make, tmp_path, capsys):
 
 
 def test_a_notebook_gets_control_back(make, monkeypatch):
-  monkeypatch.setitem(sys.modules, 'ipykernel', np)
+  monkeypatch.setattr(sys, 'ps1', '>>> ', raising=False)
   ckpt, item = make()
   _stop_signals.of_process().received = 'SIGINT'
   with pytest.raises(KeyboardInterrupt, match='SIGINT: saved step 1 in'):
