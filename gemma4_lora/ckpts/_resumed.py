@@ -21,7 +21,7 @@ def text(trainer: Any, folder: epath.Path, *, step: int, has_base: bool) -> str:
 
   Args:
     trainer: The trainer.
-    folder: Of the step.
+    folder: The folder of the step.
     step: It goes on from this one.
     has_base: Whether the base was in the folder, too.
   """

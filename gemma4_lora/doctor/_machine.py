@@ -105,7 +105,7 @@ def bucket(*, timeout_s: float, api: str | None = None) -> _finding.Finding:
 
   Args:
     timeout_s: To wait, at most, for each of the name and the answer.
-    api: Of Cloud Storage; default: $STORAGE_EMULATOR_HOST or Google's.
+    api: URL of Cloud Storage; default: $STORAGE_EMULATOR_HOST or Google's.
   """
   api = api or os.environ.get('STORAGE_EMULATOR_HOST') or _API
   if '://' not in api:

@@ -4,24 +4,21 @@ from collections.abc import Callable
 import dataclasses
 import json
 import os
-import pathlib
 import secrets
 import socket
 import threading
 import time
-from typing import Any
 
 from absl import logging
 from etils import epath
 
 from gemma4_lora.host import _paths
+from gemma4_lora.host import _processes
 
 BEAT_SECONDS = 10.0
 # How long a file of another machine must stay the same before its process
 # counts as dead: several beats, and what a slow storage adds.
 PATIENCE_SECONDS = 45.0
-
-_PROC = pathlib.Path('/proc')
 
 
 class OwnedError(RuntimeError):
@@ -190,9 +187,9 @@ def _is_alive(
     patience_seconds: float,
     on_wait: Callable[[str], None],
 ) -> bool:
-  if owner.machine == _machine():
+  if owner.machine == _processes.machine():
     is_other = owner.pid != os.getpid()
-    return is_other and _born(owner.pid) == owner.born
+    return is_other and _processes.started(owner.pid) == owner.born
   on_wait(
       f'{path} is of {owner.text}: waiting up to {patience_seconds:.0f} s to see'
       ' whether that still lives.'
@@ -212,28 +209,8 @@ def _this_process() -> Owner:
   return Owner(
       key=secrets.token_hex(8),
       host=socket.gethostname(),
-      machine=_machine(),
+      machine=_processes.machine(),
       pid=os.getpid(),
-      born=_born(os.getpid()) or '',
+      born=_processes.started(os.getpid()) or '',
       started=time.strftime('%Y-%m-%d %H:%M:%S UTC', time.gmtime()),
   )
-
-
-def _machine() -> str:
-  """Names where a process id means one process; random if that is not known."""
-  try:
-    boot = (_PROC / 'sys/kernel/random/boot_id').read_text().strip()
-    return f'{boot} {os.readlink(_PROC / "self/ns/pid")}'
-  except OSError:
-    return secrets.token_hex(8)
-
-
-def _born(pid: int) -> str | None:
-  """Returns when a process started, None if there is none that runs."""
-  try:
-    text = (_PROC / str(pid) / 'stat').read_text()
-  except OSError:
-    return None
-  # The name, in parentheses, may have spaces in it.
-  fields: Any = text.rpartition(')')[2].split()
-  return None if fields[0] in 'ZX' else fields[19]

@@ -143,7 +143,7 @@ def stop(text: str, name: str) -> NoReturn:
 
   Args:
     text: What to say.
-    name: Of the signal.
+    name: Name of the signal.
 
   Raises:
     Stopped: To end the process, with a status of its own.

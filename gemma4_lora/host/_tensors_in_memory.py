@@ -6,7 +6,8 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-_DTYPES = {
+# By the names in a header.
+DTYPES = {
     'F64': np.float64,
     'F32': np.float32,
     'F16': np.float16,
@@ -36,12 +37,12 @@ def read(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     raise ValueError(str(e)) from e
   tensors = {}
   for name, x in found:
-    if x['dtype'] not in _DTYPES:
+    if x['dtype'] not in DTYPES:
       raise ValueError(
           f'{name} has dtype {x["dtype"]}, which is not among'
-          f' {sorted(_DTYPES)}'
+          f' {sorted(DTYPES)}'
       )
-    array = np.frombuffer(x['data'], _DTYPES[x['dtype']])
+    array = np.frombuffer(x['data'], DTYPES[x['dtype']])
     tensors[name] = array.reshape(x['shape'])
   length = int.from_bytes(data[:8], 'little')
   header = json.loads(data[8 : 8 + length])

@@ -16,7 +16,7 @@ def given(name: str) -> tuple[str, ...]:
   """Returns the overrides of a config, workdir aside, as `--cfg.NAME=VALUE`.
 
   Args:
-    name: Of the config's flag.
+    name: Name of the config's flag.
 
   Raises:
     ValueError: One cannot be handed on to a job.
@@ -37,7 +37,7 @@ def workdir(flag: flags.FlagHolder, *, name: str) -> str | None:
 
   Args:
     flag: `--workdir`.
-    name: Of the config's flag.
+    name: Name of the config's flag.
 
   Raises:
     ValueError: Both are given, and differ.
@@ -54,8 +54,8 @@ def for_kauldron(argv: Sequence[str], *, name: str = 'cfg') -> list[str]:
   """Returns arguments with `--cfg.workdir=…` for `--workdir=…`.
 
   Args:
-    argv: Of Kauldron's command, which has no `--workdir`.
-    name: Of the config's flag.
+    argv: Arguments of Kauldron's command, which has no `--workdir`.
+    name: Name of the config's flag.
 
   Raises:
     ValueError: Both are given, and differ.

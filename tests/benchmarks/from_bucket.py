@@ -81,7 +81,7 @@ def measure(path: str, scale: float, out: pathlib.Path, is_ours: bool) -> None:
   """Is a process; writes what a restore took to a file.
 
   Args:
-    path: Of the checkpoint, whose name is its format.
+    path: Path of the checkpoint, whose name is its format.
     scale: See `restore.model_of`.
     out: The file.
     is_ours: Or by tensorstore.

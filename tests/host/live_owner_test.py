@@ -9,6 +9,7 @@ from etils import epath
 import pytest
 
 from gemma4_lora.host import _live_owner
+from gemma4_lora.host import _processes
 
 
 @pytest.fixture(name='path')
@@ -59,7 +60,7 @@ def test_it_is_given_back(path, take):
 
 def test_a_live_process_of_this_machine_has_it(path, take, process):
   _write(
-      path, pid=process.pid, born=_live_owner._born(process.pid), host='here'
+      path, pid=process.pid, born=_processes.started(process.pid), host='here'
   )
   with pytest.raises(
       _live_owner.OwnedError,
@@ -71,7 +72,7 @@ def test_a_live_process_of_this_machine_has_it(path, take, process):
 @pytest.mark.parametrize('is_reused', [True, False])
 def test_a_dead_one_is_taken_over_at_once(path, take, process, is_reused):
   """Also if its number is another process's by now."""
-  born = _live_owner._born(process.pid)
+  born = _processes.started(process.pid)
   if is_reused:
     born += '0'
   else:

@@ -74,7 +74,7 @@ def get_config():
 
 
 def test_a_plan(run, tmp_path):
-  """Of as many devices as it is asked for, which a process is told once."""
+  """A process can set its number of devices once: the plan makes its own."""
   config = tmp_path / 'config.py'
   config.write_text(_PLANNED)
   flags = ['--cfg.model.targets=q', '--topology=cpu:2', '--batch=2']

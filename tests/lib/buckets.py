@@ -63,12 +63,12 @@ class Request:
   """One request that a client made.
 
   Attributes:
-    method: Of HTTP.
+    method: HTTP method.
     target: Path and query.
     bucket: Name of the bucket, if the request names one.
     object: Name of the object, if the request names one.
     range: `FIRST-LAST` in bytes, inclusive, if only that was asked for.
-    status: Of HTTP; None if the connection was cut before.
+    status: HTTP status; None if the connection was cut before.
     received: Bytes of the request's body.
     sent: Bytes of the response's body.
     time: When it came, in seconds since 1970.
@@ -182,7 +182,7 @@ class Buckets:
     Args:
       *args: The command line.
       env: See `run`.
-      **options: Of `Popen`.
+      **options: Arguments of `Popen`.
     """
     # `nsenter` becomes the command: it forks only for a process namespace.
     return subprocess.Popen(
@@ -229,7 +229,7 @@ class Buckets:
       function: A function of a module. Results go by files.
       *args: What pickle can carry.
       timeout: In seconds.
-      **options: Of `fork`.
+      **options: Arguments of `fork`.
     """
     process = self.fork(function, *args, **options)
     process.join(timeout)
@@ -298,7 +298,7 @@ class Buckets:
     Args:
       match: Regular expression that is searched for in `METHOD /path?query`. Names
         of objects are percent-encoded there: `a%2Fb`.
-      status: Of the answer, in place of an answer: 401, 403, 404, 503, …
+      status: HTTP status to answer with: 401, 403, 404, 503, …
       after_bytes: The connection is cut after as many bytes of the response's body,
         or of the request's if it has one. 0 cuts it at once.
       first: Which of the matching requests is the first that fails, from 1.

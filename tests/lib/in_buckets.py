@@ -233,7 +233,7 @@ class Checks:
     assert seen == {b'old', b'new'}
 
   def dead_writers(self):
-    """Of another process of this machine, in any state."""
+    """What a dead process of this machine left is removed, in any state."""
     from gemma4_lora.host.folders import _owner
 
     dead = _owner.make() | {'pid': 2**22 + 1}

@@ -17,9 +17,9 @@ def config(variant: str = 'Gemma4_31B', *, cut: str = 'shallow', **kwargs):
   """Returns the config of a Trainer of a tiny model.
 
   Args:
-    variant: Of the tiny models.
+    variant: Name of the tiny model.
     cut: Which layers to keep: name of a function in `tests/lib/models.py`.
-    **kwargs: Of the Trainer.
+    **kwargs: Arguments of the Trainer.
   """
   base = getattr(g4.testing, variant)(tokens='batch.input')
   kwargs = {

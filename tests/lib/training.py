@@ -42,7 +42,7 @@ class SharedStep(g4.train.TrainStep):
   optimizer, losses and sharding of trainers with the same key must be equal.
 
   Attributes:
-    key: Of the trainers.
+    key: Identifies the trainers that share a step.
   """
 
   key: str

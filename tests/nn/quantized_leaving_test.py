@@ -49,7 +49,7 @@ def _get(params, path):
     ],
 )
 def test_fused_is_the_dequantized_base_with_the_branches(name, settings):
-  """Of whose logits `quantized_base_test` knows that they are the model's."""
+  """`quantized_base_test` compares the logits of such a base with the model's."""
   model = _model(name, **settings)
   params = random_params.quantized(model)
   fused = g4.nn.fuse_params(model, params)

@@ -13,25 +13,13 @@ import math
 from typing import Any
 
 from etils import epath
-import ml_dtypes
 import numpy as np
 
 from gemma4_lora.host import _memory
 from gemma4_lora.host import _ranges
+from gemma4_lora.host import _tensors_in_memory
 from gemma4_lora.host import _threads
 
-DTYPES = {
-    'F64': np.float64,
-    'F32': np.float32,
-    'F16': np.float16,
-    'BF16': ml_dtypes.bfloat16,
-    'I64': np.int64,
-    'I32': np.int32,
-    'I16': np.int16,
-    'I8': np.int8,
-    'U8': np.uint8,
-    'BOOL': np.bool_,
-}
 INDEX = '.safetensors.index.json'
 _SUFFIX = '.safetensors'
 
@@ -171,10 +159,10 @@ def _list_file(path: epath.Path, *, who: str) -> dict[str, Tensor]:
   header.pop('__metadata__', None)
   tensors, end = {}, 8 + length
   for name, entry in header.items():
-    if entry['dtype'] not in DTYPES:
+    if entry['dtype'] not in _tensors_in_memory.DTYPES:
       raise ValueError(
           f'{who}: {path}: {name} has dtype {entry["dtype"]}, which is not'
-          f' among {sorted(DTYPES)}: unknown packed format'
+          f' among {sorted(_tensors_in_memory.DTYPES)}: unknown packed format'
           f'{_looks_like(entry["dtype"])}. Give weights that are not quantised.'
       )
     start, stop = entry['data_offsets']
@@ -183,7 +171,7 @@ def _list_file(path: epath.Path, *, who: str) -> dict[str, Tensor]:
         file=file,
         offset=8 + length + start,
         shape=tuple(entry['shape']),
-        dtype=np.dtype(DTYPES[entry['dtype']]),
+        dtype=np.dtype(_tensors_in_memory.DTYPES[entry['dtype']]),
     )
   if size < end:
     raise ValueError(_damaged(path, size, end, who=who))

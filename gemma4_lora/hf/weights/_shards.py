@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from gemma4_lora.hf.weights import _mapped
+from gemma4_lora.host import _tensors_in_memory
 
 # That of transformers, for long.
 MAX_SHARD_BYTES = 5 * 10**9
 _NAME = 'model'
-_NAMES = {np.dtype(v): k for k, v in _mapped.DTYPES.items()}
+_NAMES = {np.dtype(v): k for k, v in _tensors_in_memory.DTYPES.items()}
 
 Specs = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 

@@ -128,7 +128,7 @@ def read_files(
 
   Args:
     folder: What a user names.
-    names: Of the files. The folder must have them.
+    names: Names of files. The folder must have them.
     who: What asks, for messages.
 
   Raises:

@@ -34,7 +34,7 @@ def workplace(parent: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
 
   Args:
     parent: Where.
-    name: Of what is made, for whoever finds it.
+    name: Name of what is made, for whoever finds the leftover.
   """
   writer = _owner.make()
   place = parent / f'.{name}.{writer["token"]}.tmp'

@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
 import os
-import pathlib
 import secrets
 import socket
 import threading
 from typing import Any
+
+from gemma4_lora.host import _processes
 
 # How often a writer shows that it lives, and how long it may be silent.
 _BEAT_S = 30.0
@@ -24,9 +25,9 @@ def make() -> dict[str, Any]:
   """Returns what tells this writer from all others, for a file."""
   return {
       'host': socket.gethostname(),
-      'machine': _machine(),
+      'machine': _processes.machine(),
       'pid': os.getpid(),
-      'start': _start(os.getpid()),
+      'start': _processes.started(os.getpid()),
       'token': secrets.token_hex(4),
   }
 
@@ -76,45 +77,17 @@ def is_alive(writer: Mapping[str, Any], silent_s: float | None) -> bool:
     silent_s: How long ago it wrote its file, by the clock of where that file is;
       None if that is not known. It matters only for other machines.
   """
-  if writer.get('machine') != _machine():
+  if writer.get('machine') != _processes.machine():
     return silent_s is None or silent_s < _SILENT_S
   if (writer.get('pid'), writer.get('start')) == (
       os.getpid(),
-      _start(os.getpid()),
+      _processes.started(os.getpid()),
   ):
     return writer.get('token') in _active
-  start = _start(int(writer.get('pid', 0)))
+  start = _processes.started(int(writer.get('pid', 0)))
   return start is not None and start == writer.get('start')
 
 
 def describe(writer: Mapping[str, Any]) -> str:
   """Returns who it is, for messages."""
   return f'process {writer.get("pid")} on {writer.get("host")}'
-
-
-def _machine() -> str:
-  """Returns where a process number means one process: until the next boot."""
-  try:
-    boot = pathlib.Path('/proc/sys/kernel/random/boot_id').read_text().strip()
-    return f'{boot} {os.stat("/proc/self/ns/pid").st_ino}'
-  except OSError:  # No Linux.
-    return socket.gethostname()
-
-
-def _start(pid: int) -> str | None:
-  """Returns when a process started; None if there is none."""
-  try:
-    text = pathlib.Path(f'/proc/{pid}/stat').read_text()
-  except OSError:
-    if os.path.exists('/proc/self/stat'):
-      return None
-    try:
-      os.kill(pid, 0)
-    except ProcessLookupError:
-      return None
-    except OSError:
-      pass
-    return '?'
-  state, *rest = text.rpartition(')')[2].split()
-  # A zombie writes nothing.
-  return None if state == 'Z' else rest[18]

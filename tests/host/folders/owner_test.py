@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+from gemma4_lora.host import _processes
 from gemma4_lora.host.folders import _owner
 
 
@@ -17,7 +18,7 @@ def test_this_process_is_alive_only_for_what_it_writes_now():
 
 def test_a_process_of_this_machine_is_known_by_number_and_start():
   with subprocess.Popen([sys.executable, '-c', 'input()'], stdin=-1) as other:
-    start = _owner._start(other.pid)  # pylint: disable=protected-access
+    start = _processes.started(other.pid)
     writer = _owner.make() | {'pid': other.pid, 'start': start}
     assert _owner.is_alive(writer, 1e6)
     assert not _owner.is_alive(writer | {'start': '1'}, 0.0)

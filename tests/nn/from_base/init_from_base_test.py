@@ -87,7 +87,7 @@ def _decomposed(init):
     [('pissa_niter_8', ['k', 'o', 'down']), ('olora', 'text')],
 )
 def test_step_0_is_the_base_model(init, targets):
-  """Of every projection of a layer, while A, B and base all changed."""
+  """Every projection of a layer, after A, B and the base all changed."""
   model = _model(cut=models.one_layer, targets=targets, init_lora_weights=init)
   params = _pending(model)
   out = g4.nn.init_from_base(model, params)
