@@ -96,6 +96,13 @@ def pytest_collection_finish() -> None:
   handler._min_slice_bytes_for_replica_parallel = 2**12
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+  """Ends the run if a worker dies: xdist 3.8, which starts another, then hangs."""
+  if hasattr(config.option, 'maxworkerrestart'):
+    config.option.maxworkerrestart = '0'
+
+
 @pytest.hookimpl(optionalhook=True)  # Without xdist there is no such hook.
 def pytest_xdist_make_scheduler(config, log):
   """Gives each file to one worker: its tests share models and programs."""

@@ -13,6 +13,7 @@ import pytest
 from gemma4_lora import g4
 from gemma4_lora.ckpts import _live_run
 from gemma4_lora.host import _live_owner
+from gemma4_lora.host import _processes
 from gemma4_lora.host import _stop_signals
 from tests.lib import models
 from tests.lib import runs
@@ -50,7 +51,7 @@ def _other(tmp_path):
   owner = dataclasses.replace(
       _live_owner._this_process(),
       pid=process.pid,
-      born=_live_owner._born(process.pid),
+      born=_processes.started(process.pid),
       key='other',
   )
   _live_owner._write(tmp_path / 'train_owner.json', owner)

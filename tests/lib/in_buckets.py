@@ -256,11 +256,12 @@ class Checks:
       self._save(path, {'b': b''})
 
   def live_writers(self):
+    from gemma4_lora.host import _processes
     from gemma4_lora.host.folders import _owner
 
     live = _owner.make() | {
         'pid': os.getppid(),
-        'start': _owner._start(os.getppid()),  # pylint: disable=protected-access
+        'start': _processes.started(os.getppid()),
     }
     path = self._put('gs://out/live/x', {'a': b'half'}, live, 'writing')
     self._put('gs://out/live/.y.0123abcd.tmp', {}, live, 'writing')
