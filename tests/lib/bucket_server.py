@@ -7,11 +7,13 @@ its standard input does, so that it never outlives whoever started it.
 
 All clients come through the proxy here: TensorFlow by TLS on port 443, tensorstore
 and google-cloud-storage on port 80. The proxy does what `FOLDER/control.json` says
-(see `buckets.Buckets`) and writes a line to `FOLDER/requests.jsonl` per request.
+(see `buckets.Buckets`) and writes two lines to `FOLDER/requests.jsonl` per request:
+`"began"` before it is answered, and what it was when it has ended.
 """
 
 import asyncio
 from collections.abc import Iterable
+import itertools
 import json
 import pathlib
 import re
@@ -117,6 +119,7 @@ class _Proxy:
   def __init__(self, folder: pathlib.Path):
     self._control = _Control(folder / 'control.json')
     self._log = (folder / 'requests.jsonl').open('a', buffering=1)
+    self._numbers = itertools.count()
     self._free_at = 0.0  # When what was sent so far has gone down the line.
 
   async def serve(self, reader, writer) -> None:
@@ -146,6 +149,10 @@ class _Proxy:
     settings = self._control.settings()
     fault = self._control.fault(method, target)
     line, kind = _describe(method, target, headers), 'received'
+    number = next(self._numbers)
+    # A client has the answer before the line that says so is written: who reads
+    # the log waits for what has begun.
+    self._write(number, 'began')
     try:
       if settings['latency_s']:
         await asyncio.sleep(settings['latency_s'])
@@ -179,7 +186,10 @@ class _Proxy:
       raise
     finally:
       line['seconds'] = time.time() - line['time']
-      self._log.write(json.dumps(line) + '\n')
+      self._write(number, line)
+
+  def _write(self, number: int, said: str | dict) -> None:
+    self._log.write(json.dumps([number, said]) + '\n')
 
   async def _copy(self, reader, writer, headers, limit=None) -> int:
     """Forwards a body; cuts the connection after `limit` bytes."""

@@ -47,6 +47,7 @@ import pytest
 _SERVER = pathlib.Path(__file__).with_name('bucket_server.py')
 _NAMES = 'www.googleapis.com storage.googleapis.com oauth2.googleapis.com'
 _TIMEOUT_S = 300
+_LONGEST_REQUEST_S = 30
 # What the fork server imports: most of the time that a process takes to start.
 _PRELOAD = ('tensorflow', 'tests.lib.two_hosts')
 _ENVIRONMENT = {
@@ -265,12 +266,12 @@ class Buckets:
     Args:
       bucket: Only those to one bucket.
     """
-    lines = (self.root / 'requests.jsonl').read_text().splitlines()
-    found = [Request(**json.loads(line)) for line in lines]
+    found = [Request(**said) for said in self._ended().values()]
     return [r for r in found if bucket in (None, r.bucket)]
 
   def forget(self) -> None:
     """Forgets all requests so far."""
+    self._ended()
     os.truncate(self.root / 'requests.jsonl', 0)
 
   def limit(
@@ -319,6 +320,18 @@ class Buckets:
     """Lets no request fail, from now on."""
     self._control(faults=[])
 
+  def _ended(self) -> dict[int, dict[str, Any]]:
+    """Returns what the log says, when all that had begun before has ended."""
+    wanted, give_up = None, time.monotonic() + _LONGEST_REQUEST_S
+    while True:
+      log = (self.root / 'requests.jsonl').read_text()
+      lines = [json.loads(line) for line in log.splitlines()]
+      ended = {number: said for number, said in lines if said != 'began'}
+      wanted = wanted or {number for number, _ in lines}
+      if wanted <= ended.keys() or time.monotonic() > give_up:
+        return ended
+      time.sleep(0.01)
+
   def _settings(self) -> dict[str, Any]:
     return json.loads((self.root / 'control.json').read_text())
 
@@ -355,7 +368,7 @@ def serve(root: pathlib.Path) -> Iterator[Buckets]:
   """
   (root / 'store').mkdir(parents=True, exist_ok=True)
   _make_certificates(root)
-  (root / 'requests.jsonl').touch()
+  (root / 'requests.jsonl').write_text('')
   (root / 'control.json').write_text(
       json.dumps({'latency_s': 0, 'bytes_per_s': None, 'faults': []})
   )
