@@ -68,7 +68,8 @@ def main() -> None:
     begin = time.monotonic()
     done = subprocess.run(
         [
-            *(python, '-m', 'pytest', '-q', '-p', 'no:cacheprovider'),
+            # One `-q` is in `addopts`: a second would hide the last line.
+            *(python, '-m', 'pytest', '-p', 'no:cacheprovider'),
             *('--durations=0', '--tb=short', *tests),
         ],
         cwd=copy,

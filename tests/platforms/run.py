@@ -14,6 +14,7 @@ An accelerator that is not here is not used: jax is told `cpu`.
 
 import argparse
 import datetime
+import functools
 import json
 import os
 import pathlib
@@ -42,13 +43,15 @@ def main() -> None:
       '--way', choices=['cell', 'readme'], help='Default: both of them.'
   )
   parser.add_argument(
-      '--quick',
+      '--by-uv',
       action='store_true',
-      help='Install by uv, which is faster than pip, and only import.',
+      help='Run the install cell by uv, which is faster than pip.',
   )
+  parser.add_argument('--quick', action='store_true', help='Only import.')
   args = parser.parse_args()
   place = places.PLACES[args.place]
-  ways = {'cell': _by_cell, 'readme': _by_readme}
+  cell = functools.partial(_by_cell, by_uv=args.by_uv)
+  ways = {'cell': cell, 'readme': _by_readme}
   if not place.pip:
     del ways['cell']
   for way, install in ways.items():
@@ -57,11 +60,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix='platform_') as folder:
       row = install(place, pathlib.Path(folder), uv=args.uv, quick=args.quick)
     today = datetime.date.today().isoformat()
-    print(f'| {args.place} | {way} | {place.python} | {today} | {row} |')
+    by_uv = ', by uv' if args.by_uv and way == 'cell' else ''
+    print(f'| {args.place} | {way}{by_uv} | {place.python} | {today} | {row} |')
 
 
 def _by_cell(
-    place: places.Place, folder: pathlib.Path, *, uv: str, quick: bool
+    place: places.Place,
+    folder: pathlib.Path,
+    *,
+    uv: str,
+    by_uv: bool,
+    quick: bool,
 ) -> str:
   """Installs as the notebooks do."""
   env = folder / 'env'
@@ -71,11 +80,13 @@ def _by_cell(
   before = versions(python)
   begin = time.monotonic()
   for arguments in _cell(python, clone(folder)):
-    if quick:
+    if by_uv:
       arguments = [x for x in arguments if x != '--yes']
       command(uv, 'pip', *arguments, '--python', python)
     else:
-      command(python, '-m', 'pip', *arguments)
+      # Without bytecode of what is never imported: minutes of a slow machine.
+      flags = ['--no-compile'] if arguments[0] == 'install' else []
+      command(python, '-m', 'pip', *arguments, *flags)
   seconds = time.monotonic() - begin
   after = versions(python)
   changed = {x for x in before if before[x] != after.get(x)}
@@ -170,7 +181,28 @@ def _use(python: pathlib.Path, folder: pathlib.Path, *, quick: bool) -> str:
     command(python, '-c', code, cwd=run)
     return f'imported: {time.monotonic() - begin:.0f} s'
   command(python, _HERE / '_use.py', folder / 'clone', cwd=run)
-  return f'20 steps, PEFT folder: {time.monotonic() - begin:.0f} s'
+  seconds = time.monotonic() - begin
+  return f'20 steps, PEFT folder: {seconds:.0f} s; {_doctor(python, cwd=run)}'
+
+
+def _doctor(python: pathlib.Path, *, cwd: pathlib.Path) -> str:
+  """Returns what `doctor` finds wrong, but for a bucket out of reach."""
+  done = subprocess.run(
+      [python, '-m', 'gemma4_lora', 'doctor'],
+      cwd=cwd,
+      env=environment(),
+      capture_output=True,
+      text=True,
+      check=False,
+  )
+  if not done.stdout.startswith('OK '):
+    sys.exit(f'doctor: {done.stdout[-1000:]}\n{done.stderr[-4000:]}')
+  wrong = [
+      x
+      for x in done.stdout.splitlines()
+      if x.startswith('WRONG') and 'gs://' not in x
+  ]
+  return f'doctor: {"; ".join(wrong) or "OK"}'
 
 
 def versions(python: pathlib.Path) -> dict[str, str]:
