@@ -80,7 +80,9 @@ class LoRACheckpointer(_checkpointer.Checkpointer):
           ' to go on with the state as it is.'
       )
     folder, saved = self._saved(self._absolute_step(step))
-    item = _lora_item.LoRAItem(item=state, fingerprint=saved)
+    item = _lora_item.LoRAItem(
+        item=state, fingerprint=saved, where=os.fspath(folder)
+    )
     check = functools.partial(
         _fingerprint.check, saved, who=_WHO, where=os.fspath(folder)
     )

@@ -17,7 +17,9 @@ _SAMPLES = 4096
 _SMALL_BYTES = 2**16
 
 
-def checksums(leaves: Mapping[str, Any]) -> dict[str, str]:
+def checksums(
+    leaves: Mapping[str, Any], *, of_all: bool = False
+) -> dict[str, str]:
   """Returns a checksum of each array, from up to 4096 of its entries.
 
   The same for any sharding, number of devices and number of processes: a sum
@@ -26,8 +28,10 @@ def checksums(leaves: Mapping[str, Any]) -> dict[str, str]:
 
   Args:
     leaves: Arrays of JAX or of numpy.
+    of_all: Whether to look at all entries, which takes longer.
   """
-  taken = {name: list(_take(leaf)) for name, leaf in leaves.items()}
+  samples = None if of_all else _SAMPLES
+  taken = {name: list(_take(leaf, samples)) for name, leaf in leaves.items()}
   # One transfer for all, rather than one per leaf.
   taken = jax.device_get(taken)
   sums = np.array(
@@ -52,7 +56,7 @@ class RowsChecksum:
       dtype: In which it is to be, whatever its rows come in.
     """
     self._dtype = dtype
-    self._index = _index(shape)
+    self._index = _index(shape, _SAMPLES)
     self._positions = _positions(self._index, _strides(shape))
     self._sum = 0
 
@@ -69,19 +73,22 @@ class RowsChecksum:
     return f'{self._sum % 2**32:08x}'
 
 
-def _take(leaf: Any) -> Iterator[tuple[Any, Any, np.ndarray]]:
+def _take(
+    leaf: Any, samples: int | None
+) -> Iterator[tuple[Any, Any, np.ndarray]]:
   """Yields sampled entries and their positions in the flat array.
 
   Each entry once, in whichever process has it.
 
   Args:
     leaf: An array.
+    samples: How many entries; None for all.
 
   Yields:
     Entries on a device or the host; where they still are to be picked from, the
     index; positions.
   """
-  index, strides = _index(leaf.shape), _strides(leaf.shape)
+  index, strides = _index(leaf.shape, samples), _strides(leaf.shape)
   if not isinstance(leaf, jax.Array):
     yield np.asarray(leaf), tuple(index), _positions(index, strides)
     return
@@ -97,7 +104,7 @@ def _take(leaf: Any) -> Iterator[tuple[Any, Any, np.ndarray]]:
     if not all(map(len, here)):
       continue
     # One device's own piece: no array is gathered to be sampled.
-    if shard.data.nbytes <= _SMALL_BYTES:
+    if samples is None or shard.data.nbytes <= _SMALL_BYTES:
       yield shard.data, tuple(local), _positions(here, strides)
     else:
       yield _pick(shard.data, tuple(local)), None, _positions(here, strides)
@@ -108,11 +115,11 @@ def _pick(array: jax.Array, index: tuple[jax.Array, ...]) -> jax.Array:
   return array[jnp.ix_(*index)] if index else array
 
 
-def _index(shape: tuple[int, ...]) -> list[np.ndarray]:
+def _index(shape: tuple[int, ...], samples: int | None) -> list[np.ndarray]:
   """Which places to look at along each axis."""
   return [
       np.linspace(0, n - 1, count).round().astype(np.int64)
-      for n, count in zip(shape, _counts(shape), strict=True)
+      for n, count in zip(shape, _counts(shape, samples), strict=True)
   ]
 
 
@@ -120,10 +127,10 @@ def _strides(shape: tuple[int, ...]) -> list[int]:
   return [math.prod(shape[d + 1 :]) for d in range(len(shape))]
 
 
-def _counts(shape: tuple[int, ...]) -> list[int]:
+def _counts(shape: tuple[int, ...], samples: int | None) -> list[int]:
   """How many places to look at along each axis."""
   counts = list(shape)
-  while math.prod(counts) > _SAMPLES:
+  while samples is not None and math.prod(counts) > samples:
     longest = counts.index(max(counts))
     counts[longest] = (counts[longest] + 1) // 2
   return counts

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import json
+import shutil
 
 import flax
 from gemma import gm
@@ -329,12 +331,39 @@ def test_truncated(saved, tmp_path):
     _transform(_model(), params, path=tmp_path)
 
 
+def test_damage_of_either_file_is_found(saved, tmp_path):
+  path, params = saved
+  shutil.copytree(path, tmp_path, dirs_exist_ok=True)
+  file, said = tmp_path / 'lora.safetensors', tmp_path / 'lora.json'
+  data, text = file.read_bytes(), said.read_text()
+  start = 8 + int.from_bytes(data[:8], 'little')
+  for i in range(start, len(data), (len(data) - start) // 20):
+    bad = bytearray(data)
+    bad[i] ^= 1 << i % 8
+    file.write_bytes(bad)
+    with pytest.raises(ValueError, match='lora.safetensors is damaged: layer_'):
+      _transform(_model(), params, path=tmp_path)
+  file.write_bytes(data)
+  said.write_text(text.replace('"float32"', '"float16"', 1))
+  with pytest.raises(ValueError, match='lora.json is damaged: .*its digest is'):
+    _transform(_model(), params, path=tmp_path)
+  values = json.loads(text)
+  del values['seal']
+  name = next(iter(values['lora']['leaves']))
+  values['lora']['leaves'][name][0] = 'float16'
+  said.write_text(json.dumps(values))
+  with pytest.raises(ValueError, match=f'damaged: {name} is float32.* float16'):
+    _transform(_model(), params, path=tmp_path)
+
+
 def test_nan(saved, tmp_path):
   path, params = saved
   tensors = safetensors.numpy.load_file(path / 'lora.safetensors')
   tensors['layer_0.mlp.lora.down.b'][0] = np.nan
   safetensors.numpy.save_file(tensors, tmp_path / 'lora.safetensors')
-  (tmp_path / 'lora.json').write_text((path / 'lora.json').read_text())
+  said = json.loads((path / 'lora.json').read_text())
+  del said['digests'], said['seal']  # As before there were any.
+  (tmp_path / 'lora.json').write_text(json.dumps(said))
   with pytest.raises(ValueError, match='lora.down.b has NaN or infinite'):
     _transform(_model(), params, path=tmp_path)
 

@@ -1,6 +1,8 @@
 """LoRA alone on disk, all of the state back, and never a mix."""
 
 import dataclasses
+import json
+import os
 import pathlib
 import resource
 import shutil
@@ -18,6 +20,7 @@ import pytest
 from gemma4_lora import _trees
 from gemma4_lora import g4
 from gemma4_lora.ckpts.lora import _lora_item
+from gemma4_lora.host import _intact
 from tests.lib import models
 from tests.lib import runs
 from tests.lib import states
@@ -371,6 +374,50 @@ def test_reads_lora_of_a_run(whose, request):
   params, fingerprint = _lora_item.read_lora(workdir, step=3, who='WHO')
   _assert_equal(params, _trees.split_lora(state.params)[1])
   assert (fingerprint is not None) == (whose == 'saved')
+
+
+def test_damage_of_a_step_is_found(saved, released):
+  """What was trained, moments and the file that describes them."""
+  workdir, state = saved
+  step = workdir / 'checkpoints' / 'ckpt_3'
+  file = step / 'fingerprint' / 'metadata'
+  text = file.read_text()
+  said = json.loads(text)
+  for name in said['digests']:  # As if the array had another bit.
+    del said['seal']
+    digests = said['digests'] | {name: '0' * 16}
+    file.write_text(json.dumps(_intact.sealed({**said, 'digests': digests})))
+    match = f'ckpt_3 is damaged: {name} is not what was saved'
+    if name.startswith('params'):
+      with pytest.raises(ValueError, match=match):
+        _lora_item.read_lora(workdir, step=3, who='WHO')
+    said = json.loads(text)
+  assert {x.split('_')[0] for x in digests} >= {'params', 'opt'}
+  trainer = runs.trainer(workdir, released[0])
+  fresh = runs.state(trainer, seed=4)
+  with pytest.raises(ValueError, match=match):  # Of the last one, a moment.
+    _restore(trainer, _item(trainer, fresh))
+  file.write_text(text.replace('"rank": 4', '"rank": 5', 1))
+  assert file.read_text() != text
+  with pytest.raises(ValueError, match='metadata is damaged: it is not as it'):
+    _lora_item.read_lora(workdir, step=3, who='WHO')
+  # Bits of the data itself: an error, or one that no array has.
+  file.write_text(text)
+  _, lora = _trees.split_lora(state.params)
+  data = max(step.rglob('d/*'), key=lambda x: x.stat().st_size)
+  was = data.read_bytes()
+  refused = 0
+  for i in range(100, len(was), len(was) // 25):
+    bad = bytearray(was)
+    bad[i] ^= 1 << i % 8
+    data.write_bytes(bad)
+    try:
+      params, _ = _lora_item.read_lora(workdir, step=3, who='WHO')
+      _assert_equal(params, lora)
+    except ValueError as e:
+      assert os.fspath(step) in str(e)
+      refused += 1
+  assert refused
 
 
 def test_reads_lora_where_there_is_none(released):

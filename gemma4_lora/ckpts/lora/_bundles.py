@@ -14,6 +14,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from gemma4_lora import _trees
+from gemma4_lora.host import _checksums
+from gemma4_lora.host import _intact
 
 # Size of a chunk; chunks are compressed, written and read in parallel.
 _CHUNK_BYTES = 2**26
@@ -74,6 +76,58 @@ def unbundle(arrays: Mapping[str, Any], index: Index) -> dict[_trees.Path, Any]:
   return leaves
 
 
+def digests(arrays: Mapping[str, Any], index: Index) -> dict[str, str]:
+  """Returns what tells an array from one with another bit.
+
+  All processes must call it.
+
+  Args:
+    arrays: Some of those that were bundled. What was no bundle may be cut among
+      devices and processes, other ones than before.
+    index: What was bundled.
+  """
+  bundles = {k: x for k, x in arrays.items() if not _is_whole(k, index)}
+  others = {
+      k: x
+      for k, x in arrays.items()
+      if k not in bundles and not _is_random_key(x)
+  }
+  return {k: _intact.digest(x) for k, x in bundles.items()} | (
+      _checksums.checksums(others, of_all=True) if others else {}
+  )
+
+
+def check(
+    arrays: Mapping[str, Any],
+    index: Index,
+    saved: Mapping[str, str],
+    *,
+    who: str,
+    where: str,
+) -> None:
+  """Checks that arrays are what was saved.
+
+  Args:
+    arrays: What was read.
+    index: What was bundled.
+    saved: What `digests` returned then; none from before it was kept.
+    who: What asks, for messages.
+    where: Where the arrays are, for messages.
+
+  Raises:
+    ValueError: One is not.
+  """
+  if not saved:
+    return
+  for name, now in digests(arrays, index).items():
+    if now != saved.get(name):
+      raise ValueError(
+          f'{who}: {where} is damaged: {name} is not what was saved: its digest'
+          f' is {now}, and was {saved.get(name)}. Copy that step again; or'
+          ' remove its folder, to go on from the step before.'
+      )
+
+
 def specs(index: Index) -> dict[_trees.Path, tuple[str, tuple[int, ...]]]:
   """Returns dtype and shape of each leaf."""
   return {
@@ -124,7 +178,10 @@ def _is_whole(name: str, index: Index) -> bool:
 def _is_here(leaf: Any) -> bool:
   """Whether this process has all of a leaf, as numbers."""
   if isinstance(leaf, jax.Array):
-    is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)
     has_all = leaf.is_fully_addressable or leaf.is_fully_replicated
-    return has_all and not is_key
+    return has_all and not _is_random_key(leaf)
   return isinstance(leaf, (np.ndarray, np.generic))
+
+
+def _is_random_key(leaf: Any) -> bool:
+  return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)

@@ -19,6 +19,7 @@ from gemma4_lora import _trees
 from gemma4_lora import nn as g4_nn
 from gemma4_lora import variants
 from gemma4_lora.host import _checksums
+from gemma4_lora.host import _intact
 from gemma4_lora.host import _storage_errors
 from gemma4_lora.nn.branches import _init
 
@@ -167,7 +168,35 @@ def read(step_dir: epath.Path) -> Fingerprint | None:
   """Returns the fingerprint in one `ckpt_N` folder, `None` if it has none."""
   file = step_dir / ITEM / _FILE
   with _storage_errors.explained(file, who='LoRA'):
-    return json.loads(file.read_text()) if file.exists() else None
+    return parse(file.read_text(), file=file) if file.exists() else None
+
+
+def to_write(values: Fingerprint) -> dict[str, Any]:
+  """Returns what is to stand in the file, so that `parse` sees damage."""
+  return _intact.sealed(values)
+
+
+def parse(text: str | bytes, *, file: epath.Path) -> Fingerprint:
+  """Returns the fingerprint that a file has.
+
+  Args:
+    text: What is in the file.
+    file: The file, for messages.
+
+  Raises:
+    ValueError: It is damaged.
+  """
+  try:
+    values = json.loads(text)
+    if not isinstance(values, dict):
+      raise ValueError(f'it is a JSON {type(values).__name__}')
+    _intact.check_seal(values)
+  except ValueError as e:
+    raise ValueError(
+        f'{file} is damaged: {e}. Copy it again; or, of a run, remove the folder'
+        ' of that step, to go on from the step before.'
+    ) from e
+  return values
 
 
 def find_lora(model: Any) -> g4_nn.LoRA | None:

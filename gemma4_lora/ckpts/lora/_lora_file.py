@@ -16,12 +16,14 @@ import safetensors.numpy
 from gemma4_lora import _trees
 from gemma4_lora import nn
 from gemma4_lora.ckpts.lora import _fingerprint
+from gemma4_lora.host import _intact
 from gemma4_lora.host import _tensors_in_memory
 from gemma4_lora.host.folders import _commit
 from gemma4_lora.host.folders import _new_folder
 
 _TENSORS = 'lora.safetensors'
 _FINGERPRINT = 'lora.json'
+_DIGESTS = 'digests'
 
 
 def save_lora(
@@ -79,7 +81,9 @@ def save_lora(
   with _new_folder.new_folder(path, overwrite=overwrite, who=who) as folder:
     tensors = {k: np.ascontiguousarray(x) for k, x in leaves.items()}
     safetensors.numpy.save_file(tensors, folder / _TENSORS)
-    (folder / _FINGERPRINT).write_text(json.dumps(fingerprint, indent=2))
+    digests = {k: _intact.digest(x) for k, x in tensors.items()}
+    said = _fingerprint.to_write({**fingerprint, _DIGESTS: digests})
+    (folder / _FINGERPRINT).write_text(json.dumps(said, indent=2))
 
 
 def is_file(path: epath.Path) -> bool:
@@ -106,4 +110,31 @@ def read(
     raise ValueError(
         f'{path / _TENSORS} cannot be read: {e}. Is it truncated?'
     ) from e
-  return leaves, json.loads(data[_FINGERPRINT])
+  said = _fingerprint.parse(data[_FINGERPRINT], file=path / _FINGERPRINT)
+  _check(leaves, said, path=path)
+  return leaves, said
+
+
+def _check(
+    leaves: Mapping[str, np.ndarray],
+    said: _fingerprint.Fingerprint,
+    *,
+    path: epath.Path,
+) -> None:
+  """Checks that tensors are those of which the fingerprint tells."""
+  file = path / _TENSORS
+  for name, (dtype, shape) in said['lora']['leaves'].items():
+    x = leaves.get(name)
+    found = 'none' if x is None else f'{x.dtype}{list(x.shape)}'
+    if found != f'{dtype}{shape}':
+      raise ValueError(
+          f'{file} is damaged: {name} is {found} there, and {dtype}{shape} by'
+          f' {_FINGERPRINT}. Copy the folder again.'
+      )
+  # None from before they were kept.
+  for name, digest in said.get(_DIGESTS, {}).items():
+    if _intact.digest(leaves[name]) != digest:
+      raise ValueError(
+          f'{file} is damaged: {name} is not what was saved: its digest is'
+          f' another than that in {_FINGERPRINT}. Copy the folder again.'
+      )

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+import os
 from typing import Any
 
 from absl import logging
@@ -19,10 +20,12 @@ from gemma4_lora.ckpts.sources import _open
 from gemma4_lora.host import _devices
 from gemma4_lora.host import _storage_errors
 
+_WHO = 'LoRACheckpointer'
 _DEFAULT = 'default'
 _ROOT = 'params'
 _OPT_STATE = 'opt_state'
 _INDEX = 'index'
+_DIGESTS = 'digests'
 _SHOWN = 8
 _STEP = ('step',)
 
@@ -34,10 +37,12 @@ class LoRAItem(kd.ckpts.items.CheckpointItem):
   Attributes:
     item: A `kd.train.TrainState`, or a named tuple of items with one in it.
     fingerprint: The fingerprint to save; or the saved one, to restore.
+    where: Where it was saved, to restore: for messages.
   """
 
   item: Any
   fingerprint: _fingerprint.Fingerprint
+  where: str = ''
 
   @property
   def leaves(self) -> dict[_trees.Path, Any]:
@@ -97,7 +102,13 @@ class LoRAItem(kd.ckpts.items.CheckpointItem):
     args = _items(self.item.__kd_ocp_save_args__())
     args[self._key] = _bundles.save_args(arrays, index)
     args[_fingerprint.ITEM] = ocp.args.JsonSave(
-        {**self.fingerprint, _INDEX: index}
+        _fingerprint.to_write(
+            {
+                **self.fingerprint,
+                _INDEX: index,
+                _DIGESTS: _bundles.digests(arrays, index),
+            }
+        )
     )
     return ocp.args.Composite(**args)
 
@@ -110,6 +121,9 @@ class LoRAItem(kd.ckpts.items.CheckpointItem):
 
   def __kd_ocp_restore_post__(self, value: Any) -> Any:
     parts = dict(value.items())
+    _check_arrays(
+        parts[self._key], self.fingerprint, who=_WHO, where=self.where
+    )
     new = _bundles.unbundle(parts[self._key], self.fingerprint[_INDEX])
 
     specs = _bundles.specs(self.fingerprint[_INDEX])
@@ -197,7 +211,11 @@ def read_lora(
         for name, x in fingerprint[_INDEX].items()
         if x[1][0][0][0] == _ROOT
     }
-    leaves = _bundles.unbundle(_arrays(source, set(index), who=who), index)
+    arrays = _arrays(source, set(index), who=who)
+    if jax.process_count() == 1:  # Each process reads all here.
+      where = os.fspath(source.path.parent)
+      _check_arrays(arrays, fingerprint, who=who, where=where)
+    leaves = _bundles.unbundle(arrays, index)
   else:
     paths = {
         _trees.join(x.key): x.path
@@ -208,6 +226,17 @@ def read_lora(
     leaves = {paths[name]: array for name, array in arrays.items()}
   nested = flax.traverse_util.unflatten_dict(leaves)
   return nested[_ROOT], fingerprint
+
+
+def _check_arrays(
+    arrays: Mapping[str, Any],
+    fingerprint: _fingerprint.Fingerprint,
+    *,
+    who: str,
+    where: str,
+) -> None:
+  saved = fingerprint.get(_DIGESTS, {})
+  _bundles.check(arrays, fingerprint[_INDEX], saved, who=who, where=where)
 
 
 def _arrays(
