@@ -44,7 +44,7 @@ class RowsDigest:
       self._row = None
       return
     self._hash.update(_bytes(rows))
-    self._row += len(rows)
+    self._row = start + len(rows)
 
   def of(self, num_rows: int) -> str | None:
     """Returns the digest once as many rows were seen, in order; else None."""
