@@ -5,6 +5,7 @@ import dataclasses
 import functools
 from typing import Any
 from typing import NoReturn
+from typing import Self
 
 import jax
 from kauldron import kd
@@ -13,6 +14,7 @@ from kauldron.utils import config_util
 from gemma4_lora import host
 from gemma4_lora.ckpts import _live_run
 from gemma4_lora.ckpts import _resumed
+from gemma4_lora.ckpts import _stoppable
 from gemma4_lora.ckpts import _workdir
 from gemma4_lora.ckpts.lora import _lora_item
 from gemma4_lora.host import _live_owner
@@ -48,6 +50,12 @@ class Checkpointer(kd.ckpts.Checkpointer):
       default=config_util.ROOT_CFG_REF, repr=False, compare=False
   )
 
+  def update_from_root_cfg(self, root_cfg: kd.train.Trainer) -> Self:
+    new = super().update_from_root_cfg(root_cfg)
+    # Kauldron makes the folder before it asks for a checkpoint.
+    host.path(new.workdir, who=f'{self._who}: workdir')
+    return new
+
   def restore(
       self,
       state: Any,
@@ -71,6 +79,8 @@ class Checkpointer(kd.ckpts.Checkpointer):
     to_train = _state_of_run(state)
     first_step = 0 if to_train is None else int(to_train.step)
     self._run.train(self._wait, first_step=first_step)
+    if isinstance(self.base_cfg, kd.train.Trainer):
+      _stoppable.make(self.base_cfg.evals.values(), self._run.asked_by_itself)
     return state
 
   def should_save(self, step: int) -> bool:
@@ -98,6 +108,7 @@ class Checkpointer(kd.ckpts.Checkpointer):
       Stopped: A signal asked the run to stop, and the step is saved.
       OwnedError: Another run has taken the workdir.
     """
+    item = self._to_save(state)
     signal = self._run.asked_to_stop(step)
     # Not left to Kauldron's `save`, which would log a failure and go on.
     self._wait()
@@ -107,7 +118,7 @@ class Checkpointer(kd.ckpts.Checkpointer):
       metrics = None
     with self._explained():
       saved = super().save(
-          state, step=step, force=force or bool(signal), metrics=metrics
+          item, step=step, force=force or bool(signal), metrics=metrics
       )
     if signal:
       self._end(signal, 'saved', step)
@@ -165,6 +176,10 @@ class Checkpointer(kd.ckpts.Checkpointer):
   def _has_base(self) -> bool:
     """Whether it saves the base as well."""
     return True
+
+  def _to_save(self, state: Any) -> Any:
+    """Returns what of a state goes to disk."""
+    return state
 
   def _restore(self, state: Any, **kwargs: Any) -> Any:
     """Is `kd.ckpts.Checkpointer.restore`."""

@@ -85,15 +85,22 @@ class LiveRun:
 
   def asked_to_stop(self, step: int) -> str | None:
     """Returns the signal that asks for it: at one step on all hosts."""
-    if not self.is_training:
-      return None
-    if jax.process_count() == 1:
-      return _stop_signals.of_process().received
+    if not self.is_training or jax.process_count() == 1:
+      return self.asked_by_itself()
     try:
       is_reached = multihost_utils.reached_preemption_sync_point(step)
     except RuntimeError:  # `jax_enable_preemption_service` is off.
       return None
     return 'Preempted' if is_reached else None
+
+  def asked_by_itself(self) -> str | None:
+    """Returns the signal that asks for it, also in the middle of a step.
+
+    None on several hosts, which have to agree: they do once in a step.
+    """
+    if not self.is_training or jax.process_count() > 1:
+      return None
+    return _stop_signals.of_process().received
 
   def check_owner(self) -> None:
     """Raises before a save if another run has taken the workdir.

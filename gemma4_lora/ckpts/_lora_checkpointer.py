@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import os
 from typing import Any
+from typing import Self
 
 from etils import epath
 import jax
@@ -50,9 +51,7 @@ class LoRACheckpointer(_checkpointer.Checkpointer):
     OwnedError: Another live run has the workdir.
   """
 
-  def update_from_root_cfg(
-      self, root_cfg: kd.train.Trainer
-  ) -> 'LoRACheckpointer':
+  def update_from_root_cfg(self, root_cfg: kd.train.Trainer) -> Self:
     _check_evals(root_cfg)
     return super().update_from_root_cfg(root_cfg)
 
@@ -107,15 +106,7 @@ class LoRACheckpointer(_checkpointer.Checkpointer):
     self._base.check_optimizer(state)
     super()._start(state)
 
-  def save(
-      self,
-      state: Any,
-      *,
-      step: int,
-      force: bool = False,
-      metrics: Any = None,
-  ) -> bool:
-    """See `kd.ckpts.Checkpointer.save`; saves all but the base."""
+  def _to_save(self, state: Any) -> Any:
     train_state = _lora_item.train_state(state)
     if train_state is None:
       raise ValueError(
@@ -125,12 +116,7 @@ class LoRACheckpointer(_checkpointer.Checkpointer):
     self._assert_root_cfg_resolved()
     with jax.transfer_guard('allow'):
       fingerprint = self._base.fingerprint(train_state)
-    return super().save(
-        _lora_item.LoRAItem(item=state, fingerprint=fingerprint),
-        step=step,
-        force=force,
-        metrics=metrics,
-    )
+    return _lora_item.LoRAItem(item=state, fingerprint=fingerprint)
 
   @property
   def _has_base(self) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import json
+import os
 import time
 from typing import Any
 
@@ -52,7 +53,8 @@ def base_of(init_transform: Any) -> str:
     request = _requests.base_request(init_transform)
   except ValueError:  # Several: who restores them says so.
     return type(init_transform).__name__
-  return str(request.path) if request else 'none'
+  # Not what a `g4.testing.RandomCheckpoint` is, but where.
+  return str(os.fspath(request.path)) if request else 'none'
 
 
 def differences(old: Any, new: Any, path: str = '') -> Iterator[str]:

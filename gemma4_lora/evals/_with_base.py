@@ -28,6 +28,7 @@ class _WithBase(kd.evals.EvaluatorBase):
   with_base: bool = True
 
   if typing.TYPE_CHECKING:  # Fields of the class behind it.
+    ds_iter: Any
     model: Any
     losses: Any
     metrics: Any
@@ -80,6 +81,8 @@ class _WithBase(kd.evals.EvaluatorBase):
         model=self.model.clone(enabled=False),
         writer=writer,
     )
+    # The same batches: a run that is asked to stop ends these, too.
+    vars(evaluator)['ds_iter'] = self.ds_iter
     return _Base(evaluator, writer)
 
   @property

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 import os
 import sys
 from typing import Any
+import warnings
 
 from absl import app
 from absl import flags
@@ -16,7 +17,9 @@ from gemma4_lora.host import _watched
 from gemma4_lora.jobs import _distributed
 from gemma4_lora.jobs import _overrides
 
+_CLASS = '__qualname__'  # Where `konfig` keeps it.
 _KAULDRONS = 'kauldron.kd:ckpts.Checkpointer'
+_OURS = 'gemma4_lora.g4:ckpts.Checkpointer'
 
 
 def run(argv: Sequence[str]) -> None:
@@ -52,7 +55,10 @@ def run(argv: Sequence[str]) -> None:
 
   def checked_main(rest: Sequence[str]) -> Any:
     try:
-      _check_workdir(flags.FLAGS['cfg'].value)
+      _prepare(
+          flags.FLAGS['cfg'],
+          trains=flags.FLAGS['eval_names'].value is None,
+      )
     except (ValueError, ModuleNotFoundError) as e:
       print(f'gemma4_lora: {e}', file=sys.stderr)
       sys.exit(1)
@@ -79,25 +85,32 @@ def run(argv: Sequence[str]) -> None:
   app.run(checked_main, argv=sys.argv)
 
 
-def _check_workdir(cfg: Any) -> None:
-  """Raises where Kauldron's own checkpointer would fail at its first save.
+def _prepare(flag: flags.Flag, *, trains: bool) -> None:
+  """Checks the workdir, and gives a run a checkpointer that saves at SIGTERM.
 
-  `g4.train.TrainStep` does so too, in a trainer that has one.
+  `g4.ckpts.Checkpointer` is Kauldron's, with the same options and files. It
+  also saves to buckets.
 
   Args:
-    cfg: The config of the run.
+    flag: `--cfg`.
+    trains: Whether it trains. An evaluation saves nothing.
 
   Raises:
-    ValueError: It would, or the workdir is no path.
+    ValueError: There is no config, or the workdir is no path.
     ModuleNotFoundError: What reads such a path is not installed.
   """
-  if cfg is None or not cfg.get('workdir') or not cfg.get('checkpointer'):
-    return
-  workdir = host.path(cfg.workdir, who='--cfg.workdir')
-  is_kauldrons = cfg.checkpointer.get('__qualname__') == _KAULDRONS
-  if is_kauldrons and not host.is_local(workdir):
-    raise ValueError(
-        f'kd.ckpts.Checkpointer cannot save to the bucket {workdir}. Use'
-        ' checkpointer=g4.ckpts.Checkpointer(…), which has the same options, or'
-        ' g4.ckpts.LoRACheckpointer(…).'
+  if not flag.present:
+    raise ValueError('--cfg=... is missing: the config of the run.')
+  cfg: Any = flag.value  # Each time it is built anew.
+  if cfg.get('workdir'):
+    host.path(cfg.workdir, who='--cfg.workdir')
+  checkpointer = cfg.get('checkpointer')
+  if trains and checkpointer and checkpointer.get(_CLASS) == _KAULDRONS:
+    checkpointer[_CLASS] = _OURS
+    warnings.filterwarnings('ignore', 'The value of the flag is not')
+    flag.value = cfg
+    _stop_signals.tell(
+        'checkpointer=kd.ckpts.Checkpointer: g4.ckpts.Checkpointer takes its'
+        ' place, which writes the same files and also saves when the run is'
+        ' stopped.'
     )

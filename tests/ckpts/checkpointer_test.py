@@ -1,6 +1,7 @@
 """One live run in a workdir; what it says; how it is stopped."""
 
 import dataclasses
+import pathlib
 import subprocess
 import sys
 
@@ -26,8 +27,12 @@ def _make(tmp_path):
 
   def make(*, seed=0, **options):
     made = runs.trainer(tmp_path, base=models.base(cut=models.one_layer))
+    evaluator = kd.evals.Evaluator(
+        run=kd.evals.EveryNSteps(1), ds=made.train_ds, num_batches=1
+    )
     made = made.replace(
-        checkpointer=g4.ckpts.Checkpointer(save_interval_steps=100, **options)
+        checkpointer=g4.ckpts.Checkpointer(save_interval_steps=100, **options),
+        evals={'eval': evaluator},
     )
     ckpt = made.checkpointer
     started.append(ckpt)
@@ -180,6 +185,13 @@ def test_asked_to_stop_before_a_step_it_saves_nothing(make, tmp_path, capsys):
   assert _names(tmp_path / 'checkpoints') == {'ckpt_0'}
 
 
+def test_asked_to_stop_it_ends_an_evaluation(make):
+  ckpt, item = make()
+  (evaluator,) = ckpt.base_cfg.evals.values()
+  _stop_signals.of_process().received = 'SIGTERM'
+  assert evaluator.maybe_eval(step=0, state=item.train_state) is None
+
+
 def test_a_notebook_gets_control_back(make, monkeypatch):
   monkeypatch.setattr(sys, 'ps1', '>>> ', raising=False)
   ckpt, item = make()
@@ -203,6 +215,11 @@ def test_a_bucket_gets_no_modes(tmp_path):
   assert options('gs://b/run').file_options.path_permission_mode is None
   assert options(tmp_path).file_options.path_permission_mode == 0o770
   made = runs.trainer(tmp_path, base=models.base(cut=models.one_layer))
+  # Kauldron would make a folder called `gs:` before it asks for a checkpoint.
+  with pytest.raises(
+      ValueError, match=r"LoRACheckpointer: workdir: 'gs:/b/run' .*'gs://b/run'"
+  ):
+    made.replace(workdir=pathlib.Path('gs://b/run'))
   plain = kd.ckpts.Checkpointer(save_interval_steps=1)
   made.replace(checkpointer=plain)
   with pytest.raises(

@@ -1,6 +1,8 @@
 """What a run says when it goes on."""
 
+import dataclasses
 import json
+import os
 
 from etils import epath
 from gemma import gm
@@ -53,7 +55,19 @@ def test_changes_since_the_start(tmp_path):
   assert 'cannot be read' in _resumed._changed(path, new)[0]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Made(os.PathLike):
+  """As `g4.testing.RandomCheckpoint`."""
+
+  model: str = 'Gemma4_E2B(many lines)'
+
+  def __fspath__(self):
+    return '/made'
+
+
 def test_the_base():
+  made = gm.ckpts.LoadCheckpoint(path=_Made())
+  assert _resumed.base_of(g4.ckpts.SkipLoRA4(wrapped=made)) == '/made'
   loader = gm.ckpts.LoadCheckpoint(path='gs://b/base')
   assert _resumed.base_of(g4.ckpts.SkipLoRA4(wrapped=loader)) == 'gs://b/base'
   assert _resumed.base_of(kd.ckpts.NoopTransform()) == 'none'

@@ -234,6 +234,13 @@ def test_without_the_base(tmp_path):
   assert not (tmp_path / 'eval_base').exists()
 
 
+def test_a_run_that_is_told_to_stop_ends_both(tmp_path):
+  """The checkpointer lets the batches of an evaluator end."""
+  evals = {'eval': _evaluator()}
+  evaluator = _trainer(_lora(), tmp_path, evals=evals).evals['eval']
+  assert evaluator._base._evaluator.ds_iter is evaluator.ds_iter
+
+
 def test_dashboards_have_both():
   plots = _evaluator(name='eval').__dashboards__.normalize().dashboards
   (plot,) = plots['metrics'].plots

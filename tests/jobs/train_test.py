@@ -6,12 +6,17 @@ import pathlib
 import re
 import signal
 import socket
+import sys
 import time
 
+from absl import flags
+from kauldron import kd
+from kauldron import konfig
 import numpy as np
 import pytest
 
 from gemma4_lora import g4
+from gemma4_lora.jobs import _train
 from tests.lib import random_params
 from tests.lib import runs
 from tests.lib import two_hosts
@@ -62,6 +67,65 @@ def test_what_is_wrong_is_a_line(argv, environment, message, run, tmp_path):
   log = (tmp_path / 'log').read_text()
   assert message in log
   assert 'Traceback' not in log
+
+
+_CHECKPOINTED = """
+from kauldron import konfig
+
+with konfig.imports():
+  from kauldron import kd
+
+
+def get_config():
+  return konfig.ConfigDict({
+      'workdir': '/somewhere',
+      'checkpointer': kd.ckpts.Checkpointer(
+          save_interval_steps=7, max_to_keep=None
+      ),
+  })
+"""
+
+
+@pytest.fixture(name='prepare')
+def _prepare(tmp_path, monkeypatch):
+  """Prepares a config as `train` does; returns it as Kauldron sees it."""
+  config = tmp_path / 'config.py'
+  config.write_text(_CHECKPOINTED)
+
+  def prepare(*overrides, trains=True):
+    values = flags.FlagValues()
+    konfig.DEFINE_config_file('cfg', None, '', flag_values=values)
+    argv = ['', f'--cfg={config}', *overrides]
+    monkeypatch.setattr(sys, 'argv', argv)  # It looks there for overrides.
+    values(argv)
+    _train._prepare(values['cfg'], trains=trains)
+    return values['cfg'].value
+
+  return prepare
+
+
+def test_kauldrons_checkpointer_is_one_that_saves_when_stopped(prepare, capsys):
+  checkpointer = konfig.resolve(prepare().checkpointer)
+  assert type(checkpointer) is g4.ckpts.Checkpointer
+  assert checkpointer.save_interval_steps == 7
+  assert checkpointer.max_to_keep is None
+  assert 'g4.ckpts.Checkpointer takes its place' in capsys.readouterr().err
+
+
+def test_other_checkpointers_stay(prepare, capsys):
+  name = 'gemma4_lora.g4:ckpts.LoRACheckpointer'
+  cfg = prepare(f'--cfg.checkpointer.__qualname__={name}')
+  assert cfg.checkpointer['__qualname__'] == name
+  assert prepare('--cfg.checkpointer=None').checkpointer is None
+  # An evaluation saves nothing.
+  cfg = prepare(trains=False)
+  assert type(konfig.resolve(cfg.checkpointer)) is kd.ckpts.Checkpointer
+  assert not capsys.readouterr().err
+
+
+def test_a_workdir_that_is_no_path(prepare):
+  with pytest.raises(ValueError, match="--cfg.workdir: 'gs:/b/x' .*'gs://b/x'"):
+    prepare('--cfg.workdir=gs:/b/x')
 
 
 _PLANNED = """

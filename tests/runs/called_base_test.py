@@ -128,6 +128,16 @@ def test_each_place_in_an_init_transform(make, released):
   _assert_same(got, own_transforms.doubled(params))
 
 
+def test_the_base_alone_is_called_without_quantising(released):
+  """As `fuse` without a run reads it: a run would have rounded its weights."""
+  path, _ = released
+  model = g4.nn.LoRA(rank=2, targets='q', quantize='int8', model=_base_model())
+  opened = _run.open_run(
+      model, own_transforms.Doubled(path=path), workdir=None, who=_WHO
+  )
+  assert not any(x.place.stored.encoding for x in opened.leaves)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Double(kd.ckpts.InitTransform):
   """Doubles a weight, whoever restored it."""

@@ -1,0 +1,80 @@
+"""Evaluations that end between two batches, in a run that is asked to stop."""
+
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+import functools
+from typing import Any
+
+from kauldron import kd
+
+_BATCHES = 'ds_iter'  # A cached property of Kauldron's and gemma's evaluators.
+_EVAL = 'maybe_eval'
+
+
+class _Ended(BaseException):
+  """Ends an evaluation. To an `Exception`, evaluators would add their name."""
+
+
+class _Batches:
+  """The batches of an evaluator, until the run is asked to stop."""
+
+  def __init__(self, batches: Any, asked: Callable[[], Any]):
+    self._batches, self._asked = batches, asked
+
+  def __iter__(self) -> Iterator[Any]:
+    for batch in self._batches:
+      if self._asked():
+        raise _Ended
+      yield batch
+
+  def __len__(self) -> int:
+    return len(self._batches)
+
+  def __getattr__(self, name: str) -> Any:
+    if name.startswith('__') or name == '_batches':  # While it is copied.
+      raise AttributeError(name)
+    return getattr(self._batches, name)
+
+
+def make(
+    evaluators: Iterable[kd.evals.EvaluatorBase], asked: Callable[[], Any]
+) -> None:
+  """Lets evaluators of a trainer end before their last batch.
+
+  Such an evaluation writes and returns nothing: the run that goes on evaluates
+  its step again. Evaluators that read `ds=` in a way of their own end as a
+  whole, or do not begin.
+
+  Kauldron has no hook between two batches, so this changes the objects: their
+  `maybe_eval`, and what they iterate over. It goes when Kauldron's loop asks.
+
+  Args:
+    evaluators: Those of a trainer. A second call changes nothing.
+    asked: Whether the run is asked to stop.
+  """
+  for evaluator in evaluators:
+    if _EVAL not in vars(evaluator):
+      vars(evaluator)[_EVAL] = functools.partial(
+          _maybe_eval, evaluator, evaluator.maybe_eval, asked
+      )
+
+
+def _maybe_eval(
+    evaluator: kd.evals.EvaluatorBase,
+    maybe_eval: Callable[..., Any],
+    asked: Callable[[], Any],
+    *,
+    step: int,
+    state: Any,
+) -> Any:
+  """Is `maybe_eval` of an evaluator, or None if the run is to stop."""
+  if not evaluator.run.should_eval_in_train(step) or asked():
+    return None
+  batches = getattr(evaluator, _BATCHES, None)
+  if batches is not None and not isinstance(batches, _Batches):
+    vars(evaluator)[_BATCHES] = _Batches(batches, asked)
+  try:
+    return maybe_eval(step=step, state=state)
+  except _Ended:
+    return None
