@@ -51,6 +51,7 @@ _ROOMS = (
     'variants',
     'gemma4',
     'host/folders',
+    'host/files',
     'host',
     'quiet',
     '_trees',

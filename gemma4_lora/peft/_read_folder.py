@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
-import json
 from typing import Any
 
 from etils import epath
@@ -13,6 +12,8 @@ from gemma4_lora import host
 from gemma4_lora.gemma4 import _leaves
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.host import _storage_errors
+from gemma4_lora.host.files import _json_objects
+from gemma4_lora.host.files import _regular
 from gemma4_lora.host.folders import _commit
 from gemma4_lora.peft import _adapter_config
 from gemma4_lora.peft import _branch
@@ -110,7 +111,7 @@ def read_raw(
     path = _commit.whole(path, who=who)
     config_path, tensors_path = _tensors.find(path, who=who)
   if host.is_local(path):  # The tensors are mapped.
-    config = _adapter_config.read(config_path, config_path.read_bytes())
+    config = _adapter_config.read(config_path, _regular.read(config_path))
     return config, _tensors.read(tensors_path)
   names = config_path.name, tensors_path.name
   data = _commit.read_files(path, names, who=who)
@@ -150,4 +151,15 @@ def _row_loras(
 def _ranks_apart(tensors: _tensors.Tensors) -> dict[str, Sequence[int]]:
   """Returns what `save_peft` noted of gate and up that do not share A."""
   noted = tensors.metadata.get(_expert_tensors.METADATA)
-  return {} if noted is None else json.loads(noted)
+  if noted is None:
+    return {}
+  where = f'{tensors.path}, {_expert_tensors.METADATA} of its metadata'
+  ranks = _json_objects.parse(noted, path=where)
+  for name, value in ranks.items():
+    are_two = isinstance(value, list) and len(value) == 2
+    if not are_two or any(type(n) is not int or n < 0 for n in value):
+      raise ValueError(
+          f'{where}: {_regular.shown(name)} takes the ranks of gate and up. Got:'
+          f' {_regular.shown(value)}'
+      )
+  return ranks

@@ -6,10 +6,10 @@ import re
 
 from etils import epath
 import numpy as np
-import safetensors
 
 from gemma4_lora import variants
-from gemma4_lora.host import _tensors_in_memory
+from gemma4_lora.host.files import _regular
+from gemma4_lora.host.files import _tensors_in_memory
 from gemma4_lora.peft import _adapter_config
 from gemma4_lora.peft import _sites
 
@@ -62,7 +62,7 @@ def find(path: epath.Path, *, who: str) -> tuple[epath.Path, epath.Path]:
         f'{who} takes a folder with {_adapter_config.NAME} and {NAME}. {path} {what}.'
     )
   for name in (_adapter_config.NAME, NAME):
-    if not (path / name).is_file():
+    if not (path / name).exists():
       there = ', '.join(sorted(x.name for x in path.iterdir())) or 'nothing'
       hint = ''
       if (path / 'adapter_model.bin').exists() and name == NAME:
@@ -86,17 +86,10 @@ def read(path: epath.Path, data: bytes | None = None) -> Tensors:
     ValueError: The file is truncated or no safetensors file, or has a tensor
       that is none of a LoRA.
   """
-  try:
-    if data is not None:
-      tensors, metadata = _tensors_in_memory.read(data)
-    else:
-      with safetensors.safe_open(path, framework='numpy') as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}
-        metadata = file.metadata() or {}
-  except (safetensors.SafetensorError, ValueError) as e:
-    raise ValueError(
-        f'{path} cannot be read: {e}. It is truncated, or no safetensors file.'
-    ) from e
+  if data is not None:
+    tensors, metadata = _tensors_in_memory.read(data, path=path)
+  else:
+    tensors, metadata = _tensors_in_memory.mapped(path)
   if not tensors:
     raise ValueError(f'{path} has no tensors.')
   modules, full = {}, {}
@@ -141,6 +134,7 @@ def _float32(path: epath.Path, key: str, tensor: np.ndarray) -> np.ndarray:
 
 def _unknown(key: str) -> str:
   """Says why a tensor is none of a LoRA on linears."""
+  key = _regular.shown(key)
   if 'lora_embedding' in key:
     return f'{key} is LoRA on an embedding, which g4.nn.LoRA does not have.'
   own = ''.join(

@@ -17,7 +17,7 @@ from gemma4_lora import _trees
 from gemma4_lora import nn
 from gemma4_lora.ckpts.lora import _fingerprint
 from gemma4_lora.host import _intact
-from gemma4_lora.host import _tensors_in_memory
+from gemma4_lora.host.files import _tensors_in_memory
 from gemma4_lora.host.folders import _commit
 from gemma4_lora.host.folders import _new_folder
 
@@ -105,11 +105,11 @@ def read(
   """
   try:
     data = _commit.read_files(path, (_TENSORS, _FINGERPRINT), who=who)
-    leaves, _ = _tensors_in_memory.read(data[_TENSORS])
+    leaves, _ = _tensors_in_memory.read(
+        data[_TENSORS], path=path / _TENSORS, who=who
+    )
   except (ValueError, FileNotFoundError) as e:
-    raise ValueError(
-        f'{path / _TENSORS} cannot be read: {e}. Is it truncated?'
-    ) from e
+    raise ValueError(f'{path / _TENSORS} cannot be read: {e}') from e
   said = _fingerprint.parse(data[_FINGERPRINT], file=path / _FINGERPRINT)
   _check(leaves, said, path=path)
   return leaves, said

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
 import difflib
 import typing
+from typing import Any
 from typing import Literal
 
 from gemma4_lora.ckpts.restore import _config_fields
@@ -38,6 +40,7 @@ def check(
     missing: Policy,
     unexpected: Policy,
     has_policy: bool,
+    spelled: Callable[[Any], Mapping[Any, str]] = lambda shapes: {},
 ) -> None:
   """Raises if the plan must not be carried out.
 
@@ -50,6 +53,7 @@ def check(
     unexpected: Whether leaves that nothing takes are an error.
     has_policy: Whether the transform has the arguments `missing=` and
       `unexpected=`, for messages.
+    spelled: See `Source.spelled`.
 
   Raises:
     ValueError: Names all that is wrong, and the argument that changes it.
@@ -81,7 +85,10 @@ def check(
   prefix = '' if has_policy else 'wrapped=g4.ckpts.PartialLoad(path=…, '
   suffix = '' if has_policy else ')'
   if plan.missing and missing == 'error':
-    problems += _missing(plan, f'{prefix}missing="warn"{suffix}')
+    shapes = {x.rel: x.shape for x in plan.missing}
+    problems += _missing(
+        plan, f'{prefix}missing="warn"{suffix}', spelled(shapes)
+    )
   if plan.unexpected and unexpected == 'error':
     problems += _unexpected(plan, f'{prefix}unexpected="warn"{suffix}')
   is_fatal = plan.mismatched or plan.wrong_dtype or plan.wrong_format
@@ -180,14 +187,18 @@ def _wrong_format(loads: Sequence[_restore_plan.Load]) -> Iterable[str]:
   )
 
 
-def _missing(plan: _restore_plan.Plan, how: str) -> Iterable[str]:
+def _missing(
+    plan: _restore_plan.Plan, how: str, spelled: Mapping[Any, str]
+) -> Iterable[str]:
   yield f'{len(plan.missing)} leaves of the model are not in the checkpoint:'
   # Close matches are dear to look for, and many missing leaves have another
   # cause than a name.
   names = [x.name for x in plan.unexpected]
   few = len(plan.missing) <= _SHOWN
   for x in plan.missing:
-    yield model_leaf(x) + (did_you_mean(x.name, names) if few else '')
+    in_file = f', in the file {spelled[x.rel]}' if x.rel in spelled else ''
+    close = did_you_mean(x.name, names) if few else ''
+    yield f'{model_leaf(x)}{in_file}{close}'
   if all(_names.tower_of(x.rel) for x in plan.missing):
     yield (
         'All are of vision or audio towers, which the checkpoint does not have:'

@@ -96,6 +96,7 @@ def prepare(
       missing=request.missing,
       unexpected=request.unexpected,
       has_policy=request.has_policy,
+      spelled=source.spelled,
   )
   arrays = [y.stored for x in plan.loads for y in x.arrays]
   source.check({x.key for x in arrays}, who=who)

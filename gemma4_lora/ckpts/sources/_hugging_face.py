@@ -14,10 +14,15 @@ from gemma4_lora import _trees
 from gemma4_lora.ckpts.sources import _checkpoint_layouts
 from gemma4_lora.ckpts.sources import _source
 from gemma4_lora.ckpts.sources import _stream
+from gemma4_lora.gemma4 import _names
 from gemma4_lora.hf.weights import _base_weights
+from gemma4_lora.hf.weights import _by_name
 from gemma4_lora.hf.weights import _mapped
+from gemma4_lora.hf.weights import _to_tensors
 from gemma4_lora.host import _memory
 from gemma4_lora.host import _ranges
+
+_EMBEDDING = ('params', *_names.EMBEDDING.split('.'))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,12 +31,45 @@ class HuggingFaceSource(_source.Source):
 
   Attributes:
     weights: The tensors that make each leaf, by path.
+    base: The file's tensors.
   """
 
   weights: Mapping[_trees.Path, _base_weights.TensorLeaf]
+  base: _base_weights.BaseWeights
 
   def check(self, keys: set[_trees.Path], *, who: str) -> None:
-    """Nothing to do: sizes of files were compared when they were opened."""
+    """Compares an output head, if there is one, to the embedding.
+
+    Sizes of files were compared when they were opened.
+
+    Args:
+      keys: See `Source`.
+      who: See `Source`.
+    """
+    if _EMBEDDING not in keys:
+      return
+    try:
+      _by_name.check_head(self.base.named)
+    except ValueError as e:
+      raise ValueError(f'{who}: {self.path}: {e}') from e
+
+  def spelled(
+      self, shapes: Mapping[_trees.Path, tuple[int, ...]]
+  ) -> dict[_trees.Path, str]:
+    """See `Source`."""
+    known = _to_tensors.names(
+        {_trees.join(path): shape for path, shape in shapes.items()},
+        self.base.config,
+    )
+    there = self.base.named.tensors
+    return {
+        path: ', '.join(
+            f'{x.name} {x.shape}{" (is there)" if x.name in there else ""}'
+            for x in known[_trees.join(path)]
+        )
+        for path in shapes
+        if known.get(_trees.join(path))
+    }
 
   def reader(
       self, key: _trees.Path, filled: _memory.Filled = _memory.filled
@@ -100,9 +138,9 @@ def open_source(path: epath.Path, *, who: str) -> HuggingFaceSource:
     FileNotFoundError: A file is not there.
     ValueError: A file is damaged, or is no Gemma 4.
   """
+  base = _base_weights.open_weights(path, who=who)
   weights: dict[_trees.Path, _base_weights.TensorLeaf] = {
-      ('params', *name.split('.')): leaf
-      for name, leaf in _base_weights.open_weights(path, who=who).items()
+      ('params', *name.split('.')): leaf for name, leaf in base.leaves.items()
   }
   return HuggingFaceSource(
       path=path,
@@ -114,4 +152,5 @@ def open_source(path: epath.Path, *, who: str) -> HuggingFaceSource:
           for key, leaf in weights.items()
       },
       weights=weights,
+      base=base,
   )

@@ -47,6 +47,17 @@ class Source(abc.ABC):
       ValueError: Data is missing.
     """
 
+  def spelled(
+      self, shapes: Mapping[_trees.Path, tuple[int, ...]]
+  ) -> dict[_trees.Path, str]:
+    """Returns the file's own names and shapes of leaves, where they are others.
+
+    Args:
+      shapes: Shapes of leaves of the model, by path below `params`.
+    """
+    del shapes
+    return {}
+
   def read(
       self,
       args: Mapping[_trees.Path, ocp.RestoreArgs],

@@ -8,97 +8,69 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
-import functools
 import itertools
 import math
-from typing import Any
 
 from etils import epath
 import numpy as np
 
-from gemma4_lora.gemma4 import _hf_names
 from gemma4_lora.gemma4 import _leaves
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.gemma4 import _names
 from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.gemma4 import _weights
+from gemma4_lora.hf.weights import _by_name
 from gemma4_lora.hf.weights import _four_bit
 from gemma4_lora.hf.weights import _mapped
 from gemma4_lora.hf.weights import _structure
-from gemma4_lora.host import _memory
+from gemma4_lora.hf.weights import _tensor_leaf
+
+TensorLeaf = _tensor_leaf.TensorLeaf
+Tensor = _tensor_leaf.Tensor
+
+# How many axes the tensors of some leaves must have.
+_AXES = {_names.PER_LAYER_EMBEDDINGS: 2, _names.POSITIONS: 3}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TensorLeaf:
-  """A leaf of gemma's parameters, in files of transformers.
+class BaseWeights:
+  """Gemma's leaves in a checkpoint of transformers.
 
   Attributes:
-    path: Dotted path below `params`.
-    tensors: The tensors that make the leaf.
-    shape: Its shape.
-    make: Makes it of the tensors' arrays.
+    leaves: Leaves by their paths. A tensor that is none of gemma's stands under
+      its own name.
+    named: The tensors.
+    config: A config with the linears of the file.
   """
 
-  path: str
-  tensors: tuple[_mapped.Tensor | _four_bit.Packed, ...]
-  shape: tuple[int, ...]
-  make: Callable[[Sequence[np.ndarray]], np.ndarray]
-
-  @property
-  def dtype(self) -> np.dtype:
-    return self.tensors[0].dtype
-
-  @functools.cached_property
-  def is_one_tensor(self) -> bool:
-    """Whether its bytes are those of one tensor, in their order."""
-    tensor, *others = self.tensors
-    if others or not isinstance(tensor, _mapped.Tensor):
-      return False
-    blank = _memory.blank(tensor.shape, tensor.dtype)
-    made = self.make([blank])
-    is_all = made.size == blank.size and np.may_share_memory(made, blank)
-    return not made.size or is_all and made.flags.c_contiguous
-
-  def read(self) -> np.ndarray:
-    """Makes the leaf; of one tensor, it may be mapped."""
-    return self.make([tensor.read() for tensor in self.tensors])
-
-  def load(self, filled: _memory.Filled = _memory.filled) -> Any:
-    """Makes the leaf in memory of its own.
-
-    Args:
-      filled: Makes the array, if the leaf is the bytes of one tensor.
-    """
-    tensor = self.tensors[0]
-    if self.is_one_tensor and isinstance(tensor, _mapped.Tensor):
-      # Opened before there is memory, which may take XLA a while.
-      return filled(self.shape, self.dtype, tensor.open().read_into)
-    begun = [tensor.begin() for tensor in self.tensors]
-    return self.make([load() for load in begun])
+  leaves: Mapping[str, TensorLeaf]
+  named: _by_name.ByName
+  config: _upstream.TransformerConfig
 
 
-def open_weights(path: epath.Path, *, who: str) -> dict[str, TensorLeaf]:
+def open_weights(path: epath.Path, *, who: str) -> BaseWeights:
   """Lists gemma's leaves in a checkpoint of transformers; reads no data.
 
   Args:
     path: A safetensors file, an index of several, or the folder of either.
     who: The function that asks, for messages.
 
-  Returns:
-    Leaves by their paths. A tensor that is none of gemma's stands under its own
-    name.
-
   Raises:
     FileNotFoundError: A file is not there.
     ValueError: A file is damaged, or has no Gemma 4.
   """
   listed = _mapped.list_tensors(path, who=who)
-  named = _four_bit.unpacked(listed, path=path, who=who)
-  tensors = {_hf_names.short(name): tensor for name, tensor in named.items()}
+  unpacked = _four_bit.unpacked(listed, path=path, who=who)
   try:
-    config = _structure.config({k: v.shape for k, v in tensors.items()})
+    named = _by_name.by_name(unpacked)
+    return _opened(named)
   except ValueError as e:
     raise ValueError(f'{who}: {path}: {e}') from e
+
+
+def _opened(named: _by_name.ByName) -> BaseWeights:
+  tensors = named.tensors
+  config = _structure.config({k: v.shape for k, v in tensors.items()})
   leaves, used = {}, set()
   rows = _linears.linears(config)
   for names, leaf in itertools.chain(
@@ -106,18 +78,26 @@ def open_weights(path: epath.Path, *, who: str) -> dict[str, TensorLeaf]:
       _clips(rows, tensors),
       _other_leaves(config, tensors),
   ):
-    leaves[leaf.path] = leaf
     used.update(names)
-  for name, tensor in named.items():
-    if _hf_names.short(name) not in used:
+    if leaf is None:
+      continue
+    try:
+      _tensor_leaf.common_dtype([x.dtype for x in leaf.tensors])
+    except ValueError as e:
+      raise ValueError(f'{", ".join(names[:4])}: {e}.') from None
+    leaves[leaf.path] = leaf
+  for short, tensor in tensors.items():
+    if short not in used:
+      name = named.full[short]
       leaves[name] = TensorLeaf(
           path=name, tensors=(tensor,), shape=tensor.shape, make=_first
       )
-  return leaves
+  return BaseWeights(leaves=leaves, named=named, config=config)
 
 
-_Made = Iterator[tuple[Sequence[str], TensorLeaf]]
-_Tensors = Mapping[str, _mapped.Tensor | _four_bit.Packed]
+# Names of tensors, and the leaf that they make; of some of its tensors, None.
+_Made = Iterator[tuple[Sequence[str], TensorLeaf | None]]
+_Tensors = _by_name.Tensors
 
 
 def _linear_leaves(rows: Sequence[_linears.Linear], tensors: _Tensors) -> _Made:
@@ -132,27 +112,56 @@ def _linear_leaves(rows: Sequence[_linears.Linear], tensors: _Tensors) -> _Made:
     if experts:
       names = names[:1]
     if not all(name in tensors for name in names):
-      continue  # k and v of KV-shared layers; or it is reported as missing.
+      # k and v of KV-shared layers; or it is reported as missing.
+      yield [name for name in names if name in tensors], None
+      continue
     parts = tuple(tensors[name] for name in names)
-    sized = [_sized(row, tensors[names[0]].shape) for row in slots]
+    sized = [_sized(row, names[0], tensors[names[0]].shape) for row in slots]
+    _check_alike(names, parts)
     make = _maker(sized)
     yield names, TensorLeaf(
         path=path, tensors=parts, shape=sized[0].shape, make=make
     )
 
 
-def _sized(row: _linears.Linear, shape: tuple[int, ...]) -> _linears.Linear:
+def _sized(
+    row: _linears.Linear, name: str, shape: tuple[int, ...]
+) -> _linears.Linear:
   """Returns the row in the sizes of its tensor, `[*experts, out, in]`.
 
   If one side has several axes, the last is known (the width of a head), and the
   first follows.
+
+  Raises:
+    ValueError: The tensor has other axes, or a side that is no multiple.
   """
   sizes = list(row.shape)
-  fan_out = shape[-2] // (2 if row.is_routed and row.slot_axis else 1)
-  for axes, total in ((row.out_axes, fan_out), (row.in_axes, shape[-1])):
+  if len(shape) != (3 if row.is_routed else 2):
+    raise ValueError(f'{name} has shape {shape}, and must be a matrix.')
+  packed = 2 if row.is_routed and row.slot_axis else 1
+  fan_out = shape[-2] // packed
+  sides = [(row.out_axes, fan_out), (row.in_axes, shape[-1])]
+  if row.is_routed:
+    sides.append((row.batch_axes, shape[0]))
+  for axes, total in sides:
     rest = math.prod(sizes[axis] for axis in axes[1:])
+    if not rest or total % rest or shape[-2] % packed:
+      raise ValueError(
+          f'{name} has shape {shape}, and {total} is no multiple of {rest}.'
+      )
     sizes[axes[0]] = total // rest
   return dataclasses.replace(row, shape=tuple(sizes))
+
+
+def _check_alike(names: Sequence[str], tensors: Sequence[Tensor]) -> None:
+  """Raises unless tensors that gemma packs in one leaf have one shape."""
+  for name, tensor in zip(names, tensors, strict=True):
+    if tensor.shape != tensors[0].shape:
+      raise ValueError(
+          f'{names[0]} has shape {tensors[0].shape}, and {name}'
+          f' {tensor.shape}: gemma packs them in one leaf, and they must be of one'
+          ' shape.'
+      )
 
 
 def _maker(
@@ -206,7 +215,13 @@ def _clips(rows: Sequence[_linears.Linear], tensors: _Tensors) -> _Made:
           for name in row.hf_names
       ]
       if not all(name in tensors for name in names):
+        yield [name for name in names if name in tensors], None
         continue
+      for name in names:
+        if math.prod(tensors[name].shape) != 1:
+          raise ValueError(
+              f'{name} has shape {tensors[name].shape}, and must be one number.'
+          )
       stacked = slots[0].stacked
       path = f'{module}.clip_{bound}'
       yield names, TensorLeaf(
@@ -238,8 +253,11 @@ def _other_leaves(config, tensors: _Tensors) -> _Made:
     names = leaf.hf_tensors
     if all(name in tensors for name in names):
       parts = tuple(tensors[name] for name in names)
+      _check_alike(names, parts)
       shape, make = _shape_and_maker(leaf, parts[0].shape, len(parts), config)
       yield names, TensorLeaf(path=path, tensors=parts, shape=shape, make=make)
+    else:
+      yield [name for name in names if name in tensors], None
 
 
 def other_leaves(
@@ -264,11 +282,21 @@ def _shape_and_maker(
   """Returns the shape of a leaf, and what makes it of tensors of a shape."""
   if leaf.stacked:
     return (count, *shape), _stack
+  least = 2 * leaf.is_kernel or _AXES.get(leaf.path, 0)
+  if len(shape) < least or (leaf.path in _AXES and len(shape) != least):
+    raise ValueError(
+        f'{leaf.hf_tensors[0]} has shape {shape}, and must have {least} axes.'
+    )
   if leaf.is_kernel:
     out, into, *window = shape
     return (*window, into, out), _kernel
   if leaf.path == _names.PER_LAYER_EMBEDDINGS:
     vocab, size = shape
+    if size % config.num_layers:
+      raise ValueError(
+          f'{leaf.hf_tensors[0]} has shape {shape}, and {size} is no multiple of'
+          f' {config.num_layers} layers.'
+      )
     new = (vocab, config.num_layers, size // config.num_layers)
     return new, lambda arrays: arrays[0].reshape(new)
   if leaf.path == _names.POSITIONS:
@@ -278,7 +306,12 @@ def _shape_and_maker(
 
 
 def _stack(arrays: Sequence[np.ndarray], axis: int = 0) -> np.ndarray:
-  """`np.stack`, of integers: NumPy copies bfloat16 one number at a time."""
+  """`np.stack`, of integers: NumPy copies bfloat16 one number at a time.
+
+  Args:
+    arrays: Of one dtype.
+    axis: The new axis.
+  """
   dtype = arrays[0].dtype
   integers = [x.view(f'u{dtype.itemsize}') for x in arrays]
   return np.stack(integers, axis).view(dtype)

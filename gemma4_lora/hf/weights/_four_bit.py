@@ -133,8 +133,9 @@ def _packed(
     name: str, codes, scales, shape, *, path: epath.Path, who: str
 ) -> Packed:
   """Returns one weight, once it is known how it is packed."""
-  weight_shape = tuple(int(n) for n in shape.reshape(-1))
   problem = None
+  is_short = shape.dtype.kind in 'iu' and shape.size <= _PER_INT
+  weight_shape = tuple(int(n) for n in shape.reshape(-1)) if is_short else ()
   if codes.dtype != np.int32:
     problem = f'its dtype is {codes.dtype}, and not int32'
   elif len(weight_shape) != 2:
@@ -147,6 +148,7 @@ def _packed(
   elif (
       scales.shape[:1] != weight_shape[:1]
       or len(scales.shape) != 2
+      or not scales.shape[1]
       or weight_shape[1] % scales.shape[1]
   ):
     problem = f'scales {list(scales.shape)} do not divide {list(weight_shape)} weights'

@@ -1,15 +1,11 @@
-"""Safetensors files: listed at once, then mapped, or loaded from where they are.
-
-The format: 8 bytes of length, a JSON header of that length with dtype, shape and
-offsets of each tensor, then the data.
-https://github.com/huggingface/safetensors#format
-"""
+"""Safetensors files: listed at once, then mapped, or loaded from where they are."""
 
 from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
-import json
+import functools
 import math
+import re
 from typing import Any
 
 from etils import epath
@@ -17,11 +13,16 @@ import numpy as np
 
 from gemma4_lora.host import _memory
 from gemma4_lora.host import _ranges
-from gemma4_lora.host import _tensors_in_memory
 from gemma4_lora.host import _threads
+from gemma4_lora.host.files import _json_objects
+from gemma4_lora.host.files import _regular
+from gemma4_lora.host.files import _safetensors_header
 
 INDEX = '.safetensors.index.json'
 _SUFFIX = '.safetensors'
+_SHARD = re.compile(
+    r'(?P<name>.+)-\d{1,9}-of-(?P<count>\d{1,9})\.safetensors', re.ASCII
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,8 @@ class Tensor:
 def list_tensors(path: epath.Path, *, who: str) -> dict[str, Tensor]:
   """Lists the tensors of a file, of an index, or of a folder with either.
 
+  Where an index says in which file a tensor is, that of other files is none.
+
   Args:
     path: `model.safetensors`, `model.safetensors.index.json`, or the folder.
     who: The function that asks, for messages.
@@ -90,39 +93,64 @@ def list_tensors(path: epath.Path, *, who: str) -> dict[str, Tensor]:
   Raises:
     FileNotFoundError: The folder has neither, or the index names a file that is
       not there.
-    ValueError: A file is truncated or no safetensors file, or the folder holds
-      something else.
+    ValueError: A file is truncated or no safetensors file, a tensor stands in two
+      files, or the folder holds something else.
   """
   if path.is_dir():
     path = _in_folder(path, who=who)
   if not path.name.endswith(INDEX):
+    _check_is_alone(path, [path.name], who=who)
     return _list_file(path, who=who)
-  shards = _json(path, path.read_text(), who=who).get('weight_map')
-  if not isinstance(shards, Mapping):
-    raise ValueError(f'{who}: {path} has no weight_map.')
-  tensors = {}
+  by_file = _by_file(path, who=who)
+  chosen = {key: name for name, keys in by_file.items() for key in keys}
 
   def listed_in(name):
     file = path.parent / name
     if not file.exists():
       raise FileNotFoundError(
-          f'{who}: {path} names {name}, which is not there.'
+          f'{who}: {path} names {_regular.shown(name)}, which is not there.'
       )
     return name, _list_file(file, who=who)
 
-  names = sorted(set(shards.values()))
+  tensors: dict[str, Tensor] = {}
   # At once, as each file of a bucket takes its time to answer.
   for name, listed in _threads.in_order(
-      listed_in, names, limit=_ranges.NUM_READERS
+      listed_in, sorted(by_file), limit=_ranges.NUM_READERS
   ):
-    lacking = [k for k, v in shards.items() if v == name and k not in listed]
+    lacking = [k for k in by_file[name] if k not in listed]
     if lacking:
       raise ValueError(
           f'{who}: {path} says that {len(lacking)} tensors are in {name}, which'
           f' does not have them: {lacking[:3]}.'
       )
-    tensors |= listed
+    for key, tensor in listed.items():
+      if chosen.get(key, name) != name:
+        continue
+      if key in tensors:
+        raise ValueError(
+            f'{who}: {_regular.shown(key)} stands in {tensors[key].file.path} and'
+            f' in {tensor.file.path}, and {path} does not say which counts.'
+        )
+      tensors[key] = tensor
   return tensors
+
+
+def _by_file(path: epath.Path, *, who: str) -> dict[str, list[str]]:
+  """Returns the names of tensors by that of their file, as an index has them."""
+  values = _json_objects.read(path, who=who)
+  if not isinstance(shards := values.get('weight_map'), Mapping):
+    raise ValueError(f'{who}: {path} has no weight_map.')
+  by_file: dict[str, list[str]] = {}
+  for key, name in shards.items():
+    # No more than a name: an index must not lead to files of other folders.
+    is_name = isinstance(name, str) and not {*'/\\\0'} & {*name}
+    if not is_name or name in ('', '.', '..'):
+      raise ValueError(
+          f'{who}: {path}: weight_map has {_regular.shown(name)} for'
+          f' {_regular.shown(key)}, which is no name of a file beside it.'
+      )
+    by_file.setdefault(name, []).append(key)
+  return by_file
 
 
 def _in_folder(path: epath.Path, *, who: str) -> epath.Path:
@@ -135,6 +163,8 @@ def _in_folder(path: epath.Path, *, who: str) -> epath.Path:
     )
   indices = [n for n in names if n.endswith(INDEX)]
   files = [n for n in names if n.endswith(_SUFFIX)]
+  if not indices:
+    _check_is_alone(path, files, who=who)
   for kind in (indices, files):
     if len(kind) == 1:
       return path / kind[0]
@@ -145,56 +175,27 @@ def _in_folder(path: epath.Path, *, who: str) -> epath.Path:
   raise FileNotFoundError(f'{who}: {path} has no safetensors. It has: {names}.')
 
 
+def _check_is_alone(path: epath.Path, names: list[str], *, who: str) -> None:
+  """Raises for files of several, without the index that says what is where."""
+  shards = [
+      m for m in map(_SHARD.fullmatch, names) if m and int(m['count']) > 1
+  ]
+  if shards:
+    index = f'{shards[0]["name"]}{INDEX}'
+    raise ValueError(
+        f'{who}: {path}: {len(shards)} of {int(shards[0]["count"])} shards of a'
+        f' checkpoint, without {index}, which says what is where. Download the'
+        ' index and all shards into one folder, and give the folder.'
+    )
+
+
 def _list_file(path: epath.Path, *, who: str) -> dict[str, Tensor]:
   """Lists the tensors of one file, once it is known to be whole."""
+  _regular.check(path, who=who)
   file = _ranges.open_file(path)
-  size = file.size
-  length = 0
-  if size >= 8:
-    length = int.from_bytes(_ranges.read(file, 0, 8), 'little')
-  if size < 8 + length or length < 2:
-    raise ValueError(_damaged(path, size, 8 + length, who=who))
-  text = _ranges.read(file, 8, 8 + length).decode('utf8', 'replace')
-  header = _json(path, text, who=who)
-  header.pop('__metadata__', None)
-  tensors, end = {}, 8 + length
-  for name, entry in header.items():
-    if entry['dtype'] not in _tensors_in_memory.DTYPES:
-      raise ValueError(
-          f'{who}: {path}: {name} has dtype {entry["dtype"]}, which is not'
-          f' among {sorted(_tensors_in_memory.DTYPES)}: unknown packed format'
-          f'{_looks_like(entry["dtype"])}. Give weights that are not quantised.'
-      )
-    start, stop = entry['data_offsets']
-    end = max(end, 8 + length + stop)
-    tensors[name] = Tensor(
-        file=file,
-        offset=8 + length + start,
-        shape=tuple(entry['shape']),
-        dtype=np.dtype(_tensors_in_memory.DTYPES[entry['dtype']]),
-    )
-  if size < end:
-    raise ValueError(_damaged(path, size, end, who=who))
-  return tensors
-
-
-def _looks_like(dtype: str) -> str:
-  if dtype == 'U32':
-    return ': it looks like MLX'
-  return ': 8-bit floats' if dtype.startswith('F8') else ''
-
-
-def _json(path: epath.Path, text: str, *, who: str) -> dict:
-  try:
-    return json.loads(text)
-  except json.JSONDecodeError as e:
-    raise ValueError(
-        f'{who}: {path} is damaged, or no file of Hugging Face: {e}.'
-    ) from e
-
-
-def _damaged(path: epath.Path, size: int, end: int, *, who: str) -> str:
-  return (
-      f'{who}: the checkpoint is truncated: {path} has {size} bytes, and should'
-      f' have {end}. Copy or download it again.'
-  )
+  read = functools.partial(_ranges.read, file)
+  header = _safetensors_header.read(read, file.size, path=path, who=who)
+  return {
+      name: Tensor(file=file, offset=x.start, shape=x.shape, dtype=x.dtype)
+      for name, x in header.entries.items()
+  }

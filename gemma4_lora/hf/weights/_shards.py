@@ -1,6 +1,6 @@
 """Writes safetensors, one tensor at a time, in several files of limited size.
 
-`_mapped` describes the format. The place of each tensor is known before the
+`_safetensors_header` describes the format. The place of each tensor is known before the
 first is written, so that none is kept in memory.
 """
 
@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from gemma4_lora.hf.weights import _mapped
-from gemma4_lora.host import _tensors_in_memory
+from gemma4_lora.host.files import _safetensors_header
 
 # That of transformers, for long.
 MAX_SHARD_BYTES = 5 * 10**9
 _NAME = 'model'
-_NAMES = {np.dtype(v): k for k, v in _tensors_in_memory.DTYPES.items()}
+_NAMES = {np.dtype(v): k for k, v in _safetensors_header.DTYPES.items()}
 
 Specs = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 

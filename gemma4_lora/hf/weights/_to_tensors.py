@@ -73,6 +73,18 @@ def tensors(
   }
 
 
+def names(
+    shapes: Shapes, config: _upstream.TransformerConfig
+) -> dict[str, tuple[Tensor, ...]]:
+  """Returns the same of those leaves that have names, without their prefixes.
+
+  Args:
+    shapes: Shapes of some leaves.
+    config: See `tensors`.
+  """
+  return _linear_tensors(shapes, config) | _other_tensors(shapes, config)
+
+
 def class_name(shapes: Shapes) -> str:
   """Returns the class of transformers that loads these leaves."""
   towers = not all(map(_is_text, shapes))

@@ -33,6 +33,7 @@ from etils import epath
 
 from gemma4_lora.host import _paths
 from gemma4_lora.host import _storage_errors
+from gemma4_lora.host.files import _regular
 from gemma4_lora.host.folders import _owner
 
 COMMIT = 'gemma4_lora_commit.json'
@@ -174,6 +175,7 @@ def _crc(data: bytes) -> int:
 
 def _bytes_of(file: epath.Path) -> bytes:
   """Reads a file to its end, however long TensorFlow remembers it to be."""
+  _regular.check(file)
   with file.open('rb') as f:
     return b''.join(iter(lambda: f.read(_PIECE_BYTES), b''))
 

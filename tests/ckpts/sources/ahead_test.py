@@ -12,7 +12,7 @@ from gemma4_lora import g4
 from gemma4_lora.ckpts import _requests
 from gemma4_lora.ckpts.sources import _ahead
 from gemma4_lora.ckpts.sources import _stream
-from gemma4_lora.hf.weights import _base_weights
+from gemma4_lora.hf.weights import _tensor_leaf
 from tests.lib import hf_reference
 from tests.lib import states
 from tests.lib import training
@@ -24,7 +24,7 @@ def reads(monkeypatch):
   sizes = ([], [])
   for cls, name in (
       (_stream.Streamed, 'read_all'),
-      (_base_weights.TensorLeaf, 'load'),
+      (_tensor_leaf.TensorLeaf, 'load'),
   ):
     original = getattr(cls, name)
 

@@ -1,18 +1,22 @@
 """`PartialLoad` of base weights that transformers wrote."""
 
 import json
+import os
 import shutil
 
 from etils import epath
 import jax
 import jax.numpy as jnp
 from kauldron import kd
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
 
 from gemma4_lora import g4
 from gemma4_lora.gemma4 import _upstream
+from gemma4_lora.hf.weights import _base_weights
+from gemma4_lora.hf.weights import _by_name
 from gemma4_lora.hf.weights import _mapped
 from gemma4_lora.host import _ranges
 from tests.lib import hf_reference
@@ -158,6 +162,14 @@ def test_lora_sharding_and_dtype_of_the_state_stay():
       )
 
 
+def _without(end):
+  def edit(weights):
+    for name in [name for name in weights if name.endswith(end)]:
+      del weights[name]
+
+  return edit
+
+
 def _edited(tmp_path, name, edit):
   weights = _weights(name)
   edit(weights)
@@ -177,13 +189,172 @@ def _edited(tmp_path, name, edit):
             lambda w: w.update({'model.norm.weight': np.ones(3, np.float32)}),
             r'final_norm.scale',
         ),
-        (lambda w: w.pop('model.layers.0.layer_scalar'), 'no weights of a Gem'),
+        (
+            lambda w: w.pop('model.layers.0.layer_scalar'),
+            r'layer_0.skip_scale .*in the file layers.0.layer_scalar \(1,\)',
+        ),
+        (_without('layer_scalar'), 'no weights of a Gemma 4'),
+        (
+            lambda w: w.pop('model.norm.weight'),
+            'final_norm.scale .* norm.weight',
+        ),
+        (
+            lambda w: w.pop('model.layers.0.self_attn.q_norm.weight'),
+            'layer_0.attn.query_norm.scale .* layers.0.self_attn.q_norm.weight',
+        ),
+        (
+            lambda w: w.pop('model.embed_tokens.weight'),
+            'input_embedding .* embed_tokens.weight',
+        ),
+        (
+            lambda w: w.pop('model.layers.1.mlp.gate_proj.weight'),
+            r'layers.1.mlp.gate_proj.weight \(\d+, \d+\), .*up_proj.weight'
+            r' \(\d+, \d+\) \(is there\)',
+        ),
+        (
+            lambda w: w.update({'model.layers.999999999.x': np.ones(1)}),
+            'layers.999999999.x is of layer 999999999, and there are',
+        ),
+        (
+            lambda w: w.update(
+                {'model.language_model.norm.weight': w['model.norm.weight']}
+            ),
+            'model.norm.weight .*one weight under two names',
+        ),
+        (
+            lambda w: w.update(
+                {
+                    'model.layers.0.self_attn.q_proj.base_layer.weight': w.pop(
+                        'model.layers.0.self_attn.q_proj.weight'
+                    )
+                }
+            ),
+            'q_proj.base_layer.weight first. Merge it .model.merge_and_unload',
+        ),
+        (
+            lambda w: w.update(
+                {'lm_head.weight': w['model.embed_tokens.weight'] + 1}
+            ),
+            'lm_head.weight .* differs from model.embed_tokens.weight',
+        ),
+        (
+            lambda w: w.update(
+                {'model.layers.1.self_attn.v_proj.weight': np.ones((3, 5))}
+            ),
+            r'layers.1.self_attn.v_proj.weight \(3, 5\): .* of one shape',
+        ),
+        (
+            lambda w: w.update(
+                {'model.layers.1.self_attn.q_proj.weight': np.ones((3, 5))}
+            ),
+            r'layers.1.self_attn.q_proj.weight has shape \(3, 5\)',
+        ),
     ],
 )
 def test_what_does_not_fit_is_an_error(tmp_path, edit, match):
   ref = hf_reference.load('dense')
   with pytest.raises(ValueError, match=match):
     _load(_edited(tmp_path, 'dense', edit), ref.model)
+
+
+def test_what_a_file_lacks_can_be_left_as_it_is(tmp_path):
+  ref = hf_reference.load('dense')
+  lacks = ['norm.weight', 'embed_tokens.weight', 'layers.0.mlp.up_proj.weight']
+
+  def edit(weights):
+    for name in lacks:
+      del weights[f'model.{name}']
+
+  got = _load(_edited(tmp_path, 'dense', edit), ref.model, missing='warn')
+  want = training.flat(ref.params)
+  filled = {k for k, x in got.items() if (np.asarray(x) == 1).all()}
+  assert filled == {
+      'embedder.input_embedding',
+      'final_norm.scale',
+      'layer_0.mlp.gating_einsum',
+  } | {k for k, x in want.items() if (x == 1).all()}
+
+
+def test_a_head_that_is_the_embedding_is_taken(tmp_path, monkeypatch):
+  monkeypatch.setattr(_by_name, '_BLOCK_BYTES', 999)
+  ref = hf_reference.load('dense')
+
+  def edit(weights):
+    weights['lm_head.weight'] = weights['model.embed_tokens.weight'].copy()
+
+  path = _edited(tmp_path, 'dense', edit)
+  _assert_is(_load(path, ref.model), training.flat(ref.params))
+
+
+@pytest.mark.parametrize('name', ['e_mm', 'moe'])
+def test_each_tensor_is_converted_from_its_own_dtype(tmp_path, name):
+  """Also of towers, whose layers are stacked in one leaf, and of experts."""
+  dtypes = [ml_dtypes.bfloat16, np.float16, np.float32]
+  exact = {}
+
+  def edit(weights):
+    for i, (key, x) in enumerate(sorted(weights.items())):
+      if x.shape:  # No clip bounds, which must be equal.
+        weights[key] = np.array(x.astype(dtypes[i % 3]), order='C')
+      exact[key] = weights[key].astype(np.float32)
+
+  mixed = _base_weights.open_weights(
+      epath.Path(_edited(tmp_path, name, edit)), who='T'
+  )
+  (tmp_path / 'wide').mkdir()
+  safetensors.numpy.save_file(exact, tmp_path / 'wide' / _FILE)
+  wide = _base_weights.open_weights(epath.Path(tmp_path / 'wide'), who='T')
+  assert mixed.leaves.keys() == wide.leaves.keys()
+  widths = set()
+  for key, leaf in mixed.leaves.items():
+    got = leaf.load()
+    widths.add(str(got.dtype))
+    assert got.dtype == leaf.dtype
+    want = wide.leaves[key].load()
+    np.testing.assert_array_equal(got.astype(np.float32), want, key)
+  assert widths == {'bfloat16', 'float16', 'float32'}
+
+
+def test_a_weight_in_two_shards_is_the_indexs_or_an_error(tmp_path):
+  ref = hf_reference.load('dense')
+  index = _shard(_weights('dense'), tmp_path / 'x')
+  said = json.loads(index.read_text())
+  key = 'model.norm.weight'
+  names = sorted(set(said['weight_map'].values()))
+  other = next(n for n in names if n != said['weight_map'][key])
+  part = safetensors.numpy.load_file(tmp_path / 'x' / other)
+  part[key] = np.full_like(_weights('dense')[key], 7)
+  safetensors.numpy.save_file(part, tmp_path / 'x' / other)
+  _assert_is(_load(index, ref.model), training.flat(ref.params))
+  del said['weight_map'][key]
+  index.write_text(json.dumps(said))
+  with pytest.raises(
+      ValueError, match=f'{key} stands in .*-of-.* and in .*-of-'
+  ):
+    _load(index, ref.model)
+  said['weight_map'][key] = '../model.safetensors'
+  index.write_text(json.dumps(said))
+  with pytest.raises(ValueError, match='no name of a file beside it'):
+    _load(index, ref.model)
+
+
+def test_shards_without_their_index_are_an_error(tmp_path):
+  model = hf_reference.load('dense').model
+  index = _shard(_weights('dense'), tmp_path / 'x')
+  shard = index.with_name('model-00002-of-00003.safetensors')
+  with pytest.raises(
+      ValueError, match='1 of 3 shards .* without model.safeten'
+  ):
+    _load(shard, model)
+  index.unlink()
+  with pytest.raises(ValueError, match='3 of 3 shards .* Download the index'):
+    _load(tmp_path / 'x', model)
+
+
+def test_a_pipe_is_an_error(tmp_path):
+  os.mkfifo(tmp_path / _FILE)
+  with pytest.raises(ValueError, match=f'{_FILE} is a pipe'):
+    _mapped.list_tensors(epath.Path(tmp_path), who='T')
 
 
 def test_clips_that_gemma_cannot_keep_apart_are_an_error(tmp_path):

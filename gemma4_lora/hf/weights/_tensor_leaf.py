@@ -1,0 +1,94 @@
+"""A leaf of gemma's that is made of tensors of transformers."""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+import dataclasses
+import functools
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from gemma4_lora.hf.weights import _four_bit
+from gemma4_lora.hf.weights import _mapped
+from gemma4_lora.host import _memory
+
+_FLOATS = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
+
+Tensor = _mapped.Tensor | _four_bit.Packed
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TensorLeaf:
+  """A leaf of gemma's parameters, in files of transformers.
+
+  Attributes:
+    path: Dotted path below `params`.
+    tensors: The tensors that make the leaf.
+    shape: Its shape.
+    make: Makes it of the tensors' arrays, all in its dtype.
+  """
+
+  path: str
+  tensors: tuple[Tensor, ...]
+  shape: tuple[int, ...]
+  make: Callable[[Sequence[np.ndarray]], np.ndarray]
+
+  @functools.cached_property
+  def dtype(self) -> np.dtype:
+    """That of its tensors; where they differ, see `common_dtype`."""
+    return common_dtype([x.dtype for x in self.tensors])
+
+  @functools.cached_property
+  def is_one_tensor(self) -> bool:
+    """Whether its bytes are those of one tensor, in their order."""
+    tensor, *others = self.tensors
+    if others or not isinstance(tensor, _mapped.Tensor):
+      return False
+    blank = _memory.blank(tensor.shape, tensor.dtype)
+    made = self.make([blank])
+    is_all = made.size == blank.size and np.may_share_memory(made, blank)
+    return not made.size or is_all and made.flags.c_contiguous
+
+  def read(self) -> np.ndarray:
+    """Makes the leaf; of one tensor, it may be mapped."""
+    return self._made([tensor.read() for tensor in self.tensors])
+
+  def load(self, filled: _memory.Filled = _memory.filled) -> Any:
+    """Makes the leaf in memory of its own.
+
+    Args:
+      filled: Makes the array, if the leaf is the bytes of one tensor.
+    """
+    tensor = self.tensors[0]
+    if self.is_one_tensor and isinstance(tensor, _mapped.Tensor):
+      # Opened before there is memory, which may take XLA a while.
+      return filled(self.shape, self.dtype, tensor.open().read_into)
+    begun = [tensor.begin() for tensor in self.tensors]
+    return self._made([load() for load in begun])
+
+  def _made(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    return self.make([x.astype(self.dtype, copy=False) for x in arrays])
+
+
+def common_dtype(dtypes: Sequence[np.dtype]) -> np.dtype:
+  """Returns the narrowest dtype that holds all numbers of several exactly.
+
+  bfloat16 beside float16 makes float32.
+
+  Args:
+    dtypes: Of the tensors of one leaf.
+
+  Raises:
+    ValueError: They differ, and are not all floats.
+  """
+  different = {np.dtype(x) for x in dtypes}
+  if len(different) == 1:
+    return different.pop()
+  if not different <= {np.dtype(x) for x in _FLOATS}:
+    raise ValueError(
+        f'dtypes {sorted(map(str, different))} do not make one leaf: only floats'
+        ' convert to floats'
+    )
+  is_wide = np.dtype(np.float64) in different
+  return np.dtype(np.float64 if is_wide else np.float32)
