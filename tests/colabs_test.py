@@ -102,6 +102,20 @@ def test_opens_in_colab_and_installs_there(name):
   assert '%pip install' in install
 
 
+@_every_notebook
+def test_the_install_says_when_to_restart(name, tmp_path, monkeypatch):
+  """If it replaced what this process has imported; here: numpy."""
+  folder = tmp_path / 'numpy-99.dist-info'
+  folder.mkdir()
+  (folder / 'METADATA').write_text('Name: numpy\nVersion: 99\n')
+  source = re.sub('%pip .*', 'install()', _code(name)[0])
+  source = source.replace("importlib.util.find_spec('gemma4_lora')", 'None')
+  exec(source, {'install': lambda: None})
+  match = '^numpy replaced, .* Restart session'
+  with pytest.raises(RuntimeError, match=match):
+    exec(source, {'install': lambda: monkeypatch.syspath_prepend(tmp_path)})
+
+
 def test_lora_finetuning(execute):
   """It learns to translate, and shows how."""
   shown = execute('lora_finetuning')

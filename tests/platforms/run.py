@@ -13,13 +13,13 @@ An accelerator that is not here is not used: jax is told `cpu`.
 """
 
 import argparse
+from collections.abc import Sequence
 import datetime
 import functools
 import json
 import os
 import pathlib
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -31,6 +31,17 @@ import places  # noqa: E402
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _HERE = pathlib.Path(__file__).parent
+_SAYS = 'The cell says:'
+_KERNEL = f"""
+import importlib, json, sys
+for name in json.loads(sys.argv[1]):
+  importlib.import_module(name)
+from IPython.core.interactiveshell import InteractiveShell
+done = InteractiveShell.instance().run_cell(sys.argv[2])
+if not isinstance(done.error_in_exec, RuntimeError):
+  done.raise_error()
+print('\\n{_SAYS}', done.error_in_exec or '')
+"""
 _SHOWN = ('jax', 'flax', 'protobuf', 'tensorflow', 'sentencepiece', 'numpy')
 
 
@@ -59,9 +70,12 @@ def main() -> None:
       continue
     with tempfile.TemporaryDirectory(prefix='platform_') as folder:
       row = install(place, pathlib.Path(folder), uv=args.uv, quick=args.quick)
-    today = datetime.date.today().isoformat()
-    by_uv = ', by uv' if args.by_uv and way == 'cell' else ''
-    print(f'| {args.place} | {way}{by_uv} | {place.python} | {today} | {row} |')
+      today = datetime.date.today().isoformat()
+      by_uv = ', by uv' if args.by_uv and way == 'cell' else ''
+      print(
+          f'| {args.place} | {way}{by_uv} | {place.python} | {today} | {row} |',
+          flush=True,
+      )
 
 
 def _by_cell(
@@ -79,27 +93,17 @@ def _by_cell(
   command(uv, 'pip', 'install', '--quiet', '--python', python, *place.packages)
   before = versions(python)
   begin = time.monotonic()
-  for arguments in _cell(python, clone(folder)):
-    if by_uv:
-      arguments = [x for x in arguments if x != '--yes']
-      command(uv, 'pip', *arguments, '--python', python)
-    else:
-      # Without bytecode of what is never imported: minutes of a slow machine.
-      flags = ['--no-compile'] if arguments[0] == 'install' else []
-      command(python, '-m', 'pip', *arguments, *flags)
+  said = _cell(
+      python, clone(folder), imported=place.imported, uv=uv if by_uv else None
+  )
   seconds = time.monotonic() - begin
   after = versions(python)
-  changed = {x for x in before if before[x] != after.get(x)}
-  owners = {'numpy': 'numpy', 'google.protobuf': 'protobuf'}
-  restart = [x for x in place.imported if owners[x] in changed]
   used = _use(python, folder, quick=quick)
   return ' | '.join(
       [
           few(before),
           few(after),
-          f'restart: {", ".join(restart)} replaced'
-          if restart
-          else 'no restart',
+          said.partition(', and ')[0] or 'no restart',
           f'{seconds:.0f} s',
           used,
       ]
@@ -139,23 +143,43 @@ def _by_readme(
   )
 
 
-def _cell(python: pathlib.Path, copy: pathlib.Path) -> list[list[str]]:
-  """Returns the arguments of pip in the first cell of a notebook, there."""
+def _cell(
+    python: pathlib.Path,
+    copy: pathlib.Path,
+    *,
+    imported: Sequence[str],
+    uv: str | None,
+) -> str:
+  """Runs the first cell of a notebook in a kernel that has imported modules.
+
+  Args:
+    python: Of the place.
+    copy: What to install.
+    imported: Modules that the kernel has imported before.
+    uv: What to install with instead of pip.
+
+  Returns:
+    What the cell says of a restart; empty if none is needed.
+  """
   notebook = json.loads((_ROOT / 'colabs/lora_finetuning.ipynb').read_text())
   source = next(
       ''.join(cell['source'])
       for cell in notebook['cells']
       if cell['cell_type'] == 'code'
   )
-  source = re.sub(r'%pip (.*)', r"print(f'PIP \1')", source)
   source = source.replace(
       'git+https://github.com/OWNER/gemma4_lora', f'file://{copy}'
   )
-  said = subprocess.check_output([python, '-I', '-c', source], text=True)
-  found = re.findall('^PIP (.*)$', said, re.M)
-  if not found:
-    sys.exit('The install cell installs nothing.')
-  return [shlex.split(x) for x in found]
+  if uv:
+    source = re.sub(r'%pip (\w+)', rf'!{uv} pip \1 --python {python}', source)
+    source = source.replace(' --yes', '')
+  else:
+    # Without bytecode of what is never imported: minutes of a slow machine.
+    source = source.replace('%pip install', '%pip install --no-compile')
+  said = command(python, '-I', '-c', _KERNEL, json.dumps(imported), source)
+  if 'gemma4-lora' not in versions(python):
+    sys.exit(f'The install cell installs nothing.\n{said[-3000:]}')
+  return said.strip().splitlines()[-1].removeprefix(_SAYS).strip()
 
 
 def clone(folder: pathlib.Path) -> pathlib.Path:
@@ -227,8 +251,8 @@ def environment(**changes: str) -> dict[str, str]:
   return inherited | {'JAX_PLATFORMS': 'cpu'} | changes
 
 
-def command(*words: object, cwd: object = None, **changes: str) -> None:
-  """Runs a command; raises with the end of what it says if it fails."""
+def command(*words: object, cwd: object = None, **changes: str) -> str:
+  """Returns what a command prints; exits with the end of it if it fails."""
   done = subprocess.run(
       [str(x) for x in words],
       cwd=cwd,
@@ -242,6 +266,7 @@ def command(*words: object, cwd: object = None, **changes: str) -> None:
         f'{" ".join(map(str, words))[:200]}: exit status {done.returncode}\n'
         f'{done.stdout[-1000:]}\n{done.stderr[-4000:]}'
     )
+  return done.stdout
 
 
 if __name__ == '__main__':

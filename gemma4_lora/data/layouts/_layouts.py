@@ -1,5 +1,6 @@
 """The table of layouts: to add one, write its module and its line here."""
 
+import re
 import textwrap
 
 from gemma4_lora.data.conversations import _choices
@@ -37,17 +38,22 @@ def chats() -> str:
 def documented[T: type](task: T) -> T:
   """Writes each layout's docstring into that of a task, at `{layouts}`."""
   if task.__doc__:  # Python drops docstrings with -OO.
-    entries = '\n'.join(map(_entry, LAYOUTS.values()))
-    task.__doc__ = task.__doc__.replace('  {layouts}', entries)
+    # Python 3.13 takes the indentation away.
+    task.__doc__ = re.sub(
+        r'^( *)\{layouts\}',
+        lambda mark: '\n'.join(_entry(x, mark[1]) for x in LAYOUTS.values()),
+        task.__doc__,
+        flags=re.MULTILINE,
+    )
   return task
 
 
-def _entry(layout: _layout.Layout) -> str:
+def _entry(layout: _layout.Layout, indent: str) -> str:
   text = ' '.join((type(layout).__doc__ or '').split())
   return textwrap.fill(
       f'`{layout.name!r}`: {text}',
       width=78,
-      initial_indent='  * ',
-      subsequent_indent='    ',
+      initial_indent=f'{indent}* ',
+      subsequent_indent=f'{indent}  ',
       break_on_hyphens=False,
   )
