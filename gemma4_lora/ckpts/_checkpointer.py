@@ -7,11 +7,13 @@ from typing import Any
 from typing import NoReturn
 from typing import Self
 
+from absl import logging
 import jax
 from kauldron import kd
 from kauldron.utils import config_util
 
 from gemma4_lora import host
+from gemma4_lora.ckpts import _good_state
 from gemma4_lora.ckpts import _live_run
 from gemma4_lora.ckpts import _resumed
 from gemma4_lora.ckpts import _stoppable
@@ -34,8 +36,9 @@ class Checkpointer(kd.ckpts.Checkpointer):
   leaves the frozen base out.
 
   It has its workdir alone: a second run in it is an error while the first lives.
-  At SIGTERM or SIGINT, a run saves the step that it has done, and ends with exit
-  status 75. A second SIGINT ends it at once. On several hosts, a SIGTERM to one
+  A state with NaN or infinite values is not saved, so that the last good one
+  stays. At SIGTERM or SIGINT, a run saves the step that it has done, and ends with
+  exit status 75. A second SIGINT ends it at once. On several hosts, a SIGTERM to one
   ends all, at one step.
 
   Attributes:
@@ -44,6 +47,7 @@ class Checkpointer(kd.ckpts.Checkpointer):
   Raises:
     OSError: The workdir cannot be written, or the disk is full.
     OwnedError: Another live run has the workdir.
+    FloatingPointError: The state to save has NaN or infinite values.
   """
 
   base_cfg: kd.train.Trainer = dataclasses.field(
@@ -107,12 +111,22 @@ class Checkpointer(kd.ckpts.Checkpointer):
     Raises:
       Stopped: A signal asked the run to stop, and the step is saved.
       OwnedError: Another run has taken the workdir.
+      FloatingPointError: The state has NaN or infinite values.
     """
     item = self._to_save(state)
     signal = self._run.asked_to_stop(step)
     # Not left to Kauldron's `save`, which would log a failure and go on.
     self._wait()
     self._run.check_owner()
+    problem = _good_state.problem(state)
+    if problem and not signal and self._goes_on_regardless:
+      logging.warning('%s: step %d is not saved: %s', self._who, step, problem)
+      return False
+    if problem:
+      raise FloatingPointError(
+          f'{self._who}: step {step} is not saved: {problem}'
+          f' {self._last_saved()}'
+      )
     if signal and self.best_metric_path is not None:
       # Between two evaluations, there is nothing to compare it by.
       metrics = None
@@ -223,6 +237,22 @@ class Checkpointer(kd.ckpts.Checkpointer):
     if '_ckpt_mgr' in vars(self):
       self._run.saved_step = self._ckpt_mgr.latest_step()
     self._files.remove_deleted()
+
+  @property
+  def _goes_on_regardless(self) -> bool:
+    """Whether the user wants a run that turned NaN to go on."""
+    if not isinstance(self.base_cfg, kd.train.Trainer):
+      return False
+    return not getattr(self.base_cfg.trainstep, 'max_bad_steps', True)
+
+  def _last_saved(self) -> str:
+    step = self._ckpt_mgr.latest_step()
+    if step is None:
+      return f'Nothing was saved in {self.workdir}.'
+    return (
+        f'The last checkpoint is from before: step {step} of {self.workdir}. The'
+        ' same command goes on from it; try a smaller learning rate.'
+    )
 
   def _end(self, signal: str, what: str, step: int) -> NoReturn:
     """Ends the run, once all that it did is on disk.

@@ -49,6 +49,7 @@ class LoRACheckpointer(_checkpointer.Checkpointer):
       changed since the start, or does not fit the checkpoint.
     OSError: The workdir cannot be written, or the disk is full.
     OwnedError: Another live run has the workdir.
+    FloatingPointError: The state to save has NaN or infinite values.
   """
 
   def update_from_root_cfg(self, root_cfg: kd.train.Trainer) -> Self:

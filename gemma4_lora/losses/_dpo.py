@@ -9,6 +9,7 @@ from kauldron import kontext
 
 from gemma4_lora.losses import _cross_entropy
 from gemma4_lora.losses import _head
+from gemma4_lora.quant import _arrays
 
 
 @dataclasses.dataclass(eq=True, frozen=True, kw_only=True)
@@ -37,7 +38,8 @@ class DpoLoss(kd.losses.Loss):
   Attributes:
     head: Key of the `g4.losses.Head` that `g4.nn.LoRA` returns.
     reference: Key of that with LoRA off.
-    tokens: Key of the labels, integers `[*B, 2, L]`: chosen, rejected.
+    tokens: Key of the labels, integers `[*B, 2, L]`: chosen, rejected. One that
+      is no token, as `-100`, makes the loss NaN, unless the mask leaves it out.
     sequence_mask: Key of the mask of the answers, `[*B, 2, L]`.
     tau: Temperature: how dearly the policy pays for leaving the reference.
     label_smoothing: Part of the pairs that are taken to be the wrong way round.
@@ -131,6 +133,9 @@ def _margins(
         soft_cap=head.soft_cap,
         chunk_size=chunk_size,
     )
+    num_tokens, _ = _arrays.shape_of(head.embedding)
+    is_token = (tokens >= 0) & (tokens < num_tokens)
+    losses = jnp.where(is_token, losses, jnp.nan)
     return -jnp.where(mask, losses, 0).sum(-1)
 
   rewards = log_probs(head) - log_probs(reference)

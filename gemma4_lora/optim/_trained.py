@@ -14,33 +14,60 @@ def trained_base(
 ) -> list[str]:
   """Returns the base leaves that the optimizer changes.
 
-  Those whose update is computed from their own gradient, value or moments. The
-  state's structure would not tell: `optax.sgd` keeps none. Nor would a step: a
-  warm-up starts at zero.
-
   Args:
     optimizer: What trains.
     params: Nested; arrays or shapes.
     opt_state: State of the optimizer; arrays or shapes.
   """
+  return [
+      _trees.join(path)
+      for path in trained(optimizer, params, opt_state)
+      if not _trees.is_lora(path)
+  ]
+
+
+def trained(
+    optimizer: optax.GradientTransformation,
+    params: Any,
+    opt_state: Any = None,
+) -> list[_trees.Path]:
+  """Returns the leaves that the optimizer changes.
+
+  Those whose update is computed from gradients, values or moments of their own
+  kind: of the base, or of LoRA. The state's structure would not tell:
+  `optax.sgd` keeps none. Nor would a step: a warm-up starts at zero. Nor other
+  leaves: what clips updates of zero by the norm of all leaves them at zero.
+
+  Args:
+    optimizer: What trains.
+    params: Nested; arrays or shapes.
+    opt_state: State of the optimizer; arrays or shapes. Default: what it starts
+      with.
+  """
 
   def shapes(tree):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
-  params, opt_state = shapes(params), shapes(opt_state)
+  params = shapes(params)
+  if opt_state is None:
+    opt_state = jax.eval_shape(optimizer.init, params)
+  opt_state = shapes(opt_state)
   program = jax.make_jaxpr(lambda g, s, p: optimizer.update(g, s, p)[0])(
       params, opt_state, params
   )
   paths = list(_trees.flatten(params))
-  base = {path for path in paths if not _trees.is_lora(path)}
-  of_params = [path in base for path in paths]
-  of_state = [
-      any(path[i:] in base for i in range(len(path)))
-      for path in _trees.flatten(opt_state)
-  ]
-  changed = _dataflow.flow(program.jaxpr, [*of_params, *of_state, *of_params])
-  return [
-      _trees.join(path)
-      for path, is_changed in zip(paths, changed, strict=True)
-      if is_changed and path in base
-  ]
+  state_paths = list(_trees.flatten(opt_state))
+  changed = set()
+  for is_lora in (False, True):
+    kind = {path for path in paths if _trees.is_lora(path) == is_lora}
+    of_params = [path in kind for path in paths]
+    of_state = [
+        any(path[i:] in kind for i in range(len(path))) for path in state_paths
+    ]
+    flags = _dataflow.flow(program.jaxpr, [*of_params, *of_state, *of_params])
+    changed |= {
+        path
+        for path, is_changed in zip(paths, flags, strict=True)
+        if is_changed and path in kind
+    }
+  return [path for path in paths if path in changed]

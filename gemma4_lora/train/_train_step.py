@@ -15,13 +15,18 @@ from kauldron import kd
 from kauldron.utils import config_util
 import optax
 
+from gemma4_lora import _trees
 from gemma4_lora.ckpts import _lora_checkpointer
 from gemma4_lora.ckpts import _requests
 from gemma4_lora.ckpts import _workdir
 from gemma4_lora.host import _placement
+from gemma4_lora.losses import _labels
 from gemma4_lora.optim import _integers
+from gemma4_lora.optim import _trained
 from gemma4_lora.optim import _used_gradients as optim
+from gemma4_lora.train import _bad_steps
 from gemma4_lora.train import _empty_masks
+from gemma4_lora.train import _late_checks
 from gemma4_lora.train import _lean_init
 from gemma4_lora.train import _metrics_of_microbatches
 from gemma4_lora.train import _microbatches
@@ -47,7 +52,10 @@ class TrainStep(kd.train.TrainStep):
     read from the file into the devices' memory. On resume nothing is drawn,
     unless a transform of the user's own needs it.
   * Rows of `g4.data.PackedSource` for a model that does not read their
-    positions, and masks that are zero for a whole batch, are errors.
+    positions, masks that are zero for a whole batch, and labels that are no
+    token, are errors; so is a loss that stays NaN. What a step says of itself is
+    looked at two steps later, or at the run's end, and before a checkpoint is
+    saved: nobody waits for the device to find out.
   * One program for the step, where Kauldron compiles one for each of the
     combinations of what it logs; one for `init`, where Kauldron compiles two.
 
@@ -60,17 +68,25 @@ class TrainStep(kd.train.TrainStep):
       dropped where they are not logged. Set to False where they cost much, as
       those that need logits which the loss does without.
     allow_empty_masks: Whether to go on where a loss has a mask that is zero for
-      a whole batch. If not, it is an error, two steps later, or at the run's
-      end: nobody waits for the device to find out.
+      a whole batch.
+    max_bad_steps: How many steps in a row may have a loss that is NaN or
+      infinite, while what is trained stays finite, as under
+      `optax.apply_if_finite`: with the last of them the run ends in a
+      `FloatingPointError`. Once what is trained is NaN or infinite, it ends
+      with that step. None or 0: it goes on.
     base_cfg: The trainer (set automatically).
   """
 
   num_microbatches: int = 1
   compile_once: bool = True
   allow_empty_masks: bool = False
+  max_bad_steps: int | None = 3
 
-  _watch: _empty_masks.Watch = dataclasses.field(
-      default_factory=_empty_masks.Watch, init=False, repr=False, compare=False
+  _watch: _late_checks.Watch = dataclasses.field(
+      default_factory=_late_checks.Watch, init=False, repr=False, compare=False
+  )
+  _in_a_row: _bad_steps.Counter = dataclasses.field(
+      default_factory=_bad_steps.Counter, init=False, repr=False, compare=False
   )
   base_cfg: kd.train.Trainer = dataclasses.field(
       default=config_util.ROOT_CFG_REF, repr=False, compare=False
@@ -82,6 +98,12 @@ class TrainStep(kd.train.TrainStep):
       raise ValueError(
           f'{_WHO}: num_microbatches= takes a positive integer. Got:'
           f' {self.num_microbatches!r}'
+      )
+    num = self.max_bad_steps
+    if num is not None and not (isinstance(num, int) and num >= 0):
+      raise ValueError(
+          f'{_WHO}: max_bad_steps= takes a positive integer, or None to go on.'
+          f' Got: {num!r}'
       )
 
   def update_from_root_cfg(self, root_cfg: kd.train.Trainer) -> 'TrainStep':
@@ -114,6 +136,7 @@ class TrainStep(kd.train.TrainStep):
     """
     self._assert_root_cfg_resolved()
     self._watch.restart()
+    self._in_a_row.restart()
     _packed_rows.check(self.base_cfg)
     if isinstance(elem_spec, dict):
       elem_spec = flax.core.freeze(elem_spec)
@@ -207,13 +230,13 @@ class TrainStep(kd.train.TrainStep):
         **{name: wanted[name] or always[name] for name in wanted},
         checkify_error_categories=checkify_error_categories,
     )
+    said: Any = aux.loss_states
     with jax.transfer_guard('allow'):
-      if not self.allow_empty_masks:
-        self._watch.add(
-            aux.loss_states, step=state.step, num_steps=self._num_steps()
-        )
+      self._watch.add(
+          said, check=self._check_late, step=state.step, waits=self._waits
+      )
       return state, aux.replace(
-          loss_states=aux.loss_states if return_losses else None,
+          loss_states=said.loss_states if return_losses else None,
           metric_states=_metrics_of_microbatches.merge(aux.metric_states)
           if return_metrics
           else None,
@@ -221,6 +244,32 @@ class TrainStep(kd.train.TrainStep):
           if return_summaries
           else None,
       )
+
+  def _check_late(self, said: _bad_steps.Said, step: int) -> None:
+    """Raises for what a step said of itself."""
+    if not self.allow_empty_masks:
+      _empty_masks.check(said.loss_states, step)
+    where = f'{_WHO}: in step {step}'
+    _labels.check(
+        said.numbers.labels, num_tokens=self._num_tokens or 0, where=where
+    )
+    if self.max_bad_steps:
+      self._in_a_row.check(
+          said.numbers.is_bad,
+          step,
+          most=self.max_bad_steps,
+          checkpointer=self.base_cfg.checkpointer,
+      )
+
+  def _waits(self, step: int) -> bool:
+    """Whether the state of a step is the run's last, or is saved next."""
+    if step == self._num_steps():
+      return True
+    checkpointer = self.base_cfg.checkpointer
+    # Not that of ours, which ends the run if a signal asks for it.
+    return isinstance(
+        checkpointer, kd.ckpts.Checkpointer
+    ) and kd.ckpts.Checkpointer.should_save(checkpointer, step)
 
   def _num_steps(self) -> int | None:
     """How many steps the state has behind it when the run ends."""
@@ -238,7 +287,40 @@ class TrainStep(kd.train.TrainStep):
         self.sharding, params=state.params, batch=batch
     )
     with _placement.within(placement):
-      return self._placed_step(state, batch)
+      next_state, context = self._placed_step(state, batch)
+    return next_state, _bad_steps.Context.of(
+        context, self._numbers(state, next_state, context)
+    )
+
+  def _numbers(
+      self,
+      state: kd.train.TrainState,
+      next_state: kd.train.TrainState,
+      context: kd.train.Context,
+  ) -> _bad_steps.Numbers:
+    """Returns what a step says of itself, beside its losses."""
+    optimizer = self.optimizer
+    if _integers.has_integers(state.params):
+      optimizer = _integers.keep_integers(optimizer)
+    leaves = _trees.flatten(next_state.params)
+    # Frozen leaves are as they were: reading them all would cost.
+    trained = _trained.trained(optimizer, state.params, state.opt_state)
+    labels = {}
+    if self._num_tokens is not None:
+      labels = _labels.num_outside(
+          self.aux.losses, context, num_tokens=self._num_tokens
+      )
+    return _bad_steps.Numbers(
+        is_bad=_bad_steps.is_bad(
+            context.loss_total, [leaves[path] for path in trained]
+        ),
+        labels=labels,
+    )
+
+  @property
+  def _num_tokens(self) -> int | None:
+    """The size of the model's vocabulary; None if it does not say."""
+    return getattr(getattr(self.model, 'config', None), 'num_embed', None)
 
   def _placed_step(
       self, state: kd.train.TrainState, batch: Any

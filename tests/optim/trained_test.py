@@ -88,3 +88,17 @@ def test_names_the_leaves_that_a_mask_selects():
   assert _trained_base(_lora(optax.sgd(1e-3), ['lora', 'norm'])) == [
       'layer_0.norm.scale'
   ]
+
+
+@pytest.mark.parametrize(
+    ('optimizer', 'wanted'),
+    [
+        (_lora(optax.adam(1e-3)), ['layer_0.lora.q.a', 'layer_0.lora.q.b']),
+        (_lora(optax.sgd(1e-3), 'lora.q.b'), ['layer_0.lora.q.b']),
+        (_lora(optax.adam(1e-3), 'Lora'), []),
+        (optax.set_to_zero(), []),
+    ],
+)
+def test_leaves_of_lora_too(optimizer, wanted):
+  paths = _trained.trained(optimizer, _PARAMS)
+  assert ['.'.join(path) for path in paths] == wanted

@@ -1,0 +1,49 @@
+"""Which arrays have NaN or infinite values."""
+
+from collections.abc import Hashable
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# What is copied to the host, where nothing needs to be compiled.
+_SMALL_BYTES = 2**26
+
+
+def not_finite[K: Hashable](
+    leaves: Mapping[K, Any], *, infinite: bool = True
+) -> list[K]:
+  """Returns the keys of arrays with NaN or infinite values.
+
+  Args:
+    leaves: Arrays. Shapes, tracers and integers count as finite.
+    infinite: Whether infinite values count, too.
+  """
+  known = {key: x for key, x in leaves.items() if _is_known(x)}
+  is_small = sum(x.nbytes for x in known.values()) <= _SMALL_BYTES
+  if is_small and all(_is_here(x) for x in known.values()):
+    flags = [_bad(np, np.asarray(x), infinite) for x in known.values()]
+  else:
+    flags = jax.jit(lambda xs: [_bad(jnp, x, infinite) for x in xs])(
+        list(known.values())
+    )
+  return [key for key, is_bad in zip(known, flags, strict=True) if is_bad]
+
+
+def _bad(numpy: Any, x: Any, infinite: bool) -> Any:
+  if infinite:
+    return ~numpy.isfinite(x).all()
+  return numpy.isnan(x).any()
+
+
+def _is_known(x: Any) -> bool:
+  if isinstance(x, jax.core.Tracer):
+    return False
+  is_array = isinstance(x, (jax.Array, np.ndarray))
+  return is_array and jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def _is_here(x: Any) -> bool:
+  return not isinstance(x, jax.Array) or x.is_fully_addressable

@@ -1,0 +1,83 @@
+"""Labels that are no token of the vocabulary, and that a loss counts.
+
+A loss would take such a label for a token of no logit: a finite number without
+meaning, which is then trained on. `-100`, which Hugging Face's losses leave out,
+is one of them.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gemma import gm
+import jax
+import jax.numpy as jnp
+from kauldron import kd
+from kauldron import kontext
+
+from gemma4_lora.losses import _dpo
+from gemma4_lora.losses import _loss
+
+# Losses of tokens: the fields with the keys of labels and mask. By their exact
+# type: a subclass may read labels in its own way.
+_FIELDS = {
+    kd.losses.SoftmaxCrossEntropyWithIntLabels: ('labels', 'mask'),
+    _loss.SoftmaxCrossEntropyWithIntLabels: ('labels', 'mask'),
+    gm.losses.DpoLoss: ('tokens', 'sequence_mask'),
+    _dpo.DpoLoss: ('tokens', 'sequence_mask'),
+}
+
+
+def num_outside(
+    losses: Any, context: Any, *, num_tokens: int
+) -> dict[str, jax.Array]:
+  """Returns how many labels are no token, and count.
+
+  Args:
+    losses: Losses, in nested mappings.
+    context: Has the batch.
+    num_tokens: Size of the vocabulary.
+
+  Returns:
+    i32 scalars by the names of those losses that read their labels from the
+    batch.
+  """
+  found = {}
+  for path, loss in jax.tree_util.tree_leaves_with_path(losses):
+    if type(loss) not in _FIELDS:
+      continue
+    labels, mask = (_of_batch(loss, x, context) for x in _FIELDS[type(loss)])
+    if labels is None or not jnp.issubdtype(labels.dtype, jnp.integer):
+      continue
+    name = jax.tree_util.keystr(path, simple=True, separator='.')
+    is_outside = (labels < 0) | (labels >= num_tokens)
+    if mask is not None:
+      is_outside &= jnp.broadcast_to(mask != 0, labels.shape)
+    found[name] = is_outside.sum(dtype=jnp.int32)
+  return found
+
+
+def check(found: Mapping[str, Any], *, num_tokens: int, where: str) -> None:
+  """Raises if labels are no token.
+
+  Args:
+    found: From `num_outside`.
+    num_tokens: Size of the vocabulary.
+    where: What was done with them, for the message.
+  """
+  for name, num in found.items():
+    if num:
+      raise ValueError(
+          f'{where}: {int(num)} labels that train_losses.{name} counts are no'
+          f' token of the vocabulary, 0 to {num_tokens - 1}. Labels that are not'
+          ' to be trained, such as -100, need a mask that is zero there:'
+          ' mask="batch.loss_mask", sequence_mask= of a DpoLoss. Labels beyond'
+          ' the vocabulary are of the tokenizer of another model.'
+      )
+
+
+def _of_batch(loss: Any, field: str, context: Any) -> Any:
+  """Returns what a key of a loss reads, if it is of the batch."""
+  key = kontext.get_keypaths(loss).get(field)
+  if not isinstance(key, str) or not key.startswith('batch'):
+    return None
+  return kontext.get_by_path(context, key, default=None)
