@@ -54,6 +54,8 @@ class PartialLoad(kd.ckpts.InitTransform):
       sub-tree (`'**.skip_scale'`), and `*` stands for a whole segment.
     ignore_restored_keys: Globs of leaves of the checkpoint not to take.
     step: Which checkpoint of a workdir; -1 for the last.
+    nan: What to do about NaN in weights, and scales of quantised ones below 0:
+      'error', or 'warn': load them, and name the first leaves in a warning.
 
   Raises:
     ValueError: The checkpoint does not fit. `transform` raises it before it
@@ -74,11 +76,13 @@ class PartialLoad(kd.ckpts.InitTransform):
   ignore_model_keys: tuple[str, ...] = ()
   ignore_restored_keys: tuple[str, ...] = ()
   step: int = -1
+  nan: _policy.Policy = 'error'
 
   def __post_init__(self):
     who = type(self).__name__
     _policy.check_choice(who, 'missing', self.missing)
     _policy.check_choice(who, 'unexpected', self.unexpected)
+    _policy.check_choice(who, 'nan', self.nan)
     if self.step < -1:
       raise ValueError(
           f'{who}: step must be -1 (the last) or a step, got {self.step}.'
@@ -134,6 +138,7 @@ class PartialLoad(kd.ckpts.InitTransform):
         step=self.step,
         missing=self.missing,
         unexpected=self.unexpected,
+        nan=self.nan,
         ignore_model_keys=() if opt_state else self.ignore_model_keys,
         ignore_restored_keys=() if opt_state else self.ignore_restored_keys,
         has_policy=True,

@@ -10,7 +10,9 @@ import orbax.checkpoint as ocp
 
 from gemma4_lora import _trees
 from gemma4_lora import nn
+from gemma4_lora.ckpts.sources import _contents
 from gemma4_lora.ckpts.sources import _format_file
+from gemma4_lora.host import _intact
 from gemma4_lora.host.folders import _new_folder
 from gemma4_lora.nn.branches import _quantized_base
 from gemma4_lora.quant import _arrays
@@ -60,18 +62,26 @@ def save_quantized(
   with _new_folder.new_folder(target, overwrite=overwrite, who=_WHO) as folder:
     # Orbax makes its folder itself.
     made = folder / 'checkpoint'
+    stored = jax.tree.map(_arrays.stored, base, is_leaf=_arrays.is_quantized)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
       checkpointer.save(
           made,
           args=ocp.args.PyTreeSave(
-              jax.tree.map(_arrays.stored, base, is_leaf=_arrays.is_quantized),
-              ocdbt_target_data_file_size=_FILE_BYTES,
+              stored, ocdbt_target_data_file_size=_FILE_BYTES
           ),
       )
     for file in made.iterdir():
       file.rename(folder / file.name)
     made.rmdir()
     _format_file.write(folder, model.quantized)
+    _contents.write(
+        folder,
+        {
+            _trees.join(path): _intact.digest(np.asarray(x))
+            for path, x in _trees.flatten(stored).items()
+            if getattr(x, 'is_fully_addressable', True)
+        },
+    )
 
 
 def check_model(model: Any, *, who: str) -> None:

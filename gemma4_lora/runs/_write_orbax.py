@@ -17,7 +17,9 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import type_handlers
 import tensorstore as ts
 
+from gemma4_lora.ckpts.sources import _contents
 from gemma4_lora.gemma4 import _names
+from gemma4_lora.host import _intact
 from gemma4_lora.runs import _fused_leaves
 from gemma4_lora.runs import _pieces
 from gemma4_lora.runs import _run
@@ -51,9 +53,8 @@ def write(
       for key in parents:
         root = root.setdefault(key, {})
       root[name] = value
-  registry = type_handlers.create_type_handler_registry(
-      (_Lazy, _LazyHandler(fused))
-  )
+  lazy = _LazyHandler(fused)
+  registry = type_handlers.create_type_handler_registry((_Lazy, lazy))
   handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
   # Orbax makes its folder itself.
   made = folder / 'checkpoint'
@@ -69,6 +70,7 @@ def write(
   for path in made.iterdir():
     path.rename(folder / path.name)
   made.rmdir()
+  _contents.write(folder, lazy.digests)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,6 +86,8 @@ class _LazyHandler(type_handlers.NumpyHandler):
   def __init__(self, fused: _fused_leaves.FusedLeaves):
     super().__init__(deepcopy_host_arrays=False)
     self._fused = fused
+    # Of what was written, by Orbax's name.
+    self.digests: dict[str, str] = {}
 
   async def serialize(self, values, infos, args=None):
     """See `NumpyHandler`. All is written when it returns."""
@@ -122,7 +126,9 @@ class _LazyHandler(type_handlers.NumpyHandler):
         ts.Spec(tspec), create=True, open=True, context=ts_context
     )
     sizes: Any = array.chunk_layout.write_chunk.shape
+    digest = _intact.RowsDigest()
     for first, piece in pieces:
+      digest.add(first, piece)
       starts = [range(0, n, c) for n, c in zip(piece.shape, sizes, strict=True)]
       for place in itertools.product(*starts):
         index = tuple(map(_slice, place, sizes, piece.shape))
@@ -133,6 +139,8 @@ class _LazyHandler(type_handlers.NumpyHandler):
         await array[target].write(
             piece[index], can_reference_source_data_indefinitely=True
         )
+    if (found := digest.of(value.shape[0])) is not None:
+      self.digests[tspec['kvstore']['path'].strip('/')] = found
 
 
 def _chunks(value: _pieces.Pieces) -> list[int]:

@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 from kauldron import kd
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import safetensors.numpy
 
 from gemma4_lora import g4
 from gemma4_lora.ckpts.sources import _hugging_face
+from gemma4_lora.ckpts.sources import _open
 from gemma4_lora.ckpts.sources import _stream
 from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.host import _memory
@@ -327,6 +329,12 @@ def test_base_of_any_layout_comes_out_nested(tmp_path, layout, name, in_pieces):
   run = trained.Run(tmp_path, model, layout=layout)
   run.export(tmp_path / 'out')
   assert in_pieces
+  names = json.loads((tmp_path / 'out' / 'digests.json').read_text())['arrays']
+  source = _open.open_source(tmp_path / 'out', who='T')
+  assert {x.name for x in jax.tree.leaves(source.tree)} == names.keys()
+  source.read(
+      {x.key: ocp.RestoreArgs(np.ndarray) for x in source.leaves.values()}
+  )
   want = g4.nn.fuse_params(model, run.params)
   _assert_same(gm.ckpts.load_params(tmp_path / 'out'), _as_released(want))
 

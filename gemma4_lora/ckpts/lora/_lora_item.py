@@ -198,7 +198,8 @@ def read_lora(
     FileNotFoundError: There is no checkpoint.
     ValueError: It cannot be read, or has no LoRA leaf.
   """
-  source = _open.open_source(path, step=step, who=who)
+  # Who asks says what NaN in LoRA means.
+  source = _open.open_source(path, step=step, who=who, nan=None)
   if not isinstance(source, _open.OrbaxSource):
     raise ValueError(
         f'{who}: {source.path} is one of Hugging Face, not a run: LoRA of PEFT is'

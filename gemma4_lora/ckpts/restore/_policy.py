@@ -7,21 +7,21 @@ from collections.abc import Sequence
 import difflib
 import typing
 from typing import Any
-from typing import Literal
 
 from gemma4_lora.ckpts.restore import _config_fields
 from gemma4_lora.ckpts.restore import _restore_plan
 from gemma4_lora.ckpts.sources import _quantized_leaves
+from gemma4_lora.ckpts.sources import _source
 from gemma4_lora.gemma4 import _names
 
-Policy = Literal['error', 'warn']
+Policy = _source.Policy
 
 # How many leaves of one kind a message shows where not all matter.
 _SHOWN = 8
 
 
 def check_choice(who: str, arg: str, value: str) -> None:
-  """Checks a value of `missing=` or `unexpected=`.
+  """Checks a value of `missing=`, `unexpected=` or `nan=`.
 
   Raises:
     ValueError: It is none of the choices.

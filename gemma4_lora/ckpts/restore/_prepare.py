@@ -35,6 +35,7 @@ class Request:
     unexpected: Whether leaves that nothing takes are an error.
     ignore_model_keys: Globs of leaves that the checkpoint may lack.
     ignore_restored_keys: Globs of leaves of the checkpoint not to take.
+    nan: What to do about weights that are NaN.
     has_policy: Whether the transform has `missing=` and `unexpected=`.
     on_quantized: Called for each weight that is quantised as it is read, except
       for tables: with its path below the sub-tree, the weight as the file has
@@ -50,6 +51,7 @@ class Request:
   unexpected: _policy.Policy = 'error'
   ignore_model_keys: tuple[str, ...] = ()
   ignore_restored_keys: tuple[str, ...] = ()
+  nan: _policy.Policy = 'error'
   has_policy: bool = False
   on_quantized: Callable[[_trees.Path, np.ndarray, Any], None] | None = None
 
@@ -71,7 +73,9 @@ def prepare(
     ValueError: The checkpoint cannot be read or does not fit the model.
   """
   who = request.who
-  source = _open.open_source(request.path, step=request.step, who=who)
+  source = _open.open_source(
+      request.path, step=request.step, who=who, nan=request.nan
+  )
   if _fingerprint.read(source.path.parent):
     raise ValueError(
         f'{who}: {source.path} has LoRA leaves and no base model, as'

@@ -80,7 +80,7 @@ class HuggingFaceSource(_source.Source):
     """
     return functools.partial(self.weights[key].load, filled)
 
-  def open_rows(self, key: _trees.Path) -> _stream.Rows | None:
+  def _open_rows(self, key: _trees.Path) -> _stream.Rows | None:
     """See `Source`."""
     # An array of several tensors would be put together again for each row, and
     # a packed one unpacked; rows of a transposed tensor lie all over it.

@@ -34,7 +34,7 @@ class InMemory(_source.Source):
     """See `Source`."""
     return functools.partial(np.asarray, self.arrays[key])
 
-  def open_rows(self, key: _trees.Path) -> '_Rows':
+  def _open_rows(self, key: _trees.Path) -> '_Rows':
     """See `Source`."""
     return _Rows(self.arrays[key])
 

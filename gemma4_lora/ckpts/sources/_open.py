@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 from gemma4_lora import _trees
 from gemma4_lora import host
 from gemma4_lora.ckpts.sources import _checkpoint_layouts
+from gemma4_lora.ckpts.sources import _contents
 from gemma4_lora.ckpts.sources import _format_file
 from gemma4_lora.ckpts.sources import _hugging_face
 from gemma4_lora.ckpts.sources import _integrity
@@ -50,6 +51,18 @@ class OrbaxSource(Source):
     whole = self._whole.get(_trees.get_at(self.tree, key).name)
     return None if whole is None else functools.partial(whole.read_all, filled)
 
+  def written(self, key: _trees.Path) -> _contents.Written | None:
+    """See `Source`."""
+    meta = _trees.get_at(self.tree, key)
+    digest = self._digests.get(meta.name)
+    if digest is None:
+      return None
+    return _contents.Written(digest, num_rows=(*meta.shape, 1)[0])
+
+  @functools.cached_property
+  def _digests(self) -> Mapping[str, str]:
+    return _contents.read(self.path)
+
   @functools.cached_property
   def _whole(self) -> Mapping[str, _stream.Streamed]:
     return _stream.list_whole(self.path)
@@ -74,18 +87,25 @@ class OrbaxSource(Source):
     )
     return {k: v for k, v in _trees.flatten(restored).items() if k in args}
 
-  def open_rows(self, key: _trees.Path) -> _stream.Rows | None:
+  def _open_rows(self, key: _trees.Path) -> _stream.Rows | None:
     """See `Source`."""
     return _stream.open_rows(self.path, _trees.get_at(self.tree, key).name)
 
 
-def open_source(path: epath.PathLike, *, step: int = -1, who: str) -> Source:
+def open_source(
+    path: epath.PathLike,
+    *,
+    step: int = -1,
+    who: str,
+    nan: _source.Policy | None = 'error',
+) -> Source:
   """Opens a checkpoint and lists its leaves; reads no array.
 
   Args:
     path: See `_locate.locate`.
     step: Which checkpoint of a workdir; -1 for the last.
     who: The transform that asks, for messages.
+    nan: See `Source`.
 
   Raises:
     FileNotFoundError: There is no checkpoint.
@@ -94,7 +114,8 @@ def open_source(path: epath.PathLike, *, step: int = -1, who: str) -> Source:
   """
   path = host.path(path, who=who)
   with _storage_errors.explained(path, who=who):
-    return _opened(path, step=step, who=who)
+    source = _opened(path, step=step, who=who)
+  return dataclasses.replace(source, nan=nan)
 
 
 def _opened(path: epath.Path, *, step: int, who: str) -> Source:

@@ -5,20 +5,28 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from concurrent import futures
 import dataclasses
+import functools
 import math
 import os
 from typing import Any
+from typing import Literal
 
+from absl import logging
 from etils import epath
+import numpy as np
 import orbax.checkpoint as ocp
 
 from gemma4_lora import _trees
 from gemma4_lora.ckpts.sources import _ahead
 from gemma4_lora.ckpts.sources import _checkpoint_layouts
+from gemma4_lora.ckpts.sources import _contents
 from gemma4_lora.ckpts.sources import _stream
+from gemma4_lora.host import _intact
 from gemma4_lora.host import _memory
 from gemma4_lora.host import _paths
 from gemma4_lora.host import _ranges
+
+Policy = Literal['error', 'warn']
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,11 +37,14 @@ class Source(abc.ABC):
     path: Where its arrays are.
     layout: `nested`, `flat`, `stacked`, `kauldron` or `hugging_face`.
     leaves: All leaves, by their path in the nested layout.
+    nan: What to do about NaN, and scales below 0: 'error', or 'warn'; None not
+      to look.
   """
 
   path: epath.Path
   layout: str
   leaves: Mapping[_trees.Path, _checkpoint_layouts.Stored]
+  nan: Policy | None = 'error'
 
   @abc.abstractmethod
   def check(self, keys: set[_trees.Path], *, who: str) -> None:
@@ -72,18 +83,81 @@ class Source(abc.ABC):
     Returns:
       The arrays, by path in the file. Those that have a `reader` are as
       `filled` makes them, whatever `args` says.
+
+    Raises:
+      ValueError: An array is damaged; or has NaN, and `nan` is 'error'.
     """
     with futures.ThreadPoolExecutor(self.num_readers) as pool:
       started = {}
       for key in args:
         future = _ahead.take(self.path, key)
-        if future is None and (reader := self.reader(key, filled)) is not None:
-          future = pool.submit(reader)
-        if future is not None:
-          started[key] = future
+        reader = future.result if future else self.reader(key, filled)
+        if reader is not None:
+          started[key] = pool.submit(self._checked, key, reader)
       rest = {key: arg for key, arg in args.items() if key not in started}
       arrays = self._read_by_orbax(rest) if rest else {}
-      return arrays | {key: future.result() for key, future in started.items()}
+      for key in arrays:
+        started[key] = pool.submit(
+            self._checked, key, functools.partial(arrays.get, key)
+        )
+      return {key: future.result() for key, future in started.items()}
+
+  def _checked(self, key: _trees.Path, reader: Callable[[], Any]) -> Any:
+    """Reads an array, and checks it."""
+    array = reader()
+    if self.written(key) is not None and _contents.is_on_host(array):
+      self.check_digest(key, _intact.digest(np.asarray(array)))
+    self.check_numbers(key, array)
+    return array
+
+  def written(self, key: _trees.Path) -> _contents.Written | None:
+    """Returns what is known of an array as it was written.
+
+    Args:
+      key: Path of the array in the file.
+    """
+    del key
+    return None
+
+  def check_digest(self, key: _trees.Path, found: str | None) -> None:
+    """Checks what was read of an array, if both digests are known.
+
+    Args:
+      key: Path of the array in the file.
+      found: Its digest.
+
+    Raises:
+      ValueError: It is not what was written.
+    """
+    wanted = self.written(key)
+    if found is not None and wanted is not None and found != wanted.digest:
+      raise ValueError(
+          f'{self.path} is damaged: {_trees.join(key)} is not what was written:'
+          f' its digest is {found}, and {wanted.digest} by {_contents.NAME}. Copy or'
+          ' download the checkpoint again.'
+      )
+
+  def check_numbers(self, key: _trees.Path, array: Any) -> None:
+    """Checks that an array, or rows of it, can be weights.
+
+    Args:
+      key: Path of the array in the file.
+      array: On the host or on devices.
+
+    Raises:
+      ValueError: It has NaN, or scales below 0, and `nan` is 'error'.
+    """
+    if self.nan is None:
+      return
+    problem = _contents.problem(_trees.join(key), array)
+    if problem is None:
+      return
+    if self.nan == 'error':
+      raise ValueError(
+          f'{self.path}: {problem}: the checkpoint is damaged, or its training'
+          " went wrong. To load it all the same: PartialLoad(nan='warn')."
+      )
+    logging.warning('%s: %s.', self.path, problem)
 
   @property
   def num_readers(self) -> int:
@@ -108,13 +182,41 @@ class Source(abc.ABC):
     """Reads what has no `reader`, which only an `OrbaxSource` has."""
     raise AssertionError(f'{type(self).__name__} reads all: {list(args)}')
 
-  @abc.abstractmethod
   def open_rows(self, key: _trees.Path) -> _stream.Rows | None:
     """Opens one array to be read row by row; None if that saves no memory.
 
     Args:
       key: Path of the array in the file.
     """
+    rows = self._open_rows(key)
+    return None if rows is None else _CheckedRows(self, key, rows)
+
+  @abc.abstractmethod
+  def _open_rows(self, key: _trees.Path) -> _stream.Rows | None:
+    """See `open_rows`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _CheckedRows:
+  """Rows that are checked as they are read: their digest, if all come in order."""
+
+  source: Source
+  key: _trees.Path
+  rows: _stream.Rows
+
+  _digest: _intact.RowsDigest = dataclasses.field(
+      default_factory=_intact.RowsDigest
+  )
+
+  def read(self, start: int, stop: int) -> np.ndarray:
+    """See `Rows`."""
+    rows = self.rows.read(start, stop)
+    self.source.check_numbers(self.key, rows)
+    written = self.source.written(self.key)
+    if written is not None:
+      self._digest.add(start, rows)
+      self.source.check_digest(self.key, self._digest.of(written.num_rows))
+    return rows
 
 
 def num_bytes(leaf: _checkpoint_layouts.Stored) -> int:

@@ -18,6 +18,7 @@ from gemma4_lora import g4
 from gemma4_lora.ckpts.restore import _quantize_on_load
 from gemma4_lora.ckpts.restore import _read
 from gemma4_lora.ckpts.restore import _restore
+from gemma4_lora.ckpts.sources import _in_memory
 from tests.lib import models
 from tests.lib import random_params
 from tests.lib import states
@@ -174,6 +175,35 @@ def test_formats_are_named_beside_the_codes(saved, tmp_path):
   got = load.transform(state)
   for key, x in training.flat(saved[1]).items():
     np.testing.assert_array_equal(training.flat(got.params)[key], x)
+
+
+def test_damage_of_codes_and_scales_is_found(saved, tmp_path):
+  """By digests; and what no quantiser gives, without them."""
+  path = shutil.copytree(saved[0], tmp_path / 'ckpt')
+  model = _model('Gemma4_E2B', _MIXED)
+  load, state = g4.ckpts.PartialLoad(path=path), _state(model)
+  file = path / 'digests.json'
+  said = json.loads(file.read_text())
+  assert set(said['arrays']) == {
+      x for x in training.flat(saved[1]) if '.lora.' not in x
+  }
+  for name in ('layer_0.mlp.linear.codes', 'final_norm.scale'):
+    digests = said['arrays'] | {name: '0' * 16}
+    file.write_text(json.dumps({'arrays': digests}))
+    with pytest.raises(
+        ValueError, match=f'ckpt is damaged: {name} is not what'
+    ):
+      load.transform(state)
+  file.write_text(json.dumps({**said, 'arrays': digests}))
+  with pytest.raises(ValueError, match='digests.json is damaged: it is not as'):
+    load.transform(state)
+
+  for number, match in ((-1, 'has scales below 0'), (np.nan, 'has NaN')):
+    scales = np.array([[1, number]], np.float32)
+    source = _in_memory.open_params({'linear': {'scales': scales}}, name='M')
+    (key,) = source.leaves
+    with pytest.raises(ValueError, match=f'linear.scales {match}'):
+      source.read({key: ocp.RestoreArgs(np.ndarray)})
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,7 @@ def _compare_orbax(buckets, local) -> None:
   ranges = sorted(
       (x.object, *map(int, x.range.split('-')))
       for x in buckets.requests()[before:]
+      if x.range  # Not whether there are digests.
   )
   for (name, _, last), (other, first, _) in itertools.pairwise(ranges):
     assert other != name or first > last

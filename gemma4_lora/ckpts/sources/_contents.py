@@ -1,0 +1,111 @@
+"""Checks arrays as they are read: digests, NaN, and scales of what is quantised.
+
+The file `digests.json`, beside the arrays that we write, has the digest of each,
+by Orbax's name. Checkpoints of others, and ours from before it was written, have
+none.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import json
+import os
+from typing import Any
+
+from etils import epath
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gemma4_lora.host import _intact
+from gemma4_lora.quant import _format
+
+NAME = 'digests.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+  """An array as it was written.
+
+  Attributes:
+    digest: Its digest.
+    num_rows: Size of its first axis.
+  """
+
+  digest: str
+  num_rows: int
+
+
+def write(folder: os.PathLike[str], digests: Mapping[str, str]) -> None:
+  """Writes the file.
+
+  Args:
+    folder: Folder of the arrays.
+    digests: Of arrays, by Orbax's name.
+  """
+  text = json.dumps(_intact.sealed({'arrays': dict(digests)}), indent=1)
+  (epath.Path(folder) / NAME).write_text(text)
+
+
+def read(folder: epath.Path) -> dict[str, str]:
+  """Returns what the file says; nothing if there is none.
+
+  Raises:
+    ValueError: It is damaged.
+  """
+  file = folder / NAME
+  if not file.exists():
+    return {}
+  try:
+    values = json.loads(file.read_text())
+    _intact.check_seal(values)
+    return dict(values['arrays'])
+  except (ValueError, TypeError, KeyError) as e:
+    raise ValueError(
+        f'{file} is damaged: {e}. Copy or download the checkpoint again.'
+    ) from e
+
+
+def is_on_host(array: Any) -> bool:
+  """Whether all of an array can be looked at without a copy."""
+  if not isinstance(array, jax.Array):
+    return True
+  device, *others = array.devices()
+  return not others and device.platform == 'cpu'
+
+
+def problem(name: str, array: Any) -> str | None:
+  """Says what numbers no weight can be.
+
+  Args:
+    name: Name of the array.
+    array: All of it or some rows.
+  """
+  if not jnp.issubdtype(array.dtype, jnp.floating):
+    return None
+  is_scales = name.rpartition('.')[2] == _format.SCALES
+  for piece in _pieces(array):
+    if isinstance(piece, np.ndarray):
+      has_nan = _intact.has_nan(piece)
+    else:
+      has_nan = bool(_has_nan(piece))
+    if has_nan:
+      return f'{name} has NaN'
+    # Of weights that are all 0, NF4's are.
+    if is_scales and piece.size and piece.min() < 0:
+      return f'{name} has scales below 0'
+  return None
+
+
+def _pieces(array: Any) -> list[Any]:
+  """Returns an array on the host, or what this process has on its devices."""
+  if not isinstance(array, jax.Array):
+    return [np.asarray(array)]
+  pieces = [x.data for x in array.addressable_shards if x.replica_id == 0]
+  if all(x.platform == 'cpu' for x in array.devices()):
+    return [np.asarray(x) for x in pieces]  # Without a copy.
+  return pieces
+
+
+@jax.jit
+def _has_nan(array: jax.Array) -> jax.Array:
+  return jnp.any(jnp.isnan(array))
