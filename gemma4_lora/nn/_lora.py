@@ -171,6 +171,8 @@ class LoRA(_forward.Forward):
 
   def __post_init__(self):
     _rule.check_rank(self.rank)
+    if self.alpha is not None:
+      _rule.check_alpha(self.alpha)
     _rule.check_dropout(self.dropout)
     _validate.check_dtype(self.dtype)
     _validate.check_model(self.model)

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 import dataclasses
-import json
-import re
 from typing import Any
 
 from etils import epath
 
 from gemma4_lora import variants
+from gemma4_lora.host.files import _json_objects
+from gemma4_lora.peft import _field_types
+from gemma4_lora.peft import _linear_regex
 
 NAME = 'adapter_config.json'
 
@@ -28,6 +29,8 @@ _UNSUPPORTED = {
     'use_qalora': None,
     'velora_config': None,
 }
+# What PEFT puts before and behind some expressions: whole segments.
+_ABOVE, _BELOW = r'(?:.*\.)?', r'(?:\..*)?'
 # As PEFT names them -> as `g4.nn.LoRA(init_lora_weights=)` does.
 _INITS = {
     True: 'default',
@@ -66,34 +69,50 @@ class PeftConfig:
   target_parameters: tuple[str, ...]
   modules_to_save: tuple[str, ...]
   ensure_weight_tying: bool
+  expressions: _linear_regex.Expressions = dataclasses.field(
+      default_factory=_linear_regex.Expressions, repr=False, compare=False
+  )
 
   def rank(self, name: str) -> int:
     """Rank of a module, by its name in the model."""
-    return _by_pattern(self.rank_pattern, name, default=self.r)
+    return self._by_pattern('rank_pattern', name, default=self.r)
 
   def alpha(self, name: str) -> float:
     """Numerator of a module's scale."""
-    return _by_pattern(self.alpha_pattern, name, default=self.lora_alpha)
+    return self._by_pattern('alpha_pattern', name, default=self.lora_alpha)
 
   def targets_parameter(self, name: str) -> bool:
     """Whether PEFT would adapt a parameter, by its name in the model."""
     return any(f'.{name}'.endswith(f'.{t}') for t in self.target_parameters)
 
   def saves_module(self, name: str) -> bool:
-    """Whether PEFT would train a module in full, by its name in the model."""
-    return _names(self.modules_to_save, name)
+    """Whether PEFT would train a module in full, by its name in the model.
+
+    PEFT compares ends of names, not whole segments: `norm` is `q_norm` too. What
+    is in such a module is trained with it.
+
+    Args:
+      name: The module's name.
+    """
+    segments = name.split('.')
+    whole = ['.'.join(segments[:i]) for i in range(1, len(segments) + 1)]
+    return any(x.endswith(self.modules_to_save) for x in whole)
 
   def targets_module(self, name: str) -> bool:
     """Whether PEFT would adapt a linear, by its name in the model."""
-    if self.saves_module(name):
+    # Whole segments, other than in `saves_module`.
+    if any(
+        self._fits('modules_to_save', x, name, before=_ABOVE, behind=_BELOW)
+        for x in self.modules_to_save
+    ):
       return False
-    if self.exclude_modules and _names(self.exclude_modules, name):
+    if self.exclude_modules and self._names('exclude_modules', name):
       return False
     if isinstance(self.target_modules, str):
-      return self.target_modules == 'all-linear' or _names(
-          self.target_modules, name
+      return self.target_modules == 'all-linear' or self._names(
+          'target_modules', name
       )
-    return _names(self.target_modules, name) and self._in_layers(name)
+    return self._names('target_modules', name) and self._in_layers(name)
 
   def _in_layers(self, name: str) -> bool:
     """Whether `layers_to_transform` lets a module be adapted."""
@@ -103,21 +122,47 @@ class PeftConfig:
     patterns = self.layers_pattern or [r'[^.]*']
     if isinstance(patterns, str):
       patterns = [patterns]
+    segments = name.split('.')
     for pattern in patterns:
-      found = re.match(rf'(?:.*?\.)?{pattern}\.(\d+)\.', name)
-      if found is not None:
-        wanted = [layers] if isinstance(layers, int) else layers
-        return int(found.group(1)) in wanted
+      for i, segment in enumerate(segments[:-1]):
+        above = '.'.join(segments[:i])
+        if segment.isdecimal() and self._fits(
+            'layers_pattern', pattern, above, before=_ABOVE
+        ):
+          wanted = [layers] if isinstance(layers, int) else layers
+          return int(segment) in wanted
     return False
+
+  def _names(self, field: str, name: str) -> bool:
+    """Whether a regular expression, or a list of names and their ends, fits."""
+    targets = getattr(self, field)
+    if isinstance(targets, str):
+      return self._fits(field, targets, name)
+    return any(f'.{name}'.endswith(f'.{t}') for t in targets or ())
+
+  def _by_pattern(self, field: str, name: str, *, default: Any) -> Any:
+    """The value of the first pattern that fits the end of a name."""
+    for pattern, value in getattr(self, field).items():
+      if self._fits(field, pattern, name, before=_ABOVE):
+        return value
+    return default
+
+  def _fits(self, field: str, pattern: str, name: str, **around: str) -> bool:
+    try:
+      return self.expressions.fits(pattern, name, **around)
+    except ValueError as e:
+      raise ValueError(
+          f'{self.path}: {field}: {_field_types.short(pattern)} {e}.'
+      ) from e
 
   @property
   def targets(self) -> str:
     """What it says of modules, for messages."""
-    said = [f'target_modules={_short(self.target_modules)}']
+    said = [f'target_modules={_field_types.short(self.target_modules)}']
     for name in ('exclude_modules', 'layers_to_transform'):
       value = getattr(self, name)
       if value not in (None, [], ''):
-        said.append(f'{name}={_short(value)}')
+        said.append(f'{name}={_field_types.short(value)}')
     return ', '.join(said)
 
 
@@ -132,25 +177,20 @@ def read(path: epath.Path, data: bytes) -> PeftConfig:
     ValueError: It is not JSON, is not for LoRA, or has a setting that
       `g4.nn.LoRA` cannot follow.
   """
-  try:
-    fields = json.loads(data)
-  except (json.JSONDecodeError, UnicodeDecodeError) as e:
-    raise ValueError(f'{path} is no JSON: {e}') from e
-  if not isinstance(fields, dict):
-    raise ValueError(f'{path} is no object of JSON. Got: {_short(fields)}')
+  fields = _json_objects.parse(data, path=path)
   kind = fields.get('peft_type')
   if kind != 'LORA':
     raise ValueError(
-        f"{path}: peft_type={kind!r}, and g4.nn.LoRA is 'LORA' only."
+        f"{path}: peft_type={_field_types.short(kind)}, and g4.nn.LoRA is 'LORA' only."
     )
   for name, off in _UNSUPPORTED.items():
     value = fields.get(name)
     if value not in (None, False, [], {}, '', off):
       raise ValueError(
-          f'{path}: {name}={_short(value)}, which g4.nn.LoRA does not have'
+          f'{path}: {name}={_field_types.short(value)}, which g4.nn.LoRA does not have'
           f' (it has {name}={off!r}).'
       )
-  _check(path, fields)
+  _field_types.check(path, fields)
   return PeftConfig(
       path=path,
       r=fields['r'],
@@ -171,44 +211,6 @@ def read(path: epath.Path, data: bytes) -> PeftConfig:
   )
 
 
-def _check(path: epath.Path, fields: Mapping[str, Any]) -> None:
-  """Raises where a field is not what it should be."""
-
-  def check(name, value, fits, takes):
-    if not fits:
-      raise ValueError(f'{path}: {name} takes {takes}. Got: {value!r}')
-
-  for name, value in (
-      ('r', fields.get('r')),
-      *(fields.get('rank_pattern') or {}).items(),
-  ):
-    fits = isinstance(value, int) and not isinstance(value, bool) and value > 0
-    check(name, value, fits, 'a positive integer as rank')
-  for name, value in (
-      ('lora_alpha', fields.get('lora_alpha')),
-      *(fields.get('alpha_pattern') or {}).items(),
-  ):
-    fits = isinstance(value, (int, float)) and not isinstance(value, bool)
-    check(name, value, fits, 'a number as alpha')
-  patterns = [
-      *(fields.get('rank_pattern') or {}),
-      *(fields.get('alpha_pattern') or {}),
-  ]
-  for name in ('target_modules', 'exclude_modules'):
-    value = fields.get(name)
-    fits = value is None or isinstance(value, (str, list))
-    check(name, value, fits, 'a string or a list')
-    if isinstance(value, str):
-      patterns.append(value)
-  for pattern in patterns:
-    try:
-      re.compile(pattern)
-    except re.error as e:
-      raise ValueError(
-          f'{path}: {pattern!r} is no regular expression: {e}'
-      ) from e
-
-
 def _init(path: epath.Path, value: Any) -> str:
   """Returns how A and B started, by our names."""
   if isinstance(value, str) and value.startswith('pissa'):
@@ -220,23 +222,3 @@ def _init(path: epath.Path, value: Any) -> str:
         ' g4.nn.LoRA does not know: it knows pissa and olora.'
     )
   return _INITS[value]
-
-
-def _names(targets: Any, name: str) -> bool:
-  """Whether a regular expression, or a list of names and their ends, fits."""
-  if isinstance(targets, str):
-    return re.fullmatch(targets, name) is not None
-  return any(f'.{name}'.endswith(f'.{t}') for t in targets or ())
-
-
-def _by_pattern(patterns: Mapping[str, Any], name: str, *, default: Any) -> Any:
-  """The value of the first pattern that fits the end of a name."""
-  for pattern, value in patterns.items():
-    if re.match(rf'(.*\.)?({pattern})$', name):
-      return value
-  return default
-
-
-def _short(value: Any) -> str:
-  text = repr(value)
-  return text if len(text) <= 200 else f'{text[:200]}…'

@@ -5,6 +5,7 @@ one of them, its output head must be tied to it by `ensure_weight_tying`, and
 stands in the file a second time.
 """
 
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -145,7 +146,7 @@ def from_modules(
     pieces = [parts[name] for name in row.hf_names]
     copies.append((saved, _joined(saved, pieces, path)))
   _check_tied(copies, head, config, path)
-  _check_there(found, config, by_name, path)
+  _check_there(weights, config, by_name, path)
   return copies
 
 
@@ -244,20 +245,43 @@ def _check_tied(
 
 
 def _check_there(
-    found: Mapping[str, Any],
+    weights: Mapping[str, Any],
     config: _adapter_config.PeftConfig,
     by_name: Mapping[str, Row],
     path: epath.Path,
 ) -> None:
   """Raises if the config says more than the file has."""
+  there = {}
+  for module in weights:
+    for prefix, name in _hf_names.candidates(module):
+      if name in by_name:
+        there.setdefault(name, prefix)
+  of_text = [p for n, p in there.items() if by_name[n].tower == 'text']
+  text = of_text[0] if of_text else _hf_names.prefixes('text')[0]
   for target in config.modules_to_save:
-    module = _hf_names.short(target)
-    meant = [
-        row.name
-        for name, row in by_name.items()
-        if f'.{name}'.endswith(f'.{module}') and row.live
-    ]
-    if target != HEAD and not set(meant) & set(found):
+    if target != HEAD and not any(x.endswith(target) for x in _outer(weights)):
       raise ValueError(
           f'{path} has nothing of modules_to_save={target!r} of {config.path}.'
       )
+  lacking = [
+      text + name
+      for name, row in by_name.items()
+      if row.tower == 'text'
+      and row.live
+      and name not in there
+      and config.saves_module(text + name)
+  ]
+  if lacking:
+    raise ValueError(
+        f'{path} lacks {len(lacking)} modules of'
+        f' modules_to_save={list(config.modules_to_save)} of {config.path}:'
+        f' {_sites.listed(lacking)}.'
+    )
+
+
+def _outer(modules: Iterable[str]) -> Iterator[str]:
+  """Yields modules and all that they are in."""
+  for module in modules:
+    segments = module.split('.')
+    for i in range(1, len(segments) + 1):
+      yield '.'.join(segments[:i])

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 import dataclasses
+import numbers
+import sys
 from typing import Any
 from typing import Literal
 
@@ -60,6 +62,8 @@ class Rule:
     _check_layers(self.layers)
     if self.rank is not None:
       check_rank(self.rank)
+    if self.alpha is not None:
+      check_alpha(self.alpha)
     if self.dropout is not None:
       check_dropout(self.dropout)
 
@@ -188,10 +192,24 @@ def check_rank(rank: Any) -> None:
     raise ValueError(f'rank= takes a positive integer. Got: {rank!r}')
 
 
+def check_alpha(alpha: Any) -> None:
+  """Raises ValueError unless `alpha` is a finite number other than 0."""
+  if not _is_number(alpha) or not alpha or abs(alpha) > sys.float_info.max:
+    raise ValueError(
+        'alpha= takes a finite number other than 0, with which LoRA would do'
+        f' nothing. Got: {alpha!r}'
+    )
+
+
 def check_dropout(dropout: Any) -> None:
   """Raises ValueError unless `dropout` is a rate."""
-  if not 0 <= dropout < 1:
+  if not _is_number(dropout) or not 0 <= dropout < 1:
     raise ValueError(f'dropout= takes a rate in [0, 1). Got: {dropout!r}')
+
+
+def _is_number(value: Any) -> bool:
+  is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+  return is_real and value == value  # No NaN.
 
 
 def check_no_settings(

@@ -134,7 +134,36 @@ _Q = 'base_model.model.model.layers.0.self_attn.q_proj'
         ({'use_dora': True}, r'lacks 41 tensors: .*magnitude_vector'),
         ({'r': 8}, r'down_proj has rank 4 .*r=8, rank_pattern={}'),
         ({'r': 0}, r'r takes a positive integer as rank. Got: 0'),
-        ({'lora_alpha': '8'}, r"lora_alpha takes a number as alpha. Got: '8'"),
+        ({'lora_alpha': '8'}, "lora_alpha takes a finite number .* Got: '8'"),
+        ({'lora_alpha': float('nan')}, 'lora_alpha takes a finite .* Got: nan'),
+        ({'lora_alpha': 1e999}, 'lora_alpha takes a finite number .* Got: inf'),
+        ({'lora_alpha': 10**400}, 'lora_alpha takes a finite number'),
+        ({'lora_alpha': 0}, 'lora_alpha takes a finite number other than 0'),
+        ({'lora_alpha': True}, 'lora_alpha takes a finite number'),
+        ({'alpha_pattern': {'q_proj': 1e999}}, 'q_proj takes a finite number'),
+        ({'alpha_pattern': ['q_proj']}, 'alpha_pattern takes an object'),
+        ({'rank_pattern': {'q_proj': 2.0}}, 'q_proj takes a positive integer'),
+        (
+            {'use_rslora': 'false'},
+            "use_rslora takes true or false. Got: 'false'",
+        ),
+        ({'use_dora': 1}, 'use_dora takes true or false'),
+        ({'lora_dropout': '0.1'}, 'lora_dropout takes a rate'),
+        ({'lora_dropout': float('nan')}, 'lora_dropout takes a rate'),
+        (
+            {'modules_to_save': 'norm'},
+            'modules_to_save takes a list of strings',
+        ),
+        ({'target_parameters': [3]}, 'target_parameters takes a list of str'),
+        ({'target_modules': [None]}, 'target_modules takes a string or a list'),
+        ({'layers_to_transform': ['0']}, 'layers_to_transform takes a number'),
+        ({'layers_pattern': 7}, 'layers_pattern takes a string or a list'),
+        (
+            {'target_modules': '(.*)*x'},
+            'has 41 modules that .* does not target',
+        ),
+        ({'target_modules': r'(q)\1'}, r'target_modules: .* has groupref'),
+        ({'rank_pattern': {'(.*)*x': 3}, 'r': 8}, 'has rank 4'),
         (
             {'rank_pattern': {'q_proj': 2}},
             r"rank 4 .*rank_pattern={'q_proj': 2}",
@@ -325,7 +354,11 @@ def test_files_that_are_not_there_or_damaged(folder, tmp_path):
   _refuses(path, 'It has: .*safe_serialization', error=FileNotFoundError)
   (path / _CONFIG).write_text('{')
   shutil.copy(path / 'adapter_model.bin', path / _TENSORS)
-  _refuses(path, f'{_CONFIG} is no JSON')
+  _refuses(path, f'{_CONFIG} is damaged, or no JSON')
+  (path / _CONFIG).write_text('<!DOCTYPE html>')
+  _refuses(path, f'{_CONFIG} is no JSON: it is a web page')
+  (path / _CONFIG).write_text('{"r": 1, "r": 2}')
+  _refuses(path, f'{_CONFIG} is damaged.* the key r stands there twice')
   (path / _CONFIG).write_text('[]')
   _refuses(path, f'{_CONFIG} is no object')
   base = hf_reference.TESTDATA / 'dense'
@@ -421,6 +454,29 @@ _IN_FULL = (
 )
 def test_what_is_trained_in_full_and_does_not_fit(folder, config, edit, match):
   _refuses(folder('ad_e_full', config=config, tensors=edit), match)
+
+
+def test_modules_to_save_are_ends_of_names_as_in_peft(folder):
+  """`norm` is every module whose name ends so, `mlp` all that is in one."""
+  weights = hf_reference.tensors('dense')
+  norms = {k: x for k, x in weights.items() if k.endswith('norm.weight')}
+
+  def edit(file):
+    file.update({f'base_model.model.{k}': x + 1 for k, x in norms.items()})
+
+  path = folder('ad_dense', config={'modules_to_save': ['norm']}, tensors=edit)
+  lora = g4.hf.load_peft(path, model=_model('ad_dense'))
+  assert len(lora.model.saved) == len(norms) > 10
+  np.testing.assert_array_equal(
+      *jax.tree.leaves(lora.params['final_norm']),
+      norms['model.norm.weight'] + 1,
+  )
+  file = safetensors.numpy.load_file(path / _TENSORS)
+  del file['base_model.model.model.layers.1.input_layernorm.weight']
+  safetensors.numpy.save_file(file, path / _TENSORS)
+  _refuses(
+      path, r"lacks 1 modules of modules_to_save=\['norm'\].*input_layernorm"
+  )
 
 
 def test_names_what_is_trained_in_full():

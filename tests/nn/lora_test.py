@@ -172,7 +172,7 @@ def test_wrappers_that_differ_only_in_settings_differ():
       program(alpha=12),
       program(use_rslora=True),
       program(targets=['q']),
-      program(targets=['q'], alpha=0),
+      program(targets=['q'], alpha=3),
   ]
   assert len({program(), *others}) == 5
   assert program(targets='q', alpha=8) == others[2]
@@ -296,7 +296,7 @@ def test_dropout_scales_what_it_keeps():
   @jax.jit
   def both(keys):
     off = branch(model, keys[0])
-    base = branch(model.clone(alpha=0), keys[0])
+    base = branch(model.clone(alpha=1e-30), keys[0])
     dropped = model.clone(dropout=0.4)
     return off, base, jax.lax.map(lambda key: branch(dropped, key), keys)
 
@@ -377,6 +377,12 @@ def test_adapted_linears_that_get_no_leaves_are_an_error():
 def test_rank_must_be_a_positive_integer(rank):
   with pytest.raises(ValueError, match='rank= takes a positive integer'):
     g4.nn.LoRA(rank=rank, model=models.base('Gemma4_E2B'))
+
+
+@pytest.mark.parametrize('alpha', [0, 0.0, float('nan'), -1e999, '8', True])
+def test_alpha_must_be_finite_and_not_0(alpha):
+  with pytest.raises(ValueError, match='alpha= takes a finite number other th'):
+    g4.nn.LoRA(rank=2, alpha=alpha, model=models.base('Gemma4_E2B'))
 
 
 @pytest.mark.parametrize('dropout', [-0.1, 1.0, 30])

@@ -520,7 +520,13 @@ def test_what_is_no_rule_is_an_error(bad):
     ('kwargs', 'match'),
     [
         ({'rank': 0}, 'rank= takes a positive integer'),
+        ({'alpha': 0}, 'alpha= takes a finite number other than 0'),
+        ({'alpha': float('nan')}, 'alpha= takes a finite .* Got: nan'),
+        ({'alpha': float('inf')}, 'alpha= takes a finite .* Got: inf'),
+        ({'alpha': 10**400}, 'alpha= takes a finite number'),
+        ({'alpha': '8'}, "alpha= takes a finite .* Got: '8'"),
         ({'dropout': 2}, 'dropout= takes a rate'),
+        ({'dropout': '0'}, 'dropout= takes a rate'),
         ({'attention': 'sliding'}, r"takes one of \['local', 'global'\]"),
         ({'tower': 'visoin'}, r"takes one of \['text', 'vision', 'audio'\]"),
         ({'layers': 'last'}, r'Rule\(layers=...\) takes a number'),

@@ -315,10 +315,10 @@ def test_rank_of_the_weight_bounds_that_of_pissa():
 
 
 def test_pissa_takes_a_positive_alpha():
-  with pytest.raises(ValueError, match='takes a positive alpha. Got: 0'):
+  with pytest.raises(ValueError, match='takes a positive alpha. Got: -2'):
     g4.nn.LoRA(
         rank=2,
-        alpha=0,
+        alpha=-2,
         init_lora_weights='pissa',
         model=g4.testing.Gemma4_31B(),
     )
