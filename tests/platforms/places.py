@@ -77,5 +77,20 @@ PLACES = {
         ),
         imported=_IN_NOTEBOOKS,
     ),
+    # An image with jax for a GPU, which its owner wants to keep.
+    'gpu_image': Place(
+        python='3.12',
+        packages=(
+            'jax==0.11.2',
+            'jaxlib==0.11.2',
+            'jax-cuda13-plugin==0.11.2',
+            'jax-cuda13-pjrt==0.11.2',
+            'flax==0.12.0',
+            'orbax-checkpoint==0.12.4',
+            'numpy==2.1.3',
+            'ipython',
+        ),
+        imported=('numpy', 'jax'),
+    ),
     'tpu_vm': Place(python='3.10', pip=False),
 }

@@ -63,6 +63,7 @@ def test_what_would_be_installed_works_together(tmp_path):
           ('colab_gpu', 'cuda12'),
           ('colab_tpu', 'tpu'),
           ('kaggle', 'tpu'),
+          ('gpu_image', 'cuda13'),
       )
       for place in [places.PLACES[name]]
   }
@@ -94,3 +95,4 @@ def test_what_would_be_installed_works_together(tmp_path):
   assert lowest.result()['jax'] == '0.11.2'
   on_gpu = found['colab_gpu'].result()
   assert on_gpu['jax-cuda12-plugin'] == on_gpu['jax']
+  assert found['gpu_image'].result()['jax'] == '0.11.2'

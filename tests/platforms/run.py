@@ -240,7 +240,8 @@ def versions(python: pathlib.Path) -> dict[str, str]:
 
 
 def few(has: dict[str, str]) -> str:
-  names = [*_SHOWN, 'tensorflow-cpu', 'libtpu', 'jax-cuda12-plugin']
+  plugins = ('jax-cuda12-plugin', 'jax-cuda13-plugin')
+  names = [*_SHOWN, 'tensorflow-cpu', 'libtpu', *plugins]
   return ', '.join(f'{x} {has[x]}' for x in names if x in has)
 
 

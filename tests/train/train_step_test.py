@@ -119,6 +119,8 @@ def test_one_step_and_no_init_is_compiled(tmp_path, caplog):
   assert compiled.count('jit(step)') == 1, compiled
   assert 'jit(_init_model)' not in compiled
   assert 'jit(init_state)' not in compiled
+  if state.opt_state is None:  # Kauldron HEAD, 2026-08-21: `train` frees it.
+    specs = specs.replace(opt_state=None)
   assert jax.tree.structure(specs) == jax.tree.structure(state)
 
 
