@@ -16,6 +16,7 @@ from gemma.gm.nn.gemma4 import _modules
 from gemma.gm.nn.gemma4 import _transformer
 from gemma.gm.nn.gemma4.audio import _modules as _audio
 from gemma.gm.nn.gemma4.vision import _encoder as _vision
+from gemma.gm.nn.gemma4.vision import _modules as _vision_modules
 from gemma.gm.nn.gemma4.vision import _preprocessing
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ from gemma4_lora.gemma4 import _sizes
 Transformer = _transformer.Transformer
 TransformerConfig = _config.TransformerConfig
 VisionEncoder = _vision.VisionEncoder
+VisionAttention = _vision_modules.Attention
 PreprocessedVisionInput = _transformer.PreprocessedVisionInput
 ConformerConfig = _audio.ConformerConfig
 AttentionType = _modules.AttentionType
@@ -285,3 +287,8 @@ def kv_sources(config: TransformerConfig) -> tuple[int, ...]:
 def is_vision_method(module: nn.Module, method_name: str) -> bool:
   """Whether this is the method that makes soft tokens of the images."""
   return isinstance(module, Transformer) and method_name == '_encode_vision'
+
+
+def is_vision_attention(module: nn.Module, method_name: str) -> bool:
+  """Whether this is the vision tower's attention, given its mask."""
+  return isinstance(module, VisionAttention) and method_name == '__call__'

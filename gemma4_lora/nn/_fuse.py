@@ -35,7 +35,7 @@ def fuse_params(model: _lora.LoRA, params: Mapping[str, Any]) -> dict[str, Any]:
   `modules_to_save` trained takes the place of the base. A quantised base is
   dequantised, all of it: it is what LoRA was trained on. Clip bounds of towers
   stay: their branches are inside the clips. On gemma 4.0.1, sample from a fused
-  26B_A4B through `g4.nn.RouterFix`.
+  26B_A4B through `g4.nn.RouterFix`, and from any fused model that reads images.
 
   Args:
     model: A `g4.nn.LoRA`.

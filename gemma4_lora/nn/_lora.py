@@ -64,8 +64,8 @@ class LoRA(_forward.Forward):
   zero. The branch is `scale * (x @ A) @ B`.
 
   Works wherever upstream takes a model: `kd.train.Trainer`,
-  `gm.text.ChatSampler`, `gm.text.Gemma4Sampler`. Around 26B_A4B it also mends
-  the router of gemma 4.0.1, see `g4.nn.RouterFix`.
+  `gm.text.ChatSampler`, `gm.text.Gemma4Sampler`. It also mends the router of
+  26B_A4B and the padding of images, see `g4.nn.RouterFix`.
 
   Attributes:
     rank: Rank of the branches.

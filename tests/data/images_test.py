@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from flax import linen as nn
 from gemma import peft
 from gemma.gm.nn.gemma4.vision import _preprocessing
 from gemma.gm.vision import _token_utils
@@ -14,6 +15,7 @@ from PIL import Image
 import pytest
 
 from gemma4_lora import g4
+from gemma4_lora.gemma4 import _patch_mask
 from tests.lib import multimodal
 from tests.lib import random_params
 
@@ -108,12 +110,17 @@ def test_a_batch_of_images_and_text_has_the_logits_of_each_alone(task):
   base = multimodal.base('Gemma4_31B', images='batch.images', dtype=jnp.float32)
   model = g4.nn.LoRA(rank=2, targets=['text', 'vision'], model=base)
   original, lora = peft.split_params(random_params.with_towers(model))
-  # With B = 0 the base, as gemma computes it, says what is right.
+  # With B = 0 the base, as gemma computes it, says what is right; padding
+  # patches aside, which gemma attends to.
   params = peft.merge_params(original, jax.tree.map(jnp.zeros_like, lora))
   kwargs = kontext.resolve_from_keyed_obj({'batch': batch}, model)
   together = jax.jit(model.apply)({'params': params}, **kwargs).logits
 
-  alone = jax.jit(base.apply)
+  @jax.jit
+  def alone(*args, **kwargs):
+    with nn.intercept_methods(_patch_mask.exclude_padding()):
+      return base.apply(*args, **kwargs)
+
   for i, counts in enumerate([(4, 3), (2, 1)]):
     one = jax.tree.map(lambda x, i=i: x[i : i + 1], kwargs)
     one['images'] = dataclasses.replace(one['images'], soft_token_counts=counts)

@@ -14,7 +14,10 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
+from gemma4_lora.gemma4 import _patch_mask
+from gemma4_lora.gemma4 import _upstream
 from tests.lib import hf_reference
+from tests.lib import image_cases
 from tests.lib import models
 
 pytestmark = pytest.mark.skipif(
@@ -59,6 +62,30 @@ def test_router_of_26b_a4b_sends_tokens_to_wrong_experts():
   variables, tokens = {'params': reference.params}, reference.tokens
   theirs = reference.model.apply(variables, tokens).logits
   assert np.abs(theirs - reference.logits).max() > 1
+
+
+def test_vision_tower_attends_to_padding_patches():
+  """Against transformers; `image_parity_test` compares ours."""
+  assert not _patch_mask.excludes_masked_keys(_upstream.VisionAttention)
+  case = image_cases.load('e_images')
+  encoder = case.base.config.vision_encoder
+
+  @jax.jit
+  def soft_tokens(images):
+    ((tokens, is_real),) = encoder.apply(
+        {'params': case.params['vision_encoder']},
+        images.patches.reshape(4, 36, -1),
+        images.positions_xy.reshape(4, 36, 2),
+    )
+    return tokens, is_real
+
+  theirs, is_real = soft_tokens(case.images)
+  # The first image, of four soft tokens, has no padding.
+  error = np.abs(theirs[is_real] - case.soft_tokens)
+  assert error[:4].max() < 1e-4
+  assert error[4:].max() > 1
+  other, _ = soft_tokens(image_cases.far_padding(case.images))
+  assert np.abs(other - theirs)[is_real][4:].max() > 1
 
 
 def test_seq2seq_task_writes_gemma_3s_turns():

@@ -48,7 +48,7 @@ class Reference:
 
 
 def load(name: str) -> Reference:
-  """Loads a base model and its logits. Of `e_mm`, vision has no weights."""
+  """Loads a base model and its logits; `image_cases` has vision's weights."""
   hf = json.loads((TESTDATA / name / 'config.json').read_text())
   weights = tensors(name)
   config = _gemma_config(hf)
@@ -121,6 +121,7 @@ def _gemma_config(hf: dict[str, Any]) -> _upstream.TransformerConfig:
       expert_dim=hf['moe_intermediate_size'] or 0,
       top_k_experts=hf['top_k_experts'] or 0,
       moe_dense_hidden_dim=hf['intermediate_size'] if moe else 0,
+      use_bidirectional_attention=hf['use_bidirectional_attention'],
       vision_encoder=vision,
   )
 
@@ -135,6 +136,7 @@ def _vision_encoder(hf: dict[str, Any]) -> _upstream.VisionEncoder:
       patch_size=hf['patch_size'],
       pos_emb_shape_yx=(hf['position_embedding_size'], 2),
       use_clipped_linears=hf['use_clipped_linears'],
+      standardize_embeddings=hf['standardize'],
   )
 
 

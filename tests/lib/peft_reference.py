@@ -161,11 +161,10 @@ def models(out: pathlib.Path) -> None:
 def _randomise(model: torch.nn.Module) -> None:
   """Scales by the fan-in, so that logits stay where their cap does not bind."""
   with torch.no_grad():
-    for name, x in [*model.named_parameters(), *model.named_buffers()]:
+    # What files hold: other buffers follow from the config.
+    for name, x in model.state_dict().items():
       if name.endswith(('_min', '_max')):
         x.fill_(-2.0 if name.endswith('_min') else 2.0)
-      elif not x.is_floating_point() or 'rotary' in name:
-        continue
       elif x.ndim < 2:
         x.uniform_(0.5, 1.5)
       else:

@@ -133,7 +133,10 @@ def test_a_second_call_traces_nothing():
 
 
 def test_a_chat_about_an_image(tmp_path):
-  """Greedy text of the sampler is the argmax of one forward pass over it."""
+  """Greedy text of the sampler is the argmax of one forward pass over it.
+
+  The image is padded, as most are.
+  """
   tokenizer = g4.testing.make_tokenizer(tmp_path / 'x.model', vocab_size=262144)
   model = _model('Gemma4_E2B')  # Takes larger tokens for its last.
   params = random_params.with_towers(model)
@@ -145,7 +148,7 @@ def test_a_chat_about_an_image(tmp_path):
       patch_size=4,
       max_soft_tokens=4,
   )
-  image = np.random.default_rng(0).integers(0, 255, (24, 24, 3), np.uint8)
+  image = np.random.default_rng(0).integers(0, 255, (24, 12, 3), np.uint8)
   prompt = '<|turn>user\nDescribe <|image|> now<turn|>\n<|turn>model\n'
   out = sampler.sample(
       prompt, images=[image], max_new_tokens=6, return_state=True
@@ -153,7 +156,9 @@ def test_a_chat_about_an_image(tmp_path):
   new = np.asarray(out.state.predicted_tokens[0][:6])
   new = new[new != 0]
 
-  (soft_tokens,) = sampler._preprocess_images([image]).soft_token_counts
+  images = sampler._preprocess_images([image])
+  assert np.any(images.positions_xy == -1)
+  (soft_tokens,) = images.soft_token_counts
   expanded = [108, 255999, *[-2] * soft_tokens, 258882, 108]
   tokens = []
   for token in tokenizer.encode(prompt, add_bos=True):
@@ -161,7 +166,7 @@ def test_a_chat_about_an_image(tmp_path):
   logits = model.apply(
       {'params': params},
       jnp.asarray([[*tokens, *new]]),
-      images=sampler._preprocess_images([image]),
+      images=images,
   ).logits
   forbidden = list(tokenizer.FORBIDDEN_TOKENS)
   logits = logits[0, len(tokens) - 1 : -1].at[:, forbidden].set(-jnp.inf)

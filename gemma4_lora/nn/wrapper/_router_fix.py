@@ -1,4 +1,4 @@
-"""A wrapper that only mends the MoE router."""
+"""A wrapper that only mends what gemma computes wrongly."""
 
 from typing import Any
 
@@ -9,18 +9,26 @@ from gemma4_lora.nn.wrapper import _wrapper
 
 
 class RouterFix(_wrapper.ModelWrapper):
-  """Makes a 26B_A4B right on gemma 4.0.1, for use without LoRA.
+  """Makes gemma's model right where gemma is wrong, for use without LoRA.
 
-  gemma 4.0.1 normalises the router's input twice, which sends tokens to the
-  wrong experts. `g4.nn.LoRA` mends that by itself; a model whose LoRA has been
-  fused, or which never had any, needs this:
+  It mends:
+
+  * the MoE router of 26B_A4B. gemma 4.0.1 normalises the router's input twice,
+    which sends tokens to the wrong experts;
+  * images, in every model. The vision tower of gemma 4.0.1 and 4.1.0 attends to
+    padding patches; and gemma drops logits behind an image.
+
+  `g4.nn.LoRA` mends these by itself; a model whose LoRA has been fused, or which
+  never had any, needs this:
 
   ```python
   model = g4.nn.RouterFix(model=gm.nn.Gemma4_26B_A4B())
   sampler = gm.text.ChatSampler(model=model, params=params)
   ```
 
-  On gemma HEAD, and around a model without experts, it changes nothing.
+  Where gemma is right it changes nothing: one run of the attention on a few
+  numbers shows whether gemma excludes padding. Nor does it change what a model
+  without experts computes without images.
 
   Attributes:
     model: A Gemma 4 model.

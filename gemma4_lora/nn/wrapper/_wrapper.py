@@ -3,7 +3,7 @@
 A wrapper changes what the model computes by intercepting method calls, and is
 itself a model: same parameters at the same paths, same keys, same attributes.
 
-Three traps lie under it:
+Four traps lie under it:
 
 * `Transformer.__call__` is under `nn.jit`, whose cache knows the module's class
   and fields but no interceptor: two wrappers of one model would share whichever
@@ -13,6 +13,7 @@ Three traps lie under it:
 * `_router_fix`: gemma 4.0.1 normalises the MoE router's input twice, so every
   wrapper mends it.
 * gemma drops logits behind an image, see `_media.expanded_vision_encoder`.
+* gemma's vision tower attends to padding patches, see `_patch_mask`.
 """
 
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from typing import Any
 from flax import linen as nn
 from kauldron import kontext
 
+from gemma4_lora.gemma4 import _patch_mask
 from gemma4_lora.gemma4 import _router
 from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.nn.wrapper import _media
@@ -83,9 +85,12 @@ class ModelWrapper(nn.Module):
         audio=kwargs.get('audio'),
     )
     interceptors = {'router': _router.feed_unnormalized()} | interceptors
-    if kwargs.get('images') is not None and kwargs.get('cache') is None:
-      images = _media.Images()
-      interceptors = interceptors | {images.key: images}
+    if kwargs.get('images') is not None:
+      exclude_padding = _patch_mask.exclude_padding()
+      interceptors |= {'no padding patches': exclude_padding}
+      if kwargs.get('cache') is None:
+        images = _media.Images()
+        interceptors |= {images.key: images}
     model = _with_key(self.model, key='; '.join(interceptors), parent=self)
     nn.share_scope(self, model)
     with contextlib.ExitStack() as stack:
