@@ -76,6 +76,7 @@ class Checkpointer(kd.ckpts.Checkpointer):
     try:
       self._start(to_train)
       state = self._restore(state, **kwargs)
+      _stop_signals.of_process().check()
     except BaseException:
       self._run.end()
       raise
@@ -153,6 +154,8 @@ class Checkpointer(kd.ckpts.Checkpointer):
   def latest_step(self) -> int | None:
     if _live_run.settle(self._files.path):
       vars(self).pop('_ckpt_mgr', None)  # It knows the steps of before.
+    elif '_ckpt_mgr' in vars(self) and not self._run.is_training:
+      self.reload()  # Another trainer may have gone on meanwhile.
     with self._explained():  # It makes the folder.
       return super().latest_step
 

@@ -78,18 +78,26 @@ class StopSignals:
     self.received = None
     self._interrupts = 0
 
+  def check(self) -> None:
+    """Ends a process that was asked to, if it is not in a run that saves.
+
+    The handler does so at once. What it raises is lost if Python was about to
+    call back from its garbage collection: whoever starts a run asks again.
+    """
+    if self.received and not self.is_training:
+      # Before the first step, or a checkpointer that does not ask.
+      stop(
+          f'{self.received}: stopped. The same command goes on from the last'
+          ' checkpoint, if there is one.',
+          self.received,
+      )
+
   def _on_signal(self, number: int, frame: Any) -> None:
     del frame
     name = signal.Signals(number).name
     is_first = self.received is None
     self.received = self.received or name
-    if not self.is_training:
-      # Before the first step, or a checkpointer that does not ask.
-      stop(
-          f'{name}: stopped. The same command goes on from the last checkpoint,'
-          ' if there is one.',
-          name,
-      )
+    self.check()
     if number != signal.SIGINT:
       return
     self._interrupts += 1

@@ -114,6 +114,17 @@ def test_an_interrupted_run_starts_again_at_once(
   assert _names(tmp_path / 'checkpoints') == {'ckpt_0', 'ckpt_3'}
 
 
+def test_what_another_trainer_saved_meanwhile_is_gone_on_from(make):
+  ckpt, item = make(seed=3)
+  ckpt.save(item, step=3, force=True)
+  ckpt.wait_until_finished()
+  other, item = make()
+  other.save(item, step=4, force=True)
+  other.wait_until_finished()
+  assert ckpt.latest_step == 4
+  ckpt.restore(item, noop_if_missing=True)
+
+
 def test_a_run_in_another_thread_is_live(make, tmp_path, monkeypatch):
   make()
   run = _live_run._RUNS[str(tmp_path)]
@@ -183,6 +194,17 @@ def test_asked_to_stop_before_a_step_it_saves_nothing(make, tmp_path, capsys):
     ckpt.should_save(0)
   assert 'SIGINT: no step was done since step 0 in' in capsys.readouterr().err
   assert _names(tmp_path / 'checkpoints') == {'ckpt_0'}
+
+
+def test_asked_to_stop_before_it_trains_it_gives_all_back(make, tmp_path):
+  signals = _stop_signals.of_process()
+  signals.received = 'SIGTERM'
+  try:
+    with pytest.raises(_stop_signals.Stopped):
+      make()
+  finally:
+    signals.received = None
+  assert _names(tmp_path) == {'checkpoints'}
 
 
 def test_asked_to_stop_it_ends_an_evaluation(make):

@@ -50,6 +50,22 @@ def test_before_a_run_it_ends_the_process(name):
   )
 
 
+def test_a_run_does_not_begin_if_python_lost_what_the_handler_raised():
+  status, errors = _run("""
+    signals.install(several_hosts=False)
+    class Collected:
+      def __del__(self):
+        send('SIGTERM')
+    Collected()
+    print('goes on')
+    signals.check()
+    sys.exit('began')
+  """)
+  assert status == 75, errors
+  assert 'Exception ignored' in errors
+  assert errors.count('SIGTERM: stopped') == 2
+
+
 def test_in_a_run_it_is_remembered_and_a_second_sigterm_waits():
   status, errors = _run("""
     signals.install(several_hosts=False)
@@ -101,8 +117,9 @@ def test_in_a_notebook_a_second_interrupt_gives_control_back():
     send('SIGINT')
     try:
       send('SIGINT')
+      sys.exit('no control')
     except KeyboardInterrupt:
-      print('control')
+      pass
     signals.remove()
     try:
       _stop_signals.stop('SIGINT: saved', 'SIGINT')

@@ -22,6 +22,7 @@ def _start(code):
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
+      start_new_session=True,
   )
 
 
@@ -32,11 +33,11 @@ def _start(code):
         ('os.kill(os.getpid(), signal.SIGKILL)', -9, '', ''),
         ("os.write(2, b'a\\nb'); os.abort()", -6, '', 'a\nb'),
         (
-            "os.write(2, b'a\\nF1 FATAL x\\nstack\\n'); os.write(2, b'stack\\n');"
-            ' os.abort()',
+            "os.write(2, b'a\\nb\\nF1 FATAL x\\nstack\\n');"
+            " os.write(2, b'stack\\n'); os.abort()",
             76,
             '',
-            'a\ngemma4_lora: explained 2\n',
+            'a\nb\ngemma4_lora: explained 2\n',
         ),
         # A process of its own that goes on keeps nobody waiting.
         (
@@ -74,7 +75,7 @@ def test_signals_are_handed_on_once(number):
     sys.exit(10 + count)
   """)
   assert process.stdout.readline() == 'ready\n'
-  os.kill(process.pid, number)
+  os.killpg(process.pid, number)  # As a terminal does.
   assert process.wait(60) == 11
   process.communicate()
 
@@ -86,8 +87,9 @@ def test_the_child_is_killed_with_it():
   """)
   child = int(process.stdout.readline())
   process.kill()
-  process.communicate()
+  process.wait()
   deadline = time.monotonic() + 30
   while os.path.exists(f'/proc/{child}'):
     assert time.monotonic() < deadline
     time.sleep(0.02)
+  process.communicate()  # Waits for whoever has its stdout, so not before.
