@@ -14,6 +14,7 @@ from gemma4_lora.ckpts import _checkpointer
 from gemma4_lora.ckpts.lora import _fingerprint
 from gemma4_lora.ckpts.lora import _frozen_base
 from gemma4_lora.ckpts.lora import _lora_item
+from gemma4_lora.ckpts.sources import _locate
 
 _WHO = 'LoRACheckpointer'
 
@@ -137,12 +138,25 @@ class LoRACheckpointer(_checkpointer.Checkpointer):
       )
     saved = _fingerprint.read(folder)
     if saved is None:
+      _check_is_whole(folder)
       raise ValueError(
           f'{_WHO}: {folder} has no fingerprint: another checkpointer wrote it.'
           ' Go on with that one, as checkpointer=kd.ckpts.Checkpointer(…), or'
           ' give the run a workdir of its own: --cfg.workdir=….'
       )
     return folder, saved
+
+
+def _check_is_whole(folder: epath.Path) -> None:
+  """Raises for what an interrupted copy leaves of a step."""
+  there = sorted(folder.iterdir())
+  if not any((x / _locate.METADATA).exists() for x in there):
+    names = [x.name for x in there]
+    raise ValueError(
+        f'{_WHO}: {folder} is a part of a checkpoint, as an interrupted copy (of'
+        f' rsync, say) leaves it: it has neither fingerprint nor arrays, only'
+        f' {names}. Copy it again; or remove it, to go on from the step before.'
+    )
 
 
 def _check_evals(trainer: kd.train.Trainer) -> None:

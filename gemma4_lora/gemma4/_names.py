@@ -24,7 +24,7 @@ CLIP_BOUNDS = ('input_min', 'input_max', 'output_min', 'output_max')
 # parent's scope, and `{'w': array}` in released files.
 _BARE = ('gating_einsum', 'linear')
 _MLPS = ('mlp', 'mlp2')
-_LAYER = re.compile(r'layer_(\d+)')
+_LAYER = re.compile(r'layer_(\d{1,9})')
 # Towers, and what stands in the embedder for one of them.
 _ENCODERS = ('vision_encoder', 'audio_encoder')
 _EMBEDDER_PREFIXES = {'mm_': 'vision_encoder', 'audio_': 'audio_encoder'}

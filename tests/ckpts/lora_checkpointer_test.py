@@ -328,6 +328,14 @@ def test_only_states_are_saved(tmp_path):
     made.checkpointer.save(kd.ckpts.items.StandardCheckpointItem(), step=0)
 
 
+def test_a_part_of_a_copy_is_said_to_be_one(tmp_path):
+  made = runs.trainer(tmp_path)
+  (tmp_path / 'checkpoints' / 'ckpt_7' / 'default').mkdir(parents=True)
+  match = r"ckpt_7 is a part of .*only \['default'\]. Copy it again"
+  with pytest.raises(ValueError, match=match):
+    made.checkpointer._saved(7)
+
+
 def test_a_run_of_kauldrons_checkpointer_is_refused(plain):
   made = runs.trainer(plain[0])
   with pytest.raises(ValueError, match='no fingerprint: another checkpointer'):

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 from importlib import metadata
-import json
 from typing import Any
 
 from absl import logging
@@ -18,9 +17,12 @@ import numpy as np
 from gemma4_lora import _trees
 from gemma4_lora import nn as g4_nn
 from gemma4_lora import variants
+from gemma4_lora.ckpts.lora import _fingerprint_fields
 from gemma4_lora.host import _checksums
 from gemma4_lora.host import _intact
 from gemma4_lora.host import _storage_errors
+from gemma4_lora.host.files import _json_objects
+from gemma4_lora.host.files import _regular
 from gemma4_lora.nn.branches import _init
 
 # The item of a checkpoint, and its file: that of Orbax's JSON handler.
@@ -103,12 +105,7 @@ def check(
   Raises:
     ValueError: They do not fit; says in what, with both sides.
   """
-  if saved.get('format') != _FORMAT:
-    raise ValueError(
-        f'{who}: the fingerprint in {where} has format {saved.get("format")},'
-        f' and this gemma4_lora reads format {_FORMAT}: install the version that'
-        f' wrote it: {saved.get("versions")}.'
-    )
+  check_format(saved, who=who, where=where)
   problems = [
       *_different_lora(saved['lora'], current['lora']),
       *(
@@ -127,6 +124,20 @@ def check(
         ' workdir of its own: --cfg.workdir=….'
     )
   _log_harmless(saved, current, who=who)
+
+
+def check_format(saved: Fingerprint, *, who: str, where: str) -> None:
+  """Checks that this version can read what was saved; see `check`.
+
+  Raises:
+    ValueError: Another version must.
+  """
+  if saved.get('format') != _FORMAT:
+    raise ValueError(
+        f'{who}: the fingerprint in {where} has format {saved.get("format")},'
+        f' and this gemma4_lora reads format {_FORMAT}: install the version that'
+        f' wrote it: {saved.get("versions")}.'
+    )
 
 
 def _other_quantize(saved: Fingerprint, current: Fingerprint) -> bool:
@@ -168,7 +179,15 @@ def read(step_dir: epath.Path) -> Fingerprint | None:
   """Returns the fingerprint in one `ckpt_N` folder, `None` if it has none."""
   file = step_dir / ITEM / _FILE
   with _storage_errors.explained(file, who='LoRA'):
-    return parse(file.read_text(), file=file) if file.exists() else None
+    if not file.exists():
+      return None
+    values = parse(_regular.read(file), file=file)
+  if values.get('format') == _FORMAT and 'index' not in values:
+    raise ValueError(
+        f'{file} is damaged: it has no index of what lies in the arrays. Copy it'
+        ' again.'
+    )
+  return values
 
 
 def to_write(values: Fingerprint) -> dict[str, Any]:
@@ -187,13 +206,13 @@ def parse(text: str | bytes, *, file: epath.Path) -> Fingerprint:
     ValueError: It is damaged.
   """
   try:
-    values = json.loads(text)
-    if not isinstance(values, dict):
-      raise ValueError(f'it is a JSON {type(values).__name__}')
+    values = _json_objects.parse(text, path=file)
     _intact.check_seal(values)
+    if values.get('format') == _FORMAT or type(values.get('format')) is not int:
+      _fingerprint_fields.check(values)
   except ValueError as e:
     raise ValueError(
-        f'{file} is damaged: {e}. Copy it again; or, of a run, remove the folder'
+        f'{file} is damaged: {str(e).rstrip(".")}. Copy it again; or, of a run, remove the folder'
         ' of that step, to go on from the step before.'
     ) from e
   return values

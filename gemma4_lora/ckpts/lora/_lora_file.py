@@ -111,6 +111,7 @@ def read(
   except (ValueError, FileNotFoundError) as e:
     raise ValueError(f'{path / _TENSORS} cannot be read: {e}') from e
   said = _fingerprint.parse(data[_FINGERPRINT], file=path / _FINGERPRINT)
+  _fingerprint.check_format(said, who=who, where=str(path / _FINGERPRINT))
   _check(leaves, said, path=path)
   return leaves, said
 
@@ -133,7 +134,7 @@ def _check(
       )
   # None from before they were kept.
   for name, digest in said.get(_DIGESTS, {}).items():
-    if _intact.digest(leaves[name]) != digest:
+    if name not in leaves or _intact.digest(leaves[name]) != digest:
       raise ValueError(
           f'{file} is damaged: {name} is not what was saved: its digest is'
           f' another than that in {_FINGERPRINT}. Copy the folder again.'

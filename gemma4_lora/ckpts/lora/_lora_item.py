@@ -207,6 +207,7 @@ def read_lora(
     )
   fingerprint = _fingerprint.read(source.path.parent)
   if fingerprint is not None:
+    _fingerprint.check_format(fingerprint, who=who, where=str(source.path))
     index = {
         name: x
         for name, x in fingerprint[_INDEX].items()

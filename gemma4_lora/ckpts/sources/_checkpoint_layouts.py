@@ -25,7 +25,11 @@ _FLAT_ROOTS = {
     # The vision tower of the flat layout, named after Gemma 3's.
     'SigLiPFromPatches_0': ('vision_encoder',),
 }
-_STACKED = re.compile(r'transformer/stacked_layers/attention_type_(\d+)(/.*)?')
+_STACKED = re.compile(
+    r'transformer/stacked_layers/attention_type_(\d{1,6})(/.*)?'
+)
+# More than any model has.
+_MOST_LAYERS = 10_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,6 +96,11 @@ def _from_flat(leaf: Stored, pattern_len: int) -> list[Stored]:
   """Renames one leaf of the flat or stacked layout."""
   head, *tail = leaf.key
   if match := _STACKED.fullmatch(head):
+    if not leaf.shape or leaf.shape[0] > _MOST_LAYERS:
+      raise ValueError(
+          f'{_trees.join(leaf.key)} has shape {leaf.shape}, whose first axis must'
+          ' be that of layers.'
+      )
     rest = (*(match[2] or '').split('/')[1:], *tail)
     return [
         dataclasses.replace(

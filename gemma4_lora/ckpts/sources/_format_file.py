@@ -18,6 +18,8 @@ from etils import epath
 from gemma4_lora import _trees
 from gemma4_lora.ckpts.sources import _checkpoint_layouts
 from gemma4_lora.ckpts.sources import _quantized_leaves
+from gemma4_lora.host.files import _json_objects
+from gemma4_lora.host.files import _regular
 from gemma4_lora.quant import _format
 
 NAME = 'quantized.json'
@@ -56,10 +58,10 @@ def check(
   if not file.exists():
     return
   try:
-    said = dict(json.loads(file.read_text()))
-  except (ValueError, TypeError) as e:
+    said = _json_objects.read(file)
+  except ValueError as e:
     raise ValueError(
-        f'{who}: {file} is damaged. Copy or download the checkpoint again.'
+        f'{who}: {file} is damaged. Copy or download the checkpoint again. {e}'
     ) from e
   found = {
       _trees.join(x.path[1:]): x.encoding.kind
@@ -69,7 +71,7 @@ def check(
   for path in sorted(said.keys() | found.keys()):
     if said.get(path) != found.get(path):
       raise ValueError(
-          f'{who}: {path} of the checkpoint is {said.get(path, "not quantised")}'
-          f' by {file}, and {found.get(path, "not quantised")} by its codes. Copy'
+          f'{who}: {_regular.shown(path)} of the checkpoint is'
+          f' {_regular.shown(said.get(path, "not quantised"))} by {file}, and {found.get(path, "not quantised")} by its codes. Copy'
           ' or download the checkpoint again.'
       )

@@ -7,15 +7,16 @@ the sizes of files alone.
 
 from collections.abc import Iterable
 from collections.abc import Iterator
-import itertools
-import json
-import math
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
 import tensorstore as ts
 
+from gemma4_lora.ckpts.sources import _array_specs
 from gemma4_lora.ckpts.sources import _locate
+from gemma4_lora.host.files import _json_objects
+from gemma4_lora.host.files import _regular
 
 _MANIFEST = 'manifest.ocdbt'
 
@@ -34,12 +35,14 @@ def check(
   Raises:
     ValueError: A file is missing or shorter than its data.
   """
+  if names is None:
+    _regular.check_below(directory, who=who)
   try:
-    metadata = json.loads((directory / _locate.METADATA).read_text())
+    metadata = _json_objects.read(directory / _locate.METADATA)
   except ValueError as e:
     raise ValueError(
         f'{who}: {_locate.METADATA} of the checkpoint is damaged or cut short:'
-        f' {directory}. Copy or download it again.'
+        f' {e}'
     ) from e
   if metadata.get('use_ocdbt', has_index(directory)):
     if names is None:
@@ -98,11 +101,13 @@ def _check_ocdbt(directory: epath.Path, *, who: str) -> None:
   if not has_index(directory):
     raise ValueError(
         f'{who}: {directory} is half-written: it has no {_MANIFEST}, which'
-        ' Orbax writes when all data is there.'
+        ' Orbax writes when all data is there; or a part of a copy. Copy it'
+        ' again, or use an earlier step.'
     )
   try:
-    ends = _file_ends(ts.KvStore.open(kvstore(directory)).result())
-  except (ValueError, OSError) as e:
+    entries = list(_entries(ts.KvStore.open(kvstore(directory)).result()))
+    ends = _file_ends(entries)
+  except (ValueError, OSError, LookupError, TypeError) as e:
     raise ValueError(
         f'{who}: the index of the checkpoint is damaged or cut short:'
         f' {directory}. Copy or download it again.'
@@ -116,12 +121,39 @@ def _check_ocdbt(directory: epath.Path, *, who: str) -> None:
           f'{who}: the checkpoint is truncated: {file} {has}, and holds data'
           f' up to byte {end}. Copy or download it again.'
       )
+  _check_specs(directory, entries, who=who)
 
 
-def _file_ends(base: ts.KvStore) -> dict[str, int]:
+def _check_specs(
+    directory: epath.Path, entries: Iterable[Mapping[str, Any]], *, who: str
+) -> None:
+  """Compares what is said of arrays with the bytes of their values."""
+  specs: dict[str, tuple[str, bytes]] = {}
+  sizes: dict[str, int] = {}
+  total = 0
+  for entry in entries:
+    key = entry.get('key', b'').decode(errors='replace')
+    name, _, last = key.rpartition('/')
+    if last in _array_specs.NAMES and 'inline_value' in entry:
+      specs[name] = last, entry['inline_value']
+      continue
+    size = len(entry.get('inline_value', b''))
+    if 'indirect_value' in entry:
+      size = _split(entry['indirect_value'])[2]
+    array = name.partition('/c')[0]
+    sizes[array] = sizes.get(array, 0) + size
+    total += size
+  for name, (last, data) in specs.items():
+    where = f'{directory}: {name}/{last} of the index'
+    spec = _array_specs.parse(data, name=last, where=where, who=who)
+    # Where the index has several nodes, names are cut short.
+    spec.check_bytes(sizes.get(name) or total, who=who)
+
+
+def _file_ends(entries: Iterable[Mapping[str, Any]]) -> dict[str, int]:
   """Returns, by data file, the byte at which its last value ends."""
   ends: dict[str, int] = {}
-  for entry in _entries(base):
+  for entry in entries:
     for kind in ('location', 'indirect_value'):
       if kind in entry:
         name, offset, length = _split(entry[kind])
@@ -153,33 +185,31 @@ def _check_folders(
   """Checks that each array's folder has all of its chunks."""
   for name in names:
     folder = directory / name
-    if (file := folder / '.zarray').exists():
-      spec = json.loads(file.read_text())
-      grid, root = spec['chunks'], folder
-      separator = spec.get('dimension_separator', '.')
-    elif (file := folder / 'zarr.json').exists():
-      spec = json.loads(file.read_text())
-      grid = spec['chunk_grid']['configuration']['chunk_shape']
-      root, separator = folder / 'c', '/'
-    else:
+    found = [x for x in _array_specs.NAMES if (folder / x).exists()]
+    if not found:
       raise ValueError(
           f'{who}: the checkpoint is incomplete: {folder} has no array. Copy or'
           ' download it again.'
       )
-    counts = [
-        math.ceil(n / c) for n, c in zip(spec['shape'], grid, strict=True)
-    ]
-    wanted = [
-        root / separator.join(map(str, index))
-        for index in itertools.product(*map(range, counts))
-    ]
-    if not counts:  # A scalar: one chunk, "0" or, in the third version, "c".
-      wanted = [folder / '0' if root == folder else root]
-    bad = [f for f in wanted if not f.exists() and is_full]
-    bad += [f for f in wanted if f.exists() and not f.stat().length]
+    file = folder / found[0]
+    spec = _array_specs.parse(
+        _regular.read(file, who=who), name=file.name, where=str(file), who=who
+    )
+    wanted = spec.files(folder)
+    stored = {f: f.stat().length for f in wanted if f.exists()}
+    bad = [f for f in wanted if f not in stored and is_full]
+    bad += [f for f, size in stored.items() if not size]
     if bad:
       raise ValueError(
           f'{who}: the checkpoint is truncated: {len(bad)} of'
           f' {len(wanted)} chunks of {folder} are missing or empty. Copy or'
           ' download it again.'
       )
+    spec.check_bytes(sum(stored.values()) or _total(directory), who=who)
+
+
+def _total(directory: epath.Path) -> int:
+  """Returns how many bytes there are in all."""
+  return sum(
+      _total(x) if x.is_dir() else x.stat().length for x in directory.iterdir()
+  )

@@ -128,9 +128,12 @@ def _opened(path: epath.Path, *, step: int, who: str) -> Source:
   except Exception as e:
     raise ValueError(
         f'{who}: cannot read the metadata of the checkpoint: {directory}:'
-        f' {e}'
+        f' {str(e).partition(" [tensorstore_spec")[0]}'
     ) from e
-  layout, leaves = _checkpoint_layouts.nested(_stored(tree))
+  try:
+    layout, leaves = _checkpoint_layouts.nested(_stored(tree))
+  except ValueError as e:
+    raise ValueError(f'{who}: {directory}: {e}') from e
   _format_file.check(directory, leaves, who=who)
   return OrbaxSource(
       path=directory,

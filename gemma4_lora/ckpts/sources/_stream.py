@@ -97,6 +97,7 @@ def list_whole(directory: epath.Path) -> dict[str, 'Streamed']:
     chunk = values.get(f'{name}/{_chunk_key(spec, 0)}')
     if (
         isinstance(chunk, tuple)
+        and _is_dtype(spec['dtype'])
         and spec['shape']
         and spec['chunks'] == spec['shape']
         and _is_plain(spec)
@@ -106,7 +107,7 @@ def list_whole(directory: epath.Path) -> dict[str, 'Streamed']:
           dtype=_dtype(spec['dtype']),
           chunk_rows=spec['shape'][0],
           chunks=[chunk],
-          is_compressed=spec['compressor'] is not None,
+          is_compressed=spec.get('compressor') is not None,
       )
   return arrays
 
@@ -244,13 +245,20 @@ def _chunk_key(spec: Mapping[str, Any], i: int) -> str:
 def _is_plain(spec: Mapping[str, Any]) -> bool:
   """Whether chunks are the array's own bytes, by zstd or as they are."""
   return (
-      (spec['compressor'] or {'id': 'zstd'})['id'] == 'zstd'
-      and spec['order'] == 'C'
-      and not spec['filters']
+      (spec.get('compressor') or {'id': 'zstd'})['id'] == 'zstd'
+      and spec.get('order') == 'C'
+      and not spec.get('filters')
       and isinstance(spec['dtype'], str)
       and not spec['dtype'].startswith('>')
       and 0 not in spec['shape']
   )
+
+
+def _is_dtype(name: Any) -> bool:
+  try:
+    return isinstance(name, str) and _dtype(name).itemsize > 0
+  except (TypeError, ValueError):
+    return False  # Orbax says what is wrong with it.
 
 
 def _dtype(name: str) -> np.dtype:

@@ -52,7 +52,7 @@ def test_truncated_data_file(copy, missing_bytes):
   What follows the data is an index that Orbax does not use any more.
   """
   store = ts.KvStore.open(f'file://{copy}/').result()
-  ends = _integrity._file_ends(store)
+  ends = _integrity._file_ends(_integrity._entries(store))
   name = max(ends, key=ends.get)
   _cut(copy / name, ends[name] - missing_bytes)
   _fails(copy, 'the checkpoint is truncated: .* bytes, and holds data up to')
