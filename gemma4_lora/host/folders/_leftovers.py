@@ -26,6 +26,9 @@ _WRITER = 'writer.json'
 _TMP = re.compile(r'\.(?P<name>.+)\.[0-9a-f]{8}\.tmp')
 # Folders of earlier versions do not say who writes them.
 _UNKNOWN_S = 3600.0
+# A writer says who it is right after it has made its folder, and takes that back
+# right before it removes it. Who finds an empty one waits for that.
+_EMPTY_S = 2.0
 
 
 @contextlib.contextmanager
@@ -70,7 +73,7 @@ def remove(path: pathlib.Path) -> None:
         old, name = place / ASIDE, path.with_name(match['name'])
         if old.exists() and not name.exists():  # Between two renames.
           os.rename(old, name)
-        shutil.rmtree(place, ignore_errors=True)
+        _remove(place)
     except OSError:
       continue
 
@@ -84,17 +87,23 @@ def _is_dead(place: pathlib.Path, *, is_same: bool) -> bool:
       be of another program, if it does not say who writes it.
   """
   file = place / _WRITER
-  try:
-    writer = json.loads(file.read_text())
-    return isinstance(writer, dict) and not _owner.is_alive(
-        writer, _silent_s(file)
-    )
-  except (OSError, ValueError):
-    pass
-  if not is_same or not place.is_dir():
-    return False
-  last = max(x.stat().st_mtime for x in (place, *place.rglob('*')))
-  return time.time() - last > _UNKNOWN_S
+  end = time.monotonic() + _EMPTY_S
+  while True:
+    try:
+      writer = json.loads(file.read_text())
+      return isinstance(writer, dict) and not _owner.is_alive(
+          writer, _silent_s(file)
+      )
+    except (OSError, ValueError):
+      pass
+    if not is_same or not place.is_dir():
+      return False
+    if any(x != file for x in place.iterdir()):
+      last = max(x.stat().st_mtime for x in (place, *place.rglob('*')))
+      return time.time() - last > _UNKNOWN_S
+    if time.monotonic() > end:
+      return True
+    time.sleep(0.1)
 
 
 def _silent_s(file: pathlib.Path) -> float:
@@ -109,7 +118,9 @@ def _silent_s(file: pathlib.Path) -> float:
 def _remove(folder: pathlib.Path) -> None:
   """Removes a folder that threads may still write to, after an error."""
   for _ in range(20):
-    shutil.rmtree(folder, ignore_errors=True)
+    # Who writes it last: killed in between, the rest is still known as left.
+    for name in (_NEW, ASIDE, ''):
+      shutil.rmtree(folder / name, ignore_errors=True)
     if not folder.exists():
       return
     time.sleep(0.1)

@@ -59,6 +59,16 @@ def test_what_a_killed_process_left_goes_with_the_next_start(tmp_path, writer):
   assert (tmp_path / 'x' / 'file').read_text() == 'old'
 
 
+def test_an_empty_one_is_of_a_writer_that_died_at_once(tmp_path):
+  """Between making the folder and its file, or between removing them."""
+  for token in ('0123abcd', '4567abcd'):
+    (tmp_path / f'.x.{token}.tmp').mkdir()
+  (tmp_path / '.x.4567abcd.tmp' / 'writer.json').touch()
+  (tmp_path / '.y.0123abcd.tmp').mkdir()  # Whose it is only `y` knows.
+  _save(tmp_path / 'x')
+  assert _names(tmp_path) == ['.y.0123abcd.tmp', 'x']
+
+
 def test_a_live_one_ends_its_work(tmp_path, writer):
   _save(tmp_path / 'y')
   writer.communicate(b'\n')
