@@ -11,6 +11,7 @@ import jax
 from kauldron import kd
 
 from gemma4_lora import host
+from gemma4_lora.ckpts.sources import _locate
 from gemma4_lora.host import _storage_errors
 
 # A step that is to go is renamed into this folder and deleted there: killed in
@@ -19,7 +20,6 @@ from gemma4_lora.host import _storage_errors
 _DELETED = 'deleted'
 _CHECKPOINTS = 'checkpoints'
 _TMP = '.orbax-checkpoint-tmp'
-_COMMITTED = 'commit_success.txt'  # Orbax's last file of a step.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,8 +74,7 @@ class Workdir:
 
   def is_complete(self, step: int) -> bool:
     """Whether a step was saved to its end."""
-    path = self.step(step)
-    return (path / _COMMITTED).exists() if self.in_bucket else path.exists()
+    return _locate.is_committed(self.step(step))
 
   def step(self, step: int) -> epath.Path:
     """Returns the folder of a step."""

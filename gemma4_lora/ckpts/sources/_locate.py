@@ -11,12 +11,19 @@ from gemma4_lora.host.folders import _commit
 
 # Written last by Orbax: a folder without it was not saved to its end.
 METADATA = '_METADATA'
+# Its last file of a step in Cloud Storage, and one of the first to go. Elsewhere,
+# it renames a step.
+_COMMITTED = 'commit_success.txt'
 _ITEM = 'default'
 _CHECKPOINTS = 'checkpoints'
 _TMP = '.orbax-checkpoint-tmp'
 _STEP = re.compile(r'(?:ckpt_)?(\d+)')
 _GGUF = '.gguf'
 _HF_FILES = ('.safetensors', '.safetensors.index.json')
+_OF_A_COPY = (
+    f' If it is the whole copy of one on a disk, put a file {_COMMITTED} into it:'
+    ' older versions of Orbax wrote none there.'
+)
 
 
 def locate(path: epath.PathLike, *, step: int = -1, who: str) -> epath.Path:
@@ -87,16 +94,25 @@ def locate(path: epath.PathLike, *, step: int = -1, who: str) -> epath.Path:
   return found
 
 
+def is_committed(step: epath.Path) -> bool:
+  """Whether a step was saved to its end, and nothing of it is deleted."""
+  if os.fspath(step).startswith('gs://'):
+    return (step / _COMMITTED).exists()
+  return step.exists()
+
+
 def _step_in(folder: epath.Path, *, step: int, who: str) -> epath.Path:
   """Returns the arrays of one step in a folder of many."""
   steps = _steps(folder)
-  complete = {n: d for n, d in steps.items() if (d / _ITEM / METADATA).exists()}
+  complete = {n: d for n, d in steps.items() if not _lacks(d)}
   if not complete:
     partial = sorted(d.name for d in folder.iterdir() if _TMP in d.name)
     partial += sorted(d.name for d in steps.values())
     if partial:
+      lacks = {_lacks(d) for d in steps.values()}
       raise ValueError(
           f'{who}: all checkpoints in {folder} are half-written: {partial}.'
+          + (_OF_A_COPY if lacks == {_COMMITTED} else '')
       )
     raise FileNotFoundError(
         f'{who}: no checkpoint at {folder}: it holds {_listing(folder)}.'
@@ -104,10 +120,11 @@ def _step_in(folder: epath.Path, *, step: int, who: str) -> epath.Path:
   if step == -1:
     step = max(complete)
   if step in steps and step not in complete:
+    lacks = _lacks(steps[step])
     raise ValueError(
         f'{who}: step={step} is half-written: {steps[step]} has no'
-        f' {_ITEM}/{METADATA}, which Orbax writes last. Complete steps:'
-        f' {sorted(complete)}.'
+        f' {lacks}, which Orbax writes last. Complete steps:'
+        f' {sorted(complete)}.{_OF_A_COPY if lacks == _COMMITTED else ""}'
     )
   if step not in complete:
     raise ValueError(
@@ -117,10 +134,22 @@ def _step_in(folder: epath.Path, *, step: int, who: str) -> epath.Path:
   return complete[step] / _ITEM
 
 
+def _lacks(step: epath.Path) -> str | None:
+  """Returns what Orbax writes last in a step, if it is not there."""
+  if not (step / _ITEM / METADATA).exists():
+    return f'{_ITEM}/{METADATA}'
+  return None if is_committed(step) else _COMMITTED
+
+
 def _check_own_step(item: epath.Path, *, step: int, who: str) -> None:
   """Checks `step` where the path names one checkpoint already."""
   folder = item.parent if item.name == _ITEM else item
   match = _STEP.fullmatch(folder.name)
+  if match and folder != item and not is_committed(folder):
+    raise ValueError(
+        f'{who}: {folder} is half-written: it has no {_COMMITTED}, which Orbax'
+        f' writes last. Use an earlier step.{_OF_A_COPY}'
+    )
   if step == -1 or (match and int(match[1]) == step):
     return
   if match:
