@@ -52,6 +52,7 @@ _ROOMS = (
     'gemma4',
     'host/folders',
     'host/files',
+    'host/ranges',
     'host',
     'quiet',
     '_trees',

@@ -81,6 +81,11 @@ def give_back() -> None:
   threads.
   """
   gc.collect()
-  trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
-  if trim is not None:
-    trim(0)
+  trim()
+
+
+def trim() -> None:
+  """Gives back what glibc keeps of freed memory, for as long as nobody wants it."""
+  function = getattr(ctypes.CDLL(None), 'malloc_trim', None)
+  if function is not None:
+    function(0)

@@ -154,8 +154,9 @@ class _Proxy:
     # the log waits for what has begun.
     self._write(number, 'began')
     try:
-      if settings['latency_s']:
-        await asyncio.sleep(settings['latency_s'])
+      delay = settings['latency_s'] + (fault and fault['delay_s'] or 0)
+      if delay:
+        await asyncio.sleep(delay)
       if headers.has_body and headers.get('expect'):
         client[1].write(b'HTTP/1.1 100 Continue\r\n\r\n')
       if fault and fault['status']:

@@ -291,6 +291,7 @@ class Buckets:
       *,
       status: int | None = None,
       after_bytes: int | None = None,
+      delay_s: float | None = None,
       first: int = 1,
       times: int | None = None,
   ) -> None:
@@ -302,15 +303,17 @@ class Buckets:
       status: HTTP status to answer with: 401, 403, 404, 503, …
       after_bytes: The connection is cut after as many bytes of the response's body,
         or of the request's if it has one. 0 cuts it at once.
+      delay_s: Nothing is answered for so long, and then as if nothing had been.
       first: Which of the matching requests is the first that fails, from 1.
       times: How many of them fail; None for all.
     """
-    if (status is None) == (after_bytes is None):
-      raise ValueError('Give either status= or after_bytes=.')
+    if [status, after_bytes, delay_s].count(None) != 2:
+      raise ValueError('Give one of status=, after_bytes= and delay_s=.')
     fault = {
         'match': match,
         'status': status,
         'after_bytes': after_bytes,
+        'delay_s': delay_s,
         'first': first,
         'times': times,
     }

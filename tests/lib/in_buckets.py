@@ -5,11 +5,14 @@ and writes what each had to say to a file.
 """
 
 import contextlib
+import functools
 import io
 import json
 import os
 import pathlib
 import sys
+import threading
+import time
 import traceback
 from unittest import mock
 
@@ -19,6 +22,7 @@ NAMES = (
     'save_quantized',
     'make_checkpoint',
     'transforms_from_a_run',
+    'half_a_step',
     'fuse',
     'export',
     'quantize',
@@ -29,6 +33,8 @@ NAMES = (
     'dead_writers',
     'live_writers',
     'errors',
+    'cut_in_a_restore',
+    'gone_in_a_restore',
     'no_local_folder',
 )
 
@@ -149,6 +155,45 @@ class Checks:
       g4.ckpts.LoadLoRA(path='gs://runs/run', step=7).transform(
           states.wrap(fresh)
       )
+
+  def half_a_step(self):
+    """Without Orbax's mark, a step is none: also for who names it."""
+    from gemma4_lora import g4
+
+    step = self._run.workdir / 'checkpoints' / 'ckpt_3'
+    for name in ('half/checkpoints/ckpt_3', *_SAVING):
+      self._buckets.upload(step, f'gs://runs/{name}')
+      if 'ckpt_3' not in name or 'half' in name:
+        (self._buckets.folder('runs') / name / 'commit_success.txt').unlink()
+    # Its deletion was killed later.
+    self._buckets.upload(
+        step / 'default/d', 'gs://runs/saving/checkpoints/ckpt_4/default/d'
+    )
+    load = functools.partial(
+        g4.ckpts.load_lora, model=self._model, params=self._params
+    )
+    _equal(load('gs://runs/saving'), self._params)
+    lacks = 'half-written: .*has no commit_success.txt, which .* whole copy'
+    for path, kwargs in (
+        ('gs://runs/saving', {'step': 9}),
+        ('gs://runs/saving/checkpoints/ckpt_9', {}),
+        ('gs://runs/saving/checkpoints/ckpt_9/default', {}),
+    ):
+      with _raises(ValueError, lacks):
+        load(path, **kwargs)
+    with _raises(
+        ValueError, 'step=4 is half-written: .* has no default/_METAD'
+    ):
+      load('gs://runs/saving', step=4)
+    with _raises(
+        ValueError, r"half-written: \['ckpt_3'\]. If it is the whole co"
+    ):
+      load('gs://runs/half')
+    cfg = self._cfg[0], '--cfg.workdir=gs://runs/half'
+    for command in ('chat', 'fuse', 'export', 'check'):
+      out = self._command(command, *cfg, '--out=gs://out/half', code=1)
+      assert 'half-written' in out and len(out.strip().splitlines()) == 1, out
+    assert not self._files('out', 'half')
 
   def fuse(self):
     from gemma import gm
@@ -312,6 +357,48 @@ class Checks:
     self._buckets.heal()
     assert not self._files('out', 'x')
 
+  def cut_in_a_restore(self):
+    """What is cut some times is read again, and the values are the same."""
+    for path in _BASES:
+      want = self._restored(path)
+      self._buckets.fail(_DATA, after_bytes=1000, first=2, times=4)
+      _equal(self._restored(path), want)
+      self._buckets.heal()
+
+  def gone_in_a_restore(self):
+    """In bounded time, one line that says where and what to do."""
+    from gemma4_lora import host
+    from gemma4_lora.ckpts.sources import _bounded
+    from gemma4_lora.host.ranges import _ranges
+
+    never = threading.Event()
+    with (
+        mock.patch.dict(os.environ, {'GEMMA4_LORA_BUCKET_TIMEOUT': '3'}),
+        mock.patch.object(_ranges, '_HEAD_BYTES', 100),
+    ):
+      for path in _BASES:
+        self._buckets.fail(_DATA, after_bytes=1000, first=2)
+        start = time.monotonic()
+        with _raises(ConnectionError, f'{path}: .*broke: .* Try again'):
+          self._restored(path)
+        assert time.monotonic() - start < 60
+        self._buckets.heal()
+        # It takes what is sent, and says nothing.
+        self._buckets.fail(_DATA, first=2, delay_s=20)
+        with _raises(ConnectionError, f'{path}: .*: no answer for [36] s'):
+          self._restored(path)
+        self._buckets.heal()
+      # Orbax may read for longer, as long as the bucket answers.
+      base = host.path('gs://bases/tiny')
+      self._buckets.fail(status=503)
+      with _raises(ValueError, 'UNAVAILABLE|503'):
+        _bounded.call(never.wait, directory=base)
+      self._buckets.heal()
+      threading.Timer(7, never.set).start()
+      assert _bounded.call(never.wait, directory=base)
+    for path in _BASES:
+      self._restored(path)
+
   def no_local_folder(self):
     assert not [*pathlib.Path.cwd().iterdir()]
 
@@ -390,6 +477,10 @@ class Checks:
 
 
 _COMMIT = 'gemma4_lora_commit.json'
+_SAVING = 'saving/checkpoints/ckpt_3', 'saving/checkpoints/ckpt_9'
+_BASES = ('gs://bases/tiny', 'gs://out/made/hf')
+# Requests of tensorstore for their data.
+_DATA = r'/o/.*(tiny%2F.*d%2F|model.safetensors).*alt=media'
 
 _CONFIG = """
 from kauldron import konfig

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from gemma4_lora import _trees
+from gemma4_lora import host
 from gemma4_lora.ckpts.restore import _placing
 from gemma4_lora.ckpts.restore import _prepare
 from gemma4_lora.ckpts.restore import _quantizing
@@ -16,6 +17,7 @@ from gemma4_lora.ckpts.restore import _read
 from gemma4_lora.ckpts.restore import _restore_log
 from gemma4_lora.ckpts.restore import _restore_plan
 from gemma4_lora.ckpts.sources import _open
+from gemma4_lora.host import _memory
 from gemma4_lora.host import _storage_errors
 
 
@@ -81,6 +83,7 @@ def _carry_out(
     whole: bool,
 ) -> None:
   """Reads and places all leaves of a plan, or quantises them in between."""
+  trimming = _Trimming(source, plan)
   with (
       _restore_log.progress(plan) as progress,
       futures.ThreadPoolExecutor(os.cpu_count()) as pool,
@@ -88,7 +91,9 @@ def _carry_out(
     started: list[futures.Future[int]] = []
     for group in _read.read(source, plan.loads, placing.old, whole=whole):
       # One group is placed while the next is read.
-      progress.update(sum(x.result() for x in started))
+      placed = sum(x.result() for x in started)
+      progress.update(placed)
+      trimming.update(placed)
       started = []
       while group:
         path, value = group.popitem()
@@ -99,6 +104,24 @@ def _carry_out(
         del value  # On the host: not held while others are read.
       quantizing.give_back()
     progress.update(sum(x.result() for x in started))
+
+
+class _Trimming:
+  """Gives memory back when most is placed, and each time half of the rest is.
+
+  What comes from a bucket passes through the memory of many threads, of which the
+  C library keeps some for each. There is room for it while much is still to come.
+  """
+
+  def __init__(self, source: _open.Source, plan: _restore_plan.Plan):
+    self._left = sum(_open.num_bytes(x.stored) for x in plan.loads)
+    self._next = 0 if host.is_local(source.path) else self._left // 4
+
+  def update(self, placed: int) -> None:
+    self._left -= placed
+    if 0 < self._left < self._next:
+      _memory.trim()
+      self._next = self._left // 2
 
 
 def _check_lora(old: Mapping[_trees.Path, Any], *, who: str) -> None:

@@ -20,7 +20,7 @@ from gemma4_lora.hf.weights import _by_name
 from gemma4_lora.hf.weights import _mapped
 from gemma4_lora.hf.weights import _to_tensors
 from gemma4_lora.host import _memory
-from gemma4_lora.host import _ranges
+from gemma4_lora.host.ranges import _ranges
 
 _EMBEDDING = ('params', *_names.EMBEDDING.split('.'))
 

@@ -17,6 +17,7 @@ from gemma4_lora.ckpts.sources import _array_specs
 from gemma4_lora.ckpts.sources import _locate
 from gemma4_lora.host.files import _json_objects
 from gemma4_lora.host.files import _regular
+from gemma4_lora.host.ranges import _bucket_reads
 
 _MANIFEST = 'manifest.ocdbt'
 
@@ -61,7 +62,10 @@ def has_index(directory: epath.Path) -> bool:
 def kvstore(directory: epath.Path) -> Any:
   """Returns the folder of a checkpoint, as tensorstore says it."""
   path = f'{directory}/'
-  return path if '://' in path else {'driver': 'file', 'path': path}
+  if '://' not in path:
+    return {'driver': 'file', 'path': path}
+  spec = _bucket_reads.kvstore(directory)
+  return path if spec is None else spec | {'path': f'{spec["path"]}/'}
 
 
 Place = tuple[epath.Path, int, int]

@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 
 from gemma4_lora import _trees
 from gemma4_lora import host
+from gemma4_lora.ckpts.sources import _bounded
 from gemma4_lora.ckpts.sources import _checkpoint_layouts
 from gemma4_lora.ckpts.sources import _contents
 from gemma4_lora.ckpts.sources import _format_file
@@ -81,9 +82,12 @@ class OrbaxSource(Source):
     restore_args = jax.tree_util.tree_map_with_path(
         pick(lambda k, _: args.get(k, ocp.RestoreArgs())), self.tree
     )
-    restored = _handler().restore(
-        self.path,
-        args=ocp.args.PyTreeRestore(item=item, restore_args=restore_args),
+    restored = _bounded.call(
+        lambda: _handler().restore(
+            self.path,
+            args=ocp.args.PyTreeRestore(item=item, restore_args=restore_args),
+        ),
+        directory=self.path,
     )
     return {k: v for k, v in _trees.flatten(restored).items() if k in args}
 
@@ -124,7 +128,11 @@ def _opened(path: epath.Path, *, step: int, who: str) -> Source:
     return _hugging_face.open_source(directory, who=who)
   _integrity.check(directory, who=who)
   try:
-    tree = _handler().metadata(directory).tree
+    tree = _bounded.call(
+        lambda: _handler().metadata(directory).tree,
+        directory=directory,
+        is_short=True,
+    )
   except Exception as e:
     raise ValueError(
         f'{who}: cannot read the metadata of the checkpoint: {directory}:'

@@ -24,7 +24,7 @@ from gemma4_lora.ckpts.sources import _stream
 from gemma4_lora.host import _intact
 from gemma4_lora.host import _memory
 from gemma4_lora.host import _paths
-from gemma4_lora.host import _ranges
+from gemma4_lora.host.ranges import _read_ahead
 
 Policy = Literal['error', 'warn']
 
@@ -87,20 +87,30 @@ class Source(abc.ABC):
     Raises:
       ValueError: An array is damaged; or has NaN, and `nan` is 'error'.
     """
-    with futures.ThreadPoolExecutor(self.num_readers) as pool:
+    with futures.ThreadPoolExecutor(self._num_readers) as pool:
       started = {}
       for key in args:
         future = _ahead.take(self.path, key)
         reader = future.result if future else self.reader(key, filled)
         if reader is not None:
           started[key] = pool.submit(self._checked, key, reader)
-      rest = {key: arg for key, arg in args.items() if key not in started}
-      arrays = self._read_by_orbax(rest) if rest else {}
-      for key in arrays:
-        started[key] = pool.submit(
-            self._checked, key, functools.partial(arrays.get, key)
+      try:
+        rest = {key: arg for key, arg in args.items() if key not in started}
+        arrays = self._read_by_orbax(rest) if rest else {}
+        for key in arrays:
+          started[key] = pool.submit(
+              self._checked, key, functools.partial(arrays.get, key)
+          )
+        done, _ = futures.wait(
+            started.values(), return_when=futures.FIRST_EXCEPTION
         )
-      return {key: future.result() for key, future in started.items()}
+        for future in done:
+          future.result()  # Raises, if it is the one that failed.
+        return {key: future.result() for key, future in started.items()}
+      except BaseException:
+        # Where the network is gone, each of the others would try for a minute.
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
 
   def _checked(self, key: _trees.Path, reader: Callable[[], Any]) -> Any:
     """Reads an array, and checks it."""
@@ -160,10 +170,10 @@ class Source(abc.ABC):
     logging.warning('%s: %s.', self.path, problem)
 
   @property
-  def num_readers(self) -> int:
-    """How many arrays are read at a time: one for each core, on this machine."""
+  def _num_readers(self) -> int:
+    """How many arrays are read at a time: on a disk, one for each core."""
     is_local = _paths.is_local(self.path)
-    return (os.cpu_count() or 1) if is_local else _ranges.NUM_READERS
+    return (os.cpu_count() or 1) if is_local else _read_ahead.num_readers()
 
   @abc.abstractmethod
   def reader(

@@ -22,7 +22,7 @@ import zstandard
 
 from gemma4_lora.ckpts.sources import _integrity
 from gemma4_lora.host import _memory
-from gemma4_lora.host import _ranges
+from gemma4_lora.host.ranges import _ranges
 
 # Tensorstore reads parts of chunks up to this size well enough.
 _SMALL_BYTES = 2**26
@@ -88,6 +88,12 @@ def list_whole(directory: epath.Path) -> dict[str, 'Streamed']:
   if not _integrity.has_index(directory):
     return {}
   values = _integrity.values(directory)
+  spans: dict[epath.Path, list[tuple[int, int]]] = {}
+  for value in values.values():
+    if isinstance(value, tuple):
+      path, offset, length = value
+      spans.setdefault(path, []).append((offset, offset + length))
+  files = {path: _ranges.expected(path, x) for path, x in spans.items()}
   arrays = {}
   for key, value in values.items():
     name, _, last = key.rpartition('/')
@@ -108,6 +114,7 @@ def list_whole(directory: epath.Path) -> dict[str, 'Streamed']:
           chunk_rows=spec['shape'][0],
           chunks=[chunk],
           is_compressed=spec.get('compressor') is not None,
+          file=files[chunk[0]],
       )
   return arrays
 
@@ -133,6 +140,7 @@ class Streamed:
     chunk_rows: How many rows a chunk has.
     chunks: File, offset and length of each chunk.
     is_compressed: Whether chunks are compressed by zstd.
+    file: The file of all chunks, None if there is no more to say of it.
   """
 
   shape: tuple[int, ...]
@@ -140,6 +148,7 @@ class Streamed:
   chunk_rows: int
   chunks: list[_integrity.Place]
   is_compressed: bool
+  file: _ranges.File | None = None
 
   _chunk: int = -1  # That is open.
   _row: int = 0  # That comes next in it.
@@ -179,11 +188,16 @@ class Streamed:
     if chunk != self._chunk or row < self._row:
       self._close()
       path, offset, length = self.chunks[chunk]
-      self._file = _ranges.open_stream(path, offset, offset + length)
-      self._stream = self._file
+      span = offset, offset + length
+      file: Any = (
+          _ranges.open_stream(path, *span)
+          if self.file is None
+          else self.file.open_at(*span)
+      )
+      self._file = self._stream = file
       if self.is_compressed:
         self._stream = zstandard.ZstdDecompressor().stream_reader(
-            self._file, read_size=_READ_BYTES
+            file, read_size=_READ_BYTES
         )
       self._chunk = chunk
     rest = _num_bytes((row - self._row, *self.shape[1:]), self.dtype)

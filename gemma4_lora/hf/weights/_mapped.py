@@ -12,14 +12,16 @@ from etils import epath
 import numpy as np
 
 from gemma4_lora.host import _memory
-from gemma4_lora.host import _ranges
 from gemma4_lora.host import _threads
 from gemma4_lora.host.files import _json_objects
 from gemma4_lora.host.files import _regular
 from gemma4_lora.host.files import _safetensors_header
+from gemma4_lora.host.ranges import _ranges
 
 INDEX = '.safetensors.index.json'
 _SUFFIX = '.safetensors'
+# Files of a bucket whose headers are read.
+_NUM_AT_ONCE = 32
 _SHARD = re.compile(
     r'(?P<name>.+)-\d{1,9}-of-(?P<count>\d{1,9})\.safetensors', re.ASCII
 )
@@ -40,6 +42,11 @@ class Tensor:
   offset: int
   shape: tuple[int, ...]
   dtype: np.dtype
+
+  @property
+  def end(self) -> int:
+    """The byte after its data."""
+    return self.offset + math.prod(self.shape) * self.dtype.itemsize
 
   def read(self) -> np.ndarray:
     """Maps the data: no byte is read before it is looked at.
@@ -77,8 +84,8 @@ class Tensor:
     Args:
       start: How many numbers to skip.
     """
-    end = self.offset + math.prod(self.shape) * self.dtype.itemsize
-    return self.file.open_at(self.offset + start * self.dtype.itemsize, end)
+    first = self.offset + start * self.dtype.itemsize
+    return self.file.open_at(first, self.end)
 
 
 def list_tensors(path: epath.Path, *, who: str) -> dict[str, Tensor]:
@@ -115,7 +122,7 @@ def list_tensors(path: epath.Path, *, who: str) -> dict[str, Tensor]:
   tensors: dict[str, Tensor] = {}
   # At once, as each file of a bucket takes its time to answer.
   for name, listed in _threads.in_order(
-      listed_in, sorted(by_file), limit=_ranges.NUM_READERS
+      listed_in, sorted(by_file), limit=_NUM_AT_ONCE
   ):
     lacking = [k for k in by_file[name] if k not in listed]
     if lacking:
@@ -195,7 +202,9 @@ def _list_file(path: epath.Path, *, who: str) -> dict[str, Tensor]:
   file = _ranges.open_file(path)
   read = functools.partial(_ranges.read, file)
   header = _safetensors_header.read(read, file.size, path=path, who=who)
-  return {
+  tensors = {
       name: Tensor(file=file, offset=x.start, shape=x.shape, dtype=x.dtype)
       for name, x in header.entries.items()
   }
+  file.expect((x.offset, x.end) for x in tensors.values())
+  return tensors

@@ -17,7 +17,9 @@ import safetensors.numpy
 from gemma4_lora.ckpts.sources import _hugging_face
 from gemma4_lora.ckpts.sources import _open
 from gemma4_lora.ckpts.sources import _stream
-from gemma4_lora.host import _ranges
+from gemma4_lora.host.ranges import _neighbours
+from gemma4_lora.host.ranges import _ranges
+from gemma4_lora.host.ranges import _read_ahead
 from tests.lib import hf_reference
 
 _SHARDS = ('a.safetensors', 'b.safetensors')
@@ -77,7 +79,7 @@ def test_arrays_and_rows_are_those_of_the_disk(buckets, local):
 def _read(buckets, local) -> None:
   """Is a process in which there are buckets."""
   _ranges._HEAD_BYTES = 999
-  _ranges._PIECE_BYTES = 5000
+  _read_ahead.PIECE_BYTES = _neighbours._SMALL_BYTES = 5000
   for name in ('sharded', 'mm', 'packed'):
     _compare(local, name)
   _compare_orbax(buckets, local)

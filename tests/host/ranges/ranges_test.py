@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from gemma4_lora import host
-from gemma4_lora.host import _ranges
+from gemma4_lora.host.ranges import _ranges
+from gemma4_lora.host.ranges import _read_ahead
 
 _DATA = np.random.default_rng(0).bytes(10_000)
 
@@ -27,7 +28,7 @@ def _in_memory():
 def test_a_bucket_that_etils_reads(in_memory, monkeypatch):
   del in_memory
   monkeypatch.setattr(_ranges, '_HEAD_BYTES', 100)
-  monkeypatch.setattr(_ranges, '_PIECE_BYTES', 700)
+  monkeypatch.setattr(_read_ahead, 'PIECE_BYTES', 700)
   path = host.path('hf://org/file')
   path.write_bytes(_DATA)
   file = _ranges.open_file(path)

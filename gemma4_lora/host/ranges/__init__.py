@@ -1,0 +1,1 @@
+"""Ranges of files: from a disk, or from a bucket, which answers late."""
