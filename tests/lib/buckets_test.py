@@ -93,7 +93,9 @@ def _look(file):
 
 
 def test_a_fault_is_an_answer_or_a_cut(buckets):
-  with pytest.raises(ValueError, match='one of status=, after_bytes= and delay_s='):
+  with pytest.raises(
+      ValueError, match='one of status=, after_bytes= and delay_s='
+  ):
     buckets.fail('x')
 
 

@@ -9,6 +9,7 @@ its place in the file, here or in a bucket, straight into the array's memory.
 from collections.abc import Mapping
 import dataclasses
 import functools
+import io
 import json
 import math
 from typing import Any
@@ -101,8 +102,12 @@ def list_whole(directory: epath.Path) -> dict[str, 'Streamed']:
       continue
     spec = json.loads(value)
     chunk = values.get(f'{name}/{_chunk_key(spec, 0)}')
+    if isinstance(chunk, bytes):  # A small one is in the index.
+      inline, place = chunk, (directory / name, 0, len(chunk))
+    else:
+      inline, place = None, chunk
     if (
-        isinstance(chunk, tuple)
+        place is not None
         and _is_dtype(spec['dtype'])
         and spec['shape']
         and spec['chunks'] == spec['shape']
@@ -112,9 +117,10 @@ def list_whole(directory: epath.Path) -> dict[str, 'Streamed']:
           shape=tuple(spec['shape']),
           dtype=_dtype(spec['dtype']),
           chunk_rows=spec['shape'][0],
-          chunks=[chunk],
+          chunks=[place],
           is_compressed=spec.get('compressor') is not None,
-          file=files[chunk[0]],
+          file=files.get(place[0]),
+          inline=inline,
       )
   return arrays
 
@@ -141,6 +147,7 @@ class Streamed:
     chunks: File, offset and length of each chunk.
     is_compressed: Whether chunks are compressed by zstd.
     file: The file of all chunks, None if there is no more to say of it.
+    inline: The bytes of the only chunk, if they are there already.
   """
 
   shape: tuple[int, ...]
@@ -149,6 +156,7 @@ class Streamed:
   chunks: list[_integrity.Place]
   is_compressed: bool
   file: _ranges.File | None = None
+  inline: bytes | None = None
 
   _chunk: int = -1  # That is open.
   _row: int = 0  # That comes next in it.
@@ -189,11 +197,13 @@ class Streamed:
       self._close()
       path, offset, length = self.chunks[chunk]
       span = offset, offset + length
-      file: Any = (
-          _ranges.open_stream(path, *span)
-          if self.file is None
-          else self.file.open_at(*span)
-      )
+      file: Any
+      if self.inline is not None:
+        file = io.BytesIO(self.inline)
+      elif self.file is not None:
+        file = self.file.open_at(*span)
+      else:
+        file = _ranges.open_stream(path, *span)
       self._file = self._stream = file
       if self.is_compressed:
         self._stream = zstandard.ZstdDecompressor().stream_reader(

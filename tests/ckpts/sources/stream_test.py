@@ -17,11 +17,25 @@ from gemma4_lora.ckpts.sources import _stream
 _SHAPE = (60, 10, 40)
 
 
-def _save(path, array, *, chunks=_SHAPE, use_ocdbt=True, compressor='zstd'):
+def _save(
+    path,
+    array,
+    *,
+    chunks=_SHAPE,
+    use_ocdbt=True,
+    compressor='zstd',
+    inline_bytes=100,
+):
   folder = {'driver': 'file', 'path': f'{path}/layer.w/'}
   if use_ocdbt:
     base = {'driver': 'file', 'path': f'{path}/'}
-    folder = {'driver': 'ocdbt', 'base': base, 'path': 'layer.w/'}
+    config = {'max_inline_value_bytes': inline_bytes}
+    folder = {
+        'driver': 'ocdbt',
+        'base': base,
+        'path': 'layer.w/',
+        'config': config,
+    }
   spec = {
       'driver': 'zarr',
       'kvstore': folder,
@@ -90,6 +104,22 @@ def _is_mapped(address):
     if start <= address < stop:
       return True
   return False
+
+
+@pytest.mark.parametrize('compressor', ['zstd', None])
+def test_what_stands_in_the_index_is_taken_from_there(tmp_path, compressor):
+  array = np.arange(12, dtype=np.float32).reshape(4, 3)
+  path = _save(
+      tmp_path,
+      array,
+      chunks=(4, 3),
+      compressor=compressor,
+      inline_bytes=1024,  # Orbax's own choice.
+  )
+  found = _stream.list_whole(path)['layer.w']
+  assert found.inline
+  np.testing.assert_array_equal(found.read_all(), array)
+  np.testing.assert_array_equal(found.read(1, 3), array[1:3])
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')

@@ -18,7 +18,7 @@ from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.hf.weights import _base_weights
 from gemma4_lora.hf.weights import _by_name
 from gemma4_lora.hf.weights import _mapped
-from gemma4_lora.host import _ranges
+from gemma4_lora.host.ranges import _ranges
 from tests.lib import hf_reference
 from tests.lib import states
 from tests.lib import training
