@@ -18,7 +18,7 @@ def test_step_of_e2b_at_512_tokens_is_within_5_percent(targets):
       kv_cache_sharing_config=None,
   )
   measured = flops.measure(
-      model.clone(config=config), targets, rank=16, length=512
+      model.clone(config=config), targets, rank=16, length=512, compiles=False
   )
   assert measured.branches > 0
   assert 0.95 <= measured.ratio <= 1.05
