@@ -4,6 +4,7 @@ import difflib
 import os
 import re
 
+from absl import logging
 from etils import epath
 
 from gemma4_lora import host
@@ -119,6 +120,12 @@ def _step_in(folder: epath.Path, *, step: int, who: str) -> epath.Path:
     )
   if step == -1:
     step = max(complete)
+    if (newest := max(steps)) != step:
+      logging.warning(
+          '%s: takes step %d of %s, not the newest: %s has no %s, which Orbax'
+          ' writes last. It was not saved to its end, or not copied to it.',
+          *(who, step, folder, steps[newest], _lacks(steps[newest])),
+      )
   if step in steps and step not in complete:
     lacks = _lacks(steps[step])
     raise ValueError(

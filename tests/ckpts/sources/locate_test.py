@@ -1,5 +1,6 @@
 """From a path to a checkpoint, or to a message that says what is there."""
 
+import re
 import shutil
 
 from etils import epath
@@ -147,12 +148,13 @@ def test_folder_without_metadata(checkpoint, tmp_path):
     _locate_it(tmp_path / 'c')
 
 
-def test_half_written_step(workdir, tmp_path):
+def test_half_written_step(workdir, tmp_path, caplog):
   """The last complete step is the default; the half-written one is named."""
   shutil.copytree(workdir, tmp_path / 'run')
   folder = tmp_path / 'run' / 'checkpoints'
   (folder / 'ckpt_12' / 'default' / '_METADATA').unlink()
   assert _locate_it(tmp_path / 'run').parent.name == 'ckpt_3'
+  assert re.search('takes step 3 of .*ckpt_12 has no default/_ME', caplog.text)
   with pytest.raises(ValueError, match=r'step=12 is half-written.*: \[3\]'):
     _locate_it(tmp_path / 'run', step=12)
   shutil.rmtree(folder / 'ckpt_3')
