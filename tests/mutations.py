@@ -207,6 +207,42 @@ ALL = (
         ('host/checksums_test.py',),
     ),
     Mutation(
+        'host/_stop_signals.py',
+        'if self._interrupts > 1:',
+        'if self._interrupts > 2:',
+        ('host/stop_signals_test.py', '-k', 'notebook'),
+    ),
+    Mutation(
+        'host/_live_owner.py',
+        'if now is None:  # It ended.',
+        'if False:',
+        ('host/live_owner_test.py',),
+    ),
+    Mutation(
+        'host/_watched.py',
+        'os.setpgid(0, 0)',
+        'pass',
+        ('host/watched_test.py', '-k', 'handed'),
+    ),
+    Mutation(
+        'ckpts/_stoppable.py',
+        'if self._asked():',
+        'if False:',
+        ('ckpts/stoppable_test.py',),
+    ),
+    Mutation(
+        'ckpts/_checkpointer.py',
+        'self._run.check_owner()',
+        'pass',
+        ('ckpts/checkpointer_test.py', '-k', 'was_taken'),
+    ),
+    Mutation(
+        'runs/_places.py',
+        'model.clone(quantize=None) if alone else model',
+        'model',
+        ('runs/called_base_test.py', '-k', 'without_quantising'),
+    ),
+    Mutation(
         'peft/_expert_tensors.py',
         "if both and parameter != 'down_proj'",
         'if both',

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -110,6 +111,7 @@ def test_an_interrupted_run_starts_again_at_once(
     again = ckpt.restore(item, noop_if_missing=True)
   else:
     _, again = make()
+  assert ckpt._run.is_training == is_same_trainer
   assert int(again.train_state.step) == 3
   assert _names(tmp_path / 'checkpoints') == {'ckpt_0', 'ckpt_3'}
 
@@ -118,10 +120,19 @@ def test_what_another_trainer_saved_meanwhile_is_gone_on_from(make):
   ckpt, item = make(seed=3)
   ckpt.save(item, step=3, force=True)
   ckpt.wait_until_finished()
-  other, item = make()
-  other.save(item, step=4, force=True)
-  other.wait_until_finished()
-  assert ckpt.latest_step == 4
+
+  def save(step):
+    other, item = make()
+    other.save(item, step=step, force=True)
+    other.wait_until_finished()
+    return item
+
+  item = save(4)
+  # The trainer may have made its state for what there was before.
+  with pytest.raises(_live_owner.OwnedError, match='while this one started'):
+    ckpt.restore(item, noop_if_missing=True)
+  item = save(5)
+  assert ckpt.latest_step == 5
   ckpt.restore(item, noop_if_missing=True)
 
 
@@ -143,13 +154,16 @@ def test_a_run_in_another_thread_is_live(make, tmp_path, monkeypatch):
 
 
 def test_a_run_that_ends_gives_all_back(make, tmp_path):
+  before = signal.getsignal(signal.SIGTERM)
   ckpt, item = make()
+  assert signal.getsignal(signal.SIGTERM) is not before
   assert (tmp_path / 'train_owner.json').exists()
   assert _stop_signals.of_process().is_training
   ckpt.save(item, step=0)
   ckpt.wait_until_finished()
   assert _names(tmp_path) == {'checkpoints'}
   assert not _stop_signals.of_process().is_training
+  assert signal.getsignal(signal.SIGTERM) is before
   assert not _live_run._RUNS
   assert not ckpt.should_save(1)
 
