@@ -66,7 +66,7 @@ def _mutate_header(file: pathlib.Path, rng: random.Random) -> str:
   end = 8 + int.from_bytes(data[:8], 'little')
   head, rest = data[:end], data[end:]
   kind = rng.choice(
-      [*_ON_BYTES, 'json', 'json', 'json', 'json', 'length', 'cut', 'longer']
+      [*_ON_BYTES, *['json'] * 4, *['entry'] * 8, 'length', 'cut', 'longer']
       + ['instead', 'gone', 'pipe']
   )
   if kind in ('gone', 'pipe'):
@@ -79,6 +79,9 @@ def _mutate_header(file: pathlib.Path, rng: random.Random) -> str:
   elif kind == 'json':
     text = _mutate_json(head[8:], rng)
     data = len(text).to_bytes(8, 'little') + text + rest
+  elif kind == 'entry':
+    text = _mutate_entry(json.loads(head[8:]), rng)
+    data = len(text).to_bytes(8, 'little') + text + rest
   elif kind == 'length':
     length = end - 8 + rng.choice([-8, -2, -1, 1, 2, 8, 2**20, 2**40, 2**62])
     data = (length % 2**64).to_bytes(8, 'little') + data[8:]
@@ -90,6 +93,32 @@ def _mutate_header(file: pathlib.Path, rng: random.Random) -> str:
     data = _ON_BYTES[kind](head, rng) + rest
   file.write_bytes(data)
   return kind
+
+
+def _mutate_entry(header: dict[str, Any], rng: random.Random) -> bytes:
+  """Lets what is said of one tensor contradict itself or another."""
+  names = [name for name in header if name != '__metadata__']
+  one, other = (header[rng.choice(names)] for _ in range(2))
+  start, stop = one['data_offsets']
+  shift = rng.choice([1, 2, 4, 64, stop - start])
+  kind = rng.choice(['offsets', 'shift', 'wider', 'all', 'dtype', 'shape'])
+  if kind == 'offsets':
+    one['data_offsets'] = list(other['data_offsets'])
+  elif kind == 'shift':
+    shift *= rng.choice([-1, 1])
+    one['data_offsets'] = [start + shift, stop + shift]
+  elif kind == 'wider':
+    one['data_offsets'] = [start, stop + shift]
+  elif kind == 'all':
+    for name in names:
+      header[name]['data_offsets'] = [
+          x + shift for x in header[name]['data_offsets']
+      ]
+  elif kind == 'dtype':
+    one['dtype'] = rng.choice(['F32', 'F16', 'BF16', 'I32', 'U8', 'F64'])
+  else:
+    one['shape'] = list(other['shape'])
+  return json.dumps(header).encode()
 
 
 def _flip(data: bytes, rng: random.Random) -> bytes:

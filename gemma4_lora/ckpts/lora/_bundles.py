@@ -66,6 +66,12 @@ def unbundle(arrays: Mapping[str, Any], index: Index) -> dict[_trees.Path, Any]:
   leaves = {}
   for name, array in arrays.items():
     start = 0
+    said = sum(math.prod(shape) for _, shape in index[name][1])
+    if said != math.prod(array.shape):
+      raise ValueError(
+          f'{name} has shape {list(array.shape)}, and by the fingerprint {said}'
+          ' numbers lie in it: the checkpoint is damaged. Copy it again.'
+      )
     for path, shape in index[name][1]:
       if _is_whole(name, index):
         leaves[tuple(path)] = array

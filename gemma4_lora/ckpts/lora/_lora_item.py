@@ -217,7 +217,10 @@ def read_lora(
     if jax.process_count() == 1:  # Each process reads all here.
       where = os.fspath(source.path.parent)
       _check_arrays(arrays, fingerprint, who=who, where=where)
-    leaves = _bundles.unbundle(arrays, index)
+    try:
+      leaves = _bundles.unbundle(arrays, index)
+    except ValueError as e:
+      raise ValueError(f'{who}: {source.path}: {e}') from e
   else:
     paths = {
         _trees.join(x.key): x.path

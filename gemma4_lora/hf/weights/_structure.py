@@ -42,6 +42,9 @@ def config(shapes: Shapes) -> _upstream.TransformerConfig:
     )
   defaults = _sizes.SIZES[0].cls.config
   sizes = [size or min(filter(None, sizes)) for size in sizes]
+  per_layer = _at(
+      shapes, 'per_layer_model_projection.weight', 0
+  ) // num_layers or _at(shapes, 'per_layer_projection_norm.weight', 0)
   shared_kv = [_is_k_and_v(shapes, i) for i in range(num_layers)]
   if len(set(sizes)) > 1:
     is_global = [size == max(sizes) for size in sizes]
@@ -51,7 +54,9 @@ def config(shapes: Shapes) -> _upstream.TransformerConfig:
         for i in range(num_layers)
         if is_global[i] and f'layers.{i}.self_attn.k_proj.weight' in shapes
     ]
-    k_eq_v = bool(has_k) and all(has_k)
+    # Those with inputs for each layer keep k and v apart; with one global layer
+    # that keeps its own, nothing else tells.
+    k_eq_v = bool(has_k) and all(has_k) and not per_layer
   else:
     is_global, k_eq_v = shared_kv, any(shared_kv)
   first = functools.partial(_first, shapes, num_layers)
@@ -62,7 +67,6 @@ def config(shapes: Shapes) -> _upstream.TransformerConfig:
       ('mlp.down_proj.weight', 1),
   )
   table = shapes.get('embed_tokens.weight', ())
-  per_layer = _at(shapes, 'per_layer_model_projection.weight', 0)
   num_experts = first((gate_up, 0), (down, 0))
   return dataclasses.replace(
       defaults,
@@ -81,7 +85,7 @@ def config(shapes: Shapes) -> _upstream.TransformerConfig:
       num_kv_heads=_kv_heads(shapes, is_global, sizes, False) or 1,
       num_global_kv_heads=_kv_heads(shapes, is_global, sizes, True),
       k_eq_v_global=k_eq_v,
-      per_layer_input_dim=per_layer // num_layers,
+      per_layer_input_dim=per_layer,
       enable_moe=bool(num_experts),
       num_experts=num_experts,
       expert_dim=first((gate_up, 1)) // 2 or first((down, 2)),

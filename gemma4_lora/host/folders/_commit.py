@@ -33,11 +33,13 @@ from etils import epath
 
 from gemma4_lora.host import _paths
 from gemma4_lora.host import _storage_errors
+from gemma4_lora.host.files import _json_objects
 from gemma4_lora.host.files import _regular
 from gemma4_lora.host.folders import _owner
 
 COMMIT = 'gemma4_lora_commit.json'
 _FORMAT = 1
+_STATES = ('writing', 'moving', 'complete')
 # How often a folder is read again that was replaced meanwhile, and after how
 # long: TensorFlow remembers sizes of files for 5 s.
 _TRIES = 3
@@ -87,9 +89,14 @@ def read(folder: epath.Path, *, who: str) -> Commit | None:
   except (FileNotFoundError, NotADirectoryError):
     return None
   try:
-    values = json.loads(text)
+    values = _json_objects.parse(text, path=folder / COMMIT)
     if values['format'] != _FORMAT:
       raise ValueError(f'format {values["format"]} is of a later version')
+    if values['state'] not in _STATES or not isinstance(
+        values['writer'], Mapping
+    ):
+      raise ValueError('state or writer is not what it should be')
+    _check_names([*values['files'], values['source'] or 'x'])
     return Commit(
         state=values['state'],
         writer=values['writer'],
@@ -103,6 +110,14 @@ def read(folder: epath.Path, *, who: str) -> Commit | None:
         f'{who}: {folder / COMMIT} cannot be read: {e}. Write the folder again,'
         ' or copy it again.'
     ) from e
+
+
+def _check_names(names: Sequence[Any]) -> None:
+  """Raises for what would lead out of the folder, and of the one beside it."""
+  for name in names:
+    is_name = isinstance(name, str) and name and '\0' not in name
+    if not is_name or name.startswith('/') or '..' in name.split('/'):
+      raise ValueError(f'{_regular.shown(name)} is no name of a file in it')
 
 
 def whole(folder: epath.Path, *, who: str) -> epath.Path:

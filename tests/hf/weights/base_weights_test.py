@@ -418,3 +418,22 @@ def test_other_files_are_an_error(tmp_path):
   file.write_bytes(len(header).to_bytes(8, 'little') + header + b'\0')
   with pytest.raises(ValueError, match='a has dtype F8_E4M3'):
     _load(file, model)
+
+
+@pytest.mark.parametrize('name', ['e', 'e_mm', 'dense', 'moe'])
+def test_whatever_one_tensor_a_file_lacks_the_rest_is_known(name):
+  """Of each tensor: its leaf alone is not there, and no other changes."""
+  path = epath.Path(_folder(name))
+  tensors = _mapped.list_tensors(path, who='T')
+
+  def opened(lacks=None):
+    rest = {k: x for k, x in tensors.items() if k != lacks}
+    base = _base_weights._opened(_by_name.by_name(rest))
+    return {k: (x.shape, x.dtype) for k, x in base.leaves.items()}
+
+  want = opened()
+  for lacks in tensors:
+    got = opened(lacks)
+    gone = want.keys() - got.keys()
+    assert len(gone) == 1, lacks
+    assert got == {k: x for k, x in want.items() if k not in gone}, lacks
