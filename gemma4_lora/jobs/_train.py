@@ -64,8 +64,17 @@ def run(argv: Sequence[str]) -> None:
       sys.exit(1)
     try:
       return main.main(rest)
-    except _live_owner.OwnedError as e:
+    except (_live_owner.OwnedError, FloatingPointError) as e:
       print(f'gemma4_lora: {e}', file=sys.stderr)
+      sys.exit(1)
+    except StopIteration:
+      # Ahead, `g4.train.TrainStep` can only know of data that it can count.
+      print(
+          'gemma4_lora: train_ds ended before num_train_steps: set its'
+          ' num_epochs=None, to begin it anew, or fewer steps. The same command'
+          ' goes on from the last checkpoint.',
+          file=sys.stderr,
+      )
       sys.exit(1)
     except Exception as e:  # pylint: disable=broad-exception-caught
       if not several_hosts or not _distributed.is_lost(e):

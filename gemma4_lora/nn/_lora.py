@@ -169,6 +169,11 @@ class LoRA(_forward.Forward):
   enabled: bool = True
   verbose: bool = False
 
+  def __new__(cls, *args: Any, **kwargs: Any):
+    del args
+    _validate.check_words(kwargs)
+    return super().__new__(cls)
+
   def __post_init__(self):
     _rule.check_rank(self.rank)
     if self.alpha is not None:

@@ -19,6 +19,36 @@ from gemma4_lora.nn.wrapper import _router_fix
 from gemma4_lora.targets import _full
 from gemma4_lora.targets import _resolve
 
+# PEFT's words for what `g4.nn.LoRA` has, too, and where it has it.
+_OF_PEFT = {
+    'r': 'rank=',
+    'lora_alpha': 'alpha=',
+    'lora_dropout': 'dropout=',
+    'target_modules': 'targets=',
+    'exclude_modules': 'targets= (g4.targets.Rule)',
+    'layers_to_transform': 'targets=[g4.targets.Rule(…, layers=…)]',
+    'rank_pattern': 'targets=[g4.targets.Rule(…, rank=…)]',
+    'alpha_pattern': 'targets=[g4.targets.Rule(…, alpha=…)]',
+}
+
+
+def check_words(arguments: Mapping[str, Any]) -> None:
+  """Raises for arguments of PEFT's `LoraConfig` that have another name here.
+
+  Args:
+    arguments: Of the constructor.
+
+  Raises:
+    TypeError: There are some, as Python does for unknown arguments.
+  """
+  found = {name: _OF_PEFT[name] for name in arguments if name in _OF_PEFT}
+  if found:
+    both = ', '.join(f'{ours} for {name}=' for name, ours in found.items())
+    raise TypeError(
+        "g4.nn.LoRA has names of its own for PEFT's arguments: write"
+        f' {both}. For example: g4.nn.LoRA(rank=16, alpha=32, model=…).'
+    )
+
 
 def check_model(model: nn.Module) -> None:
   """Raises unless this is a bare Gemma 4 model."""

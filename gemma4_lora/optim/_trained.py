@@ -9,23 +9,6 @@ from gemma4_lora import _trees
 from gemma4_lora.optim import _dataflow
 
 
-def trained_base(
-    optimizer: optax.GradientTransformation, params: Any, opt_state: Any
-) -> list[str]:
-  """Returns the base leaves that the optimizer changes.
-
-  Args:
-    optimizer: What trains.
-    params: Nested; arrays or shapes.
-    opt_state: State of the optimizer; arrays or shapes.
-  """
-  return [
-      _trees.join(path)
-      for path in trained(optimizer, params, opt_state)
-      if not _trees.is_lora(path)
-  ]
-
-
 def trained(
     optimizer: optax.GradientTransformation,
     params: Any,
@@ -71,3 +54,28 @@ def trained(
         if is_changed and path in kind
     }
   return [path for path in paths if path in changed]
+
+
+def explain_nothing(params: Any, *, who: str) -> str:
+  """Returns why nothing trains, and what there is to select.
+
+  Args:
+    params: Nested; arrays or shapes.
+    who: What asks.
+  """
+  paths = list(_trees.flatten(params))
+  lora = [path for path in paths if _trees.is_lora(path)]
+  names = sorted(
+      {name for path in paths for name in path if not name.startswith('layer_')}
+  )
+  of_lora = ''
+  if lora:
+    of_lora = (
+        f' LoRA are {len(lora)} leaves, {_trees.join(lora[0])} first:'
+        ' mask=kd.optim.select("lora").'
+    )
+  return (
+      f'{who}: optimizer= changes no parameter: nothing would train. Most likely,'
+      f' mask=kd.optim.select(…) matches no path.{of_lora} Names in the paths:'
+      f' {", ".join(names)}.'
+  )

@@ -50,7 +50,7 @@ def of_microbatch(
     who: What asks, for messages.
 
   Raises:
-    ValueError: A metric reads the whole batch, too.
+    ValueError: A metric reads the whole batch, too; or is a norm over it.
   """
   states = {}
   for kind, metrics in _all_metrics(step).items():
@@ -63,6 +63,13 @@ def of_microbatch(
             f'{who}: train_{kind}.{name} reads {sorted(both)} of the whole'
             f' batch and {sorted(roots & set(_OF_MICROBATCH))} of a part of it.'
             ' Leave it out, or set num_microbatches=1.'
+        )
+      if any(_norms_examples(m, context) for m in jax.tree.leaves(metric)):
+        raise ValueError(
+            f'{who}: train_{kind}.{name} takes one norm over all examples of a'
+            ' batch, which is no mean of those of its parts. Set axis= of'
+            ' kd.metrics.Norm to axes within an example, as -1,'
+            ' aggregation_type="concat", or num_microbatches=1.'
         )
       states[kind, name] = _state(metric, context)
   return states
@@ -115,8 +122,28 @@ def _state(metric: Any, context: kd.train.Context) -> Any:
 def _roots(metric: Any) -> set[str]:
   """Returns what of the context a metric, or a tree of them, reads."""
   keys = [
-      key
+      # Of what goes around another metric (`kd.metrics.TreeReduce`), a path.
+      str(key)
       for m in jax.tree.leaves(metric)
       for key in jax.tree.leaves(kontext.get_keypaths(m))
   ]
-  return {re.split(r'[.\[]', key)[0] for key in keys if isinstance(key, str)}
+  return {re.split(r'[.\[]', key)[0] for key in keys}
+
+
+def _norms_examples(metric: Any, context: kd.train.Context) -> bool:
+  """Whether a metric is a norm along the axis of examples."""
+  kwargs = kontext.resolve_from_keyed_obj(context, metric)
+  while isinstance(inner := getattr(metric, 'metric', None), kd.metrics.Metric):
+    metric = inner
+  if not isinstance(metric, kd.metrics.Norm):
+    return False
+  if metric.aggregation_type == 'concat':  # Sums of powers add up.
+    return False
+  if metric.axis is None:
+    return True
+  axes = metric.axis if isinstance(metric.axis, tuple) else (metric.axis,)
+  return any(
+      axis % x.ndim == 0
+      for x in jax.tree.leaves(kwargs['tensor'])
+      for axis in axes
+  )

@@ -25,12 +25,17 @@ from gemma4_lora.optim import _integers
 from gemma4_lora.optim import _trained
 from gemma4_lora.optim import _used_gradients as optim
 from gemma4_lora.train import _bad_steps
+from gemma4_lora.train import _base_source
 from gemma4_lora.train import _empty_masks
+from gemma4_lora.train import _enough_rows
+from gemma4_lora.train import _first_batch
 from gemma4_lora.train import _late_checks
 from gemma4_lora.train import _lean_init
 from gemma4_lora.train import _metrics_of_microbatches
 from gemma4_lora.train import _microbatches
+from gemma4_lora.train import _needs_logits
 from gemma4_lora.train import _packed_rows
+from gemma4_lora.train import _what_trains
 
 _WHO = 'g4.train.TrainStep'
 
@@ -74,6 +79,8 @@ class TrainStep(kd.train.TrainStep):
       `optax.apply_if_finite`: with the last of them the run ends in a
       `FloatingPointError`. Once what is trained is NaN or infinite, it ends
       with that step. None or 0: it goes on.
+    allow_random_base: Whether LoRA on a base that nothing restores is meant. If
+      not, `init` warns of it.
     base_cfg: The trainer (set automatically).
   """
 
@@ -81,6 +88,7 @@ class TrainStep(kd.train.TrainStep):
   compile_once: bool = True
   allow_empty_masks: bool = False
   max_bad_steps: int | None = 3
+  allow_random_base: bool = False
 
   _watch: _late_checks.Watch = dataclasses.field(
       default_factory=_late_checks.Watch, init=False, repr=False, compare=False
@@ -147,6 +155,8 @@ class TrainStep(kd.train.TrainStep):
     )
     if _is_traced() or skip_transforms and not self._will_resume():
       return super().init(elem_spec, **kwargs)
+    _needs_logits.check(self.model, self.aux)
+    _enough_rows.check(self.base_cfg, num_steps=self._num_steps())
     if skip_transforms:
       return self._init_by_shapes(init_model, elem_spec, kwargs)
     with _requests.ahead(self.init_transform, self.base_cfg.model):
@@ -169,6 +179,14 @@ class TrainStep(kd.train.TrainStep):
     traced = _lean_init.trace(init_model, self.sharding)
     shapes = traced.shapes
     _lean_init.check_storable(shapes, self.base_cfg.checkpointer)
+    if self.optimizer is not None and not skip_optimizer:
+      _what_trains.check(self._optimizer_of(shapes.params), shapes.params)
+    if not kwargs['skip_transforms']:
+      _base_source.check(
+          self.init_transform,
+          shapes.params,
+          allow_random_base=self.allow_random_base,
+      )
     if any(x.sharding is None for x in jax.tree.leaves(shapes.params)):
       logging.info(
           '%s: sharding= leaves it to the compiler where parameters are: they'
@@ -184,7 +202,8 @@ class TrainStep(kd.train.TrainStep):
         _requests.check_known(self.init_transform)
     except _requests.UnknownError as e:
       logging.info('%s: the base is drawn at random first: %s.', _WHO, e)
-      return super().init(elem_spec, **kwargs)
+      with _base_source.explained(self.init_transform):
+        return super().init(elem_spec, **kwargs)
     if kwargs['skip_transforms']:
       return self._abstract(shapes, skip_optimizer=skip_optimizer)
     self._warn(shapes.params)
@@ -224,6 +243,9 @@ class TrainStep(kd.train.TrainStep):
         return_metrics=self.compile_once or not self.aux.metrics,
         return_summaries=self.compile_once or not self.aux.summaries,
     )
+    if self._watch.is_first and not isinstance(state.step, jax.core.Tracer):
+      with jax.transfer_guard('allow'):
+        _first_batch.check(self.base_cfg, batch)
     state, aux = super().step(
         state,
         batch,
@@ -299,9 +321,7 @@ class TrainStep(kd.train.TrainStep):
       context: kd.train.Context,
   ) -> _bad_steps.Numbers:
     """Returns what a step says of itself, beside its losses."""
-    optimizer = self.optimizer
-    if _integers.has_integers(state.params):
-      optimizer = _integers.keep_integers(optimizer)
+    optimizer = self._optimizer_of(state.params)
     leaves = _trees.flatten(next_state.params)
     # Frozen leaves are as they were: reading them all would cost.
     trained = _trained.trained(optimizer, state.params, state.opt_state)
@@ -317,6 +337,12 @@ class TrainStep(kd.train.TrainStep):
         labels=labels,
     )
 
+  def _optimizer_of(self, params: Any) -> optax.GradientTransformation:
+    """Returns the optimizer, for parameters of which some may be integers."""
+    if _integers.has_integers(params):
+      return _integers.keep_integers(self.optimizer)
+    return self.optimizer
+
   @property
   def _num_tokens(self) -> int | None:
     """The size of the model's vocabulary; None if it does not say."""
@@ -329,7 +355,7 @@ class TrainStep(kd.train.TrainStep):
       step = self
       if _integers.has_integers(state.params):
         step = copy.copy(self)
-        optimizer = _integers.keep_integers(self.optimizer)
+        optimizer = self._optimizer_of(state.params)
         object.__setattr__(step, 'optimizer', optimizer)
       return super(TrainStep, step)._step(state, batch)
     params: Any = state.params

@@ -439,3 +439,16 @@ def test_config_of_a_subclass_is_kept():
   params = random_params.make(model)
   want = _program(g4.nn.LoRA(rank=2, model=base), params)
   assert _program(model, params) == want
+
+
+@pytest.mark.parametrize(
+    ('name', 'wanted'),
+    [
+        ('r', 'rank= for r='),
+        ('lora_alpha', 'alpha= for lora_alpha='),
+        ('target_modules', 'targets= for target_modules='),
+    ],
+)
+def test_words_of_peft_are_told_ours(name, wanted):
+  with pytest.raises(TypeError, match=f'write {wanted}.*rank=16, alpha=32'):
+    g4.nn.LoRA(**{'rank': 4, 'model': models.base(), name: 8})

@@ -3,6 +3,7 @@
 import functools
 import json
 
+from gemma import gm
 import jax
 import jax.numpy as jnp
 from kauldron import kd
@@ -156,6 +157,34 @@ def test_clipping_outside_is_warned_of(tmp_path, caplog):
     trainer.init_state()
   assert 'optimizer= reads the gradients of' in caplog.text
   assert 'kd.optim.partial_updates(optax.chain(' in caplog.text
+
+
+@pytest.mark.parametrize(
+    ('settings', 'kwargs', 'match'),
+    [
+        ({}, {'select': 'Lora'}, 'nothing would train'),
+        ({}, {'select': '.*'}, 'all 14 leaves of the base model'),
+        (
+            {},
+            {'init_transform': gm.ckpts.LoadCheckpoint(path='/x')},
+            'Wrap it in SkipLoRA4',
+        ),
+        ({'logits_in_training': False}, {}, 'reads preds.logits'),
+        ({}, {'batch_size': 4}, 'cannot be split over'),
+    ],
+    ids=str,
+)
+def test_what_could_not_train_is_refused_by_init(
+    settings, kwargs, match, tmp_path
+):
+  trainer = training.make_trainer(
+      _model('Gemma4_31B', targets='q', **settings),
+      tmp_path,
+      num_train_steps=1,
+      **kwargs,
+  )
+  with pytest.raises(ValueError, match=match):
+    trainer.init_state()
 
 
 def test_in_a_config():

@@ -33,7 +33,7 @@ class FrozenBase:
     """Raises where the optimizer changes what is not LoRA.
 
     Raises:
-      ValueError: It does, or there is no LoRA.
+      ValueError: It does, or it changes nothing, or there is no LoRA.
     """
     if not any(map(_trees.is_lora, _trees.flatten(state.params))):
       raise ValueError(
@@ -44,7 +44,10 @@ class FrozenBase:
     optimizer = self._trainstep.optimizer
     if optimizer is None or state.opt_state is None:
       return
-    paths = _trained.trained_base(optimizer, state.params, state.opt_state)
+    trained = _trained.trained(optimizer, state.params, state.opt_state)
+    if not trained:
+      raise ValueError(_trained.explain_nothing(state.params, who=self._who))
+    paths = [_trees.join(x) for x in trained if not _trees.is_lora(x)]
     if paths:
       raise ValueError(
           f'{self._who}: the optimizer changes {len(paths)} leaves of the base'
