@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable
 from collections.abc import Mapping
+import functools
 from typing import Any
 
 import jax
@@ -23,13 +24,22 @@ def not_finite[K: Hashable](
   """
   known = {key: x for key, x in leaves.items() if _is_known(x)}
   is_small = sum(x.nbytes for x in known.values()) <= _SMALL_BYTES
-  if is_small and all(_is_here(x) for x in known.values()):
-    flags = [_bad(np, np.asarray(x), infinite) for x in known.values()]
-  else:
-    flags = jax.jit(lambda xs: [_bad(jnp, x, infinite) for x in xs])(
-        list(known.values())
-    )
-  return [key for key, is_bad in zip(known, flags, strict=True) if is_bad]
+  # Kauldron's loop allows no copy unless it is asked for.
+  with jax.transfer_guard('allow'):
+    if is_small and all(_is_here(x) for x in known.values()):
+      flags = [_bad(np, np.asarray(x), infinite) for x in known.values()]
+    else:
+      flags = _bad_on_devices(list(known.values()), infinite)
+    return [
+        key
+        for key, is_bad in zip(known, map(bool, flags), strict=True)
+        if is_bad
+    ]
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _bad_on_devices(xs: list[Any], infinite: bool) -> list[Any]:
+  return [_bad(jnp, x, infinite) for x in xs]
 
 
 def _bad(numpy: Any, x: Any, infinite: bool) -> Any:

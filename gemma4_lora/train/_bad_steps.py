@@ -1,13 +1,15 @@
-"""Steps whose loss, or whose parameters, turned NaN or infinite."""
+"""Steps whose loss is NaN or infinite, and runs that cannot go on from them."""
 
 from collections.abc import Mapping
 import contextlib
 from typing import Any
+from typing import NoReturn
 
 import flax
 import jax
-import jax.numpy as jnp
 from kauldron import kd
+
+from gemma4_lora.ckpts import _good_state
 
 _WHO = 'g4.train.TrainStep'
 
@@ -17,7 +19,7 @@ class Numbers:
   """What a step says of itself, beside its losses.
 
   Attributes:
-    is_bad: bool `[2]`: the loss, and what is trained, is NaN or infinite.
+    is_bad: bool: the loss is NaN or infinite.
     labels: i32 scalars: labels that are no token, by loss.
   """
 
@@ -54,23 +56,13 @@ class Context(kd.train.Context):
     return cls(**vars(context), numbers=numbers)
 
 
-def is_bad(loss: Any, leaves: list[Any]) -> jax.Array:
-  """Returns whether a loss, and whether an array, is NaN or infinite.
-
-  Args:
-    loss: A scalar.
-    leaves: Arrays.
-
-  Returns:
-    bool `[2]`
-  """
-  are_finite = [jnp.isfinite(x).all() for x in (loss, *leaves)]
-  rest = jnp.stack(are_finite[1:]).all() if leaves else jnp.asarray(True)
-  return ~jnp.stack([are_finite[0], rest])
-
-
 class Counter:
-  """Counts bad steps in a row."""
+  """Counts bad steps in a row.
+
+  A NaN that a step leaves in what it trains makes the loss of the next one NaN:
+  all that a step needs to say is its loss. The parameters, of which there are
+  many arrays, are looked at when a loss was bad, and before they are saved.
+  """
 
   def __init__(self):
     self._num = 0
@@ -79,41 +71,66 @@ class Counter:
     self._num = 0
 
   def check(
-      self, is_bad: Any, step: int, *, most: int, checkpointer: Any
+      self,
+      is_bad: Any,
+      step: int,
+      *,
+      state: kd.train.TrainState,
+      most: int,
+      checkpointer: Any,
   ) -> None:
     """Raises if a run cannot go on, or goes on for nothing.
 
     Args:
-      is_bad: Of the step, from `is_bad`.
+      is_bad: Whether the loss of the step is NaN or infinite.
       step: The step.
+      state: The newest state.
       most: How many steps in a row may have a bad loss.
       checkpointer: The run's; says from where to go on.
 
     Raises:
       FloatingPointError: What is trained is NaN; or too many losses in a row.
     """
-    of_loss, of_trained = map(bool, is_bad)
-    self._num = self._num + 1 if of_loss else 0
-    if of_trained:
-      what = (
-          f'step {step} left NaN or infinite values in what it trains: no later'
-          ' step can mend that'
-      )
-    elif self._num >= most:
-      what = (
-          f'the loss was NaN or infinite in {self._num} steps in a row, up to'
-          f' step {step}'
-      )
-    else:
+    if not is_bad:
+      self._num = 0
       return
-    raise FloatingPointError(
-        f'{_WHO}: {what}. {_last_good(checkpointer)} Try a smaller learning'
-        ' rate, a warm-up, or clipping:'
-        ' kd.optim.partial_updates(optax.chain(optax.clip_by_global_norm(1.0),'
-        ' …), mask=kd.optim.select("lora")); optax.apply_if_finite(…) within'
-        ' partial_updates leaves single bad steps out. To go on nevertheless:'
-        f' {_WHO}(max_bad_steps=None).'
-    )
+    self._num += 1
+    what = f'the loss of step {step} is NaN or infinite'
+    check_state(state, checkpointer, what=f'{what}, and the state')
+    if self._num >= most:
+      _fail(
+          f'{what}, the {self._num}. in a row; what is trained is finite.',
+          checkpointer,
+      )
+
+
+def check_state(
+    state: kd.train.TrainState, checkpointer: Any, *, what: str
+) -> None:
+  """Raises if no later step can mend a state.
+
+  Args:
+    state: The state.
+    checkpointer: The run's; says from where to go on.
+    what: What the state is, for the message.
+
+  Raises:
+    FloatingPointError: What is trained is NaN or infinite.
+  """
+  problem = _good_state.problem(state)
+  if problem:
+    _fail(f'{what} cannot be mended: {problem}', checkpointer)
+
+
+def _fail(what: str, checkpointer: Any) -> NoReturn:
+  raise FloatingPointError(
+      f'{_WHO}: {what} {_last_good(checkpointer)} Try a smaller learning rate, a'
+      ' warm-up, or clipping:'
+      ' kd.optim.partial_updates(optax.chain(optax.clip_by_global_norm(1.0),'
+      ' …), mask=kd.optim.select("lora")); optax.apply_if_finite(…) within'
+      ' partial_updates leaves single bad steps out. To go on nevertheless:'
+      f' {_WHO}(max_bad_steps=None).'
+  )
 
 
 def _last_good(checkpointer: Any) -> str:

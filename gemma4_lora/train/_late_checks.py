@@ -37,7 +37,7 @@ class Watch:
       check: Callable[[Any, int], None],
       step: Any,
       waits: Callable[[int], bool] = lambda step: False,
-  ) -> None:
+  ) -> int:
     """Takes the numbers of a step, and checks those that are due.
 
     Args:
@@ -47,11 +47,15 @@ class Watch:
         first step alone.
       waits: Whether all wait for the device after a step, given that of the
         state: it is the last, or is saved next.
+
+    Returns:
+      The step of the state.
     """
     is_first = self.is_first
     self._step = int(step) if self._step is None else self._step + 1
     self._pending.append((self._step, numbers))
-    lag = 0 if is_first or waits(self._step) else 2
+    lag = 0 if waits(self._step) or is_first else 2
     while len(self._pending) > lag:
       number, due = self._pending.popleft()
       check(due, number - 1)
+    return self._step

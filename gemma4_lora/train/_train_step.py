@@ -15,14 +15,13 @@ from kauldron import kd
 from kauldron.utils import config_util
 import optax
 
-from gemma4_lora import _trees
+from gemma4_lora.ckpts import _checkpointer
 from gemma4_lora.ckpts import _lora_checkpointer
 from gemma4_lora.ckpts import _requests
 from gemma4_lora.ckpts import _workdir
 from gemma4_lora.host import _placement
 from gemma4_lora.losses import _labels
 from gemma4_lora.optim import _integers
-from gemma4_lora.optim import _trained
 from gemma4_lora.optim import _used_gradients as optim
 from gemma4_lora.train import _bad_steps
 from gemma4_lora.train import _base_source
@@ -254,9 +253,7 @@ class TrainStep(kd.train.TrainStep):
     )
     said: Any = aux.loss_states
     with jax.transfer_guard('allow'):
-      self._watch.add(
-          said, check=self._check_late, step=state.step, waits=self._waits
-      )
+      self._look_at(said, state)
       return state, aux.replace(
           loss_states=said.loss_states if return_losses else None,
           metric_states=_metrics_of_microbatches.merge(aux.metric_states)
@@ -267,8 +264,44 @@ class TrainStep(kd.train.TrainStep):
           else None,
       )
 
-  def _check_late(self, said: _bad_steps.Said, step: int) -> None:
-    """Raises for what a step said of itself."""
+  def _look_at(self, said: _bad_steps.Said, state: kd.train.TrainState) -> None:
+    """Looks at what steps said of themselves, and at a state that is kept.
+
+    Args:
+      said: What a step said.
+      state: What it made.
+    """
+    is_kept = False
+
+    def waits(step):
+      nonlocal is_kept
+      is_kept = step == self._num_steps() or self._is_saved(step)
+      return is_kept
+
+    step = self._watch.add(
+        said,
+        check=functools.partial(self._check_late, state),
+        step=state.step,
+        waits=waits,
+    )
+    checkpointer = self.base_cfg.checkpointer
+    # Ours look for themselves.
+    is_ours = isinstance(checkpointer, _checkpointer.Checkpointer)
+    if self.max_bad_steps and is_kept and not is_ours:
+      _bad_steps.check_state(
+          state, checkpointer, what=f'the state after step {step - 1}'
+      )
+
+  def _check_late(
+      self, state: kd.train.TrainState, said: _bad_steps.Said, step: int
+  ) -> None:
+    """Raises for what a step said of itself.
+
+    Args:
+      state: The newest.
+      said: What a step said.
+      step: The step.
+    """
     if not self.allow_empty_masks:
       _empty_masks.check(said.loss_states, step)
     where = f'{_WHO}: in step {step}'
@@ -279,14 +312,13 @@ class TrainStep(kd.train.TrainStep):
       self._in_a_row.check(
           said.numbers.is_bad,
           step,
+          state=state,
           most=self.max_bad_steps,
           checkpointer=self.base_cfg.checkpointer,
       )
 
-  def _waits(self, step: int) -> bool:
-    """Whether the state of a step is the run's last, or is saved next."""
-    if step == self._num_steps():
-      return True
+  def _is_saved(self, step: int) -> bool:
+    """Whether the state of a step is saved next."""
     checkpointer = self.base_cfg.checkpointer
     # Not that of ours, which ends the run if a signal asks for it.
     return isinstance(
@@ -310,31 +342,17 @@ class TrainStep(kd.train.TrainStep):
     )
     with _placement.within(placement):
       next_state, context = self._placed_step(state, batch)
-    return next_state, _bad_steps.Context.of(
-        context, self._numbers(state, next_state, context)
-    )
+    return next_state, _bad_steps.Context.of(context, self._numbers(context))
 
-  def _numbers(
-      self,
-      state: kd.train.TrainState,
-      next_state: kd.train.TrainState,
-      context: kd.train.Context,
-  ) -> _bad_steps.Numbers:
+  def _numbers(self, context: kd.train.Context) -> _bad_steps.Numbers:
     """Returns what a step says of itself, beside its losses."""
-    optimizer = self._optimizer_of(state.params)
-    leaves = _trees.flatten(next_state.params)
-    # Frozen leaves are as they were: reading them all would cost.
-    trained = _trained.trained(optimizer, state.params, state.opt_state)
     labels = {}
     if self._num_tokens is not None:
       labels = _labels.num_outside(
           self.aux.losses, context, num_tokens=self._num_tokens
       )
     return _bad_steps.Numbers(
-        is_bad=_bad_steps.is_bad(
-            context.loss_total, [leaves[path] for path in trained]
-        ),
-        labels=labels,
+        is_bad=~jnp.isfinite(context.loss_total), labels=labels
     )
 
   def _optimizer_of(self, params: Any) -> optax.GradientTransformation:

@@ -13,6 +13,7 @@ from gemma4_lora.train import _bad_steps
 from gemma4_lora.train import _empty_masks
 from gemma4_lora.train import _late_checks
 from tests.lib import models
+from tests.lib import states
 from tests.lib import training
 
 
@@ -106,7 +107,7 @@ def test_nothing_bad_is_saved(checkpointer, tmp_path):
   with pytest.raises(
       FloatingPointError,
       match=(
-          r'step 1 left NaN .*last checkpoint is from before: step 1 of'
+          r'NaN or infinite.*lora.*last checkpoint is from before: step 1 of'
           rf' {tmp_path}.*clip_by_global_norm.*max_bad_steps=None'
       ),
   ):
@@ -144,16 +145,24 @@ def test_losses_alone_may_be_bad_for_a_while():
   """As under `optax.apply_if_finite`; a good one in between starts anew."""
   counter = _bad_steps.Counter()
 
-  def check(step, is_bad):
-    flags = np.array([is_bad, False])
-    counter.check(flags, step, most=2, checkpointer=kd.ckpts.NoopCheckpointer())
+  def check(step, is_bad, value=1.0):
+    counter.check(
+        is_bad,
+        step,
+        state=states.wrap({'lora': {'a': jnp.array(value)}}),
+        most=2,
+        checkpointer=kd.ckpts.NoopCheckpointer(),
+    )
 
   for step, is_bad in enumerate([True, False, True]):
     check(step, is_bad)
   with pytest.raises(
-      FloatingPointError, match='2 steps in a row, up to step 3.*no checkpoint'
+      FloatingPointError, match=r'step 3 .*the 2\. in a row; .*no checkpoint'
   ):
     check(3, True)
+  counter.restart()
+  with pytest.raises(FloatingPointError, match=r'step 4 .*mended: .*lora\.a\.'):
+    check(4, True, np.nan)
 
 
 def _states(**masks):
