@@ -10,7 +10,7 @@ def get_config():
   loader = cfg.init_transform.wrapped
   del loader.path  # Of random weights, which this machine has.
   loader.path = ''
-  for evaluator in cfg.evals.values():
-    # Compiling them takes longer than all else.
-    evaluator.run.n, evaluator.run.skip_first = 1000, True
+  cfg.evals.eval.run.n = 4
+  # Compiling it takes longer than all else.
+  cfg.evals.sampling.run.n, cfg.evals.sampling.run.skip_first = 1000, True
   return cfg
