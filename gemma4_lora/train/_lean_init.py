@@ -68,7 +68,9 @@ def without(
 
   Returns:
     The state, with `jax.ShapeDtypeStruct`s for those leaves. LoRA leaves that
-    start as the base does are NaN until it is there.
+    start as the base does have the largest number of their dtype until it is
+    there: training with it would turn NaN at once, and it is no NaN, at which
+    `jax_debug_nans` would stop.
   """
   flat = _trees.flatten(traced.shapes)
   follow = {
@@ -83,7 +85,8 @@ def without(
   def pick(keys, shape):
     path = _trees.key_path(keys)
     if path in follow:
-      return _put(jnp.full(shape.shape, jnp.nan, shape.dtype), shape)
+      largest = jnp.finfo(shape.dtype).max
+      return _put(jnp.full(shape.shape, largest, shape.dtype), shape)
     return _put(values[path], shape) if path in values else shape
 
   return jax.tree_util.tree_map_with_path(pick, traced.shapes)

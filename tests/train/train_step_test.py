@@ -97,6 +97,23 @@ def test_init_is_kauldrons_bit_for_bit(settings, tmp_path):
   _assert_same(init(g4.train.TrainStep()), init(kd.train.TrainStep()))
 
 
+def test_leaves_that_wait_for_the_base_are_no_nan(tmp_path):
+  """`jax_debug_nans` has nothing to stop at."""
+  model = _model(
+      'Gemma4_31B', targets='q', use_dora=True, modules_to_save=['final_norm']
+  )
+  g4.testing.make_checkpoint(model, tmp_path / 'released')
+  trainer = _trainer(
+      model,
+      tmp_path / 'run',
+      tmp_path / 'released',
+      trainstep=g4.train.TrainStep(),
+  )
+  with jax.debug_nans(True):
+    state = trainer.init_state()
+  assert all(np.all(np.abs(x) < 1e3) for x in jax.tree.leaves(state.params))
+
+
 def test_one_step_and_no_init_is_compiled(tmp_path, caplog):
   """Also where losses, metrics and summaries are due at different steps."""
   model = _model('Gemma4_31B')
