@@ -64,19 +64,10 @@ def run(argv: Sequence[str]) -> None:
       sys.exit(1)
     try:
       return main.main(rest)
-    except (_live_owner.OwnedError, FloatingPointError) as e:
-      print(f'gemma4_lora: {e}', file=sys.stderr)
-      sys.exit(1)
-    except StopIteration:
-      # Ahead, `g4.train.TrainStep` can only know of data that it can count.
-      print(
-          'gemma4_lora: train_ds ended before num_train_steps: set its'
-          ' num_epochs=None, to begin it anew, or fewer steps. The same command'
-          ' goes on from the last checkpoint.',
-          file=sys.stderr,
-      )
-      sys.exit(1)
     except Exception as e:  # pylint: disable=broad-exception-caught
+      if line := _line(e):
+        print(f'gemma4_lora: {line}', file=sys.stderr)
+        sys.exit(1)
       if not several_hosts or not _distributed.is_lost(e):
         raise
       print(
@@ -92,6 +83,22 @@ def run(argv: Sequence[str]) -> None:
   # The module stays that of this command: worker processes of the data import
   # it anew, and Kauldron's would look for devices in each.
   app.run(checked_main, argv=sys.argv)
+
+
+def _line(e: Exception) -> str | None:
+  """Returns the line for an error that a user can fix, or None."""
+  # That of `jax_debug_nans` says where, by its traceback.
+  is_nan = isinstance(e, FloatingPointError) and not jax.config.jax_debug_nans
+  if isinstance(e, _live_owner.OwnedError) or is_nan:
+    return str(e)
+  if isinstance(e, StopIteration):
+    # Ahead, `g4.train.TrainStep` can only know of data that it can count.
+    return (
+        'train_ds ended before num_train_steps: set its num_epochs=None, to begin'
+        ' it anew, or fewer steps. The same command goes on from the last'
+        ' checkpoint.'
+    )
+  return None
 
 
 def _prepare(flag: flags.Flag, *, trains: bool) -> None:

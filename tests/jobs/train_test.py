@@ -10,6 +10,7 @@ import sys
 import time
 
 from absl import flags
+import jax
 from kauldron import kd
 from kauldron import konfig
 import numpy as np
@@ -67,6 +68,14 @@ def test_what_is_wrong_is_a_line(argv, environment, message, run, tmp_path):
   log = (tmp_path / 'log').read_text()
   assert message in log
   assert 'Traceback' not in log
+
+
+def test_errors_of_a_run_that_are_a_line():
+  assert _train._line(FloatingPointError('step 3 …')) == 'step 3 …'
+  assert 'num_epochs=None' in _train._line(StopIteration())
+  assert _train._line(KeyError('x')) is None
+  with jax.debug_nans(True):  # Its traceback says where.
+    assert _train._line(FloatingPointError('nan')) is None
 
 
 _CHECKPOINTED = """
