@@ -26,7 +26,7 @@ def check(trainer: kd.train.Trainer, *, num_steps: int | None) -> None:
   """
   num_shards = _num_shards(trainer.sharding.batch)
   for name, ds, num_batches in _datasets(trainer, num_steps):
-    if ds.batch_size and num_shards:
+    if num_shards and isinstance(ds, kd.data.Pipeline) and ds.batch_size:
       _check_size(name, ds, num_shards, num_batches)
   ds: Any = trainer.train_ds
   length = _length(ds)
@@ -73,7 +73,7 @@ def _datasets(
   yield 'train_ds', trainer.train_ds, num_steps
   for name, evaluator in (trainer.evals or {}).items():
     ds = getattr(evaluator, 'ds', None)
-    if isinstance(ds, kd.data.Pipeline) and ds is not trainer.train_ds:
+    if ds is not trainer.train_ds:
       num_batches = getattr(evaluator, 'num_batches', None)
       yield f'evals.{name}.ds', ds, num_batches
 
