@@ -65,7 +65,20 @@ def test_a_sample_of_a_large_array_reaches_its_ends():
     other = array.copy()
     other[place] += 1
     assert _sum(other) != _sum(array)
-  assert np.prod(_checksums._counts((300, 500))) <= 4096  # pylint: disable=protected-access
+  assert np.prod(_checksums._counts((300, 500), 4096)) <= 4096  # pylint: disable=protected-access
+
+
+def test_of_all_entries_each_counts_however_they_are_cut():
+  array = _array((256, 40), seed=1)
+  other = array.copy()
+  other[103, 7] += 1
+  assert _sum(other) == _sum(array)  # A sample lacks it.
+  mesh = jax.make_mesh((8,), ('x',))
+  cut = jax.device_put(array, jax.NamedSharding(mesh, jax.P('x')))
+  sums = _checksums.checksums(
+      {'array': array, 'cut': cut, 'other': other}, of_all=True
+  )
+  assert sums['array'] == sums['cut'] != sums['other']
 
 
 def test_no_entries():
