@@ -12,6 +12,7 @@ from kauldron import kd
 
 from gemma4_lora import host
 from gemma4_lora.ckpts.sources import _locate
+from gemma4_lora.host import _paths
 from gemma4_lora.host import _storage_errors
 
 # A step that is to go is renamed into this folder and deleted there: killed in
@@ -64,8 +65,10 @@ class Workdir:
       who: The checkpointer, for messages.
 
     Raises:
+      ValueError: What is saved there could not be restored.
       OSError: It cannot, or what the storage raises.
     """
+    _paths.check_orbax_can_write(self.path, who=who)
     with self.explained(who=who):
       self.folder.mkdir(parents=True, exist_ok=True)
       file = self.folder / f'.probe_{jax.process_index()}'

@@ -7,7 +7,6 @@ import sys
 from gemma4_lora.doctor import _devices_in_child
 from gemma4_lora.doctor import _finding
 from gemma4_lora.doctor import _machine
-from gemma4_lora.doctor import _versions
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,6 +31,17 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _findings() -> Iterator[_finding.Finding]:
+  try:
+    # Needs `packaging`, and a Python that has `tomllib`.
+    from gemma4_lora.doctor import _versions  # pylint: disable=g-import-not-at-top
+  except ModuleNotFoundError as e:
+    python = '.'.join(map(str, sys.version_info[:2]))
+    yield _finding.Finding(
+        subject='Python',
+        says=f'{python} at {sys.executable} has no {e.name}',
+        fix='Type: uv venv --python 3.12, and install gemma4_lora there.',
+    )
+    return
   requires_python, requires = _versions.bounds()
   yield from _versions.check(
       _versions.installed(), requires, requires_python=requires_python

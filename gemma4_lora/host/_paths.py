@@ -46,7 +46,15 @@ _NO_SLASH = re.compile(
     rf'[\s"\']*(?P<scheme>{"|".join(_SCHEMES)}):(?P<slashes>)(?P<rest>.+)', re.I
 )
 # What `os.path.abspath` makes of a URL.
-_MADE_LOCAL = re.compile(rf'(?:.*/)?(?P<url>({"|".join(_SCHEMES)}):/[^/].*)')
+_MADE_LOCAL = re.compile(
+    rf'(?:.*/)?(?P<url>({"|".join([*_SCHEMES, *_ALIASES, "https?"])}):/[^/].*)',
+    re.I,
+)
+# What `pathlib` makes of a URL without a bucket.
+_NO_BUCKET = re.compile(rf'({"|".join(_SCHEMES)}):', re.I)
+# Orbax looks for its files below a folder by patterns, in which this is a class
+# of characters.
+_PATTERN = '['
 
 
 def path(given: epath.PathLike, *, who: str = '') -> epath.Path:
@@ -88,6 +96,11 @@ def path(given: epath.PathLike, *, who: str = '') -> epath.Path:
           f'{who}{text!r} is a URL after os.path.abspath or its like. Give'
           f' {_spelt(made["url"])!r}.'
       )
+    if '://' in text or _NO_BUCKET.fullmatch(text):
+      raise ValueError(
+          f'{who}{text!r} is neither a local path nor a URL. A URL starts with'
+          ' gs://bucket.'
+      )
     return epath.Path(given)
   scheme = match['scheme']
   if scheme not in _SCHEMES:
@@ -100,6 +113,27 @@ def path(given: epath.PathLike, *, who: str = '') -> epath.Path:
         ' epath.Path: pathlib.Path makes one slash of two.'
     )
   return _in_bucket(text, scheme, who)
+
+
+def check_orbax_can_write(where: epath.PathLike, *, who: str) -> None:
+  """Raises if Orbax would write there what it cannot read again.
+
+  It puts a checkpoint together from the files that it finds by a pattern of their
+  path, finds none, and only warns (orbax-checkpoint 0.12).
+
+  Args:
+    where: From `path`.
+    who: What asks, for messages.
+
+  Raises:
+    ValueError: It would.
+  """
+  text = os.fspath(where)
+  if _PATTERN in text:
+    raise ValueError(
+        f'{who}: {text} has a {_PATTERN!r}, which Orbax takes for a pattern: what'
+        ' it saves there cannot be restored. Give a path without.'
+    )
 
 
 def is_local(where: epath.PathLike) -> bool:

@@ -8,12 +8,15 @@ import warnings
 
 from absl import app
 from absl import flags
+from etils import epath
 import jax
 
 from gemma4_lora import host
 from gemma4_lora.host import _live_owner
+from gemma4_lora.host import _paths
 from gemma4_lora.host import _stop_signals
 from gemma4_lora.host import _watched
+from gemma4_lora.host.folders import _bucket_folder
 from gemma4_lora.jobs import _distributed
 from gemma4_lora.jobs import _overrides
 
@@ -59,7 +62,7 @@ def run(argv: Sequence[str]) -> None:
           flags.FLAGS['cfg'],
           trains=flags.FLAGS['eval_names'].value is None,
       )
-    except (ValueError, ModuleNotFoundError) as e:
+    except (ValueError, ModuleNotFoundError, OSError) as e:
       print(f'gemma4_lora: {e}', file=sys.stderr)
       sys.exit(1)
     try:
@@ -112,14 +115,15 @@ def _prepare(flag: flags.Flag, *, trains: bool) -> None:
     trains: Whether it trains. An evaluation saves nothing.
 
   Raises:
-    ValueError: There is no config, or the workdir is no path.
+    ValueError: There is no config, or the workdir is no path, or is in no bucket.
     ModuleNotFoundError: What reads such a path is not installed.
   """
   if not flag.present:
     raise ValueError('--cfg=... is missing: the config of the run.')
   cfg: Any = flag.value  # Each time it is built anew.
   if cfg.get('workdir'):
-    host.path(cfg.workdir, who='--cfg.workdir')
+    workdir = host.path(cfg.workdir, who='--cfg.workdir')
+    _check_workdir(workdir, trains=trains)
   checkpointer = cfg.get('checkpointer')
   if trains and checkpointer and checkpointer.get(_CLASS) == _KAULDRONS:
     checkpointer[_CLASS] = _OURS
@@ -130,3 +134,15 @@ def _prepare(flag: flags.Flag, *, trains: bool) -> None:
         ' place, which writes the same files and also saves when the run is'
         ' stopped.'
     )
+
+
+def _check_workdir(workdir: epath.Path, *, trains: bool) -> None:
+  """Raises if a run could not be saved there.
+
+  Before Kauldron makes the folder: where there is no bucket, TensorFlow tries
+  without end, and a signal does not end that.
+  """
+  if trains:
+    _paths.check_orbax_can_write(workdir, who='--cfg.workdir')
+  if not host.is_local(workdir):
+    _bucket_folder.check_bucket(workdir, who='--cfg.workdir')

@@ -66,6 +66,22 @@ def _other(tmp_path):
   process.wait()
 
 
+def test_a_workdir_that_orbax_takes_for_a_pattern_is_refused(tmp_path):
+  """What it saves in `run[1]` cannot be restored."""
+  made = runs.trainer(
+      tmp_path / 'run[1]', base=models.base(cut=models.one_layer)
+  )
+  made = made.replace(checkpointer=g4.ckpts.Checkpointer(save_interval_steps=1))
+  item = checkpoint_state.CheckpointState(
+      runs.state(made, seed=0),
+      made._chrono,  # pylint: disable=protected-access
+      iter(made.train_ds),
+  )
+  with pytest.raises(ValueError, match=r"run\[1\] has a '\['.*cannot be rest"):
+    made.checkpointer.restore(item, noop_if_missing=True)
+  assert not (tmp_path / 'run[1]' / 'checkpoints').exists()
+
+
 def _names(folder):
   return {path.name for path in folder.iterdir()}
 

@@ -7,6 +7,7 @@ from etils import epath
 import pytest
 
 from gemma4_lora import host
+from gemma4_lora.host import _paths
 
 
 @pytest.mark.parametrize(
@@ -59,6 +60,8 @@ def test_fsspec_reads_what_tensorflow_does_not():
         ('s3a://bucket/a', 's3://bucket/a'),
         (os.path.abspath('gs://bucket/a'), 'gs://bucket/a'),
         ('./gs:/bucket/a', 'gs://bucket/a'),
+        (os.path.abspath('GS://bucket/a'), 'gs://bucket/a'),
+        (os.path.abspath('gcs://bucket/a'), 'gs://bucket/a'),
         ('https://storage.googleapis.com/bucket/a', 'gs://bucket/a'),
         ('https://huggingface.co/org/repo', 'hf://org/repo'),
         ('file:///a/b', '/a/b'),
@@ -84,6 +87,24 @@ def test_other_schemes_are_refused(given):
 def test_a_bucket_must_be_named(given):
   with pytest.raises(ValueError, match='no bucket. Give gs://bucket/folder'):
     host.path(given)
+
+
+@pytest.mark.parametrize(
+    'given',
+    ['gs:', pathlib.Path('gs://'), './gs://b/a', '/x/gs://b', '`gs://b'],
+)
+def test_half_a_url_is_neither(given):
+  with pytest.raises(
+      ValueError, match='save: .* neither a local path nor'
+  ) as e:
+    host.path(given, who='save')
+  assert '\n' not in str(e.value)
+
+
+def test_orbax_takes_brackets_for_a_pattern():
+  _paths.check_orbax_can_write('/a/b*?', who='save')
+  with pytest.raises(ValueError, match=r"save: /a/run\[1\] has a '\['"):
+    _paths.check_orbax_can_write('/a/run[1]', who='save')
 
 
 def test_dots_do_not_lead_out_of_a_bucket():

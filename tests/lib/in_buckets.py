@@ -317,8 +317,13 @@ class Checks:
 
   def errors(self):
     from gemma4_lora import g4
+    from gemma4_lora import host
+    from gemma4_lora.jobs import _train
 
     save = {'model': self._model, 'params': self._params}
+    with _raises(FileNotFoundError, 'workdir.*no bucket gs://not-there'):
+      # Before Kauldron: it would try for ever to make the folder.
+      _train._check_workdir(host.path('gs://not-there/run'), trains=True)
     with _raises(FileNotFoundError, 'there is no bucket gs://not-there'):
       g4.ckpts.save_lora('gs://not-there/x', **save)
     with _raises(FileNotFoundError, 'no checkpoint at gs://not-there/x'):

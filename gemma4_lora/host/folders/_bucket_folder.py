@@ -38,7 +38,7 @@ def check_free(target: epath.Path, *, overwrite: bool, who: str, how: str):
   with _storage_errors.explained(target, who=who, doing='write'):
     tidy(target, who=who)
     if not _upload.is_there(target):
-      _check_bucket(target, who=who)
+      check_bucket(target, who=who)
       return
     if not target.is_dir():
       raise FileExistsError(f'{who}: {target} is a file. Give another path.')
@@ -140,6 +140,29 @@ def upload_to(
       raise
 
 
+def check_bucket(target: epath.Path, *, who: str) -> None:
+  """Checks that there is a bucket, as far as that may be asked.
+
+  Args:
+    target: A path in it.
+    who: What asks, for messages.
+
+  Raises:
+    FileNotFoundError: There is none.
+  """
+  top = target
+  while not str(top.parent).endswith('://') and top.parent != top:
+    top = top.parent
+  try:
+    there = top.exists()
+  except Exception:  # May not be asked: writing will say.
+    return
+  if not there:
+    raise _storage_errors.ExplainedNotFoundError(
+        f'{who}: {target}: there is no bucket {top}. Check its name, or make it.'
+    )
+
+
 def _replace(
     target: epath.Path, source: str, writer: Mapping[str, Any], *, who: str
 ) -> None:
@@ -184,21 +207,6 @@ def _replace(
     stop()
     _commit.write(target, new)
   _upload.remove(place)
-
-
-def _check_bucket(target: epath.Path, *, who: str) -> None:
-  """Checks that there is a bucket, as far as that may be asked."""
-  top = target
-  while not str(top.parent).endswith('://') and top.parent != top:
-    top = top.parent
-  try:
-    there = top.exists()
-  except Exception:  # May not be asked: writing will say.
-    return
-  if not there:
-    raise _storage_errors.ExplainedNotFoundError(
-        f'{who}: {target}: there is no bucket {top}. Check its name, or make it.'
-    )
 
 
 def _silent_s(folder: epath.Path) -> float | None:
