@@ -50,7 +50,9 @@ def save_quantized(
     ValueError: `model` quantises nothing, or `params` are not as it has them.
   """
   check_model(model, who=_WHO)
-  target = _new_folder.check_free(path, overwrite=overwrite, who=_WHO)
+  target = _new_folder.check_free(
+      path, overwrite=overwrite, who=_WHO, by_orbax=True
+  )
   _quantized_base.check(params, model.quantized)
   base, _ = _trees.split_lora(params)
   for name, leaf in _trees.flatten(base).items():

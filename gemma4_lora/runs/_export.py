@@ -70,7 +70,11 @@ def export(
     ValueError: Run, base and config do not fit.
   """
   out = _new_folder.check_free(
-      out, overwrite=overwrite, who=who, how='--overwrite'
+      out,
+      overwrite=overwrite,
+      who=who,
+      how='--overwrite',
+      by_orbax=format == 'gemma',
   )
   run = _run.open_run(
       model, init_transform, workdir=workdir, step=step, who=who

@@ -45,7 +45,9 @@ def quantize_checkpoint(
     ValueError: `model` quantises nothing; or the checkpoint does not fit it.
   """
   _save_quantized.check_model(model, who=who)
-  _new_folder.check_free(path, overwrite=overwrite, who=who, how='--overwrite')
+  _new_folder.check_free(
+      path, overwrite=overwrite, who=who, how='--overwrite', by_orbax=True
+  )
   params, origin = _restored(model, init_transform, who=who)
   _save_quantized.save_quantized(
       path, model=model, params=params, overwrite=overwrite

@@ -91,6 +91,7 @@ def make_checkpoint(
       overwrite=False,
       who=_WHO,
       how='remove this one',
+      by_orbax=layout != 'hf',
   )
   model = base_model(model)
   if params is None:

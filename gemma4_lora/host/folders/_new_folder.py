@@ -28,6 +28,7 @@ def check_free(
     overwrite: bool,
     who: str,
     how: str = 'overwrite=True',
+    by_orbax: bool = False,
 ) -> epath.Path:
   """Returns where a folder may be made.
 
@@ -36,10 +37,12 @@ def check_free(
     overwrite: Whether there may be a folder already.
     who: The function that asks, for messages.
     how: How the user of it allows that.
+    by_orbax: Whether Orbax is to write there.
 
   Raises:
     FileExistsError: There is something, or another process is writing it.
-    ValueError: It is no path that can be written: see `_paths.path`.
+    ValueError: It is no path that can be written: see `_paths.path`; or none
+      that Orbax could read again.
     OSError: The bucket cannot be read.
   """
   path = _paths.path(path, who=who)
@@ -50,6 +53,8 @@ def check_free(
     return path
   # The name as the user gave it may be a link: it stays one.
   path = epath.Path(os.path.realpath(path))
+  if by_orbax:
+    _paths.check_orbax_can_write(path, who=who)
   _leftovers.remove(pathlib.Path(path))
   if path.exists() and not path.is_dir():
     raise FileExistsError(f'{who}: {path} is a file. Give another path.')

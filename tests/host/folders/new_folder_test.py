@@ -110,3 +110,10 @@ def test_what_looks_like_a_url_is_no_folder(given, tmp_path, monkeypatch):
   with pytest.raises(ValueError, match="save: .* Give '(gs|s3)://b/x'"):
     _save(given)
   assert _names(tmp_path) == []
+
+
+def test_a_folder_in_which_orbax_would_find_nothing(tmp_path):
+  options = {'overwrite': False, 'who': 'save'}
+  _new_folder.check_free(tmp_path / 'a[1]', **options)
+  with pytest.raises(ValueError, match=r"a\[1\] has a '\['.* restored"):
+    _new_folder.check_free(tmp_path / 'a[1]', by_orbax=True, **options)
