@@ -1,7 +1,10 @@
 """Who writes to a folder: a file that a live process keeps changing."""
 
 from collections.abc import Callable
+from collections.abc import Iterator
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import secrets
@@ -19,6 +22,9 @@ BEAT_SECONDS = 10.0
 # How long a file of another machine must stay the same before its process
 # counts as dead: several beats, and what a slow storage adds.
 PATIENCE_SECONDS = 45.0
+# What a process waits for whoever may have found no owner at the same moment.
+_SETTLE_SECONDS = 2.0
+_TRIES, _PAUSE_SECONDS = 3, 0.5
 
 
 class OwnedError(RuntimeError):
@@ -98,12 +104,19 @@ class Ownership:
       OSError: The file cannot be written.
     """
     path = _paths.path(path)
-    old = read(path)
-    if old is not None and _is_alive(old, path, patience_seconds, on_wait):
-      raise OwnedError(old.text)
-    owner = _this_process()
-    _write(path, owner)
-    _remove_half_written(path)
+    with _alone(path) as is_alone:
+      old = _read_again(path)
+      if old is not None and _is_alive(old, path, patience_seconds, on_wait):
+        raise OwnedError(old.text)
+      owner = _this_process()
+      _write(path, owner)
+      if not is_alone:
+        # Of two that found no owner, the last to write has the folder.
+        time.sleep(_SETTLE_SECONDS)
+        now = read(path)
+        if now is not None and now.key != owner.key:
+          raise OwnedError(now.text)
+      _remove_half_written(path)
     return cls(path, owner, beat_seconds)
 
   def check(self) -> None:
@@ -162,6 +175,43 @@ def read(path: epath.Path) -> Owner | None:
   except Exception:  # pylint: disable=broad-exception-caught
     # Of a storage, any error may mean that there is no such file.
     return None
+
+
+def _read_again(path: epath.Path) -> Owner | None:
+  """Reads a file that is there, even if a storage fails once."""
+  for _ in range(_TRIES):
+    owner = read(path)
+    try:
+      if owner is not None or not path.exists():
+        return owner
+    except Exception:  # pylint: disable=broad-exception-caught
+      logging.info('Cannot look at %s', path, exc_info=True)
+    time.sleep(_PAUSE_SECONDS)
+  return None  # It is damaged.
+
+
+@contextlib.contextmanager
+def _alone(path: epath.Path) -> Iterator[bool]:
+  """Lets no other process of this machine in; says whether that could be had.
+
+  By a lock of the folder, which leaves no file. A bucket has none, nor have some
+  network disks.
+  """
+  folder = None
+  try:
+    if _paths.is_local(path):
+      folder = os.open(path.parent, os.O_RDONLY)
+      fcntl.flock(folder, fcntl.LOCK_EX)
+      is_alone = True
+    else:
+      is_alone = False
+  except OSError:
+    is_alone = False
+  try:
+    yield is_alone
+  finally:
+    if folder is not None:
+      os.close(folder)
 
 
 def _write(path: epath.Path, owner: Owner) -> None:

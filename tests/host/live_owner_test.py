@@ -2,6 +2,7 @@
 
 import dataclasses
 import subprocess
+import sys
 import threading
 import time
 
@@ -47,6 +48,42 @@ def _process():
   yield process
   process.kill()
   process.wait()
+
+
+_TAKE = """
+import sys, time
+from gemma4_lora.host import _live_owner
+for line in sys.stdin:
+  path, start = line.split()
+  time.sleep(max(0, float(start) - time.time()))
+  try:
+    _live_owner.Ownership.take(path)
+    print('has it', flush=True)
+  except _live_owner.OwnedError:
+    print('has not', flush=True)
+"""
+
+
+def test_of_two_that_start_at_once_one_has_it(tmp_path):
+  two = [
+      subprocess.Popen(
+          [sys.executable, '-c', _TAKE], stdin=-1, stdout=-1, text=True
+      )
+      for _ in range(2)
+  ]
+  try:
+    for i in range(8):
+      (tmp_path / str(i)).mkdir()
+      start = time.time() + (3 if i == 0 else 0.1)
+      for process in two:
+        process.stdin.write(f'{tmp_path / str(i) / "owner.json"} {start}\n')
+        process.stdin.flush()
+      said = sorted(process.stdout.readline().strip() for process in two)
+      assert said == ['has it', 'has not'], i
+  finally:
+    for process in two:
+      process.kill()
+      process.wait()
 
 
 def test_it_is_given_back(path, take):
