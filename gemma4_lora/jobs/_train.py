@@ -15,6 +15,7 @@ from gemma4_lora import host
 from gemma4_lora.host import _live_owner
 from gemma4_lora.host import _paths
 from gemma4_lora.host import _stop_signals
+from gemma4_lora.host import _storage_errors
 from gemma4_lora.host import _watched
 from gemma4_lora.host.folders import _bucket_folder
 from gemma4_lora.jobs import _distributed
@@ -92,7 +93,8 @@ def _line(e: Exception) -> str | None:
   """Returns the line for an error that a user can fix, or None."""
   # That of `jax_debug_nans` says where, by its traceback.
   is_nan = isinstance(e, FloatingPointError) and not jax.config.jax_debug_nans
-  if isinstance(e, _live_owner.OwnedError) or is_nan:
+  of_users = (_live_owner.OwnedError, _storage_errors.ExplainedError)
+  if isinstance(e, of_users) or is_nan:
     return str(e)
   if isinstance(e, StopIteration):
     # Ahead, `g4.train.TrainStep` can only know of data that it can count.

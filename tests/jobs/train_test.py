@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
+from gemma4_lora.host import _storage_errors
 from gemma4_lora.jobs import _train
 from tests.lib import random_params
 from tests.lib import runs
@@ -73,6 +74,7 @@ def test_what_is_wrong_is_a_line(argv, environment, message, run, tmp_path):
 def test_errors_of_a_run_that_are_a_line():
   assert _train._line(FloatingPointError('step 3 …')) == 'step 3 …'
   assert 'num_epochs=None' in _train._line(StopIteration())
+  assert _train._line(_storage_errors.ExplainedConnectionError('x')) == 'x'
   assert _train._line(KeyError('x')) is None
   with jax.debug_nans(True):  # Its traceback says where.
     assert _train._line(FloatingPointError('nan')) is None
