@@ -52,6 +52,8 @@ _MADE_LOCAL = re.compile(
 )
 # What `pathlib` makes of a URL without a bucket.
 _NO_BUCKET = re.compile(rf'({"|".join(_SCHEMES)}):', re.I)
+# https://docs.cloud.google.com/storage/docs/buckets#naming
+_BUCKET = re.compile('[a-z0-9][a-z0-9._-]*')
 # Orbax looks for its files below a folder by patterns, in which this is a class
 # of characters.
 _PATTERN = '['
@@ -147,6 +149,11 @@ def _in_bucket(text: str, scheme: str, who: str) -> epath.Path:
   if bucket in ('', '.', '..'):
     raise ValueError(
         f'{who}{text!r} names no bucket. Give {scheme}://bucket/folder.'
+    )
+  if scheme == 'gs' and not _BUCKET.fullmatch(bucket):
+    raise ValueError(
+        f'{who}{text!r}: {bucket!r} is no name of a bucket, which has lower-case'
+        " letters, digits, '-', '_' and '.'."
     )
   # In a bucket, `..` would be the name of a folder.
   rest = posixpath.normpath(rest.strip('/') or '.')

@@ -83,6 +83,14 @@ def test_other_schemes_are_refused(given):
   assert '\n' not in str(e.value)
 
 
+@pytest.mark.parametrize('name', ['a b', 'b?x', 'Bucket', 'bücket', '-b'])
+def test_a_bucket_has_a_name_that_there_can_be(name):
+  with pytest.raises(ValueError, match='save: .* is no name of a bucket') as e:
+    host.path(f'gs://{name}/a b?c', who='save')
+  assert repr(name) in str(e.value)
+  host.path('gs://my_bucket-1.example.com/a b?c')
+
+
 @pytest.mark.parametrize('given', ['gs://', 'gs:///a', 'gs://..', 'gs://.'])
 def test_a_bucket_must_be_named(given):
   with pytest.raises(ValueError, match='no bucket. Give gs://bucket/folder'):
