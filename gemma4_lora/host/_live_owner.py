@@ -111,7 +111,7 @@ class Ownership:
       owner = _this_process()
       _write(path, owner)
       if not is_alone:
-        # Of two that found no owner, the last to write has the folder.
+        # Two may have found no owner: the last to write has the folder.
         time.sleep(_SETTLE_SECONDS)
         now = read(path)
         if now is not None and now.key != owner.key:

@@ -36,7 +36,7 @@ def check_words(arguments: Mapping[str, Any]) -> None:
   """Raises for arguments of PEFT's `LoraConfig` that have another name here.
 
   Args:
-    arguments: Of the constructor.
+    arguments: Arguments of the constructor.
 
   Raises:
     TypeError: There are some, as Python does for unknown arguments.

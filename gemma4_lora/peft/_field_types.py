@@ -105,6 +105,6 @@ def short(value: Any) -> str:
   """Returns a value for a message."""
   try:
     text = repr(value)
-  except ValueError:  # Of too many digits.
+  except ValueError:  # It has too many digits.
     text = f'a number of {type(value).__name__}'
   return text if len(text) <= 200 else f'{text[:200]}…'

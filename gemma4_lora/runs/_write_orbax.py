@@ -86,7 +86,7 @@ class _LazyHandler(type_handlers.NumpyHandler):
   def __init__(self, fused: _fused_leaves.FusedLeaves):
     super().__init__(deepcopy_host_arrays=False)
     self._fused = fused
-    # Of what was written, by Orbax's name.
+    # Digests of what was written, by Orbax's name.
     self.digests: dict[str, str] = {}
 
   async def serialize(self, values, infos, args=None):

@@ -12,7 +12,7 @@ from gemma4_lora import _trees
 from gemma4_lora.ckpts import _requests
 
 _WHO = 'g4.train.TrainStep'
-_LONGEST = 160  # Of another library's message, in characters.
+_LONGEST = 160  # What is shown of another library's message, in characters.
 _LINE = (
     'init_transform=g4.ckpts.SkipLoRA4(wrapped=gm.ckpts.LoadCheckpoint(path='
     'gm.ckpts.CheckpointPath.GEMMA4_…))'
@@ -24,7 +24,7 @@ def check(transform: Any, params: Any, *, allow_random_base: bool) -> None:
 
   Args:
     transform: The `init_transform=`.
-    params: Of the model; arrays or shapes.
+    params: Parameters of the model; arrays or shapes.
     allow_random_base: Whether that is meant.
 
   Raises:
@@ -67,7 +67,7 @@ def explained(transform: Any) -> Iterator[None]:
   except ValueError as e:
     if not _has_gm_skip(transform):
       raise
-    # Of hundreds of lines, the first says it all.
+    # There may be hundreds of lines: the first says it all.
     first = next(iter(str(e).splitlines()), '')
     raise ValueError(
         f'{_WHO}: gm.ckpts.SkipLoRA failed: {first[:_LONGEST]} … It does not'

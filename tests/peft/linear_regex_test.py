@@ -10,7 +10,7 @@ import pytest
 from gemma4_lora.peft import _linear_regex
 
 _Q = 'model.language_model.layers.3.self_attn.q_proj'
-# Of real folders: those of Unsloth, of guides, of `save_peft`.
+# As in real folders: those of Unsloth, of guides, of `save_peft`.
 _REAL = [
     r'.*\.self_attn\.(q|v)_proj',
     r'(?:.*?(?:language|text).*?(?:self_attn|attention|mlp).*?'

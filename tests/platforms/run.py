@@ -153,7 +153,7 @@ def _cell(
   """Runs the first cell of a notebook in a kernel that has imported modules.
 
   Args:
-    python: Of the place.
+    python: Python of the place.
     copy: What to install.
     imported: Modules that the kernel has imported before.
     uv: What to install with instead of pip.

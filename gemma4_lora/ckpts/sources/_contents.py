@@ -40,7 +40,7 @@ def write(folder: os.PathLike[str], digests: Mapping[str, str]) -> None:
 
   Args:
     folder: Folder of the arrays.
-    digests: Of arrays, by Orbax's name.
+    digests: Digest of each array, by Orbax's name.
   """
   text = json.dumps(_intact.sealed({'arrays': dict(digests)}), indent=1)
   (epath.Path(folder) / NAME).write_text(text)
@@ -90,7 +90,7 @@ def problem(name: str, array: Any) -> str | None:
       has_nan = bool(_has_nan(piece))
     if has_nan:
       return f'{name} has NaN'
-    # Of weights that are all 0, NF4's are.
+    # NF4 gives scales of 0 to weights that are all 0.
     if is_scales and piece.size and piece.min() < 0:
       return f'{name} has scales below 0'
   return None

@@ -309,7 +309,7 @@ def _stack(arrays: Sequence[np.ndarray], axis: int = 0) -> np.ndarray:
   """`np.stack`, of integers: NumPy copies bfloat16 one number at a time.
 
   Args:
-    arrays: Of one dtype.
+    arrays: Arrays of one dtype.
     axis: The new axis.
   """
   dtype = arrays[0].dtype

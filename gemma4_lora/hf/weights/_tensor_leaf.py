@@ -77,7 +77,7 @@ def common_dtype(dtypes: Sequence[np.dtype]) -> np.dtype:
   bfloat16 beside float16 makes float32.
 
   Args:
-    dtypes: Of the tensors of one leaf.
+    dtypes: Dtypes of the tensors of one leaf.
 
   Raises:
     ValueError: They differ, and are not all floats.
