@@ -36,6 +36,7 @@ _DATASETS = (
     'data.py.HuggingFace',
     'data.py.Json',
     'data.py.DataSource',
+    'data.Files',
     'data.Jsonl',
     'data.Parquet',
 )

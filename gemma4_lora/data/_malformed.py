@@ -5,6 +5,9 @@ from typing import Any
 
 from absl import logging
 
+from gemma4_lora.data.layouts import _fields
+from gemma4_lora.data.sources import _origins
+
 # A share of fewer rows than this says nothing.
 _FEWEST = 100
 # Rows that are shown in full before only round numbers are.
@@ -23,7 +26,7 @@ def check_limit(limit: float, *, name: str) -> None:
 
 def with_row(error: Exception, row: Any) -> Exception:
   """Returns the error, saying in which row it is."""
-  return type(error)(f'{error.args[0]}\nIn the row: {row!r:.300}')
+  return type(error)(f'{error.args[0]}\nIn {_shown(row, 300)}')
 
 
 class Counter:
@@ -61,18 +64,17 @@ class Counter:
     reason = str(error.args[0])
     self.reasons[reason.split(':')[0][:120]] += 1
     if len(self._examples) < _SHOWN:
-      self._examples.append(f'{reason:.300}\n    In the row: {row!r:.200}')
+      self._examples.append(f'{reason:.300}\n    In {_shown(row, 200)}')
     if self.num_malformed > self._allowed:
       raise ValueError(self._message())
     if self.num_malformed <= _SHOWN or not self.num_malformed % 1000:
       logging.warning(
-          '%s: left out malformed row number %d of %d read: %s\nIn the row:'
-          ' %.300r',
+          '%s: left out malformed row number %d of %d read: %s\nIn %s',
           self._name,
           self.num_malformed,
           self.num_rows,
           reason,
-          row,
+          _shown(row, 300),
       )
 
   @property
@@ -91,3 +93,11 @@ class Counter:
         f' malformed, more than max_malformed={self._limit} lets pass.\n'
         f'{reasons}\nThe first of them:\n{examples}'
     )
+
+
+def _shown(row: Any, length: int) -> str:
+  """Returns a row for a message, with its index, file and line if known."""
+  origin = _origins.of(row) or 'the row'
+  if isinstance(row, _fields.Broken):
+    return origin  # The reason has the rest.
+  return f'{origin}: {repr(row):.{length}}'

@@ -155,5 +155,7 @@ def test_a_line_that_is_no_json_is_a_malformed_row(tmp_path):
   assert len(list(dataset)) == 1
   strict = dataclasses.replace(_TASK, max_malformed=0)
   dataset = dataclasses.replace(dataset, transforms=[strict])
-  with pytest.raises(ValueError, match=r'Line 2 of .*rows.jsonl is not JSON'):
+  with pytest.raises(
+      ValueError, match=r'not JSON: line 2 of .*rows.jsonl \(Expect'
+  ):
     list(dataset)

@@ -6,6 +6,7 @@ and writes what each had to say to a file.
 
 import contextlib
 import functools
+import gzip
 import io
 import json
 import os
@@ -242,12 +243,22 @@ class Checks:
     assert _cache.load(folder, 'key') is None  # Damaged: a line in the log.
 
   def jsonl(self):
+    import pyarrow as pa
+    from pyarrow import parquet
+
     from gemma4_lora import g4
     from gemma4_lora import host
 
     host.path('gs://out/x.jsonl').write_text('{"a": 1}\n\n{"a": 2}')
-    source = g4.data.Jsonl(path='gs://out/x.jsonl', shuffle=False).data_source
-    assert [source[i]['a'] for i in range(len(source))] == [1, 2]
+    host.path('gs://out/y.jsonl.gz').write_bytes(gzip.compress(b'{"a": 3}'))
+    table = io.BytesIO()
+    parquet.write_table(pa.Table.from_pylist([{'a': 4}]), table)
+    host.path('gs://out/z.parquet').write_bytes(table.getvalue())
+    path = ['gs://out/[xy].json*', 'gs://out/z.parquet']
+    source = g4.data.Files(path=path, shuffle=False).data_source
+    assert [source[i]['a'] for i in range(len(source))] == [1, 2, 3, 4]
+    with _raises(FileNotFoundError, r'no file matches gs://out/n\*'):
+      len(g4.data.Files(path='gs://out/n*', shuffle=False).data_source)
 
   def cut_anywhere(self):
     """From some request on, all are refused: the folder is old or new."""

@@ -1,0 +1,1 @@
+"""Rows of a dataset, from files of several formats."""

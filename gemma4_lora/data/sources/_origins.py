@@ -1,0 +1,34 @@
+"""Where a dataset row came from: its index, file and line, for errors.
+
+A row is a plain dict, which transforms and grain's workers take as it is: it has
+no room for its origin. So each thread remembers the row that it read last, which
+is the one that its transforms then see.
+"""
+
+from collections.abc import Callable
+import threading
+from typing import Any
+
+_LAST = threading.local()
+
+
+def note(row: Any, *, index: int, place: Callable[[], str]) -> None:
+  """Remembers where a row was read.
+
+  Args:
+    row: The row, as the source returns it.
+    index: Its index in the source.
+    place: Says its file and line, as `'line 3 of rows.jsonl'`.
+  """
+  _LAST.read = (row, index, place)
+
+
+def of(row: Any) -> str | None:
+  """Returns `'row 2, line 3 of rows.jsonl'`; None if that is not known.
+
+  It is known for the very object that this thread read last, not for a copy.
+  """
+  read, index, place = getattr(_LAST, 'read', (None, 0, str))
+  if row is None or row is not read:
+    return None
+  return f'row {index}, {place()}'

@@ -1,0 +1,107 @@
+"""Rows of a Parquet file.
+
+Parquet is read by groups of rows, which are slow to read one row of. It is
+decoded once into a temporary file of Arrow's, which is mapped.
+"""
+
+import functools
+import os
+from typing import Any
+
+from etils import epath
+from etils import epy
+import numpy as np
+
+from gemma4_lora import host
+from gemma4_lora.data.sources import _local_copies
+
+with epy.lazy_imports():  # Most datasets need none of it.
+  import pyarrow as pa
+  from pyarrow import parquet
+
+# Rows that are decoded at a time, and found by one step.
+_BATCH_ROWS = 1024
+
+
+class ParquetRows:
+  """Rows of a Parquet file, as dicts.
+
+  Args:
+    path: The file, here or in a bucket.
+    who: What asks, for messages.
+  """
+
+  def __init__(self, path: epath.Path, *, who: str):
+    self._path = path
+    self._copy = _local_copies.LocalCopy(
+        functools.partial(_decode, path, who=who)
+    )
+
+  def __len__(self) -> int:
+    return int(self._ends[-1]) if len(self._ends) else 0
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    number = int(np.searchsorted(self._ends, index, side='right'))
+    batch = self._batches[number]
+    i = index - int(self._ends[number]) + batch.num_rows
+    return {
+        name: column[i].as_py()
+        for name, column in zip(batch.schema.names, batch.columns, strict=True)
+    }
+
+  def place(self, index: int) -> str:
+    """Returns where a row stands, for messages."""
+    return f'row {index} of {os.fspath(self._path)}'
+
+  def __getstate__(self) -> dict[str, Any]:
+    # Worker processes map the file themselves.
+    return {k: v for k, v in self.__dict__.items() if k != '_batches'}
+
+  @functools.cached_property
+  def _batches(self) -> list[Any]:
+    file = pa.ipc.open_file(pa.memory_map(self._copy.path()))
+    return [file.get_batch(i) for i in range(file.num_record_batches)]
+
+  @functools.cached_property
+  def _ends(self) -> np.ndarray:
+    return np.cumsum([batch.num_rows for batch in self._batches], dtype=int)
+
+
+def check_installed(path: epath.Path, *, who: str) -> None:
+  """Raises ModuleNotFoundError, which says what to install for Parquet."""
+  try:
+    _ = pa.ipc, parquet.ParquetFile
+  except ImportError as e:
+    raise ModuleNotFoundError(
+        f'{who}: {os.fspath(path)} is a Parquet file, which is read with pyarrow:'
+        " pip install 'gemma4_lora[parquet]'"
+    ) from e
+
+
+def _decode(path: epath.Path, target: str, *, who: str) -> None:
+  """Writes a Parquet file as a file of Arrow's."""
+  check_installed(path, who=who)
+  copy = None
+  if not host.is_local(path):
+    copy = _local_copies.LocalCopy(
+        functools.partial(_local_copies.fetch, path, who=who)
+    )
+  try:
+    with parquet.ParquetFile(copy.path() if copy else os.fspath(path)) as file:
+      schema = _without_dictionaries(file.schema_arrow)
+      with pa.ipc.new_file(target, schema) as sink:
+        for batch in file.iter_batches(_BATCH_ROWS):
+          sink.write_batch(batch.cast(schema))
+  except pa.ArrowException as e:
+    raise ValueError(
+        f'{who}: {os.fspath(path)} is no whole Parquet file ({e}). Download or'
+        ' write it again.'
+    ) from None
+
+
+def _without_dictionaries(schema: Any) -> Any:
+  """Returns the schema of the values: a file has one dictionary per column."""
+  for i, field in enumerate(schema):
+    if pa.types.is_dictionary(field.type):
+      schema = schema.set(i, field.with_type(field.type.value_type))
+  return schema
