@@ -1,21 +1,37 @@
-"""What the README says, run."""
+"""What the READMEs say, run: the first page and those of the folders."""
 
 import ast
 import pathlib
 import re
 import shlex
+import shutil
+import subprocess
 
 from absl import flags
 from gemma import gm
+import jax
 import pytest
 
 from gemma4_lora import __main__ as main
 from gemma4_lora import g4
+from gemma4_lora import tiny
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.targets import _resolve
+from tests.lib import shipped
 
 _ROOT = pathlib.Path(__file__).parent.parent
-_README = (_ROOT / 'README.md').read_text()
+
+# Every page that git has: a folder's own environments have READMEs of others.
+_PAGES = {
+    str(path.relative_to(_ROOT)): path.read_text(encoding='utf-8')
+    for path in (
+        _ROOT / 'README.md',
+        *_ROOT.glob('configs/README.md'),
+        *sorted(_ROOT.glob('gemma4_lora/**/README.md')),
+        *sorted(_ROOT.glob('tests/**/README.md')),
+    )
+}
+_each_page = pytest.mark.parametrize('page', _PAGES)
 
 
 # Commands, by words in them, and what runs them: `.ci/run`, or a file of tests.
@@ -34,15 +50,24 @@ _RUN_BY = {
     'docker build': None,  # Docker, and a registry.
     'pip install "gemma4_lora': None,  # An address of this repository.
     'git clone': None,  # The same.
+    'tests/platforms/': None,  # Environments of their own.
+    'tests/lib/peft_reference.py': None,  # PyTorch.
+    'tests.lib.peft_cases': None,  # What the one above wrote.
 }
 
 
-def _blocks(language):
-  return re.findall(rf'^```{language}\n(.*?)^```', _README, re.M | re.S)
+def _blocks(language, page):
+  return re.findall(rf'^```{language}\n(.*?)^```', _PAGES[page], re.M | re.S)
 
 
-def _commands():
-  return [c for block in _blocks('sh') for c in block.splitlines() if c]
+def _commands(*pages):
+  return [
+      command
+      for page in pages or _PAGES
+      for block in _blocks('sh', page)
+      for command in block.splitlines()
+      if command
+  ]
 
 
 def _ours(command):
@@ -53,14 +78,42 @@ def _ours(command):
   return words[3:]
 
 
-def test_python_blocks_run(capsys):
-  """In one namespace, in their order, as a reader would paste them."""
+@pytest.mark.parametrize('page', [x for x in _PAGES if _blocks('python', x)])
+def test_python_blocks_run(page, capsys):
+  """In one namespace per page, in their order, as a reader would paste them."""
   namespace = {}
-  for block in _blocks('python'):
-    exec(compile(block, 'README.md', 'exec'), namespace)
-  # The table under the first block is what it printed, up to its ellipsis.
-  (table,) = re.findall(r'^```\n(projection.*?)^…', _README, re.M | re.S)
-  assert table in capsys.readouterr().out
+  for block in _blocks('python', page):
+    exec(compile(block, page, 'exec'), namespace)
+  # A block without a language, under a block of Python, is what that printed, up
+  # to its ellipsis.
+  printed = capsys.readouterr().out
+  for shown in re.findall(
+      r'^```python\n[^`]*^```\n[^`]*^```\n(.*?)^(?:…|```)',
+      _PAGES[page],
+      re.M | re.S,
+  ):
+    assert shown in printed
+
+
+def test_diff_of_gemmas_config_makes_a_config_of_gemma_4(tmp_path):
+  """Every line that it changes stands in the config as in gemma's own."""
+  config = tmp_path / 'my_config.py'
+  shutil.copy(_ROOT / 'tests/testdata/gemma3_lora_config.py', config)
+  (diff,) = _blocks('diff', 'README.md')
+  subprocess.run(
+      ['git', 'apply', '-'], input=diff, text=True, cwd=tmp_path, check=True
+  )
+
+  trainer = shipped.resolved(
+      tiny.shrink(shipped.config(config)), tmp_path / 'workdir'
+  )
+  assert isinstance(trainer.checkpointer, g4.ckpts.LoRACheckpointer)
+  # Nothing is compiled: model, batch, losses and optimizer fit each other.
+  batch = next(iter(trainer.train_ds))
+  state = jax.eval_shape(lambda: trainer.init_state(skip_transforms=True))
+  step = trainer.trainstep.step.eval_shape(trainer.trainstep, state, batch)
+  assert jax.tree.leaves(step)
+  assert '<|turn>user' in g4.testing.Gemma4Tokenizer().decode(batch['input'][0])
 
 
 def test_ci_runs_the_readmes_commands():
@@ -68,7 +121,7 @@ def test_ci_runs_the_readmes_commands():
   words = _words_of_ci()
   assert len(words) == 2
   for known_by in words:
-    assert len([c for c in _commands() if known_by in c]) == 1
+    assert len([c for c in _commands('README.md') if known_by in c]) == 1
 
 
 @pytest.mark.parametrize('command', _commands())
@@ -125,9 +178,22 @@ def test_jobs_of_the_readme(command, run_command, monkeypatch):
   )
 
 
-def test_files_that_it_links_to_are_there():
-  for link in re.findall(r'\]\((?!http)([^)]+)\)', _README):
-    assert (_ROOT / link).exists(), link
+@_each_page
+def test_files_that_it_links_to_are_there(page):
+  for link in re.findall(r'\]\((?!http)([^)]+)\)', _PAGES[page]):
+    file, _, heading = link.partition('#')
+    path = (_ROOT / page).parent / file if file else _ROOT / page
+    assert path.exists(), link
+    if heading:
+      assert heading in _anchors(path.read_text(encoding='utf-8')), link
+
+
+def _anchors(text):
+  """Of each heading, as GitHub makes them."""
+  return {
+      re.sub(r'[^\w\- ]', '', heading.lower()).strip().replace(' ', '-')
+      for heading in re.findall(r'^#+ (.*)$', text, re.M)
+  }
 
 
 def _count(name, target):
@@ -142,7 +208,8 @@ def _count(name, target):
 
 
 def test_table_of_trainable_parameters():
-  table = re.search(r'^\| `targets=` (.*)\n\|[-|]+\n((\|.*\n)+)', _README, re.M)
+  page = _PAGES['gemma4_lora/targets/README.md']
+  table = re.search(r'^\| `targets=` (.*)\n\|[-|]+\n((\|.*\n)+)', page, re.M)
   assert table
   names = table[1].strip('| ').split(' | ')
   for line in table[2].splitlines():
@@ -166,7 +233,9 @@ def _texts():
 
 def _messages():
   (table,) = re.findall(
-      r'^\| message \| what to do \|\n\|[-|]+\n((?:\|.*\n)+)', _README, re.M
+      r'^\| message \| what to do \|\n\|[-|]+\n((?:\|.*\n)+)',
+      _PAGES['gemma4_lora/README.md'],
+      re.M,
   )
   return [line.split(' | ')[0].strip('| ')[1:-1] for line in table.splitlines()]
 

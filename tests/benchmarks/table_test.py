@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from gemma4_lora import targets
 from tests.benchmarks import __main__ as main
 from tests.benchmarks import gpu
 from tests.benchmarks import pipelines
@@ -18,7 +19,7 @@ from tests.benchmarks import sizes
 from tests.benchmarks import steps
 from tests.benchmarks import worker
 
-_README = pathlib.Path(__file__).parents[2] / 'README.md'
+_TARGETS = pathlib.Path(targets.__file__).parent / 'README.md'
 _NAMES = ('ours', 'by_hand', 'kauldron')
 
 
@@ -104,8 +105,8 @@ def test_e2b_is_gemmas():
 
 
 def test_model_flops_are_a_little_less_than_xla_counts():
-  """By the README's row, which has masked scores, norms and dead keys too."""
-  text = _README.read_text(encoding='utf-8')
+  """By the row of a README, which has masked scores, norms and dead keys too."""
+  text = _TARGETS.read_text(encoding='utf-8')
   counted = re.search(r"^\| `'text'` \| ([\d.]+) G \|", text, re.M)
   assert counted
   ratio = sizes.E2B.model_flops / (1e9 * float(counted[1]))

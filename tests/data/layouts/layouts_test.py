@@ -7,10 +7,11 @@ import pathlib
 import numpy as np
 import pytest
 
+from gemma4_lora import data
 from gemma4_lora import g4
 from gemma4_lora.data.layouts import _layouts
 
-_README = pathlib.Path(__file__).parents[3] / 'README.md'
+_README = pathlib.Path(data.__file__).parent / 'README.md'
 _COMMON = dict(tokenizer=g4.testing.Gemma4Tokenizer(), max_length=64)
 _TASK = g4.data.ChatTask(in_system='system', **_COMMON)
 _layout = pytest.mark.parametrize('layout', _layouts.LAYOUTS)
