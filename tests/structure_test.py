@@ -42,6 +42,7 @@ _ROOMS = (
     'tpu',
     'tpu/program',
     'data',
+    'data/images',
     'data/sources',
     'data/layouts',
     'data/conversations',

@@ -8,7 +8,6 @@ from gemma import gm
 from kauldron import kd
 import numpy as np
 
-from gemma4_lora.data import _images
 from gemma4_lora.data import _loss_weights
 from gemma4_lora.data import _malformed
 from gemma4_lora.data import _max_length
@@ -16,6 +15,7 @@ from gemma4_lora.data import _row_task
 from gemma4_lora.data import _tokens
 from gemma4_lora.data.conversations import _conversation
 from gemma4_lora.data.conversations import _render
+from gemma4_lora.data.images import _patches
 from gemma4_lora.data.layouts import _columns
 from gemma4_lora.data.layouts import _fields
 from gemma4_lora.data.layouts import _layout
@@ -89,9 +89,13 @@ class ChatTask(_row_task.RowTask, gm.data.Seq2SeqTask):
     in_system: Key of a system text that is not among the messages.
     in_tools: Key of the declared tools: as OpenAI's or MCP's, or that as JSON.
     in_images: Key of the images, for a model with `text_only=False` and
-      `images="batch.images"`: uint8 `[H, W, 3]` or PIL images, one or a list, as
-      many as the conversation has `<|image|>` or parts of type `image`; None or
-      none for a row of text alone. Batches may mix both.
+      `images="batch.images"`: one or a list, as many as the conversation has
+      `<|image|>` or parts of type `image`; None or none for a row of text alone.
+      Batches may mix both. An image is uint8 or uint16, `[H, W]` or
+      `[H, W, C]`; a PIL image; or an encoded file: `bytes`, a path, or
+      `{"bytes": ..., "path": ...}` as in Parquet. It is taken as viewers show
+      it: EXIF's orientation is applied, what is transparent is white, and of an
+      animation the first frame counts. One that cannot be read is malformed.
     max_images: How many images a row has room for: each takes its time in the
       tower, also where it is missing.
     max_soft_tokens: The most tokens that an image may take. It is scaled, with
@@ -100,7 +104,8 @@ class ChatTask(_row_task.RowTask, gm.data.Seq2SeqTask):
     out_input: Key to write the model's input to.
     out_target: Key to write the labels to.
     out_target_mask: Key to write the loss mask to.
-    out_images: Key to write the patches of images to, if there is `in_images`.
+    out_images: Key to write the patches of images to, if there is `in_images`;
+      also with `sampling=True`.
     drop_inputs: Whether to remove the input keys.
     tokenizer: A Gemma 4 tokenizer.
     max_length: Length of the outputs, in tokens. Shorter examples are padded
@@ -118,7 +123,7 @@ class ChatTask(_row_task.RowTask, gm.data.Seq2SeqTask):
       of those read (float; the first hundred rows count as a hundred). They are
       counted in each worker process, and logged.
     sampling: Whether to give the prompt and the response as text, turn tags
-      included, for `gm.evals.SamplerEvaluator`: all up to the model's last turn,
+      included, for `g4.evals.SamplerEvaluator`: all up to the model's last turn,
       and that turn.
   """
 
@@ -169,19 +174,33 @@ class ChatTask(_row_task.RowTask, gm.data.Seq2SeqTask):
       ValueError: It cannot be trained on.
       KeyError: It lacks a field.
     """
+    conversation = self.conversation(element)
+    images = self.read_images(element, num_images=conversation.num_images)
+    fields = self.fields_of(conversation, images)
+    return (
+        fields if images is None else fields | {self.out_images: images.input}
+    )
+
+  def fields_of(
+      self,
+      conversation: _conversation.Conversation,
+      images: _patches.Images | None = None,
+  ) -> dict[str, Any]:
+    """Returns the output fields of a conversation, without its images.
+
+    Raises:
+      ValueError: It cannot be trained on.
+    """
     if self.sampling:
-      rendered = self.render(element)
+      self._check_images(conversation, images)
+      rendered = _render.render(conversation, self._style)
       return {
           self.out_input: rendered.prompt,
           self.out_target: rendered.response,
       }
-    images = self._read_images(element)
-    ids, weights = self.tokens(element, images)
+    ids, weights = self.tokens_of(conversation, images)
     # An image that is cut has no place for its first soft tokens either.
-    fields = self.pad_fields(ids[:-1], np.maximum(ids[1:], 0), weights[1:])
-    return (
-        fields if images is None else fields | {self.out_images: images.input}
-    )
+    return self.pad_fields(ids[:-1], np.maximum(ids[1:], 0), weights[1:])
 
   def field_specs(self, max_length: int | None = None) -> dict[str, Any]:
     """Returns the shapes of the output fields of an example, without data.
@@ -197,7 +216,7 @@ class ChatTask(_row_task.RowTask, gm.data.Seq2SeqTask):
         self.out_target_mask: _tokens.spec(length, 1, dtype=mask),
     }
     if self.in_images is not None:
-      specs[self.out_images] = _images.specs(
+      specs[self.out_images] = _patches.specs(
           max_images=self.max_images,
           max_soft_tokens=self.max_soft_tokens,
           patch_size=self.patch_size,
@@ -217,31 +236,37 @@ class ChatTask(_row_task.RowTask, gm.data.Seq2SeqTask):
         self.out_target_mask: _tokens.pad(mask, length)[:, None],
     }
 
-  def tokens(
-      self, element: Any, images: _images.Images | None = None
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns all tokens of an example and their weights, within `max_length`.
-
-    The last token is a target only: one more than `max_length` fit.
-
-    Args:
-      element: The example.
-      images: Images of the example, if the task reads images.
+  def tokens(self, element: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the tokens of an example of text; see `tokens_of`.
 
     Raises:
       ValueError: It cannot be trained on.
       KeyError: It lacks a field.
     """
-    conversation = self.conversation(element)
-    if images is None and conversation.num_images:
-      raise ValueError(
-          f'ChatTask: the conversation has {conversation.num_images} images.'
-          ' Set `in_images=` to the field that holds them, for a model with'
-          ' `text_only=False`.'
-      )
+    return self.tokens_of(self.conversation(element))
+
+  def tokens_of(
+      self,
+      conversation: _conversation.Conversation,
+      images: _patches.Images | None = None,
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns all tokens and their weights, within `max_length`.
+
+    The last token is a target only: one more than `max_length` fit.
+
+    Args:
+      conversation: The conversation.
+      images: Its images, if the task reads images.
+
+    Raises:
+      ValueError: It cannot be trained on.
+    """
+    self._check_images(conversation, images)
     ids, weights = self.tokenize(_render.render(conversation, self._style))
     if images is not None:
-      ids, weights = _images.expand(ids, weights, images.counts, self.tokenizer)
+      ids, weights = _patches.expand(
+          ids, weights, images.counts, self.tokenizer
+      )
     return _max_length.cut(
         ids,
         weights,
@@ -294,18 +319,41 @@ class ChatTask(_row_task.RowTask, gm.data.Seq2SeqTask):
     """
     return self._layout.conversation(element, self._columns)
 
-  def _read_images(self, element: Any) -> _images.Images | None:
-    """Returns the images of an example, None if none are read."""
+  def read_images(
+      self, element: Any, *, num_images: int
+  ) -> _patches.Images | None:
+    """Returns the images of an example, None if none are read.
+
+    Args:
+      element: The example.
+      num_images: How many the conversation has places for.
+
+    Raises:
+      ValueError: Another number of images, or one that cannot be read.
+      KeyError: The field is missing.
+    """
     if self.in_images is None:
       return None
-    return _images.preprocess(
-        _fields.get(element, self.in_images),
+    return _patches.preprocess(
+        _fields.raw(element, self.in_images),
         field=self.in_images,
-        num_images=self.conversation(element).num_images,
+        num_images=num_images,
         max_images=self.max_images,
         max_soft_tokens=self.max_soft_tokens,
         patch_size=self.patch_size,
     )
+
+  def _check_images(
+      self,
+      conversation: _conversation.Conversation,
+      images: _patches.Images | None,
+  ) -> None:
+    if images is None and conversation.num_images:
+      raise ValueError(
+          f'ChatTask: the conversation has {conversation.num_images} images.'
+          ' Set `in_images=` to the field that holds them, for a model with'
+          ' `text_only=False`.'
+      )
 
   def _check(self) -> None:
     _ = self._checked_tokenizer

@@ -26,13 +26,22 @@ def get(element: Any, key: kd.kontext.Key) -> Any:
     KeyError: There is no such field.
     ValueError: The row could not be read.
   """
+  return plain(raw(element, key))
+
+
+def raw(element: Any, key: kd.kontext.Key) -> Any:
+  """Returns the value at `key` as the dataset has it: `bytes` stay bytes.
+
+  Raises:
+    KeyError: There is no such field.
+    ValueError: The row could not be read.
+  """
   if isinstance(element, Broken):
     raise ValueError(element.reason)
   try:
-    value = _path(key).get_from(element)
+    return _path(key).get_from(element)
   except (KeyError, AttributeError, IndexError, TypeError):
     raise KeyError(_missing(element, key)) from None
-  return plain(value)
 
 
 def get_text(element: Any, key: kd.kontext.Key) -> str:

@@ -3,11 +3,11 @@
 import dataclasses
 from typing import Any
 
+from etils import enp
 from gemma import gm
 import numpy as np
-from PIL import Image
 
-from gemma4_lora.data import _tokens
+from gemma4_lora.data.images import _decode
 from gemma4_lora.gemma4 import _upstream
 
 # What gemma's samplers put in the place of `<|image|>`.
@@ -44,7 +44,7 @@ def preprocess(
   All conversations have arrays of the same shapes: those without images, too.
 
   Args:
-    images: uint8 `[H, W, 3]`, or PIL images; a list of them, or one; or None.
+    images: What the dataset has at `field`, see `ChatTask.in_images`.
     field: Field that held the images, for errors.
     num_images: How many the conversation has places for.
     max_images: How many there are room for.
@@ -52,12 +52,9 @@ def preprocess(
     patch_size: Side of a patch, in pixels.
 
   Raises:
-    ValueError: Another number of images.
+    ValueError: Another number of images, or one that cannot be read.
   """
-  if images is None:
-    images = []
-  elif not isinstance(images, list | tuple):
-    images = list(images) if np.ndim(images) == 4 else [images]
+  images = _decode.images(images, field=field)
   if len(images) != num_images:
     raise ValueError(
         f'Field {field!r} has {len(images)} images, and the conversation places'
@@ -77,7 +74,7 @@ def preprocess(
   counts = []
   for i, image in enumerate(images):
     pixels = _upstream.resize_image(
-        _as_rgb(image, field=field),
+        _decode.as_rgb(image, field=field),
         patch_size=patch_size,
         max_patches=num_patches,
         pooling_kernel_size=_POOLING,
@@ -102,8 +99,12 @@ def specs(
   """Returns the shapes of what `preprocess` gives."""
   num_patches = max_images * max_soft_tokens * _POOLING**2
   return _upstream.PreprocessedVisionInput(
-      patches=_tokens.spec(num_patches, 3 * patch_size**2, dtype=np.float32),
-      positions_xy=_tokens.spec(num_patches, 2, dtype=np.int32),
+      patches=enp.ArraySpec(
+          shape=(num_patches, 3 * patch_size**2), dtype=np.dtype(np.float32)
+      ),
+      positions_xy=enp.ArraySpec(
+          shape=(num_patches, 2), dtype=np.dtype(np.int32)
+      ),
       soft_token_counts=(max_soft_tokens,) * max_images,
   )
 
@@ -160,15 +161,3 @@ def _patches(
   patches = squares.transpose(0, 2, 1, 3, 4).reshape(height * width, -1)
   grid = np.stack(np.meshgrid(range(width), range(height)), axis=-1)
   return patches, grid.reshape(-1, 2)
-
-
-def _as_rgb(image: Any, *, field: str) -> np.ndarray:
-  if isinstance(image, Image.Image):
-    return np.asarray(image.convert('RGB'))
-  image = np.asarray(image)
-  if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
-    raise ValueError(
-        f'Field {field!r} should have images, uint8 [H, W, 3] or of PIL. Got:'
-        f' {image.dtype} {list(image.shape)}'
-    )
-  return image

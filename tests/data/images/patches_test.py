@@ -1,6 +1,7 @@
 """Tests of images in conversations, and of batches that mix them with text."""
 
 import dataclasses
+import io
 
 from flax import linen as nn
 from gemma import peft
@@ -94,6 +95,34 @@ def test_parts_of_type_image_are_places_too(task):
   jax.tree.map(np.testing.assert_array_equal, got, wanted)
 
 
+def test_images_stay_beside_prompts_that_are_sampled(task):
+  for row in _rows():
+    got = dataclasses.replace(task, sampling=True).map(row)
+    assert set(got) == {'input', 'target', 'images'}
+    wanted = task.map(row)['images']
+    jax.tree.map(np.testing.assert_array_equal, got['images'], wanted)
+
+
+def test_encoded_files_and_what_a_person_sees(task):
+  """A photo of a phone: stored on its side, turned by EXIF."""
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  file = io.BytesIO()
+  stored = np.rot90(_image(24, 12))
+  Image.fromarray(stored).save(file, format='PNG', exif=exif)
+  entry = {'bytes': file.getvalue(), 'path': None}
+  for images in (entry, [entry], np.array([entry]), file.getvalue()):
+    got = task.map(_row('What is <|image|>?', images))
+    jax.tree.map(np.testing.assert_array_equal, got, task.map(_rows()[1]))
+
+
+def test_a_damaged_image_is_a_malformed_row(task):
+  lenient = dataclasses.replace(task, max_malformed=1)
+  assert lenient.map(_row('<|image|>', b'no image')) is None
+  ((reason, _),) = lenient.malformed.reasons.items()
+  assert reason == "Field 'images' has an image that cannot be read"
+
+
 def test_a_batch_of_images_and_text_has_the_logits_of_each_alone(task):
   """Two images of other sizes, one, and none; the last as without the tower."""
   dataset = kd.data.py.DataSource(
@@ -150,7 +179,7 @@ def test_a_batch_of_images_and_text_has_the_logits_of_each_alone(task):
         ),
         (
             _row('<|image|>', np.zeros((8, 8, 3))),
-            r'uint8 \[H, W, 3\] or of PIL. Got: float64 \[8, 8, 3\]',
+            r'uint8 \[H, W, 3\] or of PIL, .* Got: float64 \[8, 8, 3\]',
         ),
     ],
 )
@@ -166,8 +195,9 @@ def test_a_vocabulary_without_images_is_an_error(task):
 
 
 def test_images_that_nobody_reads_are_an_error(task):
-  blind = dataclasses.replace(task, in_images=None)
-  with pytest.raises(ValueError, match='has 2 images. Set `in_images=`'):
-    blind.map(_rows()[0])
+  for sampling in (False, True):
+    blind = dataclasses.replace(task, in_images=None, sampling=sampling)
+    with pytest.raises(ValueError, match='has 2 images. Set `in_images=`'):
+      blind.map(_rows()[0])
   with pytest.raises(ValueError, match='with images are not packed'):
     g4.data.PackedSource(data_source=_rows(), transforms=[task])
