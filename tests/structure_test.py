@@ -45,6 +45,7 @@ _ROOMS = (
     'data/images',
     'data/sources',
     'data/layouts',
+    'data/rows',
     'data/conversations',
     'optim',
     'peft',

@@ -279,14 +279,7 @@ class ChatTask(_row_task.RowTask, gm.data.Seq2SeqTask):
       self, element: Any
   ) -> tuple[np.ndarray, np.ndarray] | None:
     """Returns `tokens`; None for a malformed row that may be left out."""
-    _ = self._checked_tokenizer
-    try:
-      tokens = self.tokens(element)
-    except (ValueError, KeyError) as e:
-      self.malformed.add_malformed(element, e)
-      return None
-    self.malformed.add()
-    return tokens
+    return self.or_none(self.tokens, element)
 
   @property
   def row_length(self) -> int:

@@ -31,7 +31,8 @@ class DropLongPrompts(grain.FilterTransform):
   ]
   ```
 
-  Each dropped example is logged as a warning.
+  Each dropped example is logged as a warning. One whose prompt cannot be read is
+  kept: `ChatTask` counts it as malformed.
 
   Attributes:
     in_prompt: Key of the prompt.
@@ -49,12 +50,10 @@ class DropLongPrompts(grain.FilterTransform):
 
   def filter(self, element: Any) -> bool:
     """Returns whether to keep the example."""
-    text = _fields.get_text(element, self.in_prompt)
-    conversation = _prompt_response.from_texts(
-        text, "", in_prompt=self.in_prompt, in_response="response"
-    )
-    prompt = _render.render(conversation, _style.Style()).prompt
-    length = len(self.tokenizer.encode(prompt, add_bos=True))
+    try:
+      text, length = self._length(element)
+    except Exception:  # `ChatTask` counts it, and says what is wrong.
+      return True
     keep = length <= self.max_length
     if not keep:
       logging.warning(
@@ -64,3 +63,12 @@ class DropLongPrompts(grain.FilterTransform):
           text,
       )
     return keep
+
+  def _length(self, element: Any) -> tuple[str, int]:
+    """Returns the prompt, and its length in tokens."""
+    text = _fields.get_text(element, self.in_prompt)
+    conversation = _prompt_response.from_texts(
+        text, "", in_prompt=self.in_prompt, in_response="response"
+    )
+    prompt = _render.render(conversation, _style.Style()).prompt
+    return text, len(self.tokenizer.encode(prompt, add_bos=True))

@@ -1,17 +1,23 @@
 """Counts the rows that cannot be trained on, and stops where there are many."""
 
 import collections
+import re
+import threading
 from typing import Any
 
 from absl import logging
 
 from gemma4_lora.data.layouts import _fields
+from gemma4_lora.data.rows import _short
 from gemma4_lora.data.sources import _origins
 
 # A share of fewer rows than this says nothing.
 _FEWEST = 100
-# Rows that are shown in full before only round numbers are.
-_SHOWN = 5
+# Rows of each reason that are shown in full.
+_SHOWN = 3
+# Reasons that are counted one by one; later ones count as `_OTHER`.
+_MOST_REASONS = 200
+_OTHER = 'other reasons'
 
 
 def check_limit(limit: float, *, name: str) -> None:
@@ -25,8 +31,25 @@ def check_limit(limit: float, *, name: str) -> None:
 
 
 def with_row(error: Exception, row: Any) -> Exception:
-  """Returns the error, saying in which row it is."""
-  return type(error)(f'{error.args[0]}\nIn {_shown(row, 300)}')
+  """Returns the error, saying in which row it is.
+
+  Returns:
+    A KeyError for a field that is missing; a ValueError for all else.
+  """
+  cls = KeyError if type(error) is KeyError else ValueError
+  return cls(f'{explained(error)}\nIn {_shown(row, 300)}')
+
+
+def explained(error: Exception) -> str:
+  """Returns what an error says, for a person who reads about one row."""
+  if isinstance(error, RecursionError):
+    return 'The row is nested too deep to be read.'
+  text = str(error.args[0]) if error.args else ''
+  if isinstance(error, UnicodeError):  # Its first argument is a codec.
+    return f'A text is not Unicode: {error}'
+  if isinstance(error, ValueError | KeyError) and text:
+    return text
+  return f'{type(error).__name__}: {error}'
 
 
 class Counter:
@@ -35,47 +58,80 @@ class Counter:
   Attributes:
     num_rows: Rows read so far; a row counts in each epoch.
     num_malformed: How many of them were malformed.
-    reasons: How many rows have each reason.
+    reasons: How many rows have each reason. Indices and other numbers in it are
+      written as `#`, so that rows that differ in these alone count as one.
+    examples: The first rows of each reason: what is wrong, and the row with its
+      index, file and line, if they are known.
   """
 
   def __init__(self, *, name: str, limit: float):
     self._name = name
     self._limit = limit
+    self._lock = threading.Lock()  # Grain reads in threads.
     self.num_rows = 0
     self.num_malformed = 0
     self.reasons: collections.Counter[str] = collections.Counter()
-    self._examples: list[str] = []
+    self.examples: dict[str, list[str]] = {}
 
   def add(self) -> None:
     """Counts a row that is as it should be."""
-    self.num_rows += 1
+    with self._lock:
+      self.num_rows += 1
 
   def add_malformed(self, row: Any, error: Exception) -> None:
-    """Counts and shows a row that is not.
+    """Counts a row that is not, and shows the first of each reason.
 
     Raises:
       ValueError: There are more than the limit.
       KeyError: The limit is 0 and the row lacks a field.
     """
-    self.num_rows += 1
-    self.num_malformed += 1
+    text = explained(error)
+    with self._lock:
+      self.num_rows += 1
+      self.num_malformed += 1
+      reason = self._count(text)
+      examples = self.examples.setdefault(reason, [])
+      is_shown = len(examples) < _SHOWN and reason != _OTHER
+      if is_shown:
+        examples.append(f'{text:.300}\n    In {_shown(row, 200)}')
     if not self._limit:
-      raise with_row(error, row) from None
-    reason = str(error.args[0])
-    self.reasons[reason.split(':')[0][:120]] += 1
-    if len(self._examples) < _SHOWN:
-      self._examples.append(f'{reason:.300}\n    In {_shown(row, 200)}')
+      raise with_row(error, row) from error
     if self.num_malformed > self._allowed:
-      raise ValueError(self._message())
-    if self.num_malformed <= _SHOWN or not self.num_malformed % 1000:
+      raise ValueError(self.summary())
+    if is_shown:
       logging.warning(
           '%s: left out malformed row number %d of %d read: %s\nIn %s',
           self._name,
           self.num_malformed,
           self.num_rows,
-          reason,
+          text,
           _shown(row, 300),
       )
+    if _is_round(self.num_malformed):
+      logging.warning('%s', self.summary())
+
+  def summary(self) -> str:
+    """Returns how many rows are malformed, by reason, with examples."""
+    lines = []
+    for reason, count in self.reasons.most_common(20):
+      lines.append(f'  {count} x {reason}')
+      lines += [f'    {example}' for example in self.examples[reason][:1]]
+    limit = ''
+    if self.num_malformed > self._allowed:
+      limit = f', more than max_malformed={self._limit} lets pass'
+    return (
+        f'{self._name}: {self.num_malformed} of {self.num_rows} rows are'
+        f' malformed{limit}. By reason, with the first of each:\n'
+        + '\n'.join(lines)
+    )
+
+  def _count(self, text: str) -> str:
+    """Counts a reason, and returns by what name."""
+    reason = _reason(text)
+    if reason not in self.reasons and len(self.reasons) >= _MOST_REASONS:
+      reason = _OTHER
+    self.reasons[reason] += 1
+    return reason
 
   @property
   def _allowed(self) -> float:
@@ -83,16 +139,18 @@ class Counter:
       return self._limit
     return self._limit * max(self.num_rows, _FEWEST)
 
-  def _message(self) -> str:
-    reasons = '\n'.join(
-        f'  {count} x {reason}' for reason, count in self.reasons.most_common(5)
-    )
-    examples = '\n'.join(f'  {example}' for example in self._examples)
-    return (
-        f'{self._name}: {self.num_malformed} of {self.num_rows} rows are'
-        f' malformed, more than max_malformed={self._limit} lets pass.\n'
-        f'{reasons}\nThe first of them:\n{examples}'
-    )
+
+def _reason(text: str) -> str:
+  """Returns an error's text without what differs from row to row."""
+  # Task names come before what is wrong.
+  text = re.sub(r'^\w+Task: ', '', text)
+  text = re.split(r':|\. |\n| \(', text, maxsplit=1)[0]
+  return re.sub(r'\d+', '#', text)[:120]
+
+
+def _is_round(number: int) -> bool:
+  """Whether a number is 10, 100, 1000, 2000, 3000, ..."""
+  return number in (10, 100) or not number % 1000
 
 
 def _shown(row: Any, length: int) -> str:
@@ -100,4 +158,4 @@ def _shown(row: Any, length: int) -> str:
   origin = _origins.of(row) or 'the row'
   if isinstance(row, _fields.Broken):
     return origin  # The reason has the rest.
-  return f'{origin}: {repr(row):.{length}}'
+  return f'{origin}: {_short.short(row, length)}'

@@ -1,8 +1,8 @@
 """What tasks have in common that make an example of each row, or leave it out."""
 
 import abc
+from collections.abc import Callable
 import dataclasses
-import functools
 from typing import Any
 
 from etils.etree import jax as etree  # pylint: disable=g-importing-member
@@ -28,20 +28,38 @@ class RowTask(abc.ABC):
 
     None, which grain leaves out, for a malformed one that may be.
     """
-    self._check()
-    try:
-      fields = self.fields(element)
-    except (ValueError, KeyError) as e:
-      self.malformed.add_malformed(element, e)
+    read = self.or_none(self._read, element)
+    if read is None:
       return None
-    self.malformed.add()
-    element = etree.copy(element)  # Not to change the caller's.
-    if self.drop_inputs:
-      for key in self._in_keys:
-        _fields.delete(element, key)
+    element, fields = read
     for key, value in fields.items():
       _fields.put(element, key, value)
     return element
+
+  def or_none[T](self, read: Callable[[Any], T], element: Any) -> T | None:
+    """Returns what `read` gives; None for a malformed row that may be left out.
+
+    A row is malformed whatever it raises: libraries that decode it have errors
+    of their own.
+
+    Args:
+      read: Reads the row.
+      element: The row.
+
+    Raises:
+      ValueError: The task is not set up right, or too many rows are malformed.
+      KeyError: A field is missing, and `max_malformed` is 0.
+    """
+    self._check()
+    try:
+      value = read(element)
+    except MemoryError:
+      raise  # Of the machine.
+    except Exception as e:
+      self.malformed.add_malformed(element, e)
+      return None
+    self.malformed.add()
+    return value
 
   @abc.abstractmethod
   def fields(self, element: Any) -> dict[str, Any]:
@@ -52,12 +70,26 @@ class RowTask(abc.ABC):
       KeyError: It lacks a field.
     """
 
-  @functools.cached_property
+  @property
   def malformed(self) -> _malformed.Counter:
     """Counts the rows that were read in this process, and the malformed."""
-    return _malformed.Counter(
-        name=type(self).__name__, limit=self.max_malformed
-    )
+    counter = self.__dict__.get('malformed')
+    if counter is None:
+      counter = _malformed.Counter(
+          name=type(self).__name__, limit=self.max_malformed
+      )
+      # Of several threads that come here at once, one sets it.
+      counter = self.__dict__.setdefault('malformed', counter)
+    return counter
+
+  def _read(self, element: Any) -> tuple[Any, dict[str, Any]]:
+    """Returns a copy of the row, without inputs, and its output fields."""
+    fields = self.fields(element)
+    element = etree.copy(element)  # Not to change the caller's.
+    if self.drop_inputs:
+      for key in self._in_keys:
+        _fields.delete(element, key)
+    return element, fields
 
   def __getstate__(self) -> dict[str, Any]:
     # Each worker counts its own.

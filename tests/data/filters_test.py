@@ -62,3 +62,13 @@ def test_a_pipeline_goes_on_without_them(caplog):
 def test_a_tokenizer_of_another_gemma_is_an_error():
   with pytest.raises(ValueError, match="DropLongPrompts.*Gemma3Tokenizer"):
     dataclasses.replace(_filter(8), tokenizer=gm.text.Gemma3Tokenizer())
+
+
+@pytest.mark.parametrize(
+    "row", [{}, {"en": 3}, {"en": b"\xff"}, {"en": "\ud800"}, {"en": "<|turn>"}]
+)
+def test_a_prompt_that_cannot_be_read_is_left_to_the_task(row):
+  row = {"fr": "Oui.", **row}
+  assert _filter(8).filter(row)
+  task = dataclasses.replace(_task(8), max_malformed=1)
+  assert task.map(row) is None

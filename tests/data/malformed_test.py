@@ -9,6 +9,7 @@ from kauldron import kd
 import pytest
 
 from gemma4_lora import g4
+from gemma4_lora.data import _malformed
 
 _TASK = g4.data.ChatTask(
     in_prompt='en',
@@ -77,6 +78,7 @@ def test_more_than_the_limit_are_an_error(limit, error):
   assert "2 x Field 'en' should be text" in message
   assert "1 x The example has no field 'fr'" in message
   assert "In the row: {'en': 1, 'fr': 'a'}" in message
+  assert "In the row: {'en': 'Yes.'}" in message
 
 
 def test_a_share_is_of_the_rows_read_once_there_are_a_hundred():
@@ -106,3 +108,31 @@ def test_each_worker_counts_its_own():
 def test_a_limit_that_is_none_is_an_error(limit):
   with pytest.raises(ValueError, match=r'max_malformed=.*number of rows \(int'):
     dataclasses.replace(_TASK, max_malformed=limit)
+
+
+def test_rows_that_differ_in_numbers_alone_have_one_reason(caplog):
+  task = dataclasses.replace(_TASK, layout='messages', max_malformed=20)
+  user = {'role': 'user', 'content': 'a'}
+  with caplog.at_level(logging.WARNING):
+    for i in range(10):
+      task.map({'messages': [user] * i + [{'role': f'r{i}'}]})
+    task.map({'messages': 3})
+  first, second = task.malformed.reasons.most_common()
+  assert first[0].startswith("Field 'messages[#].role' is 'r#'")
+  assert second[0].startswith("Field 'messages' should be a list of dicts")
+  assert (first[1], second[1]) == (10, 1)
+  # Three of the ten in full, and all of them in one table.
+  logged = [r.getMessage() for r in caplog.records]
+  assert sum('left out malformed row' in text for text in logged) == 4
+  (table,) = [text for text in logged if 'By reason' in text]
+  assert 'ChatTask: 10 of 10 rows are malformed. By' in table
+  assert "  10 x Field 'messages[#].role'" in table
+
+
+def test_reasons_of_any_number_take_bounded_memory():
+  counter = _malformed.Counter(name='T', limit=10_000)
+  for i in range(3_000):
+    counter.add_malformed({}, ValueError('x' * (i % 500)))
+  assert len(counter.reasons) < 210
+  assert sum(counter.reasons.values()) == 3_000
+  assert sum(map(len, counter.examples.values())) < 700

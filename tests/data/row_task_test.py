@@ -1,6 +1,8 @@
 """Tests of `RowTask`, by a task that doubles a number."""
 
 import dataclasses
+import os
+from typing import Any
 
 import pytest
 
@@ -12,8 +14,11 @@ class _Double(_row_task.RowTask):
   """Doubles the number at `x`, which must not be negative."""
 
   is_broken: bool = False
+  error: Any = None
 
   def fields(self, element):
+    if self.error is not None:
+      raise self.error
     if element['x'] < 0:
       raise ValueError('a negative number')
     return {'y': 2 * element['x']}
@@ -47,3 +52,38 @@ def test_an_error_of_the_task_is_no_malformed_row():
   with pytest.raises(ValueError, match='a broken task'):
     task.map({'x': -1})
   assert task.malformed.num_rows == 0
+
+
+def _unicode_error():
+  try:
+    '\ud800'.encode()
+  except UnicodeError as e:
+    return e
+
+
+@pytest.mark.parametrize(
+    'error, text',
+    [
+        (TypeError('no len()'), r'TypeError: no len\(\)'),
+        (OSError('truncated'), 'OSError: truncated'),
+        (AttributeError('a'), 'AttributeError: a'),
+        (RecursionError('a'), 'nested too deep'),
+        (_unicode_error(), r"not Unicode: 'utf-8' codec .* '\\ud800'"),
+        (UserWarning(), 'UserWarning: '),
+        (KeyError(), 'KeyError: '),
+    ],
+)
+def test_a_row_is_malformed_whatever_it_raises(error, text):
+  task = _Double(max_malformed=1, error=error)
+  assert task.map({'x': 1}) is None
+  assert task.malformed.num_malformed == 1
+  match = rf"{text}(.|\n)*In the row: \{{'x': 1"
+  with pytest.raises((ValueError, KeyError), match=match):
+    dataclasses.replace(task, max_malformed=0).map({'x': 1})
+
+
+def test_too_little_memory_is_no_malformed_row():
+  task = _Double(max_malformed=1, error=MemoryError(os.strerror(12)))
+  with pytest.raises(MemoryError):
+    task.map({'x': 1})
+  assert task.malformed.num_malformed == 0

@@ -1,0 +1,1 @@
+"""Dataset rows as they come: shown in messages, and what damages them."""
