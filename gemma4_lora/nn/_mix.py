@@ -191,8 +191,8 @@ def _check_values(
   leaves: dict[_trees.Path, Any] = {}
   for linear in model.adapted:
     path = linear.row.lora_path
-    for name, leaf in _trees.get(params, path).items():
-      leaves[path, name] = leaf
+    for key, leaf in _trees.get(params, path).items():
+      leaves[path, key] = leaf
   if text := _pending.problem(leaves):
     raise ValueError(f'g4.nn.LoRAMix: {name!r}: {text}')
 
