@@ -29,9 +29,10 @@ def _imported(path: pathlib.Path) -> set[str]:
   }
 
 
+_G4 = _PACKAGE / 'g4.py'
 _PUBLIC = {
     name: _imported(_PACKAGE / name / '__init__.py')
-    for name in _imported(_PACKAGE / 'g4.py') - {'epy', '_epy'}
+    for name in _imported(_G4) - {'epy', '_epy'}
 }
 # Their faces take all names of a module that makes a class for each size.
 _SIZES = (_PACKAGE / 'gemma4' / '_sizes.py').read_text()
@@ -61,6 +62,29 @@ def _texts() -> list[pathlib.Path]:
   folders = (_PACKAGE, _ROOT / 'configs', _ROOT / 'colabs')
   files = [x for folder in folders for x in folder.rglob('*')]
   return [x for x in (*files, *_ROOT.glob('*.md')) if x.suffix in suffixes]
+
+
+def _listed(path: pathlib.Path) -> set[str]:
+  """Returns the texts of `__all__`; a star there takes a module's own."""
+  (names,) = [
+      node.value
+      for node in ast.parse(path.read_text()).body
+      if isinstance(node, ast.Assign) and node.targets[0].id == '__all__'
+  ]
+  return {x.value for x in names.elts if isinstance(x, ast.Constant)}
+
+
+@pytest.mark.parametrize('namespace', sorted(_PUBLIC))
+def test_public_names_are_listed(namespace):
+  """`help` shows what `__all__` lists, and type checkers take that alone."""
+  path = _PACKAGE / namespace / '__init__.py'
+  imported = {x for x in _imported(path) if x != '*' and not x.startswith('_')}
+  assert _listed(path) == imported - {'Any', 'Callable'}
+
+
+def test_namespaces_are_listed():
+  documented = re.findall(r'^\| `g4\.(\w+)` \|', _G4.read_text(), re.M)
+  assert sorted(documented) == sorted(_PUBLIC)
 
 
 def test_each_name_of_g4_that_is_written_exists():

@@ -39,7 +39,6 @@ _ROOMS = (
     'nn/branches',
     'losses',
     'jobs',
-    'jobs/command_line',
     'tpu',
     'tpu/program',
     'data',

@@ -3,3 +3,9 @@
 from gemma4_lora.evals._bleu import Bleu
 from gemma4_lora.evals._with_base import Evaluator
 from gemma4_lora.evals._with_base import SamplerEvaluator
+
+__all__ = [
+    'Bleu',
+    'Evaluator',
+    'SamplerEvaluator',
+]

@@ -7,3 +7,13 @@ from gemma4_lora.losses._head import Head
 from gemma4_lora.losses._loss import SoftmaxCrossEntropyWithIntLabels
 from gemma4_lora.losses._metrics import Accuracy
 from gemma4_lora.losses._metrics import Perplexity
+
+__all__ = [
+    'Accuracy',
+    'DpoAccuracy',
+    'DpoLoss',
+    'Head',
+    'Perplexity',
+    'softmax_cross_entropy',
+    'SoftmaxCrossEntropyWithIntLabels',
+]

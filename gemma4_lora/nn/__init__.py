@@ -1,5 +1,6 @@
 """LoRA around gemma's Gemma 4 models."""
 
+from gemma4_lora.nn import _own_models
 from gemma4_lora.nn._fuse import fuse_params
 from gemma4_lora.nn._fuse import unfuse_params
 from gemma4_lora.nn._lora import LoRA
@@ -13,3 +14,19 @@ from gemma4_lora.nn.inspect._report import Report
 from gemma4_lora.nn.inspect._summary import Summary
 from gemma4_lora.nn.inspect._summary import summary
 from gemma4_lora.nn.wrapper._router_fix import RouterFix
+
+__all__ = [
+    'check',
+    'fuse_params',
+    'init_from_base',
+    'linears',
+    'LinearView',
+    'LoRA',
+    'LoRAMix',
+    'Report',
+    'RouterFix',
+    'Summary',
+    'summary',
+    'unfuse_params',
+    *_own_models.__all__,
+]

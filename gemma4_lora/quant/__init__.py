@@ -29,6 +29,16 @@ from gemma4_lora.quant._int4 import Int4
 from gemma4_lora.quant._int8 import Int8
 from gemma4_lora.quant._nf4 import NF4
 
+__all__ = [
+    'dequantize',
+    'Format',
+    'Int4',
+    'Int8',
+    'is_quantized',
+    'NF4',
+    'quantize',
+]
+
 # Public until 0.1, and callable in a config with what JSON holds: configs that
 # were saved with it still resolve. Other names that left took arrays, or models'
 # configs, which no config holds.

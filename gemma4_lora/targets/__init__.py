@@ -55,6 +55,20 @@ from gemma4_lora.targets._rule import shared_expert
 from gemma4_lora.targets._rule import text
 from gemma4_lora.targets._rule import vision
 
+__all__ = [
+    'attention',
+    'audio',
+    'experts',
+    'mlp',
+    'multimodal_projections',
+    'peft',
+    'per_layer_inputs',
+    'Rule',
+    'shared_expert',
+    'text',
+    'vision',
+]
+
 # Public until 0.1, and callable in a config, with what JSON holds: configs that
 # were saved with them still resolve. Other names that left took rows of the
 # table, which no config holds.

@@ -11,3 +11,17 @@ from gemma4_lora.tpu._sweep import Sweep
 from gemma4_lora.tpu._sweep import sweep
 from gemma4_lora.tpu.program._cost import Cost
 from gemma4_lora.tpu.program._exchanges import Collective
+
+__all__ = [
+    'Bound',
+    'Chip',
+    'Collective',
+    'Cost',
+    'Memory',
+    'plan',
+    'Plan',
+    'PlanError',
+    'Sweep',
+    'sweep',
+    'TooLarge',
+]

@@ -3,3 +3,9 @@
 from gemma4_lora.train._terminal import QuietSetup
 from gemma4_lora.train._terminal import TerminalWriter
 from gemma4_lora.train._train_step import TrainStep
+
+__all__ = [
+    'QuietSetup',
+    'TerminalWriter',
+    'TrainStep',
+]

@@ -241,7 +241,9 @@ def random_lora(model, base):
   leaves = random_params.lora(model)
   params = gemma_peft.merge_params(base, leaves)
   if model.init_lora_weights in ('pissa', 'olora'):
-    params = random_params.pending(params)
+    pending = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), params)
+    _, pending = gemma_peft.split_params(pending)
+    params = gemma_peft.merge_params(base, pending)
     params = g4.nn.init_from_base(model, jax.tree.map(jnp.asarray, params))
     base, start = gemma_peft.split_params(params)
     # As if trained: moved from where they started.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 
 import flax
 from flax import linen as nn
@@ -97,6 +98,13 @@ def _initialised(model):
     return model.init(key, _TOKENS)['params']['layer_0']['attn']
 
   return init(jax.random.key(0))
+
+
+def test_signature_has_the_fields():
+  """Which `help` shows first; flax's own fields are for modules in modules."""
+  names = [*inspect.signature(g4.nn.LoRA).parameters]
+  assert names[:4] == ['model', 'rank', 'alpha', 'targets']
+  assert not {'parent', 'name', 'args'} & set(names)
 
 
 def test_init_gives_the_base_leaves_of_the_plain_model():

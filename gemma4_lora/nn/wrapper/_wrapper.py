@@ -20,6 +20,7 @@ from collections.abc import Callable
 import contextlib
 import dataclasses
 import functools
+import inspect
 from typing import Any
 
 from flax import linen as nn
@@ -39,6 +40,14 @@ class ModelWrapper(nn.Module):
   _: dataclasses.KW_ONLY
 
   model: nn.Module
+
+  def __init_subclass__(cls, **kwargs: Any):
+    super().__init_subclass__(**kwargs)
+    # For `help` and editors, which else show the arguments of `__new__`.
+    _, *fields = inspect.signature(cls.__init__).parameters.values()
+    cls.__signature__ = inspect.Signature(
+        [x for x in fields if x.name not in ('parent', 'name')]
+    )
 
   def __post_init__(self):
     super().__post_init__()

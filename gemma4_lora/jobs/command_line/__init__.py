@@ -1,1 +1,0 @@
-"""What is wrong with a command line and its config, in one line."""
