@@ -81,9 +81,7 @@ Whatever else a command lacks or cannot do is a line on stderr, and exit status 
 from collections.abc import Sequence
 import difflib
 import itertools
-import pathlib
 import sys
-import traceback
 from typing import Any
 
 if __name__ == '__main__':
@@ -102,6 +100,8 @@ from kauldron import konfig
 from gemma4_lora import g4
 from gemma4_lora.host import _storage_errors
 from gemma4_lora.jobs import _flags as _job_flags
+from gemma4_lora.jobs.command_line import _arguments
+from gemma4_lora.jobs.command_line import _config_file
 from gemma4_lora.runs import _chat_flags
 
 _CONFIG = konfig.DEFINE_config_file(
@@ -163,11 +163,10 @@ def main(argv: Sequence[str]) -> None:
   try:
     _main(argv)
   except Exception as e:
-    if not (e := _told(e)):
+    line = _told(e)
+    if line is None:
       raise
-    notes = getattr(e, '__notes__', [])  # Where in the config, by `konfig`.
-    print('\n'.join([f'gemma4_lora: {e}', *notes]), file=sys.stderr)
-    sys.exit(1)
+    _arguments.end(line)
 
 
 def _main(argv: Sequence[str]) -> None:
@@ -180,30 +179,27 @@ def _main(argv: Sequence[str]) -> None:
     )
   if not flags.FLAGS['cfg'].present and names != ['doctor']:
     raise app.UsageError('--cfg=... is missing: the config of the run.')
+  if names != ['doctor']:
+    _config_file.read(
+        flags.FLAGS['cfg'], overrides=_arguments.overrides(sys.argv)
+    )
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)  # Orbax has much to say.
   _COMMANDS[names[0]]()
 
 
-def _told(e: Exception) -> BaseException | None:
-  """Returns an error whose message is for the user; None if it has none."""
+def _told(e: Exception) -> str | None:
+  """Returns the message of an error that is for the user; None if it has none."""
   if isinstance(e, app.UsageError):
-    return e
-  if isinstance(e, (ValueError, OSError, ImportError)) and _is_ours(e):
-    return e
-  return _storage_errors.explain(e)
-
-
-def _is_ours(e: BaseException | None) -> bool:
-  """Whether this package raised an error, rather than what it calls."""
-  folder = pathlib.Path(__file__).parent
-  while e is not None:
-    *_, last = traceback.extract_tb(e.__traceback__)
-    if folder in pathlib.Path(last.filename).parents:
-      return True
-    # `konfig` adds where in the config it was, and raises anew.
-    e = e.__cause__
-  return False
+    return str(e)
+  if line := _config_file.explain_resolved(e):
+    return line
+  of_users = (ValueError, OSError, ImportError)
+  if isinstance(e, of_users) and _config_file.is_ours(e):
+    return str(e)
+  if explained := _storage_errors.explain(e):
+    return str(explained)
+  return None
 
 
 def _doctor() -> None:
@@ -421,4 +417,4 @@ if __name__ == '__main__':
   if sys.argv[1:2] == ['train']:
     _run_train(sys.argv[2:])
   else:
-    app.run(main)
+    app.run(main, flags_parser=_arguments.parse)

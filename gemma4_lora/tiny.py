@@ -30,7 +30,12 @@ with epy.lazy_imports():  # It imports jax.
 
 _Node = konfig.ConfigDict
 
-_TASKS = ('data.ChatTask', 'data.PreferenceTask', 'data.Seq2SeqTask')
+_TASKS = (
+    'data.ChatTask',
+    'data.PreferenceTask',
+    'data.Seq2SeqTask',
+    'data.TextTask',
+)
 _DATASETS = (
     'data.py.Tfds',
     'data.py.HuggingFace',
@@ -185,6 +190,9 @@ def _rows(ds: _Node) -> _Node:
   if _is(task, '', ('data.PreferenceTask',)):
     fields['in_response'] = task.get('in_chosen', 'chosen')
     fields['in_rejected'] = task.get('in_rejected', 'rejected')
+  elif _is(task, '', ('data.TextTask',)):
+    fields['in_prompt'] = task.get('in_prompt')
+    fields['in_response'] = task.get('in_text', 'text')
   elif 'in_response' in task:
     fields['in_response'] = task.in_response
   others = [

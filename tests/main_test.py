@@ -143,14 +143,6 @@ def test_what_does_not_fit_is_a_line_and_no_traceback(
     assert 'Traceback' not in done.stderr
 
 
-def test_what_others_raise_keeps_its_traceback(run, run_command, tmp_path):
-  _, cfg = run
-  with pytest.raises(TypeError, match='not_a_field'):
-    run_command(
-        'fuse', *cfg, f'--out={tmp_path}/o', '--cfg.model.not_a_field=1'
-    )
-
-
 def test_export_a_run_as_peft(run, tmp_path, run_command):
   run, cfg = run
   done = run_command('export', *cfg, f'--out={tmp_path / "lora"}')

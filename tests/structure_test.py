@@ -39,6 +39,7 @@ _ROOMS = (
     'nn/branches',
     'losses',
     'jobs',
+    'jobs/command_line',
     'tpu',
     'tpu/program',
     'data',

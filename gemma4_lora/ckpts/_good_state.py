@@ -5,6 +5,7 @@ from typing import Any
 from gemma4_lora import _trees
 from gemma4_lora.ckpts.lora import _lora_item
 from gemma4_lora.host import _finite
+from gemma4_lora.nn.branches import _pending
 
 _SHOWN = 3
 
@@ -24,7 +25,9 @@ def problem(item: Any) -> str:
     return ''
   params = _trees.flatten(state.params)
   lora = {path: x for path, x in params.items() if _trees.is_lora(path)}
-  bad = _finite.not_finite(lora or params)
+  if problem := _pending.problem(lora):
+    return problem
+  bad = _finite.not_finite({} if lora else params)
   bad += [
       ('opt_state', *path)
       for path in _finite.not_finite(

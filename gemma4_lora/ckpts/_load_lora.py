@@ -21,6 +21,7 @@ from gemma4_lora.ckpts.lora import _fingerprint
 from gemma4_lora.ckpts.lora import _lora_sources
 from gemma4_lora.ckpts.restore import _policy
 from gemma4_lora.host import _devices
+from gemma4_lora.nn.branches import _pending
 
 _WHO = 'LoadLoRA'
 _SHOWN = 8
@@ -222,8 +223,14 @@ def _unfit(
           f'{name}: model {tuple(shape)}, file {tuple(leaf.shape)}. Is rank='
           ' another, or the model?'
       )
-    if not np.all(np.isfinite(np.asarray(leaf, np.float32))):
-      yield f'{name} has NaN or infinite values.'
+  problem = _pending.problem(
+      {
+          tuple(name.split('.')): np.asarray(x)
+          for name, x in found.leaves.items()
+      }
+  )
+  if problem:
+    yield problem
 
 
 def _other_settings(

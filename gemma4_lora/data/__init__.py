@@ -7,6 +7,7 @@ from gemma4_lora.data._padding_efficiency import PaddingEfficiency
 from gemma4_lora.data._preference_task import PreferenceTask
 from gemma4_lora.data._show import show
 from gemma4_lora.data._show import Shown
+from gemma4_lora.data._text_task import TextTask
 from gemma4_lora.data.sources._files import Files
 from gemma4_lora.data.sources._files import Jsonl
 

@@ -12,7 +12,11 @@ import numpy as np
 
 from gemma4_lora.data import _chat_task
 from gemma4_lora.data import _first_fit
+from gemma4_lora.data import _recent_texts
+from gemma4_lora.data import _text_task
 from gemma4_lora.data import _tokens
+
+_TASKS = (_chat_task.ChatTask, _text_task.TextTask)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,8 +53,8 @@ class PackedSource(grain.RandomAccessDataSource):
       (`Json`, `Tfds`, `HuggingFace`, ...), of which only the source is read,
       unshuffled.
     transforms: Transforms from dataset rows to examples, as in `transforms=` of
-      a dataset; the last is a `ChatTask`, whose `max_length` is that of the
-      rows.
+      a dataset; the last is a `ChatTask` or a `TextTask`, whose `max_length` is
+      that of the rows.
     out_positions: Key to write the positions to.
   """
 
@@ -60,16 +64,16 @@ class PackedSource(grain.RandomAccessDataSource):
 
   def __post_init__(self):
     transforms = list(self.transforms)
-    if not transforms or not isinstance(transforms[-1], _chat_task.ChatTask):
+    if not transforms or not isinstance(transforms[-1], _TASKS):
       raise ValueError(
-          'PackedSource(transforms=...) should end with a g4.data.ChatTask. Got:'
-          f' {[type(t).__name__ for t in transforms]}'
+          'PackedSource(transforms=...) should end with a g4.data.ChatTask or a'
+          f' g4.data.TextTask. Got: {[type(t).__name__ for t in transforms]}'
       )
-    if self._task.sampling:
+    if getattr(self._task, 'sampling', False):
       raise ValueError(
           'PackedSource: ChatTask(sampling=True) gives text, which is not packed.'
       )
-    if self._task.in_images is not None:
+    if getattr(self._task, 'in_images', None) is not None:
       raise ValueError(
           'PackedSource: conversations with images are not packed. Drop'
           ' ChatTask(in_images=...), or train on them unpacked.'
@@ -89,7 +93,7 @@ class PackedSource(grain.RandomAccessDataSource):
     task = self._task
     conversations = []
     for i in self.bins[index]:
-      ids, weights = task.tokens(self._before(i))
+      ids, weights = self._tokens(i)
       # The last token of each is a target only.
       conversations.append(
           (ids[:-1], ids[1:], weights[1:], np.arange(len(ids) - 1))
@@ -111,12 +115,13 @@ class PackedSource(grain.RandomAccessDataSource):
   def bins(self) -> list[list[int]]:
     """The conversations of each row, by their index in the source.
 
+    Texts of `TextTask` are counted by their pieces: those that were split are
+    several.
+
     Raises:
       ValueError: There are none; or too many malformed.
     """
-    sizes = np.array(
-        [self._size(i) for i in range(len(self._source))], np.int64
-    )
+    sizes = self._plan[0]
     bins = _first_fit.first_fit_decreasing(
         sizes, capacity=self._task.row_length
     )
@@ -136,11 +141,45 @@ class PackedSource(grain.RandomAccessDataSource):
     )
     return bins
 
-  def _size(self, i: int) -> int:
-    """Returns how many tokens a conversation takes; -1 if it is left out."""
-    row = self._before(i)
-    tokens = None if row is None else self._task.tokens_or_none(row)
-    return -1 if tokens is None else len(tokens[0]) - 1
+  @functools.cached_property
+  def _plan(self) -> tuple[np.ndarray, np.ndarray]:
+    """What is packed: rows of the source, or pieces of long texts.
+
+    Returns:
+      The tokens of each item, -1 if it is left out, i64 `[M]`; and its row and
+      which piece of it, i64 `[M, 2]`.
+    """
+    sizes, items = [], []
+    for row in range(len(self._source)):
+      for piece, size in enumerate(self._sizes(row)):
+        sizes.append(size)
+        items.append((row, piece))
+    return np.array(sizes, np.int64), np.array(items, np.int64).reshape(-1, 2)
+
+  def _sizes(self, i: int) -> list[int]:
+    """Returns how many tokens the pieces of a row take."""
+    row, task = self._before(i), self._task
+    if row is None:
+      return [-1]
+    if isinstance(task, _text_task.TextTask):
+      pieces = task.pieces_or_none(row)
+    else:
+      tokens = task.tokens_or_none(row)
+      pieces = None if tokens is None else [tokens]
+    return [-1] if pieces is None else [len(ids) - 1 for ids, _ in pieces]
+
+  def _tokens(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the tokens and weights of an item."""
+    row, piece = map(int, self._plan[1][i])
+    task = self._task
+    if not isinstance(task, _text_task.TextTask):
+      return task.tokens(self._before(row))
+    pieces = self._recent.get(row, lambda: task.pieces(self._before(row)))
+    return pieces[piece]
+
+  @functools.cached_property
+  def _recent(self) -> _recent_texts.RecentTexts:
+    return _recent_texts.RecentTexts()
 
   def _before(self, i: int) -> Any:
     """Returns a row as `ChatTask` gets it; None if a filter drops it."""
@@ -156,7 +195,7 @@ class PackedSource(grain.RandomAccessDataSource):
     return row
 
   @property
-  def _task(self) -> _chat_task.ChatTask:
+  def _task(self) -> _chat_task.ChatTask | _text_task.TextTask:
     return list(self.transforms)[-1]
 
   @functools.cached_property

@@ -19,6 +19,7 @@ from gemma4_lora.gemma4 import _hf_names
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.host.folders import _new_folder
 from gemma4_lora.nn import _lora
+from gemma4_lora.nn.branches import _pending
 from gemma4_lora.peft import _adapter_config
 from gemma4_lora.peft import _branch
 from gemma4_lora.peft import _expert_tensors
@@ -131,11 +132,12 @@ def _row_loras(
             f'{_WHO}: {row.lora_path}.{name} is {array.shape} in params and'
             f' {shape} in the model. Were they made by this model.init?'
         )
-      if not np.isfinite(array).all():
-        raise ValueError(
-            f'{_WHO}: {row.lora_path}.{name} has NaN or infinite values.'
-        )
       arrays[name] = array
+    problem = _pending.problem(
+        {(row.lora_path, name): array for name, array in arrays.items()}
+    )
+    if problem:
+      raise ValueError(f'{_WHO}: {problem}')
     a, b = arrays.pop('a'), arrays.pop('b')
     yield _branch.RowLoRA(row=row, alpha=linear.alpha, a=a, b=b, own=arrays)
 

@@ -1,5 +1,6 @@
 """Which arrays have NaN or infinite values."""
 
+from collections.abc import Callable
 from collections.abc import Hashable
 from collections.abc import Mapping
 import functools
@@ -22,29 +23,41 @@ def not_finite[K: Hashable](
     leaves: Arrays. Shapes, tracers and integers count as finite.
     infinite: Whether infinite values count, too.
   """
+  return which(leaves, _bad if infinite else _has_nan)
+
+
+def which[K: Hashable](
+    leaves: Mapping[K, Any], test: Callable[[Any, Any], Any]
+) -> list[K]:
+  """Returns the keys of arrays of which something holds.
+
+  Args:
+    leaves: Arrays. It holds of no shapes, tracers and integers.
+    test: Returns a bool scalar, given NumPy or `jax.numpy`, and an array of it.
+  """
   known = {key: x for key, x in leaves.items() if _is_known(x)}
   is_small = sum(x.nbytes for x in known.values()) <= _SMALL_BYTES
   # Kauldron's loop allows no copy unless it is asked for.
   with jax.transfer_guard('allow'):
     if is_small and all(_is_here(x) for x in known.values()):
-      flags = [_bad(np, np.asarray(x), infinite) for x in known.values()]
+      flags = [test(np, np.asarray(x)) for x in known.values()]
     else:
-      flags = _bad_on_devices(list(known.values()), infinite)
+      flags = _on_devices(list(known.values()), test)
     return [
-        key
-        for key, is_bad in zip(known, map(bool, flags), strict=True)
-        if is_bad
+        key for key, holds in zip(known, map(bool, flags), strict=True) if holds
     ]
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _bad_on_devices(xs: list[Any], infinite: bool) -> list[Any]:
-  return [_bad(jnp, x, infinite) for x in xs]
+def _on_devices(xs: list[Any], test: Callable[[Any, Any], Any]) -> list[Any]:
+  return [test(jnp, x) for x in xs]
 
 
-def _bad(numpy: Any, x: Any, infinite: bool) -> Any:
-  if infinite:
-    return ~numpy.isfinite(x).all()
+def _bad(numpy: Any, x: Any) -> Any:
+  return ~numpy.isfinite(x).all()
+
+
+def _has_nan(numpy: Any, x: Any) -> Any:
   return numpy.isnan(x).any()
 
 

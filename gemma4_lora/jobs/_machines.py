@@ -93,7 +93,7 @@ def slice_of(topology: str, *, machine_type: str | None = None) -> Slice:
   chip, _, shape = topology.partition(':')
   if chip not in _MACHINES:
     raise ValueError(
-        f'--topology={_allowed.shown(topology)}: Vertex has no chip {chip!r}.'
+        f'--topology={_allowed.shown(topology)}: Vertex has no such chip.'
         f' {_hint(topology, _all_topologies())}Known: {_known()}.'
     )
   machines = [name for name, has in _MACHINES[chip].items() if shape in has]

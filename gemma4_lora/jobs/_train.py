@@ -20,6 +20,8 @@ from gemma4_lora.host import _watched
 from gemma4_lora.host.folders import _bucket_folder
 from gemma4_lora.jobs import _distributed
 from gemma4_lora.jobs import _overrides
+from gemma4_lora.jobs.command_line import _arguments
+from gemma4_lora.jobs.command_line import _config_file
 
 _CLASS = '__qualname__'  # Where `konfig` keeps it.
 _KAULDRONS = 'kauldron.kd:ckpts.Checkpointer'
@@ -51,27 +53,26 @@ def run(argv: Sequence[str]) -> None:
       )
     several_hosts = _distributed.initialize()
   except ValueError as e:
-    print(f'gemma4_lora: {e}', file=sys.stderr)
-    sys.exit(1)
+    _arguments.end(str(e))
   _stop_signals.of_process().install(several_hosts=several_hosts)
   # Looks at jax's devices when it is imported: too late to join anyone.
   from kauldron import main  # pylint: disable=g-import-not-at-top
 
   def checked_main(rest: Sequence[str]) -> Any:
     try:
+      if rest[1:]:
+        raise ValueError(f'train takes flags alone. Got: {rest[1:]}.')
       _prepare(
           flags.FLAGS['cfg'],
           trains=flags.FLAGS['eval_names'].value is None,
       )
     except (ValueError, ModuleNotFoundError, OSError) as e:
-      print(f'gemma4_lora: {e}', file=sys.stderr)
-      sys.exit(1)
+      _arguments.end(str(e))
     try:
       return main.main(rest)
     except Exception as e:  # pylint: disable=broad-exception-caught
       if line := _line(e):
-        print(f'gemma4_lora: {line}', file=sys.stderr)
-        sys.exit(1)
+        _arguments.end(line)
       if not several_hosts or not _distributed.is_lost(e):
         raise
       print(
@@ -86,7 +87,7 @@ def run(argv: Sequence[str]) -> None:
   sys.argv[1:] = argv
   # The module stays that of this command: worker processes of the data import
   # it anew, and Kauldron's would look for devices in each.
-  app.run(checked_main, argv=sys.argv)
+  app.run(checked_main, argv=sys.argv, flags_parser=_arguments.parse)
 
 
 def _line(e: Exception) -> str | None:
@@ -103,7 +104,7 @@ def _line(e: Exception) -> str | None:
         ' it anew, or fewer steps. The same command goes on from the last'
         ' checkpoint.'
     )
-  return None
+  return _config_file.explain_resolved(e)
 
 
 def _prepare(flag: flags.Flag, *, trains: bool) -> None:
@@ -122,7 +123,8 @@ def _prepare(flag: flags.Flag, *, trains: bool) -> None:
   """
   if not flag.present:
     raise ValueError('--cfg=... is missing: the config of the run.')
-  cfg: Any = flag.value  # Each time it is built anew.
+  # Each time it is built anew.
+  cfg = _config_file.read(flag, overrides=_arguments.overrides(sys.argv))
   if cfg.get('workdir'):
     workdir = host.path(cfg.workdir, who='--cfg.workdir')
     _check_workdir(workdir, trains=trains)

@@ -14,10 +14,10 @@ from gemma4_lora import _trees
 from gemma4_lora import variants
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.gemma4 import _weights
-from gemma4_lora.host import _finite
 from gemma4_lora.nn import _lora
 from gemma4_lora.nn import _validate
 from gemma4_lora.nn import _views
+from gemma4_lora.nn.branches import _pending
 from gemma4_lora.nn.branches import _quantized_base
 from gemma4_lora.quant import _arrays
 from gemma4_lora.targets import _full
@@ -49,18 +49,13 @@ def fuse_params(model: _lora.LoRA, params: Mapping[str, Any]) -> dict[str, Any]:
   Raises:
     ValueError: `model` has no LoRA, or `params` lacks a leaf or is quantised
       otherwise: they are fused already, or were made by another model; or LoRA
-      has NaN or infinite values.
+      has NaN or infinite values, or waits for the base.
   """
   check_lora(model, params, who='g4.nn.fuse_params')
   base, lora = peft.split_params(dict(params))
-  bad = _finite.not_finite(_trees.flatten(lora))
-  if bad:
-    raise ValueError(
-        f'g4.nn.fuse_params: {len(bad)} LoRA leaves have NaN or infinite values:'
-        f' {", ".join(map(_trees.join, bad[:3]))}. The run diverged: take an'
-        ' earlier step. Or they wait for the base, as those of PiSSA, OLoRA and'
-        ' LoftQ do until g4.ckpts.SkipLoRA4 has set them.'
-    )
+  problem = _pending.problem(_trees.flatten(lora))
+  if problem:
+    raise ValueError(f'g4.nn.fuse_params: {problem}')
   _quantized_base.check(base, model.quantized)
   for path, change in changes_of(model, base, lora).items():
     _trees.put(

@@ -88,7 +88,7 @@ class LoRA(_forward.Forward):
       randomised SVD for size: `'pissa_niter_16'`) or `'olora'`
       (https://arxiv.org/abs/2406.01775). With all of them, step 0 computes what
       the base model does. PiSSA and OLoRA take A and B out of the restored
-      base, and change the base in turn: A and B are NaN until
+      base, and change the base in turn: A and B have no values until
       `g4.ckpts.SkipLoRA4(wrapped=..., model=...)` or `g4.nn.init_from_base`
       sets them. Not for experts. `'loftq'` (https://arxiv.org/abs/2310.08659;
       `'loftq_niter_16'`) starts from the error of `quantize=`, set by the same

@@ -16,6 +16,7 @@ from gemma4_lora import _trees
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.nn import _lora
 from gemma4_lora.nn.branches import _init
+from gemma4_lora.nn.branches import _pending
 from gemma4_lora.targets import _by_row
 
 
@@ -72,13 +73,15 @@ class LoRAMix:
     Raises:
       ValueError: None is given; their base models differ, or how they quantise
         it; or one has what is no sum of branches: a variant that adds more
-        than A times B, `modules_to_save`, PiSSA or OLoRA.
+        than A times B, `modules_to_save`, PiSSA or OLoRA; or NaN or infinite
+        values, or none yet.
     """
     if not loras:
       raise ValueError('g4.nn.LoRAMix takes one LoRA or more, by name.')
     first, *_ = (model for model, _ in loras.values())
-    for name, (model, _) in loras.items():
+    for name, (model, params) in loras.items():
       _check(name, model, first)
+      _check_values(name, model, params)
     self.names = tuple(loras)
     views = [_views_of(model, params) for model, params in loras.values()]
     rows = _linears.linears(first.model.config)
@@ -179,6 +182,19 @@ def _stack(row: _linears.Linear, views: list[Any]) -> _Stack:
       owners=per_rank([i for i, *_ in there]),
       scales=per_rank([scale for *_, scale in there]),
   )
+
+
+def _check_values(
+    name: str, model: _lora.LoRA, params: Mapping[str, Any]
+) -> None:
+  """Raises if a LoRA is not trained, or is not sound."""
+  leaves: dict[_trees.Path, Any] = {}
+  for linear in model.adapted:
+    path = linear.row.lora_path
+    for key, leaf in _trees.get(params, path).items():
+      leaves[path, key] = leaf
+  if text := _pending.problem(leaves):
+    raise ValueError(f'g4.nn.LoRAMix: {name!r}: {text}')
 
 
 def _check(name: str, model: Any, first: Any) -> None:

@@ -18,6 +18,7 @@ from gemma4_lora.ckpts.restore import _policy
 from gemma4_lora.ckpts.restore import _restore_plan
 from gemma4_lora.gemma4 import _names
 from gemma4_lora.gemma4 import _upstream
+from gemma4_lora.nn.branches import _pending
 from gemma4_lora.runs import _model_base
 from gemma4_lora.runs import _places
 
@@ -190,14 +191,6 @@ def _leaves(
 
 
 def _check_finite(lora: Mapping[str, Any], *, who: str) -> None:
-  bad = [
-      path
-      for path, x in _trees.flatten(lora).items()
-      if not np.isfinite(np.asarray(x, np.float32)).all()
-  ]
-  if bad:
-    raise ValueError(
-        f'{who}: {len(bad)} LoRA leaves have NaN or infinite values:'
-        f' {", ".join(map(_trees.join, bad[:3]))}. The run diverged, or was not'
-        ' started: give an earlier --step=.'
-    )
+  problem = _pending.problem(_trees.flatten(lora))
+  if problem:
+    raise ValueError(f'{who}: {problem} That is another --step=.')

@@ -54,7 +54,7 @@ def chip_name(name: str) -> str:
       close = [_chips.ALIASES[called]]
     hint = f' Did you mean {close[0]!r}?' if close else ''
     raise _errors.PlanError(
-        f'topology={name!r}: there is no chip {chip!r} here.{hint} Chips:'
+        f'topology={name!r}: no such chip is known here.{hint} Chips:'
         f' {", ".join(known)}. Examples: {_EXAMPLES}.'
     )
   if chip not in _LOCAL and shape is None:

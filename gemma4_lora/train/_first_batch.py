@@ -9,6 +9,7 @@ from kauldron import kd
 from kauldron import kontext
 import numpy as np
 
+from gemma4_lora import data
 from gemma4_lora.data import _pipeline
 
 _TURN = gm.text.Gemma4Tokenizer.special_tokens.START_OF_TURN
@@ -30,7 +31,8 @@ def check(trainer: kd.train.Trainer, batch: Any) -> None:
       # 0: a class of the user's own, which need not say.
       if isinstance(x, gm.text.Tokenizer) and x.VERSION not in (0, _VERSION)
   ]
-  if not reasons and _lacks_turns(trainer.model, batch):
+  is_text = any(isinstance(x, data.TextTask) for x in parts)
+  if not reasons and not is_text and _lacks_turns(trainer.model, batch):
     reasons = [f'no row of the first batch has <|turn> (token {_TURN})']
     # As they are: a subclass may spell its own.
     reasons += [

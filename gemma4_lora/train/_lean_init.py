@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 from jax.extend import core
-import jax.numpy as jnp
 from kauldron import kd
 import numpy as np
 
@@ -21,6 +20,7 @@ from gemma4_lora import _trees
 from gemma4_lora.ckpts import _checkpointer
 from gemma4_lora.ckpts.restore import _followers
 from gemma4_lora.host import _devices
+from gemma4_lora.nn.branches import _pending
 from gemma4_lora.quant import _formats
 from gemma4_lora.train import _eager
 
@@ -68,9 +68,7 @@ def without(
 
   Returns:
     The state, with `jax.ShapeDtypeStruct`s for those leaves. LoRA leaves that
-    start as the base does have the largest number of their dtype until it is
-    there: training with it would turn NaN at once, and it is no NaN, at which
-    `jax_debug_nans` would stop.
+    start as the base does wait for it, see `_pending`.
   """
   flat = _trees.flatten(traced.shapes)
   follow = {
@@ -85,8 +83,7 @@ def without(
   def pick(keys, shape):
     path = _trees.key_path(keys)
     if path in follow:
-      largest = jnp.finfo(shape.dtype).max
-      return _put(jnp.full(shape.shape, largest, shape.dtype), shape)
+      return _put(_pending.fill(shape.shape, shape.dtype), shape)
     return _put(values[path], shape) if path in values else shape
 
   return jax.tree_util.tree_map_with_path(pick, traced.shapes)

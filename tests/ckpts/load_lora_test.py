@@ -364,7 +364,9 @@ def test_nan(saved, tmp_path):
   said = json.loads((path / 'lora.json').read_text())
   del said['digests'], said['seal']  # As before there were any.
   (tmp_path / 'lora.json').write_text(json.dumps(said))
-  with pytest.raises(ValueError, match='lora.down.b has NaN or infinite'):
+  with pytest.raises(
+      ValueError, match='NaN or infinite values: layer_0.mlp.lora.down.b'
+  ):
     _transform(_model(), params, path=tmp_path)
 
 
@@ -413,7 +415,7 @@ def test_does_not_overwrite_unasked(saved):
             lambda lora: lora['layer_0']['mlp']['lora']['down'].update(
                 b=jnp.full((2, 40), jnp.nan)
             ),
-            'lora.down.b has NaN',
+            'NaN or infinite values: layer_0.mlp.lora.down.b',
         ),
     ],
 )

@@ -56,6 +56,30 @@ def _run():
     [
         (['sumary'], {}, "Did you mean 'summary'?"),
         (
+            ['train', f'--cfg={_ROOT}/configs/quickstrt.py'],
+            {},
+            f'Did you mean {_ROOT}/configs/quickstart.py?',
+        ),
+        (
+            ['train', f'--cfg={_ROOT}/configs/quickstart.py', 'seed=7'],
+            {},
+            "gemma4_lora: train takes flags alone. Got: ['seed=7']",
+        ),
+        (
+            ['train', f'--cfg={_ROOT}/configs/quickstart.py', '--cfg.sed=7'],
+            {},
+            'Did you mean --cfg.seed?',
+        ),
+        (
+            [
+                'train',
+                f'--cfg={_ROOT}/configs/quickstart.py',
+                '--cfg.model.rank=0',
+            ],
+            {},
+            'gemma4_lora: cfg.model: rank= takes a positive integer. Got: 0\n',
+        ),
+        (
             ['train', f'--cfg={_ROOT}/configs/quickstart.py'],
             {'JAX_PROCESS_ID': '1'},
             'gemma4_lora: Of several hosts, JAX_PROCESS_ID is set',

@@ -100,9 +100,9 @@ def test_what_xmanager_has_no_word_for(vertex):
 
 def test_chips_that_vertex_has_not():
   client = _xm_client.VertexClient(jobs.request_of())
-  with pytest.raises(ValueError, match="no chip 'v4'"):
+  with pytest.raises(ValueError, match='no such chip'):
     client.launch('x', [_job(xm.JobRequirements(tpu_v4='2x2x1'))])
-  with pytest.raises(ValueError, match="no chip 'none'"):
+  with pytest.raises(ValueError, match='no such chip'):
     client.launch('x', [_job(xm.JobRequirements(cpu=1))])
 
 

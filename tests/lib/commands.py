@@ -22,6 +22,7 @@ def _run_command(capsys, monkeypatch):
   """Runs a command in this process, with flags of its own."""
   # Not above: the process that hands out tests need not import Kauldron.
   from gemma4_lora import __main__ as main
+  from gemma4_lora.jobs.command_line import _arguments
 
   verbosity = logging.get_verbosity()
   logger = logging.get_absl_logger()
@@ -34,7 +35,7 @@ def _run_command(capsys, monkeypatch):
     capsys.readouterr()
     defined = set(flags.FLAGS)
     try:
-      main.main(flags.FLAGS(sys.argv))
+      main.main(_arguments.parse(sys.argv))
     except SystemExit as e:
       code = int(e.code or 0)
     finally:  # `flagsaver` cannot save the flag of a config that is not given.

@@ -241,9 +241,7 @@ def random_lora(model, base):
   leaves = random_params.lora(model)
   params = gemma_peft.merge_params(base, leaves)
   if model.init_lora_weights in ('pissa', 'olora'):
-    pending = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), params)
-    _, pending = gemma_peft.split_params(pending)
-    params = gemma_peft.merge_params(base, pending)
+    params = random_params.pending(params)
     params = g4.nn.init_from_base(model, jax.tree.map(jnp.asarray, params))
     base, start = gemma_peft.split_params(params)
     # As if trained: moved from where they started.

@@ -17,6 +17,7 @@ import numpy as np
 
 from gemma4_lora import g4
 from gemma4_lora.gemma4 import _upstream
+from gemma4_lora.nn.branches import _pending
 from gemma4_lora.testing import _checkpoints
 
 
@@ -111,6 +112,20 @@ def like_init(model: nn.Module) -> dict[str, Any]:
     return x / 4 if is_b else 5 * x * np.prod(x.shape[:-1]) ** -0.5
 
   return jax.tree_util.tree_map_with_path(scale, make(model))
+
+
+def pending(params: Any) -> Any:
+  """Returns parameters whose A and B wait for the base, as `init` leaves them.
+
+  Args:
+    params: Nested.
+  """
+  return jax.tree_util.tree_map_with_path(
+      lambda keys, x: _pending.fill(x.shape, x.dtype)
+      if keys[-1].key in ('a', 'b')
+      else x,
+      params,
+  )
 
 
 def with_towers(model: nn.Module) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def state(
   if params is not None:
     values = _trees.merge(params, _trees.split_lora(values)[1])
   if model.init_lora_weights != 'default' and seed == 0:
-    values = _pending(values)
+    values = random_params.pending(values)
   values = jax.device_put(values, kd.sharding.REPLICATED)
   rng = np.random.default_rng(seed + 100)
   # In NumPy: jax would compile a program for each shape.
@@ -87,16 +87,6 @@ def state(
   step = jax.device_put(jnp.asarray(seed), kd.sharding.REPLICATED)
   return kd.train.TrainState(
       step=step, params=values, opt_state=opt_state, collections={}
-  )
-
-
-def _pending(params: Any) -> Any:
-  """A is NaN, as `model.init` leaves it for PiSSA."""
-  return jax.tree_util.tree_map_with_path(
-      lambda keys, x: jnp.asarray(np.full_like(x, np.nan))
-      if _trees.key_path(keys)[-1] == 'a'
-      else x,
-      params,
   )
 
 

@@ -12,6 +12,7 @@ from gemma4_lora.ckpts.lora import _lora_item
 from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.runs import _export
 from gemma4_lora.testing import _checkpoints
+from tests.lib import random_params
 from tests.lib import states
 
 WHO = 'gemma4_lora fuse'
@@ -93,12 +94,11 @@ class Run:
 
 
 def _fresh_lora(model, params):
-  """LoRA leaves as `model.init` gives them; NaN where they wait for the base."""
+  """LoRA leaves as `model.init` gives them, or waiting for the base."""
   _, lora = _trees.split_lora(params)
-  pending = model.init_lora_weights in ('pissa', 'olora')
-
-  def value(keys, x):
-    fill = np.nan if pending and keys[-1].key == 'a' else 0.5
-    return jnp.asarray(np.full(x.shape, fill, x.dtype))
-
-  return jax.tree_util.tree_map_with_path(value, lora)
+  lora = jax.tree.map(
+      lambda x: jnp.asarray(np.full(x.shape, 0.5, x.dtype)), lora
+  )
+  if model.init_lora_weights in ('pissa', 'olora'):
+    return random_params.pending(lora)
+  return lora

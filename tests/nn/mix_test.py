@@ -142,6 +142,13 @@ def test_what_is_no_sum_of_branches(settings, match):
     g4.nn.LoRAMix({'x': _lora(**settings)})
 
 
+def test_values_that_are_no_numbers(base, loras):
+  model, params = loras['fr']
+  params = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(jnp.nan), params)
+  with pytest.raises(ValueError, match="'y': .* have NaN or infinite values"):
+    g4.nn.LoRAMix({'x': loras['fr'], 'y': (model, params)})
+
+
 def test_another_base():
   with pytest.raises(ValueError, match="'y' is of another base model"):
     g4.nn.LoRAMix({'x': _lora(), 'y': _lora('Gemma4_E2B')})

@@ -15,7 +15,10 @@ from gemma4_lora.tpu import _topology
 @pytest.mark.parametrize(
     ('name', 'message'),
     [
-        ('v9:1x1', "no chip 'v9' here.*v5p, v6e, tpu7x.*Examples: v6e:1x1"),
+        (
+            'v9:1x1',
+            'no such chip is known here.*v5p, v6e, tpu7x.*Examples: v6e:1x1',
+        ),
         ('v6:2x4', "Did you mean 'v6e'"),
         ('v7x:2x2x1', "Did you mean 'tpu7x'"),
         ('Ironwood:2x2x1', "Did you mean 'tpu7x'"),

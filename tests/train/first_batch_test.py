@@ -73,3 +73,9 @@ def test_ours(caplog):
   task = g4.data.ChatTask(tokenizer=g4.testing.Gemma4Tokenizer(), **_FIELDS)
   _check(2, 105, 7, transforms=[task])
   assert not caplog.text
+
+
+def test_plain_texts_have_no_turns(caplog):
+  task = g4.data.TextTask(tokenizer=g4.testing.Gemma4Tokenizer(), max_length=8)
+  _check(2, 106, 7, transforms=[task])
+  assert not caplog.text

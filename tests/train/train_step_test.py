@@ -97,11 +97,19 @@ def test_init_is_kauldrons_bit_for_bit(settings, tmp_path):
   _assert_same(init(g4.train.TrainStep()), init(kd.train.TrainStep()))
 
 
-def test_leaves_that_wait_for_the_base_are_no_nan(tmp_path):
+@pytest.mark.parametrize(
+    'settings',
+    [
+        {'use_dora': True, 'modules_to_save': ['final_norm']},
+        {'init_lora_weights': 'pissa'},
+        {'init_lora_weights': 'olora'},
+        {'init_lora_weights': 'loftq', 'quantize': 'int8'},
+    ],
+    ids=str,
+)
+def test_leaves_that_wait_for_the_base_are_no_nan(settings, tmp_path):
   """`jax_debug_nans` has nothing to stop at."""
-  model = _model(
-      'Gemma4_31B', targets='q', use_dora=True, modules_to_save=['final_norm']
-  )
+  model = _model('Gemma4_31B', targets='q', **settings)
   g4.testing.make_checkpoint(model, tmp_path / 'released')
   trainer = _trainer(
       model,

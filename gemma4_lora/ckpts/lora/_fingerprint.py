@@ -417,6 +417,6 @@ def _log_harmless(
 
 
 def is_from_base(model: nn.Module) -> bool:
-  """Whether A and B are NaN until they are taken from the base."""
+  """Whether A and B have no values until they are taken from the base."""
   lora = find_lora(model)
   return lora is not None and _init.is_from_base(lora.init_lora_weights)

@@ -9,6 +9,7 @@ from kauldron import kd
 
 from gemma4_lora import _trees
 from gemma4_lora.ckpts.lora import _fingerprint
+from gemma4_lora.nn.branches import _pending
 
 
 def with_fresh_lora(
@@ -16,7 +17,7 @@ def with_fresh_lora(
 ) -> kd.train.TrainState:
   """Returns a state with LoRA leaves that a transform takes.
 
-  Their values do not matter, except that A is NaN where it waits for the base.
+  Their values do not matter, except that A says where it waits for the base.
 
   Args:
     state: The state, of arrays or shapes with shardings.
@@ -30,7 +31,8 @@ def with_fresh_lora(
     is_shape = isinstance(leaf, jax.ShapeDtypeStruct)
     if not _trees.is_lora(path) or not (is_pending or is_shape):
       return leaf
-    value = jnp.full(leaf.shape, jnp.nan if is_pending else 0, leaf.dtype)
+    make = _pending.fill if is_pending else jnp.zeros
+    value = make(leaf.shape, leaf.dtype)
     return jax.device_put(value, leaf.sharding)
 
   params = jax.tree_util.tree_map_with_path(fresh, state.params)

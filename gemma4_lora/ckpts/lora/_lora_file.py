@@ -20,6 +20,7 @@ from gemma4_lora.host import _intact
 from gemma4_lora.host.files import _tensors_in_memory
 from gemma4_lora.host.folders import _commit
 from gemma4_lora.host.folders import _new_folder
+from gemma4_lora.nn.branches import _pending
 
 _TENSORS = 'lora.safetensors'
 _FINGERPRINT = 'lora.json'
@@ -73,10 +74,12 @@ def save_lora(
         f'{who}: params has LoRA leaves alone. Give it the base too, of which a'
         ' fingerprint is kept.'
     )
+  problem = _pending.problem(
+      {tuple(name.split('.')): flat[name] for name in shapes}
+  )
+  if problem:
+    raise ValueError(f'{who}: {problem}')
   leaves = jax.device_get({name: flat[name] for name in shapes})
-  for name, leaf in leaves.items():
-    if not np.all(np.isfinite(np.asarray(leaf, np.float32))):
-      raise ValueError(f'{who}: {name} has NaN or infinite values.')
   fingerprint = _fingerprint.describe(model, params)
   with _new_folder.new_folder(path, overwrite=overwrite, who=who) as folder:
     tensors = {k: np.ascontiguousarray(x) for k, x in leaves.items()}

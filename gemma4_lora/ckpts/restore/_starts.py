@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 import dataclasses
+import itertools
 from typing import Any
 
 from gemma4_lora import _trees
 from gemma4_lora import nn
 from gemma4_lora.nn.branches import _init
-from gemma4_lora.nn.from_base import _init_from_base
+from gemma4_lora.nn.branches import _pending
 from gemma4_lora.nn.from_base import _loftq
 
 
@@ -57,14 +58,7 @@ def _check_no_pending(params: Any, *, who: str) -> None:
   """Raises where A and B wait for the base, and nothing sets them."""
   # One is enough: `init_lora_weights=` holds for all of them.
   leaves = _trees.flatten(params).items()
-  path = next(
-      (p for p, _ in leaves if _trees.is_lora(p) and p[-1] == 'a'), None
-  )
-  if path is not None and _init_from_base.is_pending(
-      _trees.get_at(params, path)
-  ):
-    raise ValueError(
-        f'{who}: {_trees.join(path)} is NaN: it waits for the base weights, as'
-        " g4.nn.LoRA(init_lora_weights='pissa'), 'olora' and 'loftq' take A and"
-        f' B from them. Write {who}(wrapped=…, model=cfg.ref.model).'
-    )
+  lora = {p: x for p, x in leaves if _trees.is_lora(p) and p[-1] == 'a'}
+  problem = _pending.not_set(dict(itertools.islice(lora.items(), 1)))
+  if problem:
+    raise ValueError(f'{who}: {problem}')

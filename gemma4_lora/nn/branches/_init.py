@@ -11,8 +11,7 @@
 
 All are PEFT's of the same name (`'default'` is its `True`). PiSSA and OLoRA read the
 base, which is restored after `model.init`, and LoftQ what it was before it was
-quantised: until then their A and B are NaN, so that training without it fails at
-once.
+quantised: until then their A and B wait, see `_pending`.
 """
 
 import re
@@ -54,7 +53,7 @@ def is_loftq(init: str) -> bool:
 
 
 def waits(init: str) -> bool:
-  """Whether A and B are NaN until the base is restored."""
+  """Whether A and B have no values until the base is restored."""
   return is_from_base(init) or is_loftq(init)
 
 
@@ -76,19 +75,18 @@ def draw(
 
   Args:
     key: Random key for A and B.
-    init: Any except `'default'`, for which A and B are drawn separately.
+    init: Any except `'default'`, for which A and B are drawn separately, and
+      those that wait for the base.
     fan_in: Size of the whole input side.
     fan_out: Size of the whole output side.
     rank: Rank of A and B. `'orthogonal'` takes an even one.
   """
-  zeros = jnp.zeros((rank, fan_out))
   if init == 'gaussian':
-    return jax.random.normal(key, (fan_in, rank)) / rank, zeros
-  if init == 'orthogonal':
-    key_q, key_a, key_b = jax.random.split(key, 3)
-    q = jax.random.orthogonal(key_q, rank)
-    a = jax.random.normal(key_a, (fan_in, rank // 2)) @ q[0::2]
-    b = q[1::2].T @ jax.random.normal(key_b, (rank // 2, fan_out))
-    return a / 10, b / 10
-  assert waits(init), init
-  return jnp.full((fan_in, rank), jnp.nan), jnp.full_like(zeros, jnp.nan)
+    a = jax.random.normal(key, (fan_in, rank)) / rank
+    return a, jnp.zeros((rank, fan_out))
+  assert init == 'orthogonal', init
+  key_q, key_a, key_b = jax.random.split(key, 3)
+  q = jax.random.orthogonal(key_q, rank)
+  a = jax.random.normal(key_a, (fan_in, rank // 2)) @ q[0::2]
+  b = q[1::2].T @ jax.random.normal(key_b, (rank // 2, fan_out))
+  return a / 10, b / 10

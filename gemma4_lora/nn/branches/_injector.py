@@ -20,6 +20,7 @@ from gemma4_lora.nn.branches import _clipped
 from gemma4_lora.nn.branches import _init
 from gemma4_lora.nn.branches import _joint
 from gemma4_lora.nn.branches import _low_rank
+from gemma4_lora.nn.branches import _pending
 from gemma4_lora.quant import _arrays
 from gemma4_lora.targets import _resolve
 
@@ -242,6 +243,11 @@ class Injector:
     a_shape = variants.A.shape(row, linear.rank)
     b_shape = variants.B.shape(row, linear.rank)
     fan_in = math.prod(row.in_shape)
+    if module.is_initializing() and _init.waits(self.init):
+      for name, shape in {'a': a_shape, 'b': b_shape}.items():
+        scope.param(name, lambda _, x=shape: _pending.fill(x, self.dtype))
+      # So init itself computes what the base does, and no NaN.
+      return {'a': jnp.zeros(a_shape), 'b': jnp.zeros(b_shape)}
     if module.is_initializing() and self.init != 'default':
       draw = functools.partial(
           _init.draw,

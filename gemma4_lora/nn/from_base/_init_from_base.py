@@ -15,6 +15,7 @@ from gemma4_lora.gemma4 import _weights
 from gemma4_lora.nn import _lora
 from gemma4_lora.nn import _views
 from gemma4_lora.nn.branches import _init
+from gemma4_lora.nn.branches import _pending
 from gemma4_lora.nn.from_base import _low_rank_fit
 
 
@@ -51,7 +52,7 @@ def init_from_base(
     return dict(params)
   views = _views.linears(model, params)
   for name, view in views.items():
-    if not is_pending(view.lora_a):
+    if not _pending.is_pending(view.lora_a):
       raise ValueError(
           f'g4.nn.init_from_base: A of {name} has values already. It is called'
           ' once, on what model.init made: the base weights change with it.'
@@ -128,11 +129,6 @@ def _steps(model: _lora.LoRA) -> Iterator[_Step]:
         scale=linear.scale(use_rslora=model.use_rslora),
         init=model.init_lora_weights,
     )
-
-
-def is_pending(leaf: jax.Array) -> bool:
-  """Whether A still waits for the base."""
-  return bool(jnp.all(jnp.isnan(leaf)))
 
 
 @functools.partial(jax.jit, static_argnames=('row', 'rank', 'init', 'scale'))

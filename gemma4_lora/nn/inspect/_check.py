@@ -12,6 +12,7 @@ import numpy as np
 from gemma4_lora import _trees
 from gemma4_lora.nn import _lora
 from gemma4_lora.nn.branches import _init
+from gemma4_lora.nn.branches import _pending
 from gemma4_lora.nn.inspect import _agreement
 from gemma4_lora.nn.inspect import _check_file
 from gemma4_lora.nn.inspect import _effect
@@ -61,6 +62,8 @@ def check(
     )
   base, lora = peft.split_params(dict(params))
   problems, notes = list(_incomplete(model, lora)), []
+  if text := _pending.not_set(_trees.flatten(lora)):
+    problems.append(text)
   sound = not problems
   rows: tuple[_effect.Effect, ...] = ()
   logits: dict[str, float] = {}
@@ -131,8 +134,7 @@ def _nan(names: list[str]) -> Iterator[str]:
   if names:
     yield (
         f'NaN or infinite values in {len(names)} projections: {_some(names)}.'
-        ' Training diverged, or PiSSA or OLoRA did not see the base: take an'
-        ' earlier checkpoint.'
+        ' Training diverged: take an earlier checkpoint.'
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
+from gemma4_lora.nn.branches import _pending
 from gemma4_lora.nn.branches import _quantized_base
 from gemma4_lora.nn.from_base import _loftq
 from tests.lib import forward
@@ -126,7 +127,9 @@ def test_pending_until_the_base_is_restored():
     }
 
   params = init(jax.random.key(0))
-  assert np.isnan(params['layer_0']['attn']['q_einsum']['lora']['q']['a']).all()
+  assert _pending.is_pending(
+      params['layer_0']['attn']['q_einsum']['lora']['q']['a']
+  )
   with pytest.raises(
       ValueError, match=r"'loftq': layer_0.attn.q_einsum.w was quantised before"
   ):

@@ -1,0 +1,89 @@
+"""Arguments of a command line: what is wrong with them, in one line."""
+
+from collections.abc import Sequence
+import re
+import sys
+from typing import NoReturn
+
+from absl import flags
+
+from gemma4_lora.jobs.command_line import _config_file
+
+_CONFIG = 'cfg'
+
+
+def parse(argv: Sequence[str]) -> list[str]:
+  """Is `absl.flags.FLAGS`, for `app.run`; what is wrong is a line.
+
+  Args:
+    argv: Name of the program, and its arguments.
+
+  Returns:
+    What is no flag.
+  """
+  argv = list(argv)
+  try:
+    check_have_values(flags.FLAGS.read_flags_from_files(argv, force_gnu=False))
+    return flags.FLAGS(argv)
+  except Exception as e:  # Of the user's config, too.
+    line = _explain(e, argv)
+    if line is None:
+      raise
+    end(line)
+
+
+def end(line: str) -> NoReturn:
+  """Ends the command."""
+  print(f'gemma4_lora: {line}', file=sys.stderr)
+  sys.exit(1)
+
+
+def overrides(argv: Sequence[str], *, name: str = _CONFIG) -> list[str]:
+  """Returns the names of what changes the config, as in `model.rank`."""
+  found = (_override(x, name) for x in argv)
+  return [x[1] for x in found if x is not None]
+
+
+def check_have_values(argv: Sequence[str], *, name: str = _CONFIG) -> None:
+  """Raises for `--cfg.seed 7`, which would set `True` and leave the 7 aside.
+
+  Raises:
+    ConfigError: There is one such.
+  """
+  for argument, after in zip(argv, argv[1:], strict=False):
+    match = _override(argument, name)
+    if match is None or match[2] is not None:
+      continue
+    if not after.startswith('-') or re.match(r'-\.?\d', after):
+      raise _config_file.ConfigError(
+          f'{argument} {after}: write {argument}={after}. Without "=" it sets'
+          ' True.'
+      )
+
+
+def _override(argument: str, name: str) -> re.Match[str] | None:
+  return re.fullmatch(rf'--?(?:no)?{name}\.([^=]+)(=.*)?', argument, re.DOTALL)
+
+
+def _explain(error: Exception, argv: Sequence[str]) -> str | None:
+  """Returns the line for what parsing has raised; None if it has none."""
+  if isinstance(error, _config_file.ConfigError):
+    return str(error)
+  given = _given(argv)
+  if not isinstance(error, flags.Error):
+    return None if given is None else _config_file.explain(error, given)
+  if given is None and f"'{_CONFIG}." in str(error):
+    return f'--{_CONFIG}=... is missing: the config of the run.'
+  if given is not None and f'flag --{_CONFIG}={given}:' in str(error):
+    # absl has made this of a TypeError or ValueError.
+    return _config_file.explain(error, given)
+  return f'{" ".join(str(error).split())}'
+
+
+def _given(argv: Sequence[str]) -> str | None:
+  """Returns what the flag of the config is given."""
+  for argument, after in zip(argv, [*argv[1:], ''], strict=False):
+    match = re.fullmatch(rf'--?{_CONFIG}(?:=(.*))?', argument, re.DOTALL)
+    if match is not None:
+      return after if match[1] is None else match[1]
+  return None
