@@ -21,4 +21,5 @@ __all__ = [
     'PreferenceTask',
     'show',
     'Shown',
+    'TextTask',
 ]

@@ -272,7 +272,7 @@ class ChatTask(_row_task.RowTask, gm.data.Seq2SeqTask):
         weights,
         max_length=self.row_length,
         truncate=self.truncate,
-        in_prompt=None if self._layout.is_chat else self.in_prompt,
+        in_prompt=self.in_prompt if self.layout == 'prompt_response' else None,
     )
 
   def tokens_or_none(

@@ -44,6 +44,13 @@ def raw(element: Any, key: kd.kontext.Key) -> Any:
     raise KeyError(_missing(element, key)) from None
 
 
+def get_optional(element: Any, name: str) -> Any:
+  """Returns the value of a field as `get`; None if there is no such field."""
+  if not isinstance(element, Mapping) or name not in element:
+    return None
+  return get(element, name)
+
+
 def get_text(element: Any, key: kd.kontext.Key) -> str:
   """Returns the text at `key`, decoded if it is bytes.
 

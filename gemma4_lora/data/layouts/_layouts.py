@@ -4,9 +4,12 @@ import re
 import textwrap
 
 from gemma4_lora.data.conversations import _choices
+from gemma4_lora.data.layouts import _alpaca
+from gemma4_lora.data.layouts import _gemini
 from gemma4_lora.data.layouts import _layout
 from gemma4_lora.data.layouts import _messages
 from gemma4_lora.data.layouts import _prompt_response
+from gemma4_lora.data.layouts import _responses
 from gemma4_lora.data.layouts import _sharegpt
 
 LAYOUTS: dict[str, _layout.Layout] = {
@@ -15,6 +18,9 @@ LAYOUTS: dict[str, _layout.Layout] = {
         _prompt_response.PromptResponse(),
         _messages.Messages(),
         _sharegpt.ShareGpt(),
+        _alpaca.Alpaca(),
+        _gemini.Gemini(),
+        _responses.Responses(),
     )
 }
 

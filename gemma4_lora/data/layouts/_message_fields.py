@@ -100,10 +100,10 @@ def _parts_of_entry(
   if isinstance(entry, str):
     entry = {'type': 'text', 'text': entry}
   kind = entry.get('type') if isinstance(entry, dict) else None
-  if kind == 'text':
+  if kind in ('text', 'input_text', 'output_text'):
     text = _fields.text(entry.get('text'), field=f'{field}.text')
     return _conversation.parse_text(text, role=role, field=field, item=i)
-  if kind in ('image', 'image_url'):
+  if kind in ('image', 'image_url', 'input_image'):
     return [_conversation.Image(i)]
   raise ValueError(
       f"Field {field!r} should be {{'type': 'text', 'text': ...}} or"

@@ -44,6 +44,7 @@ def _zstd(data):
         _zstd(_LINES[:9]) + _zstd(_LINES[9:]),
         b'\xef\xbb\xbf' + _LINES,
     ],
+    ids=['gzip', 'gzip, several', 'zstd', 'zstd, several', 'byte order mark'],
 )
 def test_lines_may_be_compressed_whatever_the_name(data, tmp_path):
   (tmp_path / 'rows.jsonl').write_bytes(data)

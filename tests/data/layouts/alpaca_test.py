@@ -1,0 +1,85 @@
+"""Tests of rows of an instruction, its input and the output."""
+
+import dataclasses
+
+import pytest
+
+from gemma4_lora import g4
+
+_COMMON = dict(tokenizer=g4.testing.Gemma4Tokenizer(), max_length=256)
+_TASK = g4.data.ChatTask(layout='alpaca', **_COMMON)
+_MESSAGES = g4.data.ChatTask(layout='messages', **_COMMON)
+
+
+def _said(*texts, system=None):
+  roles = ('user', 'assistant') * len(texts)
+  messages = [
+      {'role': role, 'content': text}
+      for role, text in zip(roles, texts, strict=False)
+  ]
+  if system:
+    messages.insert(0, {'role': 'system', 'content': system})
+  return _MESSAGES.render({'messages': messages})
+
+
+@pytest.mark.parametrize(
+    ('row', 'want'),
+    [
+        (dict(input='Yes.'), _said('Say it in French.\nYes.', 'Oui.')),
+        (dict(input=''), _said('Say it in French.', 'Oui.')),
+        (dict(input=None, system=''), _said('Say it in French.', 'Oui.')),
+        ({}, _said('Say it in French.', 'Oui.')),
+        (
+            dict(system='Be kind.', history=[['Hi.', 'Hello.']]),
+            _said(
+                'Hi.', 'Hello.', 'Say it in French.', 'Oui.', system='Be kind.'
+            ),
+        ),
+    ],
+)
+def test_what_a_row_says(row, want):
+  row = {'instruction': 'Say it in French.', 'output': 'Oui.', **row}
+  assert _TASK.render(row) == want
+  assert set(_TASK.map(row)) == {'input', 'target', 'loss_mask'}
+
+
+def test_other_columns_and_a_system_column():
+  task = dataclasses.replace(
+      _TASK, in_prompt='task', in_response='answer', in_system='system'
+  )
+  row = {'task': 'Go.', 'answer': 'Done.', 'system': 'Be kind.'}
+  assert task.render(row) == _said('Go.', 'Done.', system='Be kind.')
+
+
+@pytest.mark.parametrize(
+    ('row', 'message'),
+    [
+        ({'output': 'a'}, "no field 'instruction'"),
+        ({'instruction': 'a', 'output': 1}, "'output' should be text"),
+        (
+            {'instruction': 'a', 'input': 1, 'output': 'b'},
+            "'input' should be t",
+        ),
+        (
+            {'instruction': 'a', 'output': 'b', 'history': [['x']]},
+            "'history' should be a list of pairs",
+        ),
+    ],
+)
+def test_malformed_rows(row, message):
+  with pytest.raises((ValueError, KeyError), match=message):
+    _TASK.map(row)
+
+
+def test_pairs_of_answers():
+  task = g4.data.PreferenceTask(
+      layout='alpaca', in_prompt='instruction', **_COMMON
+  )
+  row = {'instruction': 'a', 'input': 'b', 'chosen': 'c', 'rejected': 'd'}
+  tokens = task.map(row)['target'][0]
+  text = _COMMON['tokenizer'].decode(tokens[tokens > 0])
+  assert 'user\na\nb<turn|>' in text
+  with pytest.raises(
+      ValueError, match="'history' of an alpaca row is not read"
+  ):
+    task.map(dict(row, history=[['a', 'b']]))
