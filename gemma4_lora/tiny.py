@@ -45,6 +45,7 @@ _DATASETS = (
     'data.Jsonl',
     'data.Parquet',
 )
+_MIXES = ('data.py.Mix', 'data.py.SelectFromDatasets')
 # What all datasets have in common; the rest says where the data are.
 _OF_ALL_DATASETS = (
     'batch_size',
@@ -115,6 +116,8 @@ def shrink(cfg: konfig.ConfigDict) -> konfig.ConfigDict:
       _shrink_loader(node, model)
     elif _is(node, '', _DATASETS):
       _shrink_dataset(node)
+    elif _is(node, '', _MIXES):
+      _shrink_batches(node)  # Its datasets have rows of their own.
     elif _is(node, '', (*_TASKS, 'data.DropLongPrompts')):
       _shrink_task(node)
     elif _is(node, 'evals.', ('Evaluator', 'SamplerEvaluator')):
@@ -167,6 +170,10 @@ def _shrink_dataset(node: _Node) -> None:
   for key in set(node) - {'__qualname__', 'data_source', *_OF_ALL_DATASETS}:
     del node[key]
   node.__qualname__ = 'kauldron.kd:data.py.DataSource'
+  _shrink_batches(node)
+
+
+def _shrink_batches(node: _Node) -> None:
   node.num_workers = 0  # Starting one takes longer than all rows.
   if node.get('batch_size'):
     node.batch_size = _BATCH_SIZE

@@ -125,3 +125,32 @@ def test_data_without_a_task():
       ValueError, match=r"py.Json has no task in its transforms"
   ):
     tiny.shrink(cfg)
+
+
+def test_a_mix_of_chats_and_texts():
+  text = g4.data.TextTask(
+      in_text="body", tokenizer=gm.text.Gemma4Tokenizer(), max_length=4096
+  )
+  chat = g4.data.ChatTask(
+      layout="gemini", tokenizer=gm.text.Gemma4Tokenizer(), max_length=4096
+  )
+  cfg = _config()
+  del cfg.train_ds
+  cfg.train_ds = kd.data.py.Mix(
+      datasets=[
+          g4.data.Files(path="*.jsonl.gz", shuffle=True, transforms=[task])
+          for task in (text, chat)
+      ],
+      weights=[3, 1],
+      batch_size=256,
+      num_workers=16,
+      seed=0,
+  )
+  ds = konfig.resolve(tiny.shrink(cfg).train_ds)
+  assert (ds.batch_size, ds.num_workers, ds.weights) == (8, 0, (3, 1))
+  batch = next(iter(ds))
+  assert {k: x.shape for k, x in batch.items()} == {
+      "input": (8, 64),
+      "target": (8, 64, 1),
+      "loss_mask": (8, 64, 1),
+  }
