@@ -45,6 +45,7 @@ _ROOMS = (
     'data',
     'data/images',
     'data/sources',
+    'data/rules',
     'data/layouts',
     'data/rows',
     'data/conversations',

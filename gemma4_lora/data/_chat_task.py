@@ -24,7 +24,7 @@ from gemma4_lora.data.layouts import _layouts
 
 @_layouts.documented
 @dataclasses.dataclass(kw_only=True, frozen=True)
-class ChatTask(_row_task.RowTask, gm.data.Seq2SeqTask):
+class ChatTask(_row_task.ConversationTask, gm.data.Seq2SeqTask):
   r"""Conversations, in Gemma 4's own turn format.
 
   Takes the place of `gm.data.Seq2SeqTask`, which writes Gemma 3's tags on
@@ -61,8 +61,9 @@ class ChatTask(_row_task.RowTask, gm.data.Seq2SeqTask):
 
   {layouts}
 
-  Thoughts are those fields, and `<|channel>thought\n...<channel|>` in a text of
-  the model. What becomes of them, in training, in preference pairs
+  Thoughts are those fields, and with `inline_markup='parse'` also what texts of
+  the model have in `<|channel>thought\n...<channel|>` or `<think>...</think>`.
+  What becomes of them, in training, in preference pairs
   (`g4.data.PreferenceTask`) and in sampling alike:
 
   * `'keep'`: trained as the rest.
@@ -78,8 +79,15 @@ class ChatTask(_row_task.RowTask, gm.data.Seq2SeqTask):
   served by it: texts are stripped, arguments of tools sorted by name, ...
 
   Rows that cannot be trained on are errors: a field that is missing or of
-  another kind, a role that is unknown, a response that `truncate=True` would cut
-  away whole, no token with a loss. `max_malformed` leaves some of them out.
+  another kind, a role that is unknown, an answer that is empty, a call of a tool
+  without its answer, a control tag in a text, a response that `truncate=True`
+  would cut away whole, no token with a loss. `max_malformed` leaves some of them
+  out, whatever they raise.
+
+  Calls of tools and their answers must match: an answer with a `tool_call_id`
+  answers the call of that id, one with a `name` the first call of that name
+  without an answer, any other the first call without one. Each call has one
+  answer; those of the last message may have none.
 
   Attributes:
     layout: How the row is laid out, see above.
@@ -119,6 +127,12 @@ class ChatTask(_row_task.RowTask, gm.data.Seq2SeqTask):
     enable_thinking: Whether the system turn says `<|think|>`.
     token_weights: Whether the mask is f32 and has each message's `weight`. If
       False a weight other than 0 and 1 is an error.
+    empty_answers: See `ConversationTask`, also for the next three: `'refuse'` or
+      `'train'`, for answers that say nothing.
+    inline_markup: `'refuse'`, `'parse'` or `'text'`, for `<think>`, `<tool_call>`
+      and their like in texts.
+    null_arguments: `'schema'`, `'keep'` or `'drop'`, for nulls in arguments.
+    allowed_tags: Names of control tokens that texts may have, as `'<mask>'`.
     max_malformed: How many rows may be left out, as a number (int) or as a share
       of those read (float; the first hundred rows count as a hundred). They are
       counted in each worker process, and logged.
@@ -165,7 +179,7 @@ class ChatTask(_row_task.RowTask, gm.data.Seq2SeqTask):
           f'ChatTask: in_messages={self.in_messages!r} is of other layouts than'
           f' layout={self.layout!r}. Write {_layouts.chats()}.'
       )
-    _ = self._style  # Checks its arguments.
+    _ = self._style, self.rules  # Check their arguments.
 
   def fields(self, element: Any) -> dict[str, Any]:
     """Returns the output fields of an example.
@@ -310,7 +324,8 @@ class ChatTask(_row_task.RowTask, gm.data.Seq2SeqTask):
       ValueError: Fields that say nothing.
       KeyError: A field is missing.
     """
-    return self._layout.conversation(element, self._columns)
+    conversation = self._layout.conversation(element, self._columns)
+    return self.rules.applied(conversation, thinking=self.thinking)
 
   def read_images(
       self, element: Any, *, num_images: int

@@ -21,7 +21,7 @@ _CONVERSATION = 'conversation'
 
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
-class PreferenceTask(_row_task.RowTask, grain.MapTransform):
+class PreferenceTask(_row_task.ConversationTask, grain.MapTransform):
   """Pairs for DPO, rendered as `ChatTask` renders conversations.
 
   ```python
@@ -61,6 +61,10 @@ class PreferenceTask(_row_task.RowTask, grain.MapTransform):
     thinking: See `ChatTask`.
     template: See `ChatTask`.
     enable_thinking: See `ChatTask`.
+    empty_answers: See `ChatTask`, also for the next three.
+    inline_markup: See `ChatTask`.
+    null_arguments: See `ChatTask`.
+    allowed_tags: See `ChatTask`.
     max_malformed: See `ChatTask`. A pair whose answers have equal tokens counts
       as malformed: there is nothing to prefer.
   """
@@ -151,6 +155,7 @@ class PreferenceTask(_row_task.RowTask, grain.MapTransform):
         loss_on='last',
         template=self.template,
         enable_thinking=self.enable_thinking,
+        **dataclasses.asdict(self.rules),
     )
 
   def _row(self, element: Any, answer: kd.kontext.Key) -> dict[str, Any]:

@@ -2,13 +2,16 @@
 
 import abc
 from collections.abc import Callable
+from collections.abc import Sequence
 import dataclasses
+import functools
 from typing import Any
 
 from etils.etree import jax as etree  # pylint: disable=g-importing-member
 
 from gemma4_lora.data import _malformed
 from gemma4_lora.data.layouts import _fields
+from gemma4_lora.data.rules import _rules
 
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
@@ -103,3 +106,48 @@ class RowTask(abc.ABC):
   @abc.abstractmethod
   def _check(self) -> None:
     """Raises for what is wrong with the task, not with a row."""
+
+
+@dataclasses.dataclass(kw_only=True, frozen=True)
+class ConversationTask(RowTask):
+  """A task whose rows are conversations: what they must be.
+
+  Attributes:
+    empty_answers: Whether the model may say nothing: content that is `''` or
+      spaces, or a thought alone that `thinking` leaves out or masks. `'refuse'`:
+      such a row is malformed; `'train'`: the end of the turn alone is trained.
+    inline_markup: What becomes of thoughts and calls that texts have in the tags
+      of others: `<think>...</think>`, Hermes' `<tool_call>` and
+      `<tool_response>`, Gemma's `<|channel>thought`; and of the fields `thought`,
+      `thoughts` and `reasoning_details`. `'refuse'`: the row is malformed;
+      `'parse'`: they are thoughts, calls and answers as those of fields are;
+      `'text'`: they are trained as written (fields are refused, and Gemma's own
+      tags are read).
+    null_arguments: What becomes of nulls in arguments of tools, which Hugging
+      Face's datasets put where a row has nothing. `'schema'`: they are left out
+      where the declared tool has no such parameter, or one that cannot be null;
+      `'keep'`; `'drop'`: all are left out.
+    allowed_tags: Control tokens whose names texts may have: of `'<pad>'`,
+      `'<eos>'`, `'<bos>'`, `'<unk>'`, `'<mask>'`, `'[multimodal]'`. A row with
+      another of the vocabulary's tags in any text is malformed: `<|turn>`,
+      `<|tool_call>`, `<|"|>`, ... .
+  """
+
+  empty_answers: str = 'refuse'
+  inline_markup: str = 'refuse'
+  null_arguments: str = 'schema'
+  allowed_tags: Sequence[str] = ()
+
+  @functools.cached_property
+  def rules(self) -> _rules.Rules:
+    """What a conversation must be.
+
+    Raises:
+      ValueError: An argument has a value that it cannot have.
+    """
+    return _rules.Rules(
+        empty_answers=self.empty_answers,
+        inline_markup=self.inline_markup,
+        null_arguments=self.null_arguments,
+        allowed_tags=tuple(self.allowed_tags),
+    )

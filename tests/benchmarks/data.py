@@ -68,6 +68,7 @@ def _task(**kwargs):
       layout='messages',
       in_tools='tools',
       thinking='strip',
+      inline_markup='parse',
       tokenizer=g4.testing.Gemma4Tokenizer(),
       max_length=1024,
       **kwargs,

@@ -19,6 +19,8 @@ _TASK = g4.data.ChatTask(
     in_response="fr",
     tokenizer=_TOKENIZER,
     max_length=48,
+    inline_markup="parse",
+    empty_answers="train",
 )
 _PAIRS = [
     ("Good morning.", "Bonjour."),

@@ -11,7 +11,9 @@ import sentencepiece as spm
 from gemma4_lora import g4
 
 _TOKENIZER = g4.testing.Gemma4Tokenizer()
-_TASK = g4.data.PreferenceTask(tokenizer=_TOKENIZER, max_length=64)
+_TASK = g4.data.PreferenceTask(
+    tokenizer=_TOKENIZER, max_length=64, inline_markup='parse'
+)
 _ROW = {'prompt': '2 + 2?', 'chosen': '4.', 'rejected': '22.'}
 _THOUGHT = '<|channel>thought\nHm.\n<channel|>'
 
@@ -41,7 +43,11 @@ def _assert_same(got, wanted):
 def _of_chats(*rows, **kwargs):
   """What ChatTask makes of the two conversations, stacked."""
   task = g4.data.ChatTask(
-      tokenizer=_TOKENIZER, max_length=64, loss_on='last', **kwargs
+      tokenizer=_TOKENIZER,
+      max_length=64,
+      loss_on='last',
+      inline_markup='parse',
+      **kwargs,
   )
   pair = [task.map(row) for row in rows]
   return {

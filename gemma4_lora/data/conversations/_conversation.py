@@ -8,17 +8,22 @@ import dataclasses
 import re
 from typing import Any
 
+from gemma4_lora.data.conversations import _control_tags
+
 MODEL = 'model'
 ROLES = ('system', 'user', MODEL)
 
 _THOUGHT_OPEN = '<|channel>thought\n'
-_CHANNEL_OPEN = '<|channel>'
-_CHANNEL_CLOSE = '<channel|>'
+_CHANNEL_OPEN = _control_tags.CHANNEL_OPEN
+_CHANNEL_CLOSE = _control_tags.CHANNEL_CLOSE
 _THOUGHT = re.compile(
     re.escape(_THOUGHT_OPEN) + '(.*?)' + re.escape(_CHANNEL_CLOSE), re.DOTALL
 )
-_TURN_TAGS = ('<|turn>', '<turn|>')
-IMAGE_TAG = '<|image|>'
+IMAGE_TAG = _control_tags.IMAGE_TAG
+
+# Tags that a text may have, as they are read, or checked behind it.
+_READ = frozenset((IMAGE_TAG, *_control_tags.NAMES))
+_READ_OF_MODEL = _READ | {_CHANNEL_OPEN, _CHANNEL_CLOSE}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +47,12 @@ class Thought:
     text: Without tags.
     is_inline: Whether it stood in the text with its tags, rather than in a
       field of its own.
+    found: Where it stood, if it is only read with `inline_markup='parse'`.
   """
 
   text: str
   is_inline: bool = False
+  found: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,10 +76,19 @@ class ToolCall:
 
 @dataclasses.dataclass(frozen=True)
 class ToolResponse:
-  """What a tool answered: a dict, or anything that JSON has."""
+  """What a tool answered.
+
+  Attributes:
+    name: The name of the tool; `''` until answers are matched with calls.
+    response: A dict, or anything that JSON has.
+    call_id: Which call it answers, if the dataset says so.
+    given_name: The name that the answer itself has in the dataset.
+  """
 
   name: str
   response: Any
+  call_id: str | None = None
+  given_name: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,6 +104,7 @@ class Message:
     weight: Weight of the message in the loss.
     is_list: Whether the content was a list, whose texts Hugging Face's template
       strips one by one.
+    field: Where it stands in the row, for errors.
   """
 
   role: str
@@ -96,6 +113,7 @@ class Message:
   responses: tuple[ToolResponse, ...] = ()
   weight: float = 1.0
   is_list: bool = False
+  field: str = dataclasses.field(default='', compare=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,15 +143,11 @@ def parse_text(
     item: The text's entry of the content, if that is a list.
 
   Raises:
-    ValueError: A turn tag, or half a thought.
+    ValueError: A tag that it may not have, or half a thought.
   """
-  for tag in _TURN_TAGS:
-    if tag in text:
-      raise ValueError(
-          f'Field {field!r} has the turn tag {tag!r} in its text, which would'
-          ' begin or end a turn in the middle of it. Give bare text: the tags'
-          f' are added to it. Remove or rewrite it in: {text!r:.200}'
-      )
+  _control_tags.check(
+      text, field=field, allowed=_READ_OF_MODEL if role == MODEL else _READ
+  )
   if role != MODEL or _CHANNEL_CLOSE not in text and _CHANNEL_OPEN not in text:
     return _split_images(text, item)
   parts: list[Part] = []
@@ -159,7 +173,7 @@ def said(text: str) -> str:
     text: Text with tags. Everything up to the end of the turn counts, except
       thoughts, even those that do not end.
   """
-  for tag in _TURN_TAGS:
+  for tag in _control_tags.TURN_TAGS:
     text = text.split(tag, 1)[0]
   return _THOUGHT.sub('', text).split(_CHANNEL_OPEN, 1)[0].strip()
 

@@ -109,4 +109,4 @@ def _pairs(row: Any) -> list[list[Any]]:
 def _message(role: str, text: Any, *, field: str) -> Message:
   text = _fields.text(text, field=field)
   parts = _conversation.parse_text(text, role=role, field=field)
-  return Message(role=role, parts=tuple(parts))
+  return Message(role=role, parts=tuple(parts), field=field)

@@ -10,6 +10,9 @@ from kauldron import kd
 import numpy as np
 
 from gemma4_lora.data.conversations import _choices
+from gemma4_lora.data.rows import _short
+
+short = _short.short
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +73,7 @@ def text(value: Any, *, field: str) -> str:
   if not isinstance(value, str):
     raise ValueError(
         f'Field {field!r} should be text (`str` or `bytes`), but it is a'
-        f' {type(value).__name__}: {value!r:.100}'
+        f' {type(value).__name__}: {short(value)}'
     )
   return value
 
@@ -82,7 +85,13 @@ def plain(value: Any) -> Any:
   dicts. An array of numbers stays an array: it may be an image.
   """
   if isinstance(value, bytes):
-    return value.decode('utf-8')
+    try:
+      return value.decode('utf-8')
+    except UnicodeDecodeError as e:
+      raise ValueError(
+          f'A text has bytes that are no UTF-8 ({e.reason} at byte {e.start}):'
+          f' {value[max(e.start - 40, 0) :][:80]!r}'
+      ) from None
   if isinstance(value, str):
     return str(value)  # `np.str_` is one.
   if isinstance(value, np.ndarray):
@@ -120,13 +129,13 @@ def dicts(value: Any, *, field: str) -> list[dict[str, Any]]:
   if not isinstance(value, list):
     raise ValueError(
         f'Field {field!r} should be a list of dicts, but it is a'
-        f' {type(value).__name__}: {value!r:.100}'
+        f' {type(value).__name__}: {short(value)}'
     )
   for i, item in enumerate(value):
     if not isinstance(item, dict):
       raise ValueError(
           f"Field '{field}[{i}]' should be a dict, but it is a"
-          f' {type(item).__name__}: {item!r:.100}'
+          f' {type(item).__name__}: {short(item)}'
       )
   return value
 
@@ -139,9 +148,13 @@ def from_json(value: str, *, field: str) -> Any:
   """
   try:
     return json.loads(value)
-  except json.JSONDecodeError as e:
+  except RecursionError:
     raise ValueError(
-        f'Field {field!r} is a text that is not JSON ({e}): {value!r:.100}'
+        f'Field {field!r} is JSON that is nested too deep: {short(value)}'
+    ) from None
+  except ValueError as e:  # Also of numbers with thousands of digits.
+    raise ValueError(
+        f'Field {field!r} is a text that is not JSON ({e}): {short(value)}'
     ) from None
 
 

@@ -113,6 +113,7 @@ class Gemini(_message_list.MessageList):
         parts=tuple(parts),
         calls=tuple(calls),
         weight=_message_fields.weight_of(item, field=field),
+        field=field,
     )
 
   def message(

@@ -56,7 +56,10 @@ class Layout(abc.ABC):
     )
     if columns.in_system is None:
       return conversation
-    text = _fields.get_text(row, columns.in_system)
+    text = _fields.get(row, columns.in_system)
+    if text is None or isinstance(text, str) and not text.strip():
+      return conversation  # The row has none.
+    text = _fields.text(text, field=columns.in_system)
     return _with_system(conversation, text, field=columns.in_system)
 
   @abc.abstractmethod
@@ -118,7 +121,7 @@ def _with_system(
         ' one. Drop `in_system=`, or the message.'
     )
   parts = _conversation.parse_text(text, role='system', field=field)
-  system = _conversation.Message(role='system', parts=tuple(parts))
+  system = _conversation.Message(role='system', parts=tuple(parts), field=field)
   return dataclasses.replace(
       conversation, messages=(system, *conversation.messages)
   )

@@ -10,6 +10,11 @@ from gemma4_lora.data.layouts import _fields
 # Where datasets keep what the model thought; the first two are those that
 # Hugging Face's template reads.
 _THOUGHT_FIELDS = ('reasoning', 'reasoning_content', 'thinking')
+# Fields that are read with `inline_markup='parse'` alone.
+_OTHER_THOUGHT_FIELDS = ('thought', 'thoughts', 'reasoning_details')
+# Whether a message is trained, by the names of axolotl, ms-swift and torchtune.
+_SWITCHES = {'train': True, 'training': True, 'loss': True, 'masked': False}
+_ON_OFF = {True: True, False: False, 'true': True, 'false': False}
 
 
 def role_of(
@@ -27,7 +32,7 @@ def role_of(
     ValueError: The role is missing or unknown.
   """
   role = item.get(key)
-  if role in roles:
+  if isinstance(role, str) and role in roles:
     return roles[role]
   if role is None:
     raise ValueError(
@@ -35,7 +40,7 @@ def role_of(
         ' `layout=` the right one?'
     )
   raise ValueError(
-      f"Field '{field}.{key}' is {role!r}, which is none of {list(roles)}."
+      f"Field '{field}.{key}' is {_fields.short(role)}, which is none of {list(roles)}."
       f'{_choices.close_match(role, roles)}'
   )
 
@@ -43,17 +48,33 @@ def role_of(
 def weight_of(item: dict[str, Any], *, field: str) -> float:
   """Returns the weight of a message in the loss, 1 if it has none.
 
+  0 if a switch says that it is not trained: `train`, `training` or `loss` is
+  False, or `masked` True.
+
   Raises:
-    ValueError: It is no number, or negative.
+    ValueError: It is no number, or negative; or a switch is neither on nor off.
   """
   weight = item.get('weight')
   if weight is None:
-    return 1.0
-  if not isinstance(weight, int | float) or not 0 <= weight < float('inf'):
+    weight = 1.0
+  elif not isinstance(weight, int | float) or not 0 <= weight < float('inf'):
     raise ValueError(
         f"Field '{field}.weight' should be a number that is not negative. Got:"
-        f' {weight!r}'
+        f' {_fields.short(weight)}'
     )
+  for name, trained in _SWITCHES.items():
+    value = item.get(name)
+    if value is None:
+      continue
+    if isinstance(value, str):
+      value = value.lower()
+    if not isinstance(value, bool | int | float | str) or value not in _ON_OFF:
+      raise ValueError(
+          f"Field '{field}.{name}' should be true or false: whether the message"
+          f' is trained. Got: {_fields.short(value)}'
+      )
+    if _ON_OFF[value] != trained:
+      weight = 0.0
   return float(weight)
 
 
@@ -63,15 +84,58 @@ def thoughts_of(
   """Returns the thought that stands in a field of its own, if there is one.
 
   Raises:
-    ValueError: It is not text.
+    ValueError: It is not text; or two fields have different ones.
   """
   if role != 'model':
     return ()
-  for name in _THOUGHT_FIELDS:
-    if item.get(name):
-      thought = _fields.text(item[name], field=name)
-      return (_conversation.Thought(thought),)
-  return ()
+  found: dict[str, str] = {}
+  for name in (*_THOUGHT_FIELDS, *_OTHER_THOUGHT_FIELDS):
+    value = item.get(name)
+    # Readers give arrays.
+    if value is not None and (not hasattr(value, '__len__') or len(value)):
+      found[name] = _thought(value, name)
+  if not found:
+    return ()
+  name, text = next(iter(found.items()))
+  if any(other.strip() != text.strip() for other in found.values()):
+    raise ValueError(
+        f'Fields {list(found)} of a message have different thoughts. Keep one.'
+    )
+  if name in _THOUGHT_FIELDS:
+    name = ''
+  return (_conversation.Thought(text, found=name),)
+
+
+def _thought(value: Any, name: str) -> str:
+  """Returns a thought: a text, or for some fields a list of texts."""
+  if name in _THOUGHT_FIELDS or not isinstance(value, list):
+    return _fields.text(value, field=name)
+  texts = []
+  for i, entry in enumerate(value):
+    if isinstance(entry, dict):  # OpenRouter's.
+      entry = entry.get('text') or entry.get('summary')
+    texts.append(_fields.text(entry, field=f'{name}[{i}]'))
+  return '\n'.join(texts)
+
+
+def content_of(item: dict[str, Any], key: str, *, field: str) -> Any:
+  """Returns what a message says: at `key`, or at OpenAI's `refusal`.
+
+  Raises:
+    ValueError: It says both; or it has audio, which is not read.
+  """
+  if item.get('audio') is not None:
+    raise ValueError(
+        f"Field '{field}.audio' is not read: ChatTask trains texts and images."
+    )
+  content, refusal = item.get(key), item.get('refusal')
+  if refusal is None:
+    return content
+  if content:
+    raise ValueError(
+        f"Field {field!r} has both {key!r} and a 'refusal'. Keep one."
+    )
+  return refusal
 
 
 def parts_of(
@@ -100,6 +164,9 @@ def _parts_of_entry(
   if isinstance(entry, str):
     entry = {'type': 'text', 'text': entry}
   kind = entry.get('type') if isinstance(entry, dict) else None
+  if kind == 'refusal':
+    text = _fields.text(entry.get('refusal'), field=f'{field}.refusal')
+    return _conversation.parse_text(text, role=role, field=field, item=i)
   if kind in ('text', 'input_text', 'output_text'):
     text = _fields.text(entry.get('text'), field=f'{field}.text')
     return _conversation.parse_text(text, role=role, field=field, item=i)
@@ -107,5 +174,5 @@ def _parts_of_entry(
     return [_conversation.Image(i)]
   raise ValueError(
       f"Field {field!r} should be {{'type': 'text', 'text': ...}} or"
-      f" {{'type': 'image'}}. Got: {entry!r:.200}"
+      f" {{'type': 'image'}}. Got: {_fields.short(entry, 200)}"
   )

@@ -13,10 +13,12 @@ Message = _conversation.Message
 class Messages(_message_list.MessageList):
   """`[{"role": "user", "content": "Hello"}, ...]`.
 
-  Roles `system` (`developer`), `user`, `assistant` (`model`) and `tool`;
-  content is text or a list of `{"type": "text"}` and `{"type": "image"}`;
-  `tool_calls` as OpenAI has them, or Hugging Face's `tool_responses`; thoughts
-  at `reasoning`, `reasoning_content` or `thinking`; a number at `weight`.
+  Roles `system` (`developer`), `user`, `assistant` (`model`) and `tool`
+  (`function`); content is text or a list of `{"type": "text"}` and
+  `{"type": "image"}`, or a text at `refusal`; `tool_calls` (`function_call`) as
+  OpenAI has them, or Hugging Face's `tool_responses`; thoughts at `reasoning`,
+  `reasoning_content` or `thinking`; a number at `weight`. A message of the model
+  with `train`, `training` or `loss` False, or with `masked` True, is not trained.
   """
 
   name = 'messages'
@@ -28,6 +30,7 @@ class Messages(_message_list.MessageList):
       'assistant': 'model',
       'model': 'model',
       'tool': 'tool',
+      'function': 'tool',
   }
 
   def parse_message(
@@ -38,27 +41,21 @@ class Messages(_message_list.MessageList):
     if role == 'tool':
       _tool_fields.add_response(item, content, field=field, before=before)
       return None
-    calls = tuple(
-        _tool_fields.parse_call(call, field=f'{field}.tool_calls[{i}]')
-        for i, call in enumerate(item.get('tool_calls') or ())
-    )
-    responses = tuple(
-        _conversation.ToolResponse(
-            str(x.get('name') or 'unknown'), x['response']
-        )
-        for x in item.get('tool_responses') or ()
-    )
+    calls = _tool_fields.calls_of(item, field=field)
+    responses = _tool_fields.responses_of(item, field=field)
     if role != 'model' and (calls or responses):
       raise ValueError(
           f"Field {field!r} has tool calls, but its role is {item['role']!r}."
       )
+    content = _message_fields.content_of(item, 'content', field=field)
     parts = _message_fields.parts_of(
         content, role=role, field=f'{field}.content'
     )
-    if not parts and not calls and not responses and 'content' not in item:
+    if content is None and not calls and not responses:
+      what = "None as 'content'" if 'content' in item else "no 'content'"
       raise ValueError(
-          f"Field {field!r} has no 'content', and no tool calls either. Its"
-          f' fields are: {list(item)}.'
+          f'Field {field!r} has {what}, and no tool calls either. Its fields are:'
+          f' {list(item)}.'
       )
     return Message(
         role=role,
@@ -67,6 +64,7 @@ class Messages(_message_list.MessageList):
         responses=responses,
         weight=_message_fields.weight_of(item, field=field),
         is_list=isinstance(content, list),
+        field=field,
     )
 
   def message(

@@ -65,7 +65,11 @@ def from_texts(
   model = _conversation.parse_text(response, role='model', field=in_response)
   return Conversation(
       messages=(
-          _conversation.Message(role='user', parts=tuple(user)),
-          _conversation.Message(role='model', parts=tuple(model)),
+          _conversation.Message(
+              role='user', parts=tuple(user), field=in_prompt
+          ),
+          _conversation.Message(
+              role='model', parts=tuple(model), field=in_response
+          ),
       )
   )

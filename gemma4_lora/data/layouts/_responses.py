@@ -82,16 +82,17 @@ class Responses(_message_list.MessageList):
           parts=tuple(parts),
           weight=_message_fields.weight_of(item, field=field),
           is_list=isinstance(content, list),
+          field=field,
       )
     if kind == 'reasoning':
       # Its text may be encrypted: then the row does not have it.
       text = _texts(item.get('content')) or _texts(item.get('summary'))
       parts = (_conversation.Thought(text),) if text else ()
-      return Message(role='model', parts=parts) if parts else None
+      return Message(role='model', parts=parts, field=field) if parts else None
     if kind == 'function_call':
       call = {**item, 'id': item.get('call_id')}
       call = _tool_fields.parse_call(call, field=field)
-      return Message(role='model', calls=(call,))
+      return Message(role='model', calls=(call,), field=field)
     if kind == 'function_call_output':
       item = {'tool_call_id': item.get('call_id'), 'output': item.get('output')}
       _tool_fields.add_response(

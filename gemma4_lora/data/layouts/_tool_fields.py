@@ -5,6 +5,7 @@ from typing import Any
 
 from gemma4_lora.data.conversations import _conversation
 from gemma4_lora.data.layouts import _fields
+from gemma4_lora.data.rows import _schemas
 
 Message = _conversation.Message
 
@@ -36,21 +37,81 @@ def parse_call(call: Any, *, field: str) -> _conversation.ToolCall:
   Raises:
     ValueError: It has no name, or its arguments are no dict.
   """
-  function = call.get('function', call) if isinstance(call, dict) else {}
+  outer = call if isinstance(call, dict) else {}
+  # Where rows differ, datasets fill in None.
+  function = outer if outer.get('function') is None else outer['function']
+  function = function if isinstance(function, dict) else {}
   name = function.get('name')
-  if not isinstance(name, str):
+  if not isinstance(name, str) or not name:
     raise ValueError(
         f"Field {field!r} should be a call, {{'function': {{'name': ...,"
-        f" 'arguments': {{...}}}}}}. Got: {call!r:.200}"
+        f" 'arguments': {{...}}}}}}. Got: {_fields.short(call, 200)}"
     )
-  arguments = function.get('arguments') or {}
-  if isinstance(arguments, str):
+  arguments = function.get('arguments')
+  if isinstance(arguments, str) and arguments.strip():
     arguments = _fields.from_json(arguments, field=f'{field}.arguments')
+  if arguments is None or arguments == '':
+    arguments = {}
   if not isinstance(arguments, dict):
     raise ValueError(
-        f"Field '{field}.arguments' should be a dict. Got: {arguments!r:.200}"
+        f"Field '{field}.arguments' should be a dict. Got:"
+        f' {_fields.short(arguments, 200)}'
     )
-  return _conversation.ToolCall(name, arguments, id=call.get('id'))
+  return _conversation.ToolCall(name, arguments, id=outer.get('id'))
+
+
+def calls_of(
+    item: dict[str, Any], *, field: str
+) -> tuple[_conversation.ToolCall, ...]:
+  """Returns the calls of a message: `tool_calls`, or OpenAI's older field.
+
+  Raises:
+    ValueError: One is none; or both fields have some.
+  """
+  calls, older = item.get('tool_calls'), item.get('function_call')
+  if older is None:
+    if calls is None or _is_empty(calls):
+      return ()
+    where = f'{field}.tool_calls'
+    if isinstance(calls, dict) and ('function' in calls or 'name' in calls):
+      if not isinstance(calls.get('function') or calls.get('name'), list):
+        calls = [calls]  # Of one call, without the list around it.
+    return tuple(
+        parse_call(call, field=f'{where}[{i}]')
+        for i, call in enumerate(_entries(calls, field=where))
+    )
+  if calls is not None and not _is_empty(calls):
+    raise ValueError(
+        f"Field {field!r} has both 'tool_calls' and a 'function_call'. Keep one."
+    )
+  return (parse_call(older, field=f'{field}.function_call'),)
+
+
+def responses_of(
+    item: dict[str, Any], *, field: str
+) -> tuple[_conversation.ToolResponse, ...]:
+  """Returns the answers that stand in the message that called the tools.
+
+  Raises:
+    ValueError: One is none.
+  """
+  answers = item.get('tool_responses')
+  if answers is None or _is_empty(answers):
+    return ()
+  where = f'{field}.tool_responses'
+  found = []
+  for i, answer in enumerate(_entries(answers, field=where)):
+    if not isinstance(answer, dict) or answer.get('response') is None:
+      raise ValueError(
+          f"Field '{where}[{i}]' should be {{'name': ..., 'response': ...}}."
+          f' Got: {_fields.short(answer, 200)}'
+      )
+    found.append(
+        _conversation.ToolResponse(
+            '', answer['response'], given_name=answer.get('name')
+        )
+    )
+  return tuple(found)
 
 
 def add_response(
@@ -58,49 +119,72 @@ def add_response(
 ) -> None:
   """Adds a tool's answer to the message that called it, the last before.
 
+  Which of its calls it answers is found when the whole conversation is known.
+
   Raises:
-    ValueError: That message calls no tool, or several and the answer does not
-      name its own.
+    ValueError: That message is not the model's; or the answer is not there.
   """
-  if not before or not before[-1].calls:
+  if not before or before[-1].role != _conversation.MODEL:
     raise ValueError(
         f"Field {field!r} is a tool's answer, but the message before it calls"
         ' no tool.'
     )
-  message = before[-1]
-  name = item.get('name') or _called(item.get('tool_call_id'), message)
-  if name is None and len(message.calls) > len(message.responses):
-    # Answers come in the order of the calls.
-    name = message.calls[len(message.responses)].name
-  if name is None:
+  if content is None:
     raise ValueError(
-        f"Field {field!r} is a tool's answer, and does not say of which: give"
-        " it a 'name'."
+        f"Field {field!r} is a tool's answer that says nothing: its content is"
+        ' None.'
     )
-  response = _conversation.ToolResponse(str(name), _joined_texts(content))
+  name, call_id = item.get('name'), item.get('tool_call_id')
+  for key, value in (('name', name), ('tool_call_id', call_id)):
+    if value is not None and not isinstance(value, str | int):
+      raise ValueError(
+          f"Field '{field}.{key}' should be text. Got: {_fields.short(value)}"
+      )
+  response = _conversation.ToolResponse(
+      '', _joined_texts(content), call_id=call_id, given_name=name
+  )
   before[-1] = dataclasses.replace(
-      message, responses=(*message.responses, response)
+      before[-1], responses=(*before[-1].responses, response)
   )
 
 
 def _parse_tool(tool: dict[str, Any], *, field: str) -> dict[str, Any]:
-  tool = tool.get('function', tool)
+  if tool.get('function') is not None:
+    tool = tool['function']
   if isinstance(tool, str):
     tool = _fields.from_json(tool, field=f'{field}.function')
+  if not isinstance(tool, dict):
+    raise ValueError(
+        f"Field '{field}.function' should be a dict. Got: {_fields.short(tool)}"
+    )
   tool = {k: v for k, v in tool.items() if v is not None and k != 'type'}
-  if not isinstance(tool.get('name'), str):
-    raise ValueError(f"Field '{field}' has no 'name': {tool!r:.200}")
+  tool.pop('function', None)
+  if not isinstance(tool.get('name'), str) or not tool['name']:
+    raise ValueError(
+        f"Field '{field}' has no 'name': {_fields.short(tool, 200)}"
+    )
   for ours, mcp in _SCHEMAS.items():
     if mcp in tool:
       tool[ours] = tool.pop(mcp)
-    if isinstance(tool.get(ours), str):
-      tool[ours] = _fields.from_json(tool[ours], field=f'{field}.{ours}')
+    if ours not in tool:
+      continue
+    where = f'{field}.{ours}'
+    if isinstance(tool[ours], str):
+      tool[ours] = _fields.from_json(tool[ours], field=where)
+    read = _schemas.parameters if ours == 'parameters' else _schemas.cleaned
+    tool[ours] = read(tool[ours], field=where)
   return tool
 
 
-def _called(call_id: Any, message: Message) -> str | None:
-  names = {call.id: call.name for call in message.calls if call.id is not None}
-  return names.get(call_id)
+def _is_empty(value: Any) -> bool:
+  return hasattr(value, '__len__') and not len(value)
+
+
+def _entries(value: Any, *, field: str) -> list[Any]:
+  """Returns a list, from one, from JSON, or from a dict of lists."""
+  if isinstance(value, list):
+    return value
+  return _fields.dicts(value, field=field)
 
 
 def _joined_texts(content: Any) -> Any:

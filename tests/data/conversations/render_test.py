@@ -14,7 +14,11 @@ from gemma4_lora import g4
 _TESTDATA = pathlib.Path(__file__).parents[2] / 'testdata'
 _TOKENIZER = g4.testing.Gemma4Tokenizer()
 _TASK = g4.data.ChatTask(
-    layout='messages', tokenizer=_TOKENIZER, max_length=4096
+    layout='messages',
+    tokenizer=_TOKENIZER,
+    max_length=4096,
+    inline_markup='parse',
+    empty_answers='train',
 )
 
 _THOUGHT = '<|channel>thought\nHm.\n<channel|>'

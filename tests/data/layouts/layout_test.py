@@ -28,3 +28,17 @@ def test_inputs_of_all_layouts_are_dropped():
   )
   row = {'chat': _MESSAGES[1:], 's': 'a', 't': None, 'id': 7}
   assert set(task.map(row)) == {'input', 'target', 'loss_mask', 'id'}
+
+
+@pytest.mark.parametrize('system', ['', None, b'', ' \n'])
+def test_an_empty_system_column_is_no_system_turn(system):
+  task = dataclasses.replace(_TASK, in_system='system')
+  for messages in (_MESSAGES, _MESSAGES[1:]):
+    rendered = task.render({'messages': messages, 'system': system})
+    assert rendered == _TASK.render({'messages': messages})
+
+
+def test_a_system_column_that_is_no_text_is_malformed():
+  task = dataclasses.replace(_TASK, in_system='system')
+  with pytest.raises(ValueError, match="'system' should be text .* int: 3"):
+    task.render({'messages': _MESSAGES[1:], 'system': 3})

@@ -1,5 +1,6 @@
 """Tests of messages of role and content: of all readers, and their errors."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -133,7 +134,7 @@ def _with(message, *, at=1):
                     {'role': 'tool', 'content': 'b'},
                 ]
             },
-            r"'messages\[2\]' is a tool's answer, and does not say of which",
+            r"'messages\[0\]' has more answers of tools than calls: 1 calls",
         ),
         (
             _with({'role': 'assistant', 'content': 'a', 'weight': -1}, at=2),
@@ -153,3 +154,81 @@ def test_a_malformed_row_is_an_error_that_says_where(row, match):
   with pytest.raises(ValueError, match=match) as e:
     _TASK.map(row)
   assert 'In the row: {' in str(e.value)
+
+
+@pytest.mark.parametrize(
+    'message, trained',
+    [
+        ({'content': 'a'}, 'a'),
+        ({'content': 'a', 'train': True, 'loss': 1, 'masked': False}, 'a'),
+        ({'content': 'a', 'training': None, 'masked': 0}, 'a'),
+        ({'content': 'a', 'train': False}, ''),
+        ({'content': 'a', 'training': 'False'}, ''),
+        ({'content': 'a', 'loss': 0}, ''),
+        ({'content': 'a', 'loss': False, 'weight': 1}, ''),
+        ({'content': 'a', 'weight': False}, ''),
+        ({'content': 'a', 'masked': True}, ''),
+        ({'content': None, 'refusal': 'No.'}, 'No.'),
+        ({'refusal': 'No.', 'audio': None}, 'No.'),
+        ({'content': [{'type': 'refusal', 'refusal': 'No.'}]}, 'No.'),
+    ],
+)
+def test_messages_are_trained_as_their_fields_say(message, trained):
+  messages = [*_MESSAGES, _MESSAGES[1], {'role': 'assistant', **message}]
+  rendered = _TASK.render({'messages': messages})
+  end = f'{trained}<turn|>' if trained else ''
+  assert rendered.trained == f'Où ?<turn|>{end}'
+  values = [
+      {'from': m['role'], 'value': m.get('content')} | m for m in messages
+  ]
+  sharegpt = dataclasses.replace(_TASK, layout='sharegpt')
+  assert sharegpt.render({'conversations': values}) == rendered
+
+
+@pytest.mark.parametrize(
+    'message, match',
+    [
+        ({'content': 'a', 'train': 0.5}, "2.*train' should be true or false"),
+        ({'content': 'a', 'loss': []}, "2.*loss' should be true or false"),
+        ({'content': 'a', 'masked': 'no'}, "2.*masked' should be .*'no'"),
+        ({'content': 'a', 'refusal': 'b'}, "both 'content' and a 'refusal'"),
+        ({'audio': {'id': 'x'}}, "2.*audio' is not read"),
+        ({'content': 'a', 'audio': {'id': 'x'}}, "2.*audio' is not read"),
+        ({'content': [{'type': 'input_audio'}]}, 'content.0.* should be'),
+        (
+            {'tool_calls': [{'function': None}]},
+            'tool_calls.0.* should be a call',
+        ),
+        ({'tool_calls': [None]}, 'tool_calls.0.* should be a call'),
+        ({'tool_calls': 3}, 'tool_calls. should be a list'),
+        (
+            {'tool_calls': [{'name': 'f', 'arguments': '[' * 50_000}]},
+            'arguments. is (JSON that is nested too deep|a text that is not JSON)',
+        ),
+        ({'content': b'a\xff'}, r'bytes that are no UTF-8 .* at byte 1'),
+        ({'content': '\ud83d'}, r"surrogate '\\ud83d' without its other half"),
+        ({'content': 'a', 'role': ['x']}, r"role' is \['x'\], which is none"),
+    ],
+)
+def test_a_message_that_is_damaged_is_malformed(message, match):
+  row = _with({'role': 'assistant', **message}, at=2)
+  with pytest.raises(ValueError, match=match):
+    _TASK.map(row)
+
+
+def test_calls_are_read_as_readers_give_them():
+  call = {'id': 'a', 'function': {'name': 'f', 'arguments': '{"x": 1}'}}
+  wanted = _TASK.render({'messages': [*_MESSAGES[:2], _called([call])]})
+  for calls in (
+      json.dumps([call]),
+      {k: [v] for k, v in call.items()},
+      np.array([call], object),
+      call,
+      [{'function': None, 'name': 'f', 'arguments': {'x': 1}}],
+  ):
+    messages = [*_MESSAGES[:2], _called(calls)]
+    assert _TASK.render({'messages': messages}) == wanted
+
+
+def _called(calls):
+  return {'role': 'assistant', 'content': None, 'tool_calls': calls}

@@ -43,8 +43,10 @@ _DECLARATION = (
             }
         ],
         [dict(_TOOL, parameters=json.dumps(_TOOL['parameters']))],
+        [dict(_TOOL, function=None, strict=None)],
+        [dict(_TOOL, parameters={'x': {'type': 'int, optional'}})],
     ],
-    ids=['openai', 'bare', 'json', 'mcp', 'inner_json'],
+    ids=['openai', 'bare', 'json', 'mcp', 'inner_json', 'nulls', 'xlam'],
 )
 def test_tools_of_all_kinds_are_declared(tools):
   row = {'messages': _MESSAGES, 'tools': tools}
@@ -63,6 +65,11 @@ def test_tools_of_all_kinds_are_declared(tools):
     [
         ([{'description': 'a'}], r"'tools\[0\]' has no 'name'"),
         (['{'], r"'tools\[0\]' should be a dict"),
+        ([{'function': 3}], r"'tools\[0\].function' should be a dict"),
+        (
+            [{'name': 'f', 'parameters': {'properties': {'q': 3}}}],
+            r"'tools\[0\].parameters.properties.q' should be a JSON schema",
+        ),
     ],
 )
 def test_a_malformed_tool_is_an_error(tools, match):

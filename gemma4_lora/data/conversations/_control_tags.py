@@ -1,0 +1,112 @@
+"""Tags of Gemma 4's vocabulary, which no text of a row may have.
+
+A tag in a text is a token, whoever wrote the text: in a tool's answer `<turn|>`
+ends the turn, and what follows is said by whom it likes.
+"""
+
+from collections.abc import Collection
+import re
+from typing import Any
+
+TURN_TAGS = ('<|turn>', '<turn|>')
+CHANNEL_OPEN = '<|channel>'
+CHANNEL_CLOSE = '<channel|>'
+IMAGE_TAG = '<|image|>'
+THINK = '<|think|>'
+
+# Tags with a place in a conversation. (gemma 4.0.1, dialog 1.1.0)
+STRUCTURE = (
+    *TURN_TAGS,
+    CHANNEL_OPEN,
+    CHANNEL_CLOSE,
+    '<|tool>',
+    '<tool|>',
+    '<|tool_call>',
+    '<tool_call|>',
+    '<|tool_response>',
+    '<tool_response|>',
+    '<|"|>',
+    THINK,
+    '<|image>',
+    '<image|>',
+    IMAGE_TAG,
+    '<|audio>',
+    '<audio|>',
+    '<|audio|>',
+    '<|video|>',
+)
+# Names of other control tokens. SentencePiece makes the first four of no text,
+# but the tokenizers of servers do.
+NAMES = ('<pad>', '<eos>', '<bos>', '<unk>', '<mask>', '[multimodal]')
+
+
+def check(
+    text: str,
+    *,
+    field: str,
+    allowed: Collection[str] = (),
+) -> None:
+  """Raises for a text that would not be only text to the model.
+
+  Args:
+    text: Any text of a row.
+    field: Where it stands, for the error.
+    allowed: Tags that it may have.
+
+  Raises:
+    ValueError: It has a tag, or half a character.
+  """
+  if not text.isascii():
+    _check_characters(text, field)
+  if '<' not in text and '[m' not in text:
+    return
+  for found in _TAGS.finditer(text):
+    tag = found[0]
+    if tag in allowed:
+      continue
+    if tag in TURN_TAGS:
+      what = (
+          f'the turn tag {tag!r} in its text, which would begin or end a turn in'
+          ' the middle of it. Give bare text: the tags are added to it.'
+      )
+    else:
+      what = (
+          f'the control tag {tag!r} in its text, which is a token of its own.'
+      )
+      if tag in NAMES:
+        what += f' If it is meant, set `allowed_tags=({tag!r},)`.'
+      elif tag == THINK:
+        what += ' To let the model think, set `enable_thinking=True`.'
+    at = max(found.start() - 80, 0)
+    raise ValueError(
+        f'Field {field!r} has {what} Remove or rewrite it in:'
+        f' {text[at : at + 200]!r}'
+    )
+
+
+def check_all(value: Any, *, field: str, allowed: Collection[str] = ()) -> None:
+  """Checks all texts in a value, keys too; see `check`."""
+  if isinstance(value, str):
+    check(value, field=field, allowed=allowed)
+  elif isinstance(value, dict):
+    for key, inner in value.items():
+      if isinstance(key, str):
+        check(key, field=f'{field}: a key', allowed=allowed)
+      check_all(inner, field=f'{field}.{key}', allowed=allowed)
+  elif isinstance(value, list | tuple):
+    for i, inner in enumerate(value):
+      check_all(inner, field=f'{field}[{i}]', allowed=allowed)
+
+
+def _check_characters(text: str, field: str) -> None:
+  try:
+    text.encode()
+  except UnicodeEncodeError as e:
+    raise ValueError(
+        f'Field {field!r} has half of a character in its text, the surrogate'
+        f' {text[e.start]!r} without its other half. Was it cut, or written'
+        f' with errors="surrogatepass"? In: {text[max(e.start - 80, 0) :][:160]!r}'
+    ) from None
+
+
+_TAGS = re.compile('|'.join(map(re.escape, (*STRUCTURE, *NAMES))))

@@ -1,0 +1,1 @@
+"""What a conversation must be to be trained on, whatever its layout."""

@@ -1,0 +1,46 @@
+"""Answers that say nothing: a turn of them would train the model to be silent."""
+
+from gemma4_lora.data.conversations import _conversation
+
+CHOICES = ('refuse', 'train')
+
+
+def check(conversation: _conversation.Conversation, *, thinking: str) -> None:
+  """Raises for a message of the model that says nothing.
+
+  Thoughts count if they are trained: by `thinking` some are left out or masked.
+
+  Raises:
+    ValueError: There is one.
+  """
+  messages = conversation.messages
+  for i, message in enumerate(messages):
+    if message.role != _conversation.MODEL or message.calls:
+      continue
+    thoughts = False
+    for part in message.parts:
+      if isinstance(part, _conversation.Thought):
+        thoughts = thoughts or bool(part.text.strip())
+      elif isinstance(part, _conversation.Image) or part.text.strip():
+        break
+    else:
+      if not thoughts:
+        raise ValueError(
+            f'Field {message.field!r}: the answer is empty, and would train the'
+            ' model to end its turn at once. Remove the row, or set'
+            " `empty_answers='train'` if silence is meant."
+        )
+      if not _trains_thoughts(thinking, messages, i):
+        raise ValueError(
+            f'Field {message.field!r}: the answer has a thought and no text, and'
+            f" is empty with thinking={thinking!r}. Set thinking='keep', or"
+            " `empty_answers='train'` if silence is meant."
+        )
+
+
+def _trains_thoughts(
+    thinking: str, messages: tuple[_conversation.Message, ...], i: int
+) -> bool:
+  if thinking == 'strip':  # Those of the last turn are kept.
+    return all(m.role == _conversation.MODEL for m in messages[i:])
+  return thinking == 'keep'

@@ -1,0 +1,81 @@
+"""Applies all rules to a conversation, by the policies of a task."""
+
+import dataclasses
+
+from gemma4_lora.data.conversations import _choices
+from gemma4_lora.data.conversations import _control_tags
+from gemma4_lora.data.conversations import _conversation
+from gemma4_lora.data.rules import _empty_answers
+from gemma4_lora.data.rules import _inline_markup
+from gemma4_lora.data.rules import _matched_answers
+from gemma4_lora.data.rules import _null_arguments
+
+Conversation = _conversation.Conversation
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rules:
+  """What a conversation must be; see `ConversationTask` for the policies.
+
+  Attributes:
+    empty_answers: Whether the model may say nothing.
+    inline_markup: What becomes of thoughts and calls that stand in texts.
+    null_arguments: What becomes of nulls in arguments of tools.
+    allowed_tags: Names of control tokens that texts may have.
+  """
+
+  empty_answers: str = 'refuse'
+  inline_markup: str = 'refuse'
+  null_arguments: str = 'schema'
+  allowed_tags: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    for name, choices in (
+        ('empty_answers', _empty_answers.CHOICES),
+        ('inline_markup', _inline_markup.CHOICES),
+        ('null_arguments', _null_arguments.CHOICES),
+    ):
+      _choices.check_choice(name, getattr(self, name), choices)
+    for tag in self.allowed_tags:
+      _choices.check_choice('allowed_tags', tag, _control_tags.NAMES)
+
+  def applied(
+      self, conversation: Conversation, *, thinking: str
+  ) -> Conversation:
+    """Returns the conversation as it is rendered.
+
+    Args:
+      conversation: What a layout read.
+      thinking: What becomes of thoughts, see `ChatTask`.
+
+    Raises:
+      ValueError: It breaks a rule.
+    """
+    conversation = _inline_markup.read(conversation, policy=self.inline_markup)
+    conversation = _matched_answers.matched(conversation)
+    conversation = _null_arguments.dropped(
+        conversation, policy=self.null_arguments
+    )
+    self._check_texts(conversation)
+    if self.empty_answers == 'refuse':
+      _empty_answers.check(conversation, thinking=thinking)
+    return conversation
+
+  def _check_texts(self, conversation: Conversation) -> None:
+    """Raises a ValueError for a control tag in any text."""
+    allowed = self.allowed_tags
+    for i, tool in enumerate(conversation.tools):
+      _control_tags.check_all(tool, field=f'tools[{i}]', allowed=allowed)
+    for message in conversation.messages:
+      field = message.field or message.role
+      for part in message.parts:
+        if not isinstance(part, _conversation.Image):
+          _control_tags.check(part.text, field=field, allowed=allowed)
+      for call in message.calls:
+        where = f'{field} (call of {call.name})'
+        _control_tags.check(call.name, field=field, allowed=allowed)
+        _control_tags.check_all(call.arguments, field=where, allowed=allowed)
+      for answer in message.responses:
+        where = f'{field} (answer of {answer.name})'
+        _control_tags.check(answer.name, field=field, allowed=allowed)
+        _control_tags.check_all(answer.response, field=where, allowed=allowed)
