@@ -12,6 +12,7 @@ from kauldron import kd
 
 from gemma4_lora import _trees
 from gemma4_lora import nn
+from gemma4_lora.evals import _image_sampler
 from gemma4_lora.host import _checksums
 from gemma4_lora.losses import _uncounted
 
@@ -163,9 +164,60 @@ class SamplerEvaluator(_WithBase, gm.evals.SamplerEvaluator):
   off to `sampling_base`. As `g4.evals.Evaluator`, it samples from the base once;
   texts are written then, metrics at each evaluation.
 
+  With `g4.data.ChatTask(sampling=True, in_images=...)` the model sees the images
+  that stand in the prompts. Rows with other images, or with none, take no new
+  compilation.
+
   Attributes:
     with_base: Whether to sample with LoRA off, too.
   """
+
+  def update_from_root_cfg(self, root_cfg: kd.train.Trainer) -> Any:
+    """Takes what it lacks from the Trainer.
+
+    Args:
+      root_cfg: The Trainer.
+
+    Raises:
+      ValueError: As for `Evaluator`; or the model cannot see the dataset's
+        images.
+    """
+    new = super().update_from_root_cfg(root_cfg)
+    if new._has_images:  # pylint: disable=protected-access
+      _check_sees(new.model, who=new._who)  # pylint: disable=protected-access
+    return new
+
+  def _get_sampler(self, state: kd.train.TrainState) -> gm.text.Sampler:
+    sampler = super()._get_sampler(state)
+    return (
+        _image_sampler.ImageSampler.of(sampler) if self._has_images else sampler
+    )
+
+  def _get_prompt_and_image_from_batch(self, ex: Any) -> tuple[Any, Any]:
+    prompt = kd.kontext.get_by_path(ex, self._task.out_input)
+    if not self._has_images:  # gemma asks for them if the model has a key.
+      return prompt, None
+    task: Any = self._task
+    images = kd.kontext.get_by_path(ex, task.out_images)
+    return prompt, _image_sampler.images_of(images)
+
+  @property
+  def _has_images(self) -> bool:
+    return getattr(self._task, 'in_images', None) is not None
+
+
+def _check_sees(model: Any, *, who: str) -> None:
+  if not isinstance(model, nn.LoRA | nn.RouterFix):
+    raise ValueError(
+        f'{who} samples from images through g4.nn.LoRA or g4.nn.RouterFix, and'
+        f' its model= is a {type(model).__name__}. Wrap it in one of them.'
+    )
+  if model.images is None:
+    raise ValueError(
+        f'{who}: the dataset has images (in_images=), and the model reads none.'
+        ' Write it with text_only=False and images="batch.images", or drop'
+        ' in_images=.'
+    )
 
 
 class _Recorder:

@@ -1,5 +1,6 @@
 """Logits behind an image: gemma alone drops some of them."""
 
+import dataclasses
 import functools
 
 from flax import linen as nn
@@ -7,8 +8,10 @@ from gemma import gm
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from gemma4_lora import g4
+from gemma4_lora.gemma4 import _upstream
 from tests.lib import models
 from tests.lib import multimodal
 from tests.lib import random_params
@@ -110,6 +113,51 @@ def test_without_images_they_are_the_base_model_s():
   # What samplers read is the model's own.
   assert model.config.input_config == model.model.config.input_config
   assert model.vision_encoder is model.model.config.vision_encoder
+
+
+def test_answers_to_one_prompt_share_its_images():
+  """Tokens `B A L`, images of `B`: as images of each, and encoded once."""
+  model = _model('Gemma4_31B')
+  params = random_params.with_towers(model)
+  inputs = _inputs()
+  tokens = np.tile(inputs['tokens'], (2, 2, 1))
+  tokens[:, 1, -4:] += 5
+  images = jax.tree.map(lambda x: jnp.concatenate([x, x * 1]), inputs['images'])
+  images = dataclasses.replace(
+      images, patches=images.patches.at[1].multiply(0.5)
+  )
+  each = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), images)
+  encoded = []
+
+  def note(next_fun, args, kwargs, context):
+    is_encoder = isinstance(context.module, _upstream.VisionEncoder)
+    if is_encoder and context.method_name == '__call__':
+      encoded.append(args[0].shape)
+    return next_fun(*args, **kwargs)
+
+  @jax.jit
+  def logits(tokens, images):
+    with nn.intercept_methods(note):
+      return model.apply({'params': params}, tokens, images=images).logits
+
+  got = logits(jnp.asarray(tokens), images)
+  assert got.shape == (2, 2, 18, 1024)
+  assert {shape[0] for shape in encoded} == {4}  # Two of each prompt.
+  want = logits(jnp.asarray(tokens.reshape(4, 18)), each)
+  np.testing.assert_allclose(
+      got.reshape(want.shape), want, rtol=1e-4, atol=1e-4
+  )
+  assert np.abs(got[0] - got[1]).max() > 1e-2  # The images say which.
+
+
+def test_patches_that_the_tower_would_pool_otherwise():
+  model = _model('Gemma4_31B')
+  inputs = _inputs()
+  inputs['images'] = jax.tree.map(lambda x: x[:, ::2], inputs['images'])
+  with pytest.raises(
+      ValueError, match='18 patches each, .* takes 36, .* max_soft_tokens=4, of'
+  ):
+    jax.eval_shape(model.init, jax.random.key(0), **inputs)
 
 
 def test_a_second_call_traces_nothing():

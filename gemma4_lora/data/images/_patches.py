@@ -109,6 +109,17 @@ def specs(
   )
 
 
+def soft_token_counts(positions_xy: np.ndarray) -> np.ndarray:
+  """Returns how many soft tokens each image has; 1 if it is a blank one.
+
+  Args:
+    positions_xy: Those that `preprocess` gives, i32 `[*B, P, 2]` with an axis of
+      images among `*B`.
+  """
+  is_patch = (positions_xy != -1).any(axis=-1)
+  return is_patch.sum(axis=-1) // _POOLING**2
+
+
 def expand(
     ids: np.ndarray,
     weights: np.ndarray,

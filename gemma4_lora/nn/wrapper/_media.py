@@ -50,13 +50,44 @@ def check(*, tokens: Any, images: Any, audio: Any) -> None:
         ' kd.optim.partial_updates(optax.MultiSteps(..., every_k_schedule=8),'
         ' mask=...).'
     )
-  if images is not None and np.shape(images.patches)[0] != num_sequences:
+  if images is None:
+    return
+  num_sharing = num_sharing_images(tokens=tokens, images=images)
+  if np.shape(images.patches)[0] * num_sharing != num_sequences:
     raise ValueError(
         f'images= are of {np.shape(images.patches)[0]} sequences, and tokens of'
         f' {num_sequences}: patches are {np.shape(images.patches)}, tokens'
         f' {shape}. Give each sequence the same number of images, as'
         ' g4.data.ChatTask(in_images=...) does.'
     )
+
+
+def num_sharing_images(*, tokens: Any, images: Any) -> int:
+  """Returns how many sequences have the same images: the answers to a prompt.
+
+  Args:
+    tokens: `B L`, or `B A L` for `A` answers to each prompt.
+    images: The model's argument: of `B` prompts.
+  """
+  shape, of_images = np.shape(tokens), np.shape(images.patches)
+  if len(shape) == len(of_images) == 3 and shape[0] == of_images[0]:
+    return shape[1]
+  return 1
+
+
+def of_each_sequence(
+    images: _upstream.PreprocessedVisionInput, num_sharing: int
+) -> _upstream.PreprocessedVisionInput:
+  """Returns images `B A P D` for `A` sequences that share those at `B P D`."""
+
+  def repeated(x):
+    return jnp.broadcast_to(x[:, None], (len(x), num_sharing, *x.shape[1:]))
+
+  return dataclasses.replace(
+      images,
+      patches=repeated(images.patches),
+      positions_xy=repeated(images.positions_xy),
+  )
 
 
 class Images:
@@ -71,29 +102,52 @@ class Images:
     key: Says all that the result depends on.
   """
 
-  key = 'images of each sequence'
+  def __init__(self, *, num_sharing: int = 1):
+    """Initializes it.
+
+    Args:
+      num_sharing: How many sequences in a row have the same images: these are
+        encoded once.
+    """
+    self._num_sharing = num_sharing
+    self.key = f'images of each {num_sharing} sequences'
 
   def __call__(self, next_fun, args, kwargs, context) -> Any:
     if not _upstream.is_vision_method(context.module, context.method_name):
       return next_fun(*args, **kwargs)
     (images,) = (*args, *kwargs.values())
-    num_sequences = images.patches.shape[0]
+    num_prompts = images.patches.shape[0] // self._num_sharing
     num_images = len(images.soft_token_counts)
 
     def by_image(x):
-      return x.reshape(num_sequences * num_images, -1, x.shape[-1])
+      x = x[:: self._num_sharing]
+      return x.reshape(num_prompts * num_images, -1, x.shape[-1])
 
-    (embeddings, is_real), *_ = context.module.vision_encoder(
-        by_image(images.patches), by_image(images.positions_xy)
-    )
-    embeddings = embeddings.reshape(num_sequences, -1, embeddings.shape[-1])
+    encoder, patches = context.module.vision_encoder, by_image(images.patches)
+    _check_num_patches(patches.shape[1], encoder)
+    (embeddings, is_real), *_ = encoder(patches, by_image(images.positions_xy))
+    embeddings = embeddings.reshape(num_prompts, -1, embeddings.shape[-1])
     if is_real is not None:
-      is_real = is_real.reshape(num_sequences, -1)
+      is_real = is_real.reshape(num_prompts, -1)
       # Those of all images in a row, padding behind them.
       order = jnp.argsort(~is_real, axis=1, stable=True)
       embeddings = jnp.take_along_axis(embeddings, order[..., None], axis=1)
     encoded = _embedder.in_text_width(context.module, embeddings[:, None])
-    return encoded[:, 0]
+    return jnp.repeat(encoded[:, 0], self._num_sharing, axis=0)
+
+
+def _check_num_patches(num_patches: int, encoder: Any) -> None:
+  """Raises unless the tower makes a soft token of each 3 x 3 patches.
+
+  gemma pools other numbers into larger squares, or fails on an assertion.
+  """
+  if num_patches != encoder.max_patches:
+    raise ValueError(
+        f'images= have {num_patches} patches each, and the vision tower takes'
+        f' {encoder.max_patches}, for {encoder.output_length} soft tokens at'
+        f' most. Set max_soft_tokens={encoder.output_length}, of'
+        ' g4.data.ChatTask or of the sampler.'
+    )
 
 
 class _ExpandedVisionEncoder(_upstream.VisionEncoder):

@@ -88,18 +88,19 @@ class ModelWrapper(nn.Module):
         strings may share one compiled program.
       **kwargs: Keyword arguments of the model's call.
     """
-    _media.check(
-        tokens=args[0] if args else kwargs.get('tokens'),
-        images=kwargs.get('images'),
-        audio=kwargs.get('audio'),
-    )
+    tokens = args[0] if args else kwargs.get('tokens')
+    images = kwargs.get('images')
+    _media.check(tokens=tokens, images=images, audio=kwargs.get('audio'))
     interceptors = {'router': _router.feed_unnormalized()} | interceptors
-    if kwargs.get('images') is not None:
+    if images is not None:
       exclude_padding = _patch_mask.exclude_padding()
       interceptors |= {'no padding patches': exclude_padding}
-      if kwargs.get('cache') is None:
-        images = _media.Images()
-        interceptors |= {images.key: images}
+      num_sharing = _media.num_sharing_images(tokens=tokens, images=images)
+      if num_sharing > 1:
+        images = _media.of_each_sequence(images, num_sharing)
+        kwargs = kwargs | {'images': images}
+      encode = _media.Images(num_sharing=num_sharing)
+      interceptors |= {encode.key: encode}
     model = _with_key(self.model, key='; '.join(interceptors), parent=self)
     nn.share_scope(self, model)
     with contextlib.ExitStack() as stack:
