@@ -24,7 +24,7 @@ def check(
         f' turn of the model with a weight (loss_on={style.loss_on!r},'
         f' thinking={style.thinking!r}).'
     )
-  other = weights[~np.isin(weights, (0, 1))]
+  other = weights[(weights != 0) & (weights != 1)]
   if other.size and not token_weights:
     raise ValueError(
         f"ChatTask: a message has the 'weight' {float(other[0])}, which a mask"

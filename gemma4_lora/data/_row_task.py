@@ -7,8 +7,6 @@ import dataclasses
 import functools
 from typing import Any
 
-from etils.etree import jax as etree  # pylint: disable=g-importing-member
-
 from gemma4_lora.data import _malformed
 from gemma4_lora.data.layouts import _fields
 from gemma4_lora.data.rules import _rules
@@ -88,11 +86,8 @@ class RowTask(abc.ABC):
   def _read(self, element: Any) -> tuple[Any, dict[str, Any]]:
     """Returns a copy of the row, without inputs, and its output fields."""
     fields = self.fields(element)
-    element = etree.copy(element)  # Not to change the caller's.
-    if self.drop_inputs:
-      for key in self._in_keys:
-        _fields.delete(element, key)
-    return element, fields
+    keys = self._in_keys if self.drop_inputs else ()
+    return _fields.without(element, keys), fields
 
   def __getstate__(self) -> dict[str, Any]:
     # Each worker counts its own.

@@ -39,6 +39,12 @@ def test_outputs_are_added_and_inputs_dropped_in_a_copy():
   assert row == {'x': 2, 'id': 7}
 
 
+def test_what_stays_in_an_example_may_be_changed():
+  row = {'x': 2, 'other': {'a': [{'b': 1}]}}
+  _Double().map(row)['other']['a'][0]['b'] = 2
+  assert row == {'x': 2, 'other': {'a': [{'b': 1}]}}
+
+
 def test_rows_are_counted_and_malformed_ones_left_out_within_the_limit():
   task = _Double(max_malformed=1)
   assert [task.map({'x': x}) for x in (1, -1)] == [{'y': 2}, None]

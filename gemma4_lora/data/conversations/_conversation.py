@@ -179,6 +179,8 @@ def said(text: str) -> str:
 
 
 def _split_images(text: str, item: int) -> list[Part]:
+  if IMAGE_TAG not in text:
+    return [Text(text, item)] if text else []
   parts: list[Part] = []
   for i, between in enumerate(text.split(IMAGE_TAG)):
     if i:

@@ -1,5 +1,6 @@
 """Reads fields of a row, and says which one is wrong."""
 
+from collections.abc import Iterable
 from collections.abc import Mapping
 import dataclasses
 import functools
@@ -13,6 +14,8 @@ from gemma4_lora.data.conversations import _choices
 from gemma4_lora.data.rows import _short
 
 short = _short.short
+
+_PLAIN = frozenset((str, int, float, bool, type(None)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +87,8 @@ def plain(value: Any) -> Any:
   Readers differ: TFDS gives bytes and arrays of objects, Parquet arrays of
   dicts. An array of numbers stays an array: it may be an image.
   """
+  if type(value) in _PLAIN:  # Most are; one look says so.
+    return value
   if isinstance(value, bytes):
     try:
       return value.decode('utf-8')
@@ -158,17 +163,27 @@ def from_json(value: str, *, field: str) -> Any:
     ) from None
 
 
-def delete(element: Any, key: kd.kontext.Key) -> None:
-  """Deletes the field at `key`, if it is still there."""
-  *parents, last = _path(key).parts
-  parent = element
-  for name in parents:
-    parent = parent[name]
-  parent.pop(last, None)
+def without(element: Any, keys: Iterable[kd.kontext.Key]) -> Any:
+  """Returns a copy of a row without the fields at `keys`.
+
+  Its dicts and lists are new, so that transforms may change them.
+  """
+  paths = [_path(key).parts for key in keys]
+  names = {path[0] for path in paths if len(path) == 1}
+  row = {k: _copy(v) for k, v in element.items() if k not in names}
+  for *parents, last in paths:
+    parent = row
+    for name in parents:
+      parent = parent[name]
+    parent.pop(last, None)
+  return row
 
 
 def put(element: Any, key: kd.kontext.Key, value: Any) -> None:
   """Sets the field at `key`."""
+  if type(element) is dict and key.isidentifier():
+    element[key] = value
+    return
   # kontext's own error lists the fields if the parent is missing.
   kd.kontext.set_by_path(element, _path(key, kd.kontext.GlobPath), value)
 
@@ -177,6 +192,12 @@ def put(element: Any, key: kd.kontext.Key, value: Any) -> None:
 @functools.cache
 def _path(key: kd.kontext.Key, cls: Any = kd.kontext.Path) -> Any:
   return cls.from_str(key)
+
+
+def _copy(value: Any) -> Any:
+  if isinstance(value, dict):
+    return {k: _copy(v) for k, v in value.items()}
+  return [_copy(x) for x in value] if isinstance(value, list) else value
 
 
 def _is_list(value: Any) -> bool:

@@ -11,7 +11,12 @@ from gemma4_lora.data.layouts import _fields
 # Hugging Face's template reads.
 _THOUGHT_FIELDS = ('reasoning', 'reasoning_content', 'thinking')
 # Fields that are read with `inline_markup='parse'` alone.
-_OTHER_THOUGHT_FIELDS = ('thought', 'thoughts', 'reasoning_details')
+_ALL_THOUGHT_FIELDS = (
+    *_THOUGHT_FIELDS,
+    'thought',
+    'thoughts',
+    'reasoning_details',
+)
 # Whether a message is trained, by the names of axolotl, ms-swift and torchtune.
 _SWITCHES = {'train': True, 'training': True, 'loss': True, 'masked': False}
 _ON_OFF = {True: True, False: False, 'true': True, 'false': False}
@@ -62,6 +67,8 @@ def weight_of(item: dict[str, Any], *, field: str) -> float:
         f"Field '{field}.weight' should be a number that is not negative. Got:"
         f' {_fields.short(weight)}'
     )
+  if item.keys().isdisjoint(_SWITCHES):
+    return float(weight)
   for name, trained in _SWITCHES.items():
     value = item.get(name)
     if value is None:
@@ -86,10 +93,10 @@ def thoughts_of(
   Raises:
     ValueError: It is not text; or two fields have different ones.
   """
-  if role != 'model':
+  if role != 'model' or item.keys().isdisjoint(_ALL_THOUGHT_FIELDS):
     return ()
   found: dict[str, str] = {}
-  for name in (*_THOUGHT_FIELDS, *_OTHER_THOUGHT_FIELDS):
+  for name in _ALL_THOUGHT_FIELDS:
     value = item.get(name)
     # Readers give arrays.
     if value is not None and (not hasattr(value, '__len__') or len(value)):
