@@ -194,8 +194,7 @@ def _told(e: Exception) -> str | None:
     return str(e)
   if line := _config_file.explain_resolved(e):
     return line
-  of_users = (ValueError, OSError, ImportError)
-  if isinstance(e, of_users) and _config_file.is_ours(e):
+  if isinstance(e, _config_file.OF_USERS) and _config_file.is_ours(e):
     return str(e)
   if explained := _storage_errors.explain(e):
     return str(explained)

@@ -15,6 +15,7 @@ from kauldron.utils import config_util
 from gemma4_lora import host
 from gemma4_lora.ckpts import _good_state
 from gemma4_lora.ckpts import _live_run
+from gemma4_lora.ckpts import _needs_logits
 from gemma4_lora.ckpts import _resumed
 from gemma4_lora.ckpts import _stoppable
 from gemma4_lora.ckpts import _workdir
@@ -207,8 +208,15 @@ class Checkpointer(kd.ckpts.Checkpointer):
 
     Args:
       state: To train.
+
+    Raises:
+      ValueError: A loss or a metric reads logits that training does not make.
     """
     del state
+    if isinstance(self.base_cfg, kd.train.Trainer):
+      # Kauldron's own train step does not look.
+      step = self.base_cfg.trainstep
+      _needs_logits.check(step.model, step.aux, who=self._who)
     self._files.probe(who=self._who)
     self._run.take(is_primary=self._is_primary)
     self._files.remove_deleted()

@@ -22,6 +22,7 @@ from gemma4_lora.jobs import _distributed
 from gemma4_lora.jobs import _overrides
 from gemma4_lora.jobs.command_line import _arguments
 from gemma4_lora.jobs.command_line import _config_file
+from gemma4_lora.jobs.command_line import _gemmas_loaders
 
 _CLASS = '__qualname__'  # Where `konfig` keeps it.
 _KAULDRONS = 'kauldron.kd:ckpts.Checkpointer'
@@ -104,7 +105,11 @@ def _line(e: Exception) -> str | None:
         ' it anew, or fewer steps. The same command goes on from the last'
         ' checkpoint.'
     )
-  return _config_file.explain_resolved(e)
+  if line := _config_file.explain_resolved(e) or _gemmas_loaders.explain(e):
+    return line
+  if isinstance(e, _config_file.OF_USERS) and _config_file.is_told(e):
+    return str(e)
+  return None
 
 
 def _prepare(flag: flags.Flag, *, trains: bool) -> None:

@@ -171,7 +171,9 @@ class LoRA(_forward.Forward):
 
   def __new__(cls, *args: Any, **kwargs: Any):
     del args
-    _validate.check_words(kwargs)
+    _validate.check_words(
+        kwargs, known=[f.name for f in dataclasses.fields(cls)]
+    )
     return super().__new__(cls)
 
   def __post_init__(self):

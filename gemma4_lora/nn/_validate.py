@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from collections.abc import Mapping
 from collections.abc import Sequence
+import difflib
 import math
 from typing import Any
 
@@ -32,14 +33,15 @@ _OF_PEFT = {
 }
 
 
-def check_words(arguments: Mapping[str, Any]) -> None:
-  """Raises for arguments of PEFT's `LoraConfig` that have another name here.
+def check_words(arguments: Collection[str], *, known: Collection[str]) -> None:
+  """Raises for arguments that `g4.nn.LoRA` does not have.
 
   Args:
-    arguments: Arguments of the constructor.
+    arguments: Names that the constructor was given.
+    known: Those that it has.
 
   Raises:
-    TypeError: There are some, as Python does for unknown arguments.
+    TypeError: There are some, as Python does. PEFT's names are told ours.
   """
   found = {name: _OF_PEFT[name] for name in arguments if name in _OF_PEFT}
   if found:
@@ -48,6 +50,11 @@ def check_words(arguments: Mapping[str, Any]) -> None:
         "g4.nn.LoRA has names of its own for PEFT's arguments: write"
         f' {both}. For example: g4.nn.LoRA(rank=16, alpha=32, model=…).'
     )
+  for name in arguments:
+    if name not in known:
+      close = difflib.get_close_matches(name, known, n=1)
+      hint = f' Did you mean {close[0]}=?' if close else ''
+      raise TypeError(f'g4.nn.LoRA has no argument {name!r}.{hint}')
 
 
 def check_model(model: nn.Module) -> None:

@@ -17,6 +17,7 @@ import optax
 
 from gemma4_lora.ckpts import _checkpointer
 from gemma4_lora.ckpts import _lora_checkpointer
+from gemma4_lora.ckpts import _needs_logits
 from gemma4_lora.ckpts import _requests
 from gemma4_lora.ckpts import _workdir
 from gemma4_lora.host import _placement
@@ -32,7 +33,6 @@ from gemma4_lora.train import _late_checks
 from gemma4_lora.train import _lean_init
 from gemma4_lora.train import _metrics_of_microbatches
 from gemma4_lora.train import _microbatches
-from gemma4_lora.train import _needs_logits
 from gemma4_lora.train import _packed_rows
 from gemma4_lora.train import _what_trains
 
@@ -154,7 +154,7 @@ class TrainStep(kd.train.TrainStep):
     )
     if _is_traced() or skip_transforms and not self._will_resume():
       return super().init(elem_spec, **kwargs)
-    _needs_logits.check(self.model, self.aux)
+    _needs_logits.check(self.model, self.aux, who=_WHO)
     _enough_rows.check(self.base_cfg, num_steps=self._num_steps())
     if skip_transforms:
       return self._init_by_shapes(init_model, elem_spec, kwargs)

@@ -296,6 +296,21 @@ def test_an_optimizer_of_the_base_is_refused_at_the_start(tmp_path):
   assert not list((tmp_path / 'checkpoints').glob('ckpt_*'))
 
 
+def test_a_loss_of_logits_that_are_not_made_is_refused_at_the_start(tmp_path):
+  """By the checkpointer, as Kauldron's train step does not look."""
+  trainer = runs.trainer(
+      tmp_path,
+      lora={'logits_in_training': False},
+      trainstep=kd.train.TrainStep(),
+  )
+  item = _item(trainer, runs.state(trainer, seed=0))
+  with pytest.raises(
+      ValueError,
+      match='LoRACheckpointer: train_losses.xent reads preds.logits.*g4.losses',
+  ):
+    trainer.checkpointer.restore(item, noop_if_missing=True)
+
+
 @pytest.mark.parametrize('is_fresh', [True, False])
 def test_a_base_that_changed_is_not_forgotten(
     is_fresh, saved, released, tmp_path

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import time
+import types
 
 from absl import flags
 import jax
@@ -16,6 +17,7 @@ from kauldron import konfig
 import numpy as np
 import pytest
 
+from gemma4_lora import _trees
 from gemma4_lora import g4
 from gemma4_lora.host import _storage_errors
 from gemma4_lora.jobs import _train
@@ -100,8 +102,20 @@ def test_errors_of_a_run_that_are_a_line():
   assert 'num_epochs=None' in _train._line(StopIteration())
   assert _train._line(_storage_errors.ExplainedConnectionError('x')) == 'x'
   assert _train._line(KeyError('x')) is None
+  assert _train._line(ValueError('x')) is None
   with jax.debug_nans(True):  # Its traceback says where.
     assert _train._line(FloatingPointError('nan')) is None
+
+
+def test_what_we_refuse_is_a_line():
+  """What Python raises in our own lines keeps its traceback."""
+  with pytest.raises(ValueError, match='rank= takes') as refused:
+    g4.nn.LoRA(rank=0, model=None)
+  assert 'rank= takes a positive integer' in _train._line(refused.value)
+  nothing = types.SimpleNamespace(split=lambda _: [])
+  with pytest.raises(ValueError, match='not enough values') as ours:
+    _trees.put({}, nothing, None)
+  assert _train._line(ours.value) is None
 
 
 _CHECKPOINTED = """

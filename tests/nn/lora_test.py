@@ -460,3 +460,12 @@ def test_config_of_a_subclass_is_kept():
 def test_words_of_peft_are_told_ours(name, wanted):
   with pytest.raises(TypeError, match=f'write {wanted}.*rank=16, alpha=32'):
     g4.nn.LoRA(**{'rank': 4, 'model': models.base(), name: 8})
+
+
+def test_misspelt_words():
+  with pytest.raises(
+      TypeError, match="no argument 'alhpa'. Did you mean alpha="
+  ):
+    g4.nn.LoRA(rank=4, model=models.base(), alhpa=8)
+  with pytest.raises(TypeError, match=r"no argument 'bias'\.$"):
+    g4.nn.LoRA(rank=4, model=models.base(), bias='none')

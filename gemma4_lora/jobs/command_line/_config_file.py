@@ -26,6 +26,7 @@ _ARGS = '__args__'  # Arguments of `get_config`.
 _OVERRIDE = re.compile(r'Error trying to mutate path (\S+): (.*)')
 _PLACE = re.compile(r"^In (?:'(.*)'|\[(\d+)\]):$", re.MULTILINE)
 _KONFIG = f'kauldron{os.sep}konfig{os.sep}'
+OF_USERS = (ValueError, OSError, ImportError)
 _DOES_NOT_FIT = re.compile(
     r'\w\(\) (got an unexpected keyword argument|missing \d+ required'
     r'|takes \d+ positional|got multiple values)'
@@ -111,8 +112,10 @@ def explain_resolved(error: Exception) -> str | None:
   )
   # Flax has a frame of its own between.
   is_call = calls <= 1 and _DOES_NOT_FIT.search(str(root))
-  checked = isinstance(root, (ValueError, OSError, ImportError))
-  if not (is_name or is_call or (checked and is_ours(root))):
+  checked = isinstance(root, OF_USERS) and is_ours(root)
+  # As for PEFT's words as arguments.
+  checked = checked or (isinstance(root, TypeError) and is_told(root))
+  if not (is_name or is_call or checked):
     return None
   prefix = str(error).removesuffix(str(root)).partition('\nFor: ')[0]
   place = '.'.join(x[1] or x[2] for x in _PLACE.finditer(prefix))
@@ -121,13 +124,16 @@ def explain_resolved(error: Exception) -> str | None:
 
 def is_ours(error: BaseException | None) -> bool:
   """Whether this package raised an error, rather than what it calls."""
-  while error is not None:
-    *_, last = traceback.extract_tb(error.__traceback__)
-    if _PACKAGE in pathlib.Path(last.filename).parents:
-      return True
-    # `konfig` adds where in the config it was, and raises anew.
-    error = error.__cause__
-  return False
+  return _raised(error) is not None
+
+
+def is_told(error: BaseException | None) -> bool:
+  """Whether this package raised it by `raise`, with a message for its user.
+
+  An error that Python raises in the package's own lines needs its traceback.
+  """
+  frame = _raised(error)
+  return frame is not None and (frame.line or '').startswith('raise ')
 
 
 def _check_is_field(cfg: Any, name: str, *, flag: str) -> None:
@@ -181,6 +187,17 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     seen.add(id(error))
     yield error
     error = error.__cause__ or error.__context__
+
+
+def _raised(error: BaseException | None) -> traceback.FrameSummary | None:
+  """Returns where in this package an error was raised, if it was."""
+  while error is not None:
+    frames = traceback.extract_tb(error.__traceback__)
+    if frames and _PACKAGE in pathlib.Path(frames[-1].filename).parents:
+      return frames[-1]
+    # `konfig` adds where in the config it was, and raises anew.
+    error = error.__cause__
+  return None
 
 
 def _line_in(error: BaseException, path: str) -> int | None:

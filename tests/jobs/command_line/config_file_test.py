@@ -98,6 +98,20 @@ def test_arguments_that_konfig_would_take(run_command, tmp_path):
   assert 'takes a g4.nn.LoRA' in done.stderr  # The config is read.
 
 
+def test_arguments_by_the_names_of_peft(run_command, tmp_path):
+  file = tmp_path / 'my_config.py'
+  file.write_text(
+      _HEAD.replace('import kd\n', 'import kd\n  from gemma4_lora import g4\n')
+      + 'def get_config():\n'
+      "  return kd.train.Trainer(workdir='w', model=g4.nn.LoRA(\n"
+      '      r=8, lora_alpha=16, model=g4.testing.Gemma4_31B()))\n'
+  )
+  done = run_command('summary', f'--cfg={file}')
+  assert done.returncode == 1
+  assert 'write rank= for r=, alpha= for lora_alpha=. For' in done.stderr
+  assert done.stderr.count('\n') == 1
+
+
 def test_what_others_raise_keeps_its_traceback(run_command, tmp_path):
   file = tmp_path / 'my_config.py'
   file.write_text(_GOOD)

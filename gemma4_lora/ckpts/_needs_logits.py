@@ -14,12 +14,13 @@ _OURS = {
 }
 
 
-def check(model: Any, aux: kd.train.Auxiliaries) -> None:
+def check(model: Any, aux: kd.train.Auxiliaries, *, who: str) -> None:
   """Raises if something reads logits, and training returns none.
 
   Args:
     model: The model.
     aux: Losses, metrics and summaries of training.
+    who: What asks, for messages.
 
   Raises:
     ValueError: Something does.
@@ -44,7 +45,7 @@ def check(model: Any, aux: kd.train.Auxiliaries) -> None:
             f' Write {_OURS[name]}(head="preds.head", labels=…, mask=…), or'
         )
       raise ValueError(
-          f'g4.train.TrainStep: {name}.{_trees.join(path)} reads preds.logits,'
+          f'{who}: {name}.{_trees.join(path)} reads preds.logits,'
           ' and g4.nn.LoRA(logits_in_training=False) returns none in training.'
           f'{instead or " Set"} logits_in_training=True.'
       )

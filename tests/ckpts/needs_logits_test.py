@@ -4,7 +4,7 @@ from kauldron import kd
 import pytest
 
 from gemma4_lora import g4
-from gemma4_lora.train import _needs_logits
+from gemma4_lora.ckpts import _needs_logits
 from tests.lib import models
 
 _KEYS = {'logits': 'preds.logits', 'labels': 'batch.target'}
@@ -16,7 +16,7 @@ def _check(*, logits_in_training=False, losses=(), metrics=(), summaries=()):
   aux = kd.train.Auxiliaries(
       losses=dict(losses), metrics=dict(metrics), summaries=dict(summaries)
   )
-  _needs_logits.check(model, aux)
+  _needs_logits.check(model, aux, who='x')
 
 
 def test_a_loss_of_kauldrons():
