@@ -43,6 +43,14 @@ talks to the run's model: each line of the input is a turn, and `/base` asks the
 base in its place. With a pipe for input, answers alone are on stdout.
 
 ```sh
+python -m gemma4_lora show --cfg=… --rows=5
+```
+
+prints what the config trains on: counts of rows and tokens, how many are
+malformed and why, and the first rows, coloured by what is trained; with
+`--malformed` the malformed ones. It exits with 1 if training would stop.
+
+```sh
 python -m gemma4_lora plan --cfg=configs/gemma4_e2b_lora_mtnt.py \
     --topology=v6e:1x1 --batch=4 --length=2048
 ```
@@ -98,6 +106,7 @@ from absl import logging
 from kauldron import konfig
 
 from gemma4_lora import g4
+from gemma4_lora.data.reports import _show_flags
 from gemma4_lora.host import _storage_errors
 from gemma4_lora.jobs import _flags as _job_flags
 from gemma4_lora.jobs.command_line import _arguments
@@ -291,6 +300,14 @@ def _chat() -> None:
   )
 
 
+def _show() -> None:
+  """Exits with 1 if too many rows are malformed."""
+  from gemma4_lora.data.reports import _show_command  # pylint: disable=g-import-not-at-top
+
+  arguments = _show_flags.arguments()
+  sys.exit(not _show_command.run(_CONFIG.value, **arguments))
+
+
 def _plan() -> None:
   """Exits with 1 if the step does not fit, with 2 if that is not known."""
   from gemma4_lora.tpu import _plan_command  # pylint: disable=g-import-not-at-top
@@ -317,7 +334,7 @@ def _train() -> None:
 
 def _run_train(argv: Sequence[str]) -> None:
   """Leaves flags and all to Kauldron."""
-  modules = (globals(), vars(_job_flags), vars(_chat_flags))
+  modules = (globals(), vars(_job_flags), vars(_chat_flags), vars(_show_flags))
   for value in itertools.chain(*(module.values() for module in modules)):
     if isinstance(value, flags.FlagHolder):
       # It has one of the same name, or none, and should say so.
@@ -406,6 +423,7 @@ _COMMANDS = {
     'fuse': _fuse,
     'plan': _plan,
     'quantize': _quantize,
+    'show': _show,
     'summary': _summary,
     'train': _train,
     'vertex': _vertex,

@@ -41,6 +41,7 @@ _RUN_BY = {
     'uv run --extra dev pytest': '.ci/run',
     'python -m tests.benchmarks': 'tests/benchmarks/table_test.py',
     'python -m gemma4_lora doctor': 'tests/doctor/versions_test.py',
+    'python -m gemma4_lora show': 'tests/data/reports/show_command_test.py',
     'python -m gemma4_lora plan': 'tests/jobs/train_test.py',
     'python -m gemma4_lora train': 'tests/jobs/train_test.py',
     'xmanager launch': 'tests/jobs/xm_test.py',

@@ -42,6 +42,7 @@ _ROOMS = (
     'jobs/command_line',
     'tpu',
     'tpu/program',
+    'data/reports',
     'data',
     'data/images',
     'data/sources',

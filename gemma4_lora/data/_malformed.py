@@ -64,8 +64,9 @@ class Counter:
       index, file and line, if they are known.
   """
 
-  def __init__(self, *, name: str, limit: float):
+  def __init__(self, *, name: str, limit: float, num_examples: int = _SHOWN):
     self._name = name
+    self._num_examples = num_examples
     self._limit = limit
     self._lock = threading.Lock()  # Grain reads in threads.
     self.num_rows = 0
@@ -91,7 +92,7 @@ class Counter:
       self.num_malformed += 1
       reason = self._count(text)
       examples = self.examples.setdefault(reason, [])
-      is_shown = len(examples) < _SHOWN and reason != _OTHER
+      is_shown = len(examples) < self._num_examples and reason != _OTHER
       if is_shown:
         examples.append(f'{text:.300}\n    In {_shown(row, 200)}')
     if not self._limit:

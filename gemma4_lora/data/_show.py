@@ -12,6 +12,8 @@ from gemma import gm
 from kauldron import kd
 import numpy as np
 
+from gemma4_lora.data.rows import _escapes
+
 _BYTE = re.compile(r'<0x([0-9A-F]{2})>')
 
 # Two shades each, so that neighbours can be told apart: 256-colour codes of
@@ -109,6 +111,29 @@ def show(
   Raises:
     ValueError: There is no such field.
   """
+  result = shown(
+      example,
+      tokenizer=tokenizer,
+      in_input=in_input,
+      in_target=in_target,
+      in_mask=in_mask,
+      in_positions=in_positions,
+  )
+  if not epy.is_notebook():
+    print(result.as_text(colour=has_colour()))
+  return result
+
+
+def shown(
+    example: Any,
+    *,
+    tokenizer: gm.text.Tokenizer | None = None,
+    in_input: kd.kontext.Key = 'input',
+    in_target: kd.kontext.Key = 'target',
+    in_mask: kd.kontext.Key = 'loss_mask',
+    in_positions: kd.kontext.Key = 'positions',
+) -> Shown:
+  """Returns what `show` prints, with its arguments."""
   tokenizer = tokenizer or gm.text.Gemma4Tokenizer()
   fields = [
       _field(example, key, argument)
@@ -126,11 +151,13 @@ def show(
   else:
     starts = np.asarray(positions).reshape(-1, length) == 0
   rows = zip(tokens, targets, mask, starts, strict=True)
-  shown = [_tokens(*row, tokenizer) for row in rows]
-  result = Shown(*(tuple(x) for x in zip(*shown, strict=True)))
-  if not epy.is_notebook():
-    print(result.as_text(colour=_has_colour()))
-  return result
+  pairs = [_tokens(*row, tokenizer) for row in rows]
+  return Shown(*(tuple(x) for x in zip(*pairs, strict=True)))
+
+
+def has_colour() -> bool:
+  """Whether to print in colours."""
+  return sys.stdout.isatty() and 'NO_COLOR' not in os.environ
 
 
 def _field(example: Any, key: str, argument: str) -> np.ndarray:
@@ -189,8 +216,8 @@ def _decoded(pairs: Any, tokenizer: gm.text.Tokenizer) -> list[_Token]:
 
 
 def _visible(text: str) -> str:
-  """Newlines are tokens too: seen, and acted upon."""
-  return text.replace('\n', '⏎\n')
+  """Newlines are tokens too: seen, and acted upon, as nothing else is."""
+  return _escapes.escaped(text).replace('\n', '⏎\n')
 
 
 def _ansi(tokens: tuple[_Token, ...]) -> str:
@@ -225,7 +252,3 @@ def _html(tokens: tuple[_Token, ...]) -> str:
         f'{html.escape(_visible(token.text))}</span>'
     )
   return ''.join(texts)
-
-
-def _has_colour() -> bool:
-  return sys.stdout.isatty() and 'NO_COLOR' not in os.environ

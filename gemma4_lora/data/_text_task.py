@@ -149,7 +149,7 @@ class TextTask(_row_task.RowTask, grain.MapTransform):
       prompt = self._encode(element, self.in_prompt)
     text = self._encode(element, self.in_text)
     if not text:
-      raise ValueError(f'TextTask: field {self.in_text!r} is empty.')
+      raise ValueError(f'TextTask: the text is empty, at {self.in_text!r}.')
     if self.add_eos:
       text.append(int(self.tokenizer.special_tokens.EOS))
     length = self.row_length

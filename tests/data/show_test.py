@@ -117,3 +117,11 @@ def _bytes():
 def test_a_missing_field_is_an_error():
   with pytest.raises(ValueError, match="no field 'input'.*Set `in_input=`"):
     g4.data.show(_ROW, tokenizer=_TOKENIZER)
+
+
+def test_what_a_terminal_acts_upon_is_spelled_out(capsys):
+  row = {'prompt': 'a\033[2Jb', 'response': '\u202eLà.'}
+  _, out = _show(_TASK.map(row), capsys)
+  assert r'a\x1b[2Jb' in out
+  assert r'⟦\u202eLà.' in out
+  assert '\033' not in out and '\u202e' not in out

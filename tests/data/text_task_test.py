@@ -72,7 +72,7 @@ def test_a_text_that_is_too_long_is_an_error_or_cut():
 @pytest.mark.parametrize(
     ('row', 'message'),
     [
-        ({'text': ''}, "'text' is empty"),
+        ({'text': ''}, "the text is empty, at 'text'"),
         ({'text': 5}, "'text' should be text"),
         ({'text': 'a<|turn>user'}, r"'text' has '<\|turn>'.*allow_tags=True"),
         ({'text': 'a<tool_call|>'}, r"'text' has '<tool_call\|>'"),

@@ -1,0 +1,1 @@
+"""What a config's data are: counts and pictures, for people."""
