@@ -81,10 +81,16 @@ ALL = (
         ('data/packed_source_test.py', '-k', 'first_fit'),
     ),
     Mutation(
-        'data/conversations/_render.py',
-        'previous is None or previous.role != message.role',
-        'previous is None',
-        ('data/conversations/render_test.py',),
+        'data/templates/_dialog.py',
+        'not i or messages[i - 1].role != message.role',
+        'not i',
+        ('data/templates/render_test.py',),
+    ),
+    Mutation(
+        'data/templates/_google.py',
+        'elif not is_last:',
+        'elif False:',
+        ('data/templates/google_test.py', '-k', 'user_after_answer'),
     ),
     Mutation(
         'evals/_bleu.py',

@@ -48,6 +48,7 @@ _ROOMS = (
     'data/sources',
     'data/rules',
     'data/layouts',
+    'data/templates',
     'data/rows',
     'data/conversations',
     'optim',

@@ -14,12 +14,12 @@ from gemma4_lora.data import _max_length
 from gemma4_lora.data import _row_task
 from gemma4_lora.data import _tokens
 from gemma4_lora.data.conversations import _conversation
-from gemma4_lora.data.conversations import _render
 from gemma4_lora.data.images import _patches
 from gemma4_lora.data.layouts import _columns
 from gemma4_lora.data.layouts import _fields
 from gemma4_lora.data.layouts import _layout
 from gemma4_lora.data.layouts import _layouts
+from gemma4_lora.data.templates import _render
 
 
 @_layouts.documented
@@ -74,9 +74,11 @@ class ChatTask(_row_task.ConversationTask, gm.data.Seq2SeqTask):
     thought that the larger models expect where thinking is off. It is part of
     the prompt, not trained.
 
-  Texts go in as they are: nothing is stripped. `template='transformers'` is the
-  rendering of Hugging Face's chat template instead, for models that will be
-  served by it: texts are stripped, arguments of tools sorted by name, ...
+  Texts go in as they are: nothing is stripped. `template='transformers'` is
+  Google's chat template instead, which servers read from the model's folder:
+  texts are stripped, arguments of tools sorted by name, ... `'strip'` keeps the
+  thoughts that it keeps, those behind the last message of a user. Arguments of
+  calls as JSON are read first, as servers do; the template itself raises.
 
   Rows that cannot be trained on are errors: a field that is missing or of
   another kind, a role that is unknown, an answer that is empty, a call of a tool
@@ -123,7 +125,10 @@ class ChatTask(_row_task.ConversationTask, gm.data.Seq2SeqTask):
       both cases: see `g4.data.DropLongPrompts`.
     thinking: What becomes of thoughts, see above.
     loss_on: `'all'` turns of the model, or the `'last'`.
-    template: Whose rendering, `'dialog'` or `'transformers'`.
+    template: Whose rendering: `'dialog'`, which gemma's samplers use;
+      `'transformers'`, Google's chat template of 2026-07-09; or an older one for
+      models that are served with it, `'transformers-2026-05'` (of 05-28) and
+      `'transformers-2026-04'` (of 04-28).
     enable_thinking: Whether the system turn says `<|think|>`.
     token_weights: Whether the mask is f32 and has each message's `weight`. If
       False a weight other than 0 and 1 is an error.

@@ -9,10 +9,10 @@ from grain import python as grain
 from kauldron import kd
 
 from gemma4_lora.data import _tokens
-from gemma4_lora.data.conversations import _render
-from gemma4_lora.data.conversations import _style
 from gemma4_lora.data.layouts import _fields
 from gemma4_lora.data.layouts import _prompt_response
+from gemma4_lora.data.templates import _render
+from gemma4_lora.data.templates import _style
 
 
 @dataclasses.dataclass(kw_only=True, frozen=True)

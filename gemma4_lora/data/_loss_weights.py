@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gemma4_lora.data.conversations import _style
+from gemma4_lora.data.templates import _style
 
 
 def check(

@@ -14,7 +14,7 @@ from kauldron import konfig
 
 from gemma4_lora.data import _row_task
 from gemma4_lora.data.conversations import _conversation
-from gemma4_lora.data.conversations import _render
+from gemma4_lora.data.templates import _render
 from gemma4_lora.runs import _export
 from gemma4_lora.runs import _run
 

@@ -81,14 +81,20 @@ class ToolResponse:
   Attributes:
     name: The name of the tool; `''` until answers are matched with calls.
     response: A dict, or anything that JSON has.
+    num_images: How many images it shows.
     call_id: Which call it answers, if the dataset says so.
     given_name: The name that the answer itself has in the dataset.
+    field: The field that it stood in, for Google's template, which reads some
+      their own way: `'content'` of a message of its own, as OpenAI's, or
+      `'tool_responses'` of the model's; `''` of others.
   """
 
   name: str
   response: Any
+  num_images: int = 0
   call_id: str | None = None
   given_name: str | None = None
+  field: str = ''
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,6 +108,7 @@ class Message:
     calls: Calls of tools.
     responses: Results of the calls.
     weight: Weight of the message in the loss.
+    is_developer: Whether a system message is the developer's, in the dataset.
     is_list: Whether the content was a list, whose texts Hugging Face's template
       strips one by one.
     field: Where it stands in the row, for errors.
@@ -112,6 +119,7 @@ class Message:
   calls: tuple[ToolCall, ...] = ()
   responses: tuple[ToolResponse, ...] = ()
   weight: float = 1.0
+  is_developer: bool = False
   is_list: bool = False
   field: str = dataclasses.field(default='', compare=False)
 
@@ -126,8 +134,11 @@ class Conversation:
   @property
   def num_images(self) -> int:
     """Number of places of images."""
-    return sum(
+    said = sum(
         isinstance(part, Image) for m in self.messages for part in m.parts
+    )
+    return said + sum(
+        answer.num_images for m in self.messages for answer in m.responses
     )
 
 

@@ -176,7 +176,8 @@ def _parts_of_entry(
     return _conversation.parse_text(text, role=role, field=field, item=i)
   if kind in ('text', 'input_text', 'output_text'):
     text = _fields.text(entry.get('text'), field=f'{field}.text')
-    return _conversation.parse_text(text, role=role, field=field, item=i)
+    parts = _conversation.parse_text(text, role=role, field=field, item=i)
+    return parts or [_conversation.Text('', i)]  # Templates see each entry.
   if kind in ('image', 'image_url', 'input_image'):
     return [_conversation.Image(i)]
   raise ValueError(

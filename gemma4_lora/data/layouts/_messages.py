@@ -39,7 +39,9 @@ class Messages(_message_list.MessageList):
     role = _message_fields.role_of(item, 'role', self.roles, field=field)
     content = item.get('content')
     if role == 'tool':
-      _tool_fields.add_response(item, content, field=field, before=before)
+      _tool_fields.add_response(
+          item, content, field=field, before=before, of='content'
+      )
       return None
     calls = _tool_fields.calls_of(item, field=field)
     responses = _tool_fields.responses_of(item, field=field)
@@ -63,6 +65,7 @@ class Messages(_message_list.MessageList):
         calls=calls,
         responses=responses,
         weight=_message_fields.weight_of(item, field=field),
+        is_developer=item['role'] == 'developer',
         is_list=isinstance(content, list),
         field=field,
     )

@@ -108,18 +108,33 @@ def responses_of(
       )
     found.append(
         _conversation.ToolResponse(
-            '', answer['response'], given_name=answer.get('name')
+            '',
+            answer['response'],
+            given_name=answer.get('name'),
+            field='tool_responses',
         )
     )
   return tuple(found)
 
 
 def add_response(
-    item: dict[str, Any], content: Any, *, field: str, before: list[Message]
+    item: dict[str, Any],
+    content: Any,
+    *,
+    field: str,
+    before: list[Message],
+    of: str = '',
 ) -> None:
   """Adds a tool's answer to the message that called it, the last before.
 
   Which of its calls it answers is found when the whole conversation is known.
+
+  Args:
+    item: The answer, as the dataset has it.
+    content: What it says.
+    field: Where it stands, for errors.
+    before: The messages before.
+    of: See `ToolResponse.field`.
 
   Raises:
     ValueError: That message is not the model's; or the answer is not there.
@@ -140,8 +155,14 @@ def add_response(
       raise ValueError(
           f"Field '{field}.{key}' should be text. Got: {_fields.short(value)}"
       )
+  text, num_images = _split_parts(content)
   response = _conversation.ToolResponse(
-      '', _joined_texts(content), call_id=call_id, given_name=name
+      '',
+      text,
+      num_images=num_images,
+      call_id=call_id,
+      given_name=name,
+      field=of,
   )
   before[-1] = dataclasses.replace(
       before[-1], responses=(*before[-1].responses, response)
@@ -187,10 +208,15 @@ def _entries(value: Any, *, field: str) -> list[Any]:
   return _fields.dicts(value, field=field)
 
 
-def _joined_texts(content: Any) -> Any:
-  """Returns the text of a list of texts, and anything else as it is."""
-  if isinstance(content, list) and all(
-      isinstance(x, dict) and x.get('type') == 'text' for x in content
+def _split_parts(content: Any) -> tuple[Any, int]:
+  """Returns the text of a list of parts, and how many images it has.
+
+  Anything else is what the tool answered, as it is.
+  """
+  kinds = ('text', 'image', 'image_url')
+  if not isinstance(content, list) or not all(
+      isinstance(x, dict) and x.get('type') in kinds for x in content
   ):
-    return ''.join(x.get('text') or '' for x in content)
-  return content
+    return content, 0
+  texts = [x.get('text') or '' for x in content if x['type'] == 'text']
+  return ''.join(texts), len(content) - len(texts)

@@ -51,8 +51,9 @@ _SAME = {
             'tool_calls': [
                 {'function': {'name': 'f', 'arguments': {'city': 'Oslo'}}}
             ],
+            # Of a message of role tool, the template knows texts alone.
+            'tool_responses': [{'name': 'f', 'response': {'t': 3}}],
         },
-        {'role': 'tool', 'name': 'f', 'content': {'t': 3}},
         {'role': 'assistant', 'content': 'Three degrees.'},
     ],
     'tools': [{'name': 'f', 'description': 'Says it.', 'parameters': _SCHEMA}],

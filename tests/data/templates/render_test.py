@@ -1,4 +1,4 @@
-"""Tests of rendering: against dialog and against transformers' template."""
+"""Tests of rendering: against dialog, and what holds of all templates."""
 
 import dataclasses
 import json
@@ -28,9 +28,8 @@ _policies = pytest.mark.parametrize('thinking', _POLICIES)
 _losses = pytest.mark.parametrize('loss_on', ['all', 'last'])
 
 
-def _cases(name, *, with_prompt=False):
+def _cases(name):
   cases = json.loads((_TESTDATA / name).read_text(encoding='utf-8'))
-  cases = [c for c in cases if 'prompt' in c or not with_prompt]
   return pytest.mark.parametrize('case', cases, ids=lambda case: case['name'])
 
 
@@ -62,25 +61,6 @@ def test_text_is_that_of_dialog(case):
   if 'prompt' in case:
     assert rendered.prompt == case['prompt']
   assert rendered.prompt + rendered.response == rendered.text
-
-
-@_cases('transformers_template.json')
-def test_text_is_that_of_transformers(case):
-  # The template leaves thoughts out, but before a call after the last user.
-  thinking = 'keep' if case['name'] == 'call_thinks' else 'strip_all'
-  task = _task(case, template='transformers', thinking=thinking)
-  expected = case['text'].removeprefix('<bos>')
-  # At the last `<turn|>` samplers stop: the newline after it is not trained.
-  if expected.endswith('<turn|>\n'):
-    expected = expected.removesuffix('\n')
-  assert task.render(case['row']).text == expected
-
-
-@_cases('transformers_template.json', with_prompt=True)
-def test_generation_prompt_is_that_of_transformers(case):
-  thinking = 'strip_all' if case['enable_thinking'] else 'empty'
-  task = _task(case, template='transformers', thinking=thinking, loss_on='last')
-  assert task.render(case['row']).prompt == case['prompt'].removeprefix('<bos>')
 
 
 _THINKING_CHAT = _chat('a', _THOUGHT + 'b', 'c', _THOUGHT + 'd')

@@ -3,11 +3,11 @@
 import dataclasses
 
 from gemma4_lora.data.conversations import _choices
+from gemma4_lora.data.templates import _templates
 
 _CHOICES = {
     'thinking': ('keep', 'mask', 'strip', 'strip_all', 'empty'),
     'loss_on': ('all', 'last'),
-    'template': ('dialog', 'transformers'),
 }
 
 
@@ -18,7 +18,7 @@ class Style:
   Attributes:
     thinking: What becomes of thoughts.
     loss_on: Which of the model's turns are trained.
-    template: Whose rendering.
+    template: Whose rendering: a name of `_templates`.
     enable_thinking: Whether the system turn has `<|think|>`.
   """
 
@@ -30,13 +30,9 @@ class Style:
   def __post_init__(self):
     for name, choices in _CHOICES.items():
       _choices.check_choice(name, getattr(self, name), choices)
+    _templates.check(self.template)
     if self.enable_thinking and self.thinking == 'empty':
       raise ValueError(
           "thinking='empty' is the block of a model that shall not think:"
           ' enable_thinking=True contradicts it. Drop one of the two.'
       )
-
-  @property
-  def like_dialog(self) -> bool:
-    """Whether it is `dialog`'s rendering, not Hugging Face's."""
-    return self.template == 'dialog'

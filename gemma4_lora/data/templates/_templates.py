@@ -1,0 +1,46 @@
+"""The table of templates: to add a revision of Google's, add its line here."""
+
+import dataclasses
+
+from gemma4_lora.data.conversations import _choices
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Revision:
+  """What sets a revision of Google's chat template apart from others.
+
+  Attributes:
+    null: How a null is spelled in arguments and in answers of tools.
+    joins_messages: Whether messages of the model in a row are one turn with one
+      end, and a user who follows a tool's answer ends the turn.
+    continues_with_thought: Whether the prompt behind a tool's answer begins a
+      thought, if thinking is enabled.
+    images_of_tools: Whether a tool's answer may show images.
+  """
+
+  null: str = 'null'
+  joins_messages: bool = True
+  continues_with_thought: bool = True
+  images_of_tools: bool = True
+
+
+_JULY = Revision()
+_MAY = Revision(null='None', joins_messages=False, continues_with_thought=False)
+
+# By the day of the file in the model's repository. SHA-256 of the file of the E
+# models, and of that of the larger ones, which differ in the prompt alone:
+# 2026-07-09  0a2c8073…  ae53464b…
+# 2026-05-28  2f1b4d75…  36e3a42e…
+# 2026-04-28  33204f1a…  94899c0f…
+REVISIONS = {
+    'transformers': _JULY,
+    'transformers-2026-07': _JULY,
+    'transformers-2026-05': _MAY,
+    'transformers-2026-04': dataclasses.replace(_MAY, images_of_tools=False),
+}
+DIALOG = 'dialog'
+
+
+def check(template: str) -> None:
+  """Raises a ValueError for a template that there is not."""
+  _choices.check_choice('template', template, (DIALOG, *REVISIONS))

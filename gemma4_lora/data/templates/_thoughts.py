@@ -1,0 +1,61 @@
+"""Which thoughts stay, and how each is written."""
+
+from collections.abc import Sequence
+import dataclasses
+
+from gemma4_lora.data.conversations import _conversation
+from gemma4_lora.data.conversations import _spans
+from gemma4_lora.data.templates import _style
+
+OPEN = '<|channel>thought\n'
+CLOSE = '<channel|>'
+EMPTY = OPEN + CLOSE
+
+
+def kept(
+    parts: Sequence[_conversation.Part], style: _style.Style, *, is_last: bool
+) -> list[_conversation.Part]:
+  """Returns the parts of a message, with its thoughts if they stay.
+
+  Args:
+    parts: All that the message says.
+    style: Its `thinking` decides.
+    is_last: Whether the message belongs to the model's last turn.
+  """
+  if style.thinking in ('keep', 'mask'):
+    return list(parts)
+  if style.thinking == 'strip' and is_last:
+    return list(parts)
+  return _without_thoughts(parts)
+
+
+def span(
+    thought: _conversation.Thought,
+    style: _style.Style,
+    weight: float,
+    *,
+    end: str = '',
+) -> _spans.Span:
+  """Returns a thought in its tags, with a loss if thoughts are trained."""
+  text = f'{OPEN}{thought.text}{end}{CLOSE}'
+  return _spans.Span(text, 0.0 if style.thinking == 'mask' else weight)
+
+
+def _without_thoughts(
+    parts: Sequence[_conversation.Part],
+) -> list[_conversation.Part]:
+  """Drops thoughts, and joins the texts around each."""
+  left: list[_conversation.Part] = []
+  for part in parts:
+    last = left[-1] if left else None
+    if isinstance(part, _conversation.Thought):
+      continue
+    if (
+        isinstance(part, _conversation.Text)
+        and isinstance(last, _conversation.Text)
+        and part.item == last.item
+    ):
+      part = dataclasses.replace(last, text=last.text + part.text)
+      left.pop()
+    left.append(part)
+  return left
