@@ -1,5 +1,6 @@
 """Plain text to tokens, targets and a loss mask: no turns, no template."""
 
+from collections.abc import Collection
 from collections.abc import Sequence
 import dataclasses
 import functools
@@ -13,8 +14,10 @@ import numpy as np
 from gemma4_lora.data import _malformed
 from gemma4_lora.data import _row_task
 from gemma4_lora.data import _tokens
+from gemma4_lora.data.conversations import _control_tags
 from gemma4_lora.data.layouts import _fields
 
+_ALL = 'all'
 _BOS_TEXT = '<bos>'
 
 
@@ -56,9 +59,9 @@ class TextTask(_row_task.RowTask, grain.MapTransform):
       splits texts without a prompt, and all others are an error.
     add_bos: Whether each example begins with `<bos>`.
     add_eos: Whether each text ends with `<eos>`, which is trained.
-    allow_tags: Whether Gemma 4's tags, such as `<|turn>`, may stand in a text and
-      become their tokens, for texts that a template has rendered. Such a text may
-      begin with `<bos>`. If False, it is malformed.
+    allowed_tags: Gemma 4's tags that may stand in a text, as `('<mask>',)`, and
+      become their tokens; `'all'` for texts that a template has rendered, which
+      may begin with `<bos>`. A text with another tag is malformed.
     max_malformed: See `ChatTask`.
   """
 
@@ -75,11 +78,16 @@ class TextTask(_row_task.RowTask, grain.MapTransform):
 
   add_bos: bool = True
   add_eos: bool = False
-  allow_tags: bool = False
+  allowed_tags: Collection[str] = ()
 
   def __post_init__(self):
     _tokens.check_format(self.tokenizer, name='TextTask')
     _malformed.check_limit(self.max_malformed, name='TextTask')
+    if isinstance(self.allowed_tags, str) and self.allowed_tags != _ALL:
+      raise ValueError(
+          f'TextTask: allowed_tags={self.allowed_tags!r} should be a tuple of'
+          f' tags, or {_ALL!r}.'
+      )
     if self.in_prompt is not None and self.in_prompt == self.in_text:
       raise ValueError(
           f'TextTask: in_prompt= and in_text= are both {self.in_text!r}.'
@@ -177,19 +185,11 @@ class TextTask(_row_task.RowTask, grain.MapTransform):
 
   def _encode(self, element: Any, key: kd.kontext.Key) -> list[int]:
     text = _fields.get_text(element, key)
-    if self.allow_tags:
+    if self.allowed_tags == _ALL:
       text = text.removeprefix(_BOS_TEXT) if self.add_bos else text
-      return self.tokenizer.encode(text)
-    ids = self.tokenizer.encode(text)
-    tag = next((i for i in ids if i in self._tags), None)
-    if tag is not None or text.startswith(_BOS_TEXT):
-      name = _BOS_TEXT if tag is None else self._tags[tag]
-      raise ValueError(
-          f'TextTask: a text has a tag of Gemma 4. Field {key!r} has {name!r}.'
-          ' Set `allow_tags=True` if a template rendered it, use'
-          f' g4.data.ChatTask for conversations, or remove it from: {text!r:.200}'
-      )
-    return ids
+    else:
+      _control_tags.check(text, field=key, allowed=self.allowed_tags)
+    return self.tokenizer.encode(text)
 
   def _check_fits(self, num_context: int, num_text: int) -> None:
     length = num_context + num_text - 1
@@ -212,13 +212,13 @@ class TextTask(_row_task.RowTask, grain.MapTransform):
       )
 
   def _check(self) -> None:
-    _ = self._tags
+    _ = self._checked_tokenizer
 
   @functools.cached_property
-  def _tags(self) -> dict[int, str]:
-    """The tags of the vocabulary, which is checked to be Gemma 4's."""
+  def _checked_tokenizer(self) -> gm.text.Tokenizer:
+    """The tokenizer, if its vocabulary file has Gemma 4's turn tags."""
     _tokens.check_vocabulary(self.tokenizer, name='TextTask')
-    return _tokens.tags(self.tokenizer)
+    return self.tokenizer
 
   @property
   def _in_keys(self) -> list[str]:

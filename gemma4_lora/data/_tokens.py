@@ -1,6 +1,5 @@
 """From spans of text to the arrays that a model trains on."""
 
-import re
 from typing import Any
 
 import dialog
@@ -11,8 +10,6 @@ import numpy as np
 from gemma4_lora.data.conversations import _spans
 
 _TURN_TAGS = (dialog.Tags.TURN.open, dialog.Tags.TURN.close)
-# `<|turn>`, `<turn|>`, `<|image|>`; and `<|"|>`, which quotes texts of tools.
-_TAG = re.compile(r'<\|[^<>|]+\|?>|<[^<>|]+\|>')
 
 
 def check_format(tokenizer: gm.text.Tokenizer, *, name: str) -> None:
@@ -39,15 +36,6 @@ def check_vocabulary(tokenizer: gm.text.Tokenizer, *, name: str) -> None:
           f"{name}: the vocabulary at {tokenizer.path} is not Gemma 4's: it"
           f' encodes {tag!r} as {ids} rather than [{token_id:d}].'
       )
-
-
-def tags(tokenizer: gm.text.Tokenizer) -> dict[int, str]:
-  """Returns the vocabulary's control tags, by their tokens."""
-  return {
-      i: piece
-      for i, piece in enumerate(tokenizer.tokens)
-      if piece.startswith('<') and _TAG.fullmatch(piece)
-  }
 
 
 def tokenize(

@@ -74,9 +74,13 @@ def test_a_text_that_is_too_long_is_an_error_or_cut():
     [
         ({'text': ''}, "the text is empty, at 'text'"),
         ({'text': 5}, "'text' should be text"),
-        ({'text': 'a<|turn>user'}, r"'text' has '<\|turn>'.*allow_tags=True"),
-        ({'text': 'a<tool_call|>'}, r"'text' has '<tool_call\|>'"),
-        ({'text': '<bos>a'}, "'text' has '<bos>'"),
+        ({'text': 'a<|turn>user'}, r"'text' has the turn tag '<\|turn>'"),
+        (
+            {'text': 'a<tool_call|>'},
+            r"'text' has the control tag '<tool_call\|>'",
+        ),
+        ({'text': '<bos>a'}, r"'text' has the .* '<bos>'.*allowed_tags="),
+        ({'text': 'a\ud800'}, 'half of a character'),
         ({'txt': 'a'}, "no field 'text'"),
     ],
 )
@@ -92,7 +96,7 @@ def test_what_looks_like_a_tag_and_is_no_token_is_text():
 
 
 def test_rendered_texts_are_read_with_their_tags():
-  task = dataclasses.replace(_TASK, allow_tags=True)
+  task = dataclasses.replace(_TASK, allowed_tags='all')
   example = task.map({'text': '<bos><|turn>user\nOui.<turn|>'})
   assert example['input'][:3].tolist() == [
       _BOS,
@@ -160,5 +164,7 @@ def test_recent_texts_are_kept_within_a_limit():
 def test_wrong_arguments():
   with pytest.raises(ValueError, match="are both 'text'"):
     dataclasses.replace(_TASK, in_prompt='text')
+  with pytest.raises(ValueError, match="allowed_tags='<mask>' should be a t"):
+    dataclasses.replace(_TASK, allowed_tags='<mask>')
   with pytest.raises(ValueError, match='max_malformed=-1'):
     dataclasses.replace(_TASK, max_malformed=-1)
