@@ -17,6 +17,7 @@ import pytest
 
 from gemma4_lora import _trees
 from gemma4_lora import g4
+from gemma4_lora.commands import _commands
 from gemma4_lora.jobs import _yaml as jobs_yaml
 from tests.lib import models
 from tests.lib import random_params
@@ -243,14 +244,16 @@ def test_chat_with_what_is_no_run(run, run_command, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ('args', 'message'),
     [
-        (('fuse', '--format=peft', '--out=x'), "one of ['gemma', 'hf']"),
+        (('fuse', '--format=peft', '--out=x'), "not one of 'gemma', 'hf'"),
         (('fuse', '--out=x'), '--cfg.workdir=... is missing'),
-        (('export',), '--out=... is missing'),
+        (('export',), "Missing option '--out'"),
         (('vertex', '--workdir=gs://b/run'), '--region=... is missing'),
         (('vertex', '--region=us-east5'), '--workdir=gs://... is missing'),
         (('vertex', *_JOB, '--topology=v6e:3x3'), 'Did you mean v6e:'),
-        (('vertex', *_JOB, '--nodry-run'), '--project=... is missing'),
-        (('train',), 'train comes before its flags'),
+        (('summary', '--rank=8'), 'Did you mean --cfg.model.rank=8?'),
+        (('plan', '--bach=8'), 'no option --bach. Did you mean --batch?'),
+        (('summary', 'fuse'), "takes options alone. Got: 'fuse'"),
+        (('plan', '--batch=many'), "'many' is not a valid integer"),
     ],
 )
 def test_what_a_command_lacks(args, message, run_command):
@@ -259,16 +262,39 @@ def test_what_a_command_lacks(args, message, run_command):
   assert message in done.stderr
 
 
-def test_a_misspelt_command(run_command):
-  done = run_command('sumary', _CONFIG)
-  assert done.returncode == 1
-  assert "Did you mean 'summary'?" in done.stderr
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        (('sumary', _CONFIG), "no command 'sumary'. Did you mean 'summary'?"),
+        ((_CONFIG, 'summary'), 'comes behind a command'),
+        (('summary',), '--cfg=... is missing'),
+    ],
+)
+def test_what_is_no_command(args, message, run_command):
+  done = run_command(*args)
+  assert (done.returncode, done.stdout) == (1, '')
+  assert message in done.stderr
+  assert done.stderr.count('\n') == done.stderr.count('gemma4_lora: ') == 1
 
 
-def test_without_a_config(run_command):
-  done = run_command('summary')
-  assert done.returncode == 1
-  assert '--cfg=... is missing' in done.stderr
+def test_help_lists_the_commands(run_command):
+  done = run_command('--help')
+  assert (done.returncode, done.stderr) == (0, '')
+  listed = re.findall(r'^  (\w+)  ', done.stdout, re.M)
+  assert listed == [*_commands.COMMANDS]
+  assert run_command('--version').stdout.startswith('gemma4_lora, version 0.')
+
+
+@pytest.mark.parametrize('name', _commands.COMMANDS)
+def test_help_of_a_command_is_its_own(name, run_command):
+  done = run_command(name, '--help')
+  assert (done.returncode, done.stderr) == (0, '')
+  # That of another, which only `plan` has.
+  assert ('--sweep' in done.stdout) == (name == 'plan')
+  example = done.stdout[done.stdout.index('Example:') :]
+  assert f'gemma4_lora {name}' in example
+  # The one line of the list says no other thing.
+  assert _commands.COMMANDS[name].load().help
 
 
 def test_vertex_prints_the_job(run_command, monkeypatch):

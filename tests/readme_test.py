@@ -7,14 +7,13 @@ import shlex
 import shutil
 import subprocess
 
-from absl import flags
 from gemma import gm
 import jax
 import pytest
 
-from gemma4_lora import __main__ as main
 from gemma4_lora import g4
 from gemma4_lora import tiny
+from gemma4_lora.commands import _commands
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.targets import _resolve
 from tests.lib import shipped
@@ -61,7 +60,7 @@ def _blocks(language, page):
   return re.findall(rf'^```{language}\n(.*?)^```', _PAGES[page], re.M | re.S)
 
 
-def _commands(*pages):
+def _shell(*pages):
   return [
       command
       for page in pages or _PAGES
@@ -122,10 +121,10 @@ def test_ci_runs_the_readmes_commands():
   words = _words_of_ci()
   assert len(words) == 2
   for known_by in words:
-    assert len([c for c in _commands('README.md') if known_by in c]) == 1
+    assert len([c for c in _shell('README.md') if known_by in c]) == 1
 
 
-@pytest.mark.parametrize('command', _commands())
+@pytest.mark.parametrize('command', _shell())
 def test_each_command_is_run(command):
   """By CI or a test, which names it; configs by `configs_test`."""
   for path in re.findall(r'(?:configs|tests)/\S+\.py', command):
@@ -154,20 +153,22 @@ def _literals(path):
   }
 
 
-@pytest.mark.parametrize(
-    'command', [c for c in _commands() if _ours(c) and _ours(c)[0] != 'train']
-)
-def test_our_commands_have_these_flags(command):
-  """`train` has Kauldron's."""
-  args = _ours(command)
-  assert args[0] in main._COMMANDS
-  for arg in args[1:]:
-    name = arg.removeprefix('--').partition('=')[0].partition('.')[0]
-    assert name in flags.FLAGS or name.removeprefix('no') in flags.FLAGS, arg
+@pytest.mark.parametrize('command', [c for c in _shell() if _ours(c)])
+def test_our_commands_have_these_options(command):
+  """Of those of a config, `configs_test` knows."""
+  name, *args = _ours(command)
+  known = {
+      option
+      for param in _commands.COMMANDS[name].load().params
+      for option in (*param.opts, *param.secondary_opts)
+  }
+  for arg in args:
+    option = arg.partition('=')[0]
+    assert option in known or option.startswith('--cfg.'), arg
 
 
 @pytest.mark.parametrize(
-    'command', [c for c in _commands() if _ours(c) and 'vertex' in _ours(c)]
+    'command', [c for c in _shell() if _ours(c) and 'vertex' in _ours(c)]
 )
 def test_jobs_of_the_readme(command, run_command, monkeypatch):
   """As they stand; but the planner, which takes minutes, is not asked."""

@@ -17,6 +17,7 @@ _TESTS = structure.Package(_ROOT / 'tests')
 # that has an `__init__` with names has it at its top.
 _ROOMS = (
     '__main__',
+    'commands',
     'g4',
     'tiny',
     'doctor',

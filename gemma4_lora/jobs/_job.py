@@ -7,8 +7,8 @@ import re
 import typing
 from typing import Any
 
-from gemma4_lora.jobs import _allowed
 from gemma4_lora.jobs import _machines
+from gemma4_lora.jobs.command_line import _allowed
 
 if typing.TYPE_CHECKING:
   from google.cloud.aiplatform_v1 import types

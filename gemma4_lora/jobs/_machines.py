@@ -15,7 +15,7 @@ import dataclasses
 import difflib
 import math
 
-from gemma4_lora.jobs import _allowed
+from gemma4_lora.jobs.command_line import _allowed
 
 _CUBES = (
     '2x2x1',

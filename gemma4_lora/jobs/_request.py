@@ -6,9 +6,9 @@ import dataclasses
 import pathlib
 import typing
 
-from gemma4_lora.jobs import _allowed
 from gemma4_lora.jobs import _job
 from gemma4_lora.jobs import _machines
+from gemma4_lora.jobs.command_line import _allowed
 
 if typing.TYPE_CHECKING:
   from google.cloud.aiplatform_v1 import types
@@ -85,7 +85,7 @@ class Request:
     if not self.project and not self.dry_run:
       raise ValueError(
           '--project=... is missing: of Google Cloud, where the job runs'
-          ' (--dry-run does without).'
+          ' (--dry_run does without).'
       )
     for field, value in (
         (_allowed.PROJECT, self.project),

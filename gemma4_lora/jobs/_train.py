@@ -19,10 +19,10 @@ from gemma4_lora.host import _storage_errors
 from gemma4_lora.host import _watched
 from gemma4_lora.host.folders import _bucket_folder
 from gemma4_lora.jobs import _distributed
-from gemma4_lora.jobs import _overrides
 from gemma4_lora.jobs.command_line import _arguments
 from gemma4_lora.jobs.command_line import _config_file
 from gemma4_lora.jobs.command_line import _gemmas_loaders
+from gemma4_lora.jobs.command_line import _overrides
 
 _CLASS = '__qualname__'  # Where `konfig` keeps it.
 _KAULDRONS = 'kauldron.kd:ckpts.Checkpointer'

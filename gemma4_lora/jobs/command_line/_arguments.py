@@ -21,15 +21,34 @@ def parse(argv: Sequence[str]) -> list[str]:
   Returns:
     What is no flag.
   """
+  try:
+    return read(argv, flags.FLAGS)
+  except _config_file.ConfigError as e:
+    end(str(e))
+
+
+def read(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
+  """Reads flags, the config's among them.
+
+  Args:
+    argv: Name of the program, and its arguments.
+    values: The flags that there are.
+
+  Returns:
+    What is no flag.
+
+  Raises:
+    ConfigError: They are wrong, or the config cannot be read.
+  """
   argv = list(argv)
   try:
-    check_have_values(flags.FLAGS.read_flags_from_files(argv, force_gnu=False))
-    return flags.FLAGS(argv)
+    check_have_values(values.read_flags_from_files(argv, force_gnu=False))
+    return values(argv)
   except Exception as e:  # Of the user's config, too.
     line = _explain(e, argv)
     if line is None:
       raise
-    end(line)
+    raise _config_file.ConfigError(line) from e
 
 
 def end(line: str) -> NoReturn:

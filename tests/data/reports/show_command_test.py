@@ -167,7 +167,7 @@ def test_prompts_and_responses_of_sampling(show):
             " 'evals.mix.ds', 'evals.sampling.ds', 'evals.raw.ds']",
         ),
         (['--dataset=evals.raw.ds'], 'evals.raw.ds has no task of g4.data'),
-        (['--count=0'], "--count takes a number of rows, or 'all'. Got: '0'"),
+        (['--count=0'], "'--count': '0' is no number of rows, and not all"),
     ],
 )
 def test_what_cannot_be_shown_is_a_line(show, args, message):

@@ -21,9 +21,9 @@ def test_a_value_is_behind_an_equals_sign():
 @pytest.mark.parametrize(
     ('args', 'message'),
     [
-        (['--step=x'], 'flag --step=x: invalid literal'),
-        (['--not_a_flag=1'], "Unknown command line flag 'not_a_flag'"),
-        (['--cfg'], 'Missing value for flag --cfg'),
+        (['--verbosity=x'], "'x' is not a valid integer"),
+        (['--cfg=x.py', '--no_option=1'], 'summary has no option --no_option'),
+        (['--cfg'], "Option '--cfg' requires an argument"),
         (['--cfg.seed=7'], '--cfg=... is missing: the config of the run'),
     ],
 )

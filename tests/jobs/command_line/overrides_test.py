@@ -2,7 +2,7 @@
 
 import pytest
 
-from gemma4_lora.jobs import _overrides
+from gemma4_lora.jobs.command_line import _overrides
 
 
 @pytest.mark.parametrize(

@@ -5,48 +5,26 @@
 
 from collections.abc import Sequence
 import re
-import sys
 
-from absl import flags
-
-from gemma4_lora.jobs import _allowed
+from gemma4_lora.jobs.command_line import _allowed
 
 
-def given(name: str) -> tuple[str, ...]:
+def given(argv: Sequence[str], *, name: str = 'cfg') -> tuple[str, ...]:
   """Returns the overrides of a config, workdir aside, as `--cfg.NAME=VALUE`.
 
   Args:
+    argv: Arguments of a command.
     name: Name of the config's flag.
 
   Raises:
     ValueError: One cannot be handed on to a job.
   """
-  # As the flag looks for them: see `ml_collections.config_flags`.
-  argv = flags.FLAGS.read_flags_from_files(sys.argv[1:], force_gnu=False)
   overrides = (x for x in argv if re.match(rf'--?(no)?{name}\.', x))
   return tuple(
       _allowed.check_override(override)
       for override in overrides
       # Without a value, as `--nocfg.flag`, they are booleans.
       if override.partition('=')[0].partition('.')[2] != 'workdir'
-  )
-
-
-def workdir(flag: flags.FlagHolder, *, name: str) -> str | None:
-  """Returns what `--workdir` or `--cfg.workdir` says; None if neither does.
-
-  Args:
-    flag: `--workdir`.
-    name: Name of the config's flag.
-
-  Raises:
-    ValueError: Both are given, and differ.
-  """
-  other = f'{name}.workdir'
-  return _one(
-      flag.value,
-      flags.FLAGS[other].value if other in flags.FLAGS else None,
-      name=name,
   )
 
 

@@ -6,11 +6,11 @@ import string
 import pytest
 import yaml
 
-from gemma4_lora.jobs import _allowed
 from gemma4_lora.jobs import _image
 from gemma4_lora.jobs import _request
 from gemma4_lora.jobs import _vertex_command
 from gemma4_lora.jobs import _yaml
+from gemma4_lora.jobs.command_line import _allowed
 from tests.lib import jobs
 
 # Put behind, before, and inside what is a good value of each field.

@@ -1,0 +1,1 @@
+"""The commands of a shell: their options, and what each calls."""

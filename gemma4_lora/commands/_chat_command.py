@@ -1,0 +1,74 @@
+"""`chat`: talk to a run."""
+
+from __future__ import annotations
+
+import typing
+
+import click
+
+from gemma4_lora.commands import _options
+
+if typing.TYPE_CHECKING:
+  from gemma4_lora.jobs.command_line import _config
+
+
+@_options.takes_config('gemma4_lora chat --cfg=my_config.py --workdir=/tmp/run')
+@click.option(
+    '--lora/--nolora',
+    'with_lora',
+    default=True,
+    show_default=True,
+    help='Begin with LoRA on, or with the base.',
+)
+@click.option(
+    '--max_new_tokens',
+    type=click.IntRange(1),
+    default=512,
+    show_default=True,
+    metavar='N',
+    help='Tokens of an answer.',
+)
+@click.option(
+    '--cache_length',
+    type=int,
+    default=4096,
+    show_default=True,
+    metavar='N',
+    help='Tokens of the conversation.',
+)
+@click.option(
+    '--temperature',
+    type=click.FloatRange(0.0),
+    default=0.0,
+    show_default=True,
+    help='0 for the most likely token.',
+)
+@_options.step
+def chat(
+    config: _config.Config,
+    *,
+    step: int,
+    with_lora: bool,
+    max_new_tokens: int,
+    cache_length: int,
+    temperature: float,
+) -> int:
+  """Talk to the run: each line of the input is a turn.
+
+  /base asks the base in its place, /lora the run again, /new forgets the
+  conversation. With a pipe for input, answers alone are on stdout. The exit
+  status is 1 if a line had no answer.
+  """
+  from gemma4_lora.runs import _chat  # pylint: disable=g-import-not-at-top
+
+  return _chat.run(
+      config.value,
+      model=config.part('model'),
+      init_transform=config.part('init_transform'),
+      workdir=config.workdir,
+      step=step,
+      with_lora=with_lora,
+      max_new_tokens=max_new_tokens,
+      cache_length=cache_length,
+      temperature=temperature,
+  )

@@ -1,0 +1,51 @@
+"""`check`: whether a LoRA does what it should."""
+
+from __future__ import annotations
+
+import typing
+
+import click
+
+from gemma4_lora.commands import _options
+
+if typing.TYPE_CHECKING:
+  from gemma4_lora.jobs.command_line import _config
+
+
+@_options.takes_config(
+    'gemma4_lora check --cfg=my_config.py --workdir=/tmp/run --peft=/tmp/lora'
+)
+@click.option('--peft', metavar='FOLDER', help='A PEFT folder to compare.')
+@_options.step
+def check(config: _config.Config, *, peft: str | None, step: int) -> int:
+  """Say whether LoRA changes the model and is complete.
+
+  In the run, in the PEFT folder, or in both. The exit status is 1 if not.
+  """
+  from gemma4_lora import g4  # pylint: disable=g-import-not-at-top
+  from gemma4_lora.runs import _export  # pylint: disable=g-import-not-at-top
+
+  model, lora, workdir = config.part('model'), None, None
+  if config.value.get('workdir') or not peft:
+    workdir = config.workdir
+  if peft:
+    # Before the base is read, which takes longer. Without a run, what the
+    # folder says is what is adapted.
+    try:
+      loaded = g4.hf.load_peft(peft, model=model.model)
+    except ValueError as e:
+      print(f'PROBLEM: {e}\nNOT OK: the folder cannot be loaded.')
+      return 1
+    if workdir is None:
+      model, lora = loaded.model, loaded.params
+  params = _export.read_params(
+      model=model,
+      init_transform=config.part('init_transform'),
+      workdir=workdir,
+      lora=lora,
+      step=step,
+      who='gemma4_lora check',
+  )
+  report = g4.nn.check(model, params, file=peft)
+  print(report)
+  return int(not report.ok)

@@ -1,0 +1,157 @@
+"""Options that several commands share, and the config of a command.
+
+A config's own flags are Kauldron's: `--cfg=FILE`, and `--cfg.model.rank=8` for
+any of its fields.
+"""
+
+from collections.abc import Callable
+import difflib
+import functools
+import re
+from typing import Any
+
+import click
+
+step = click.option(
+    '--step',
+    type=click.IntRange(-1),
+    default=-1,
+    metavar='N',
+    help='Which checkpoint of the run. Default: the last.',
+)
+overwrite = click.option(
+    '--overwrite', is_flag=True, help='Replace --out if it exists.'
+)
+topology = click.option(
+    '--topology',
+    default='v6e:1x1',
+    show_default=True,
+    metavar='CHIPS',
+    help='Chips, such as v6e:2x4, v5e:4x4, v5p:2x2x1, tpu7x:2x2x1.',
+)
+cache = click.option(
+    '--cache',
+    metavar='FOLDER',
+    help='Folder of earlier plans; "none" for none. Default:'
+    ' $XDG_CACHE_HOME/gemma4_lora/plans, or ~/.cache.',
+)
+
+
+def out(what: str) -> Callable[..., Any]:
+  return click.option(
+      '--out', required=True, metavar='FOLDER', help=f'Where to write {what}.'
+  )
+
+
+def takes_config(example: str, **settings: Any) -> Callable[..., Any]:
+  """Makes a command whose first argument is the config, a `_config.Config`.
+
+  Args:
+    example: A command line, for the help.
+    **settings: Arguments of `click.command`.
+  """
+
+  def decorate(function: Callable[..., Any]) -> click.Command:
+    @click.command(
+        cls=_OfConfig,
+        context_settings=dict(
+            ignore_unknown_options=True, allow_extra_args=True
+        ),
+        epilog=f'\b\nExample:\n  {example}',
+        **settings,
+    )
+    @click.option(
+        '--cfg',
+        metavar='FILE',
+        type=click.Path(),
+        help='Config of the run, a Python file. --cfg.FIELD=VALUE changes a'
+        ' field of it, as in --cfg.model.rank=8.',
+    )
+    @click.option(
+        '--workdir',
+        metavar='FOLDER',
+        help='Folder of the run: short for --cfg.workdir.',
+    )
+    @click.option(
+        '--verbosity',
+        type=int,
+        default=-1,
+        metavar='N',
+        help='Log level: -1 warnings (default), 0 notes, 1 all.',
+    )
+    @click.pass_context
+    @functools.wraps(function)
+    def command(
+        ctx: click.Context,
+        /,
+        cfg: str | None,
+        workdir: str | None,
+        verbosity: int,
+        **options: Any,
+    ) -> Any:
+      if cfg is None:
+        raise click.UsageError('--cfg=... is missing: the config of the run.')
+      # Not at the top: `--help` does not wait for Kauldron.
+      from absl import logging  # pylint: disable=g-import-not-at-top
+
+      from gemma4_lora.jobs.command_line import _config  # pylint: disable=g-import-not-at-top
+      import gemma4_lora.quiet  # noqa: F401  # pylint: disable=g-import-not-at-top
+
+      logging.set_verbosity(verbosity)  # Orbax has much to say.
+      config = _config.load(
+          cfg, overrides=_overrides(ctx, cfg), workdir=workdir
+      )
+      return function(config, **options)
+
+    return command
+
+  return decorate
+
+
+class _OfConfig(click.Command):
+  """Its options first: those of the config are the same for all."""
+
+  def format_options(self, ctx, formatter) -> None:
+    common = ('cfg', 'workdir', 'verbosity')
+    groups: dict[bool, list[Any]] = {False: [], True: []}
+    for param in self.get_params(ctx):
+      if record := param.get_help_record(ctx):
+        groups[param.name in common].append(record)
+    for is_common, records in groups.items():
+      if records:
+        with formatter.section('Config' if is_common else 'Options'):
+          formatter.write_dl(records)
+
+
+def _overrides(ctx: click.Context, cfg: str) -> list[str]:
+  """Returns the flags that change the config, and refuses all others.
+
+  Raises:
+    UsageError: There is another argument.
+    ConfigError: A value is behind a space.
+  """
+  from gemma4_lora.jobs.command_line import _arguments  # pylint: disable=g-import-not-at-top
+
+  _arguments.check_have_values(ctx.args)
+  for argument in ctx.args:
+    if not argument.startswith('-'):
+      raise click.UsageError(
+          f'{ctx.command.name} takes options alone. Got: {argument!r}.'
+      )
+    if not re.match(r'--?(no)?cfg\.', argument):
+      raise click.UsageError(_unknown(ctx, argument, cfg))
+  return ctx.args
+
+
+def _unknown(ctx: click.Context, argument: str, cfg: str) -> str:
+  """Returns the message for an option that the command does not have."""
+  from gemma4_lora.jobs.command_line import _config  # pylint: disable=g-import-not-at-top
+
+  name, _, value = argument.lstrip('-').partition('=')
+  message = f'{ctx.command.name} has no option --{name}.'
+  value = f'={value}' if value else ''
+  fields = [f'--cfg.{x}{value}' for x in _config.fields_named(cfg, name)]
+  known = [x.lstrip('-') for p in ctx.command.params for x in p.opts]
+  close = [f'--{x}' for x in difflib.get_close_matches(name, known, n=1)]
+  meant = [*fields, *close][:3]
+  return f'{message} Did you mean {" or ".join(meant)}?' if meant else message

@@ -1,0 +1,49 @@
+"""`train`: Kauldron's command, on one host or several."""
+
+import click
+
+
+@click.command(
+    context_settings=dict(ignore_unknown_options=True, allow_extra_args=True),
+    epilog='\b\nExample:\n  gemma4_lora train --cfg=my_config.py --workdir=/tmp/run',
+)
+@click.option(
+    '--cfg',
+    metavar='FILE',
+    type=click.Path(),
+    help='Config of the run, a Python file. --cfg.FIELD=VALUE changes a field of'
+    ' it, as in --cfg.model.rank=8.',
+)
+@click.option(
+    '--workdir',
+    metavar='FOLDER',
+    help='Folder of the run, here or in a bucket: short for --cfg.workdir.',
+)
+@click.option(
+    '--eval_names',
+    metavar='NAMES',
+    help='Evaluate these evaluators of the config, and do not train.',
+)
+@click.pass_context
+def train(
+    ctx: click.Context,
+    cfg: str | None,
+    workdir: str | None,
+    eval_names: str | None,
+) -> None:
+  """Train a config, as python -m kauldron.main does.
+
+  On several hosts where the environment says so. It takes all flags of Kauldron
+  and of absl, too. Exit status: 0 the run is complete; 75 it was stopped, all is
+  saved, and the same command goes on; 76 another host is gone; 1 an error.
+  """
+  from gemma4_lora.jobs import _train  # pylint: disable=g-import-not-at-top
+  import gemma4_lora.quiet  # noqa: F401  # pylint: disable=g-import-not-at-top
+
+  given = {'cfg': cfg, 'workdir': workdir, 'eval_names': eval_names}
+  _train.run(
+      [
+          *(f'--{name}={value}' for name, value in given.items() if value),
+          *ctx.args,
+      ]
+  )

@@ -1,0 +1,164 @@
+"""`fuse`, `export`, `quantize`: what a run trained, or its base, as files."""
+
+from __future__ import annotations
+
+import typing
+from typing import Any
+
+import click
+
+from gemma4_lora.commands import _options
+
+if typing.TYPE_CHECKING:
+  from gemma4_lora.jobs.command_line import _config
+
+_max_shard_gb = click.option(
+    '--max_shard_gb',
+    type=float,
+    default=5.0,
+    show_default=True,
+    metavar='GB',
+    help='Size of a file of safetensors.',
+)
+
+
+@_options.takes_config(
+    'gemma4_lora fuse --cfg=my_config.py --workdir=/tmp/run --out=/tmp/fused'
+)
+@_options.out('the model')
+@click.option(
+    '--format',
+    type=click.Choice(['gemma', 'hf']),
+    default='gemma',
+    show_default=True,
+    help='Released layout of gemma, or safetensors of Hugging Face.',
+)
+@_options.step
+@_options.overwrite
+@_max_shard_gb
+def fuse(config: _config.Config, *, format: str, **options: Any) -> None:
+  """Write what the run trained, merged into its base.
+
+  One leaf is in memory at a time.
+  """
+  _write(config, format, who='gemma4_lora fuse', **options)
+
+
+@_options.takes_config(
+    'gemma4_lora export --cfg=my_config.py --workdir=/tmp/run --out=/tmp/lora'
+)
+@_options.out('the folder')
+@click.option(
+    '--format',
+    type=click.Choice(['peft', 'hf', 'hf_base']),
+    default='peft',
+    show_default=True,
+    help='A PEFT folder, the merged model as safetensors, or the base as'
+    ' safetensors.',
+)
+@_options.step
+@_options.overwrite
+@_max_shard_gb
+@click.option(
+    '--experts',
+    type=click.Choice(['stacked', 'per_expert']),
+    default='stacked',
+    show_default=True,
+    help='How PEFT folders hold routed experts: see g4.hf.save_peft.',
+)
+@click.option(
+    '--base_model_class',
+    default='Gemma4ForConditionalGeneration',
+    show_default=True,
+    metavar='CLASS',
+    help='Class of transformers that loads the PEFT folder.',
+)
+def export(
+    config: _config.Config,
+    *,
+    format: str,
+    out: str,
+    step: int,
+    overwrite: bool,
+    max_shard_gb: float,
+    experts: str,
+    base_model_class: str,
+) -> None:
+  """Write the run's LoRA as a PEFT folder, or its base as safetensors."""
+  who = 'gemma4_lora export'
+  if format != 'peft':
+    _write(
+        config,
+        format,
+        out=out,
+        step=step,
+        overwrite=overwrite,
+        max_shard_gb=max_shard_gb,
+        who=who,
+    )
+    return
+  from gemma4_lora.runs import _export  # pylint: disable=g-import-not-at-top
+
+  _export.export_peft(
+      out,
+      model=config.part('model'),
+      workdir=config.workdir,
+      step=step,
+      overwrite=overwrite,
+      base_model_class=base_model_class,
+      experts=experts,
+      who=who,
+  )
+  print(f'{out}: PEFT folder for {base_model_class}.')
+
+
+@_options.takes_config(
+    'gemma4_lora quantize --cfg=my_config.py --cfg.model.quantize=int4'
+    ' --out=/tmp/int4'
+)
+@_options.out('the base')
+@_options.overwrite
+def quantize(config: _config.Config, *, out: str, overwrite: bool) -> None:
+  """Write the base that the config restores, quantised as its model says.
+
+  g4.ckpts.PartialLoad reads it again without quantising it.
+  """
+  from gemma4_lora.runs import _quantize  # pylint: disable=g-import-not-at-top
+
+  print(
+      _quantize.quantize_checkpoint(
+          out,
+          model=config.part('model'),
+          init_transform=config.part('init_transform'),
+          overwrite=overwrite,
+          who='gemma4_lora quantize',
+      )
+  )
+
+
+def _write(
+    config: _config.Config,
+    format: str,
+    *,
+    out: str,
+    step: int,
+    overwrite: bool,
+    max_shard_gb: float,
+    who: str,
+) -> None:
+  """Writes a whole model."""
+  from gemma4_lora.runs import _export  # pylint: disable=g-import-not-at-top
+
+  print(
+      _export.export(
+          out,
+          model=config.part('model'),
+          init_transform=config.part('init_transform'),
+          workdir=None if format == 'hf_base' else config.workdir,
+          step=step,
+          format='gemma' if format == 'gemma' else 'hf',
+          overwrite=overwrite,
+          max_shard_bytes=int(max_shard_gb * 1e9),
+          who=who,
+      )
+  )
