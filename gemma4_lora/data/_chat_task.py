@@ -52,10 +52,10 @@ class ChatTask(_row_task.ConversationTask, gm.data.Seq2SeqTask):
 
   Loss is on what the model says and on the `<turn|>` that ends it, at which
   samplers stop; after a call of a tool, on the `<|tool_response>` at which they
-  stop, and not on the tool's answer. What the model is given and what it says
-  are tokenized apart, so the prompt's tokens are those that
-  `gm.text.ChatSampler` feeds for the same text, and an exact prefix of the
-  sequence.
+  stop, also if the call is the last message, and not on the tool's answer. What
+  the model is given and what it says are tokenized apart, so the prompt's tokens
+  are those that `gm.text.ChatSampler` feeds for the same text, and an exact
+  prefix of the sequence.
 
   Layouts, by the names that datasets use:
 

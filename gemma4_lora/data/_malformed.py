@@ -18,6 +18,8 @@ _SHOWN = 3
 # Reasons that are counted one by one; later ones count as `_OTHER`.
 _MOST_REASONS = 200
 _OTHER = 'other reasons'
+# Rows of each reason whose places are kept.
+_MOST_PLACES = 10_000
 
 
 def check_limit(limit: float, *, name: str) -> None:
@@ -62,6 +64,8 @@ class Counter:
       written as `#`, so that rows that differ in these alone count as one.
     examples: The first rows of each reason: what is wrong, and the row with its
       index, file and line, if they are known.
+    places: Index, file and line of the rows of each reason, where they are known,
+      of up to 10,000 rows.
   """
 
   def __init__(self, *, name: str, limit: float, num_examples: int = _SHOWN):
@@ -73,6 +77,7 @@ class Counter:
     self.num_malformed = 0
     self.reasons: collections.Counter[str] = collections.Counter()
     self.examples: dict[str, list[str]] = {}
+    self.places: dict[str, list[str]] = {}
 
   def add(self) -> None:
     """Counts a row that is as it should be."""
@@ -91,6 +96,9 @@ class Counter:
       self.num_rows += 1
       self.num_malformed += 1
       reason = self._count(text)
+      places = self.places.setdefault(reason, [])
+      if len(places) < _MOST_PLACES and (place := _origins.of(row)):
+        places.append(place)
       examples = self.examples.setdefault(reason, [])
       is_shown = len(examples) < self._num_examples and reason != _OTHER
       if is_shown:
@@ -146,7 +154,8 @@ def _reason(text: str) -> str:
   # Task names come before what is wrong.
   text = re.sub(r'^\w+Task: ', '', text)
   text = re.split(r':|\. |\n| \(', text, maxsplit=1)[0]
-  return re.sub(r'\d+', '#', text)[:120]
+  text = re.sub(r" is '[^']*'", " is '...'", text)
+  return re.sub(r'(?<![\w-])\d+', '#', text)[:120]
 
 
 def _is_round(number: int) -> bool:

@@ -1,6 +1,7 @@
 """Tests of malformed rows: counted, shown, and an error above a limit."""
 
 import dataclasses
+import json
 import pickle
 
 from absl import logging
@@ -118,7 +119,7 @@ def test_rows_that_differ_in_numbers_alone_have_one_reason(caplog):
       task.map({'messages': [user] * i + [{'role': f'r{i}'}]})
     task.map({'messages': 3})
   first, second = task.malformed.reasons.most_common()
-  assert first[0].startswith("Field 'messages[#].role' is 'r#'")
+  assert first[0].startswith("Field 'messages[#].role' is '...'")
   assert second[0].startswith("Field 'messages' should be a list of dicts")
   assert (first[1], second[1]) == (10, 1)
   # Three of the ten in full, and all of them in one table.
@@ -136,3 +137,29 @@ def test_reasons_of_any_number_take_bounded_memory():
   assert len(counter.reasons) < 210
   assert sum(counter.reasons.values()) == 3_000
   assert sum(map(len, counter.examples.values())) < 700
+
+
+def test_all_rows_of_a_reason_are_named_by_index_file_and_line(tmp_path):
+  path = tmp_path / 'rows.jsonl'
+  lines = [json.dumps(_GOOD if i % 3 else {'en': i}) for i in range(30)]
+  path.write_text('\n'.join(['', *lines[:9], '[' * 10_000, *lines[9:]]))
+  task = dataclasses.replace(_TASK, max_malformed=20)
+  dataset = g4.data.Files(
+      path=path,
+      shuffle=True,
+      seed=0,
+      num_epochs=1,
+      batch_size=None,
+      num_workers=0,
+      transforms=[task],
+  )
+  assert len(list(dataset)) == 20
+  places = task.malformed.places
+  missing, deep = sorted(places, key=lambda x: -len(places[x]))
+  assert missing == "Field 'en' should be text"
+  assert deep == 'The line is nested too deep'
+  assert places[deep] == [f'row 9, line 11 of {path}']
+  wanted = [i + (i >= 9) for i in range(0, 30, 3)]
+  assert sorted(places[missing]) == sorted(
+      f'row {i}, line {i + 2} of {path}' for i in wanted
+  )

@@ -32,7 +32,14 @@ def get(element: Any, key: kd.kontext.Key) -> Any:
     KeyError: There is no such field.
     ValueError: The row could not be read.
   """
-  return plain(raw(element, key))
+  value = raw(element, key)
+  try:
+    return plain(value)
+  except UnicodeDecodeError as e:
+    raise ValueError(
+        f'Field {key!r} has bytes that are no UTF-8 ({e.reason} at byte'
+        f' {e.start}): {short(e.object[max(e.start - 40, 0) :][:80])}'
+    ) from None
 
 
 def raw(element: Any, key: kd.kontext.Key) -> Any:
@@ -90,13 +97,7 @@ def plain(value: Any) -> Any:
   if type(value) in _PLAIN:  # Most are; one look says so.
     return value
   if isinstance(value, bytes):
-    try:
-      return value.decode('utf-8')
-    except UnicodeDecodeError as e:
-      raise ValueError(
-          f'A text has bytes that are no UTF-8 ({e.reason} at byte {e.start}):'
-          f' {value[max(e.start - 40, 0) :][:80]!r}'
-      ) from None
+    return value.decode('utf-8')
   if isinstance(value, str):
     return str(value)  # `np.str_` is one.
   if isinstance(value, np.ndarray):
@@ -205,6 +206,11 @@ def _is_list(value: Any) -> bool:
 
 
 def _missing(element: Any, key: kd.kontext.Key) -> str:
+  if element is None or isinstance(element, str | int | float | list):
+    return (
+        f'The row should be a dict of fields, but it is a'
+        f' {type(element).__name__}: {short(element)}'
+    )
   fields = list(kd.kontext.flatten_with_path(element))
   return (
       f'The example has no field {key!r}.{_choices.close_match(key, fields)}'

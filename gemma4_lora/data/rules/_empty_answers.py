@@ -26,14 +26,14 @@ def check(conversation: _conversation.Conversation, *, thinking: str) -> None:
     else:
       if not thoughts:
         raise ValueError(
-            f'Field {message.field!r}: the answer is empty, and would train the'
+            f'Field {message.field!r} is an empty answer, which would train the'
             ' model to end its turn at once. Remove the row, or set'
             " `empty_answers='train'` if silence is meant."
         )
       if not _trains_thoughts(thinking, messages, i):
         raise ValueError(
-            f'Field {message.field!r}: the answer has a thought and no text, and'
-            f" is empty with thinking={thinking!r}. Set thinking='keep', or"
+            f'Field {message.field!r} is an answer of thoughts alone, and empty'
+            f" with thinking={thinking!r}. Set thinking='keep', or"
             " `empty_answers='train'` if silence is meant."
         )
 

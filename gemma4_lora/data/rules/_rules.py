@@ -72,10 +72,10 @@ class Rules:
         if not isinstance(part, _conversation.Image):
           _control_tags.check(part.text, field=field, allowed=allowed)
       for call in message.calls:
-        where = f'{field} (call of {call.name})'
+        where = f'{field}, arguments of {call.name}'
         _control_tags.check(call.name, field=field, allowed=allowed)
         _control_tags.check_all(call.arguments, field=where, allowed=allowed)
       for answer in message.responses:
-        where = f'{field} (answer of {answer.name})'
+        where = f'{field}, answer of {answer.name}'
         _control_tags.check(answer.name, field=field, allowed=allowed)
         _control_tags.check_all(answer.response, field=where, allowed=allowed)

@@ -31,7 +31,10 @@ class Dialog:
           self._turns.add('\n')
         self._turns.open(i)
       self._say(i)
-      if following is None or following.role != message.role:
+      if following is None and message.calls and not message.responses:
+        # As `as_text()` of prompts, not of training: there samplers stop.
+        self._turns.add(_dialog_tools.RESPONSE_OPEN, self._turns.weight(i))
+      elif following is None or following.role != message.role:
         self._turns.add('<turn|>', self._turns.weight(i))
     return self._turns.rendered()
 

@@ -39,7 +39,7 @@ def _row(*messages):
     ],
 )
 def test_an_empty_answer_is_malformed_unless_it_is_meant(messages):
-  with pytest.raises(ValueError, match=r"messages\[\d\]': the answer is empty"):
+  with pytest.raises(ValueError, match=r"messages\[\d\]' is an empty answer"):
     _TASK.render(_row(*messages))
   task = dataclasses.replace(_TASK, empty_answers='train')
   assert task.map(_row(*messages)) is not None
@@ -82,9 +82,8 @@ def test_both_texts_of_pairs_are_checked():
   )
   row = {'prompt': 'a', 'chosen': 'b', 'rejected': ''}
   assert task.map(row) is None
-  assert "'conversation': the answer is empty" in next(
-      iter(task.malformed.examples.values())
-  )[0].replace('rejected', 'conversation')
+  (reason,) = task.malformed.reasons
+  assert 'is an empty answer' in reason
   task = dataclasses.replace(task, empty_answers='train')
   assert task.map(row) is not None
 

@@ -153,7 +153,14 @@ def test_calls_and_answers_that_do_not_match_are_malformed(messages, match):
 
 
 def test_the_last_call_needs_no_answer():
-  assert _TASK.render(_row(_TWO)).trained.count('<|tool_call>') == 2
+  """It ends where samplers stop and tools run, in each template."""
+  for template in ('dialog', 'transformers'):
+    task = dataclasses.replace(_TASK, template=template)
+    trained = task.render(_row(_TWO)).trained
+    assert trained == (
+        '<|tool_call>call:f{}<tool_call|><|tool_call>call:g{}<tool_call|>'
+        '<|tool_response>'
+    )
 
 
 def test_sharegpts_calls_in_a_row_run_beside_each_other():

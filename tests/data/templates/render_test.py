@@ -57,7 +57,14 @@ def _chat(*texts, system=None):
 @_cases('dialog_template.json')
 def test_text_is_that_of_dialog(case):
   rendered = _task(case).render(case['row'])
-  assert rendered.text == case['text']
+  # Where a call is the last, tools run next: dialog ends the turn in training,
+  # and not in prompts, and samplers do not wait for that end.
+  end = '<tool_call|><turn|>'
+  expected = case['text']
+  if expected.endswith(end):
+    expected = f'{expected.removesuffix("<turn|>")}<|tool_response>'
+    assert case['name'] == 'call_last'
+  assert rendered.text == expected
   if 'prompt' in case:
     assert rendered.prompt == case['prompt']
   assert rendered.prompt + rendered.response == rendered.text
