@@ -64,7 +64,8 @@ def takes_config(example: str, **settings: Any) -> Callable[..., Any]:
         '--cfg',
         metavar='FILE',
         type=click.Path(),
-        help='Config of the run, a Python file. --cfg.FIELD=VALUE changes a'
+        help='Config of the run: a Python file, or the name of a shipped config,'
+        ' as quickstart. --cfg.FIELD=VALUE changes a'
         ' field of it, as in --cfg.model.rank=8.',
     )
     @click.option(

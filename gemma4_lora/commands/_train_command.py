@@ -11,7 +11,8 @@ import click
     '--cfg',
     metavar='FILE',
     type=click.Path(),
-    help='Config of the run, a Python file. --cfg.FIELD=VALUE changes a field of'
+    help='Config of the run: a Python file, or the name of a shipped config,'
+    ' as quickstart. --cfg.FIELD=VALUE changes a field of'
     ' it, as in --cfg.model.rank=8.',
 )
 @click.option(
@@ -38,8 +39,10 @@ def train(
   saved, and the same command goes on; 76 another host is gone; 1 an error.
   """
   from gemma4_lora.jobs import _train  # pylint: disable=g-import-not-at-top
+  from gemma4_lora.jobs.command_line import _shipped  # pylint: disable=g-import-not-at-top
   import gemma4_lora.quiet  # noqa: F401  # pylint: disable=g-import-not-at-top
 
+  cfg = cfg and _shipped.find(cfg)
   given = {'cfg': cfg, 'workdir': workdir, 'eval_names': eval_names}
   _train.run(
       [

@@ -3,6 +3,7 @@
 import pathlib
 
 from gemma4_lora.jobs import _request
+from gemma4_lora.jobs.command_line import _shipped
 
 
 def dockerfile(config: _request.Config) -> str:
@@ -18,7 +19,10 @@ def dockerfile(config: _request.Config) -> str:
         ' what is: run this in a clone of gemma4_lora that has the config, or'
         ' leave --dockerfile out and put the config into your image.'
     )
-  folder = path.parent
+  # A shipped config is in the package.
+  is_shipped = _shipped.find(config.path) != config.path
+  folders = {'configs'} if is_shipped else {'configs', path.parent.as_posix()}
+  copies = '\n'.join(f'COPY {x} {x}' for x in sorted(folders))
   return f"""\
 FROM python:3.12-slim
 # What OpenCV, which Kauldron imports, is linked to.
@@ -28,7 +32,7 @@ RUN apt-get update \\
 WORKDIR /gemma4_lora
 COPY pyproject.toml README.md LICENSE ./
 COPY gemma4_lora gemma4_lora
+{copies}
 RUN pip install --no-cache-dir ".[tpu,eval]"
-COPY {folder} {folder}
 ENTRYPOINT ["python", "-m", "gemma4_lora", "train"]
 """

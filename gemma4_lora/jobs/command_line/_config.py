@@ -13,6 +13,7 @@ from kauldron import konfig
 from gemma4_lora.jobs.command_line import _arguments
 from gemma4_lora.jobs.command_line import _config_file
 from gemma4_lora.jobs.command_line import _overrides
+from gemma4_lora.jobs.command_line import _shipped
 
 _NAME = 'cfg'
 _WORKDIR = f'--{_NAME}.workdir='
@@ -63,7 +64,8 @@ def load(
   """Returns the config, as Kauldron's flag reads it.
 
   Args:
-    path: A Python file, and perhaps `:ARGUMENT` of its `get_config`.
+    path: A Python file, and perhaps `:ARGUMENT` of its `get_config`; or the
+      name of a shipped one, see `_shipped`.
     overrides: Flags that change it, as `--cfg.seed=1`.
     workdir: Short for `--cfg.workdir`.
 
@@ -79,7 +81,7 @@ def load(
   )
   before = sys.argv
   # The flag looks there for what changes the config.
-  sys.argv = [before[0], f'--{_NAME}={path}', *argv]
+  sys.argv = [before[0], f'--{_NAME}={_shipped.find(path)}', *argv]
   try:
     _arguments.read(sys.argv, values)
   finally:

@@ -19,6 +19,8 @@ from typing import Any
 
 from kauldron import konfig
 
+from gemma4_lora.jobs.command_line import _shipped
+
 _PACKAGE = pathlib.Path(__file__).parents[2]
 _CLASS = '__qualname__'  # Where `konfig` keeps it.
 _ARGS = '__args__'  # Arguments of `get_config`.
@@ -85,7 +87,10 @@ def explain(error: BaseException, given: str, name: str = 'cfg') -> str:
       return f'{path}: FileNotFoundError: {said}'
     if os.path.exists(path):
       return f'{flag} cannot be read: {error.strerror or _one_line(error)}.'
-    return f'{flag}: there is no such file.{_close_files(path)}'
+    return (
+        f'{flag}: there is no such file.{_close_files(path)} By name there are:'
+        f' {", ".join(_shipped.names())}.'
+    )
   if match := _OVERRIDE.search(_one_line(error)):
     return f'--{name}.{match[1]}: {match[2]}'
   if 'get_config' in str(error):
