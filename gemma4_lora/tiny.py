@@ -35,6 +35,7 @@ _TASKS = (
     'data.PreferenceTask',
     'data.Seq2SeqTask',
     'data.TextTask',
+    'data.UnpairedTask',
 )
 _DATASETS = (
     'data.py.Tfds',
@@ -197,6 +198,9 @@ def _rows(ds: _Node) -> _Node:
   if _is(task, '', ('data.PreferenceTask',)):
     fields['in_response'] = task.get('in_chosen', 'chosen')
     fields['in_rejected'] = task.get('in_rejected', 'rejected')
+  elif _is(task, '', ('data.UnpairedTask',)):
+    fields['in_response'] = task.get('in_completion', 'completion')
+    fields['in_label'] = task.get('in_label', 'label')
   elif _is(task, '', ('data.TextTask',)):
     fields['in_prompt'] = task.get('in_prompt')
     fields['in_response'] = task.get('in_text', 'text')

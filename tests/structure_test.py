@@ -44,6 +44,7 @@ _ROOMS = (
     'tpu',
     'tpu/program',
     'data/reports',
+    'data/preferences',
     'data',
     'data/images',
     'data/sources',

@@ -33,6 +33,8 @@ class ChatRows(grain.RandomAccessDataSource):
       one of two is preferred.
     in_rejected: Key of another answer, for `g4.data.PreferenceTask`: the English
       sentence again.
+    in_label: Key of whether the answer is good, for `g4.data.UnpairedTask`: every
+      other one.
     in_messages: Key of the messages. Default: the layout's.
     in_images: Key of images: every other row has one.
     others: Further keys of each row, which no task reads.
@@ -43,6 +45,7 @@ class ChatRows(grain.RandomAccessDataSource):
   in_prompt: str | None = 'prompt'
   in_response: str = 'response'
   in_rejected: str | None = None
+  in_label: str | None = None
   in_messages: str | None = None
   in_images: str | None = None
   others: Sequence[str] = ()
@@ -58,18 +61,21 @@ class ChatRows(grain.RandomAccessDataSource):
     if self.in_images is not None:
       row[self.in_images] = images
     layout = _layouts.by_name(self.layout)
-    is_pair = self.in_rejected is not None
-    if not layout.is_chat and images:
-      prompt = f'<|image|>{prompt}'
-    if self.in_prompt is not None and (is_pair or not layout.is_chat):
-      row[self.in_prompt] = prompt
+    is_judged = self.in_rejected is not None or self.in_label is not None
+    is_apart = is_judged or not layout.is_chat
+    if is_apart and self.in_prompt is not None:
+      row[self.in_prompt] = f'<|image|>{prompt}' if images else prompt
     say = functools.partial(
         layout.write,
-        None if is_pair and self.in_prompt is not None else prompt,
+        None if is_apart and self.in_prompt is not None else prompt,
         num_images=None if self.in_images is None else len(images),
     )
-    if self.in_rejected is not None:
-      row |= {self.in_response: say(answer), self.in_rejected: say(prompt)}
+    if is_judged:
+      row[self.in_response] = say(answer)
+      if self.in_rejected is not None:
+        row[self.in_rejected] = say(prompt)
+      if self.in_label is not None:
+        row[self.in_label] = int(index) % 2 == 0
     elif layout.in_messages is not None:
       row[self.in_messages or layout.in_messages] = say(answer)
     else:

@@ -1,6 +1,7 @@
 """Rows of an instruction, its input and the output, as Stanford Alpaca has them."""
 
 from collections.abc import Mapping
+import dataclasses
 from typing import Any
 
 from kauldron import kd
@@ -32,41 +33,34 @@ class Alpaca(_layout.Layout):
     return [*dict.fromkeys(names), _INPUT, _SYSTEM, _HISTORY]
 
   def parse(self, row: Any, columns: Columns) -> Conversation:
+    messages = self.prompt(row, columns.in_prompt)
+    key = _key(row, columns.in_response, default='response', name='output')
+    self.add_answer(row, key, before=messages)
+    return Conversation(messages=tuple(messages))
+
+  def completed(
+      self, conversation: Conversation, row: Any, columns: Columns
+  ) -> Conversation:
+    system = _fields.get_optional(row, _SYSTEM)
+    if system is not None and columns.in_system is None:
+      columns = dataclasses.replace(columns, in_system=_SYSTEM)
+    return super().completed(conversation, row, columns)
+
+  def prompt(self, row: Any, key: kd.kontext.Key) -> list[Message]:
     messages = []
-    system = (
-        _fields.get_optional(row, _SYSTEM)
-        if columns.in_system is None
-        else None
-    )
-    if system:
-      messages.append(_message('system', system, field=_SYSTEM))
     for i, pair in enumerate(_pairs(row)):
       field = f'{_HISTORY}[{i}]'
       messages.append(_message('user', pair[0], field=f'{field}[0]'))
       messages.append(_message('model', pair[1], field=f'{field}[1]'))
-    key = _key(row, columns.in_prompt, default='prompt', name='instruction')
+    key = _key(row, key, default='prompt', name='instruction')
     messages.append(_message('user', _prompt(row, key), field=key))
-    key = _key(row, columns.in_response, default='response', name='output')
-    answer = _fields.get_text(row, key)
-    messages.append(_message('model', answer, field=key))
-    return Conversation(messages=tuple(messages))
+    return messages
 
-  def read_answer(
-      self,
-      row: Any,
-      *,
-      in_prompt: kd.kontext.Key | None,
-      in_answer: kd.kontext.Key,
-  ) -> tuple[str | None, Any]:
-    assert in_prompt is not None  # See `PreferenceTask`.
-    for name in (_SYSTEM, _HISTORY):
-      if _fields.get_optional(row, name):
-        raise ValueError(
-            f'Field {name!r} of an alpaca row is not read where one of two'
-            ' answers is preferred. Use layout="messages".'
-        )
-    key = _key(row, in_prompt, default='prompt', name='instruction')
-    return _prompt(row, key), _fields.get_text(row, in_answer)
+  def add_answer(
+      self, row: Any, key: kd.kontext.Key, *, before: list[Message]
+  ) -> None:
+    text = _fields.get_text(row, key)
+    before.append(_message('model', text, field=key))
 
   def write(
       self, prompt: str | None, answer: str, *, num_images: int | None = None

@@ -54,18 +54,13 @@ class Gemini(_message_list.MessageList):
   def conversation_keys(self, columns: Columns) -> list[kd.kontext.Key]:
     return [*super().conversation_keys(columns), *_SYSTEMS]
 
-  def conversation(self, row: Any, columns: Columns) -> Conversation:
-    if columns.in_tools is None:
-      return super().conversation(row, columns)
-    tools = _declarations(_fields.get(row, columns.in_tools))
-    columns = dataclasses.replace(columns, in_tools=None)
-    return dataclasses.replace(
-        super().conversation(row, columns),
-        tools=_tool_fields.parse_tools(tools),
-    )
+  def tools(self, value: Any) -> tuple[dict[str, Any], ...]:
+    return _tool_fields.parse_tools(_declarations(value))
 
-  def parse(self, row: Any, columns: Columns) -> Conversation:
-    conversation = super().parse(row, columns)
+  def completed(
+      self, conversation: Conversation, row: Any, columns: Columns
+  ) -> Conversation:
+    conversation = super().completed(conversation, row, columns)
     for name in _SYSTEMS:
       given = _fields.get_optional(row, name)
       if given and columns.in_system is None:

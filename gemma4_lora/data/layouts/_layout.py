@@ -14,6 +14,7 @@ from gemma4_lora.data.layouts import _tool_fields
 
 Columns = _columns.Columns
 Conversation = _conversation.Conversation
+Message = _conversation.Message
 
 
 class Layout(abc.ABC):
@@ -48,12 +49,21 @@ class Layout(abc.ABC):
       ValueError: A field does not hold what the layout wants.
       KeyError: A field is missing.
     """
+    return self.completed(self.parse(row, columns), row, columns)
+
+  def completed(
+      self, conversation: Conversation, row: Any, columns: Columns
+  ) -> Conversation:
+    """Returns a conversation with the row's system text and its tools.
+
+    Raises:
+      ValueError: A field does not hold what the layout wants.
+      KeyError: A field is missing.
+    """
     tools = (
         None if columns.in_tools is None else _fields.get(row, columns.in_tools)
     )
-    conversation = dataclasses.replace(
-        self.parse(row, columns), tools=_tool_fields.parse_tools(tools)
-    )
+    conversation = dataclasses.replace(conversation, tools=self.tools(tools))
     if columns.in_system is None:
       return conversation
     text = _fields.get(row, columns.in_system)
@@ -75,18 +85,35 @@ class Layout(abc.ABC):
       KeyError: A field is missing.
     """
 
-  @abc.abstractmethod
-  def read_answer(
-      self,
-      row: Any,
-      *,
-      in_prompt: kd.kontext.Key | None,
-      in_answer: kd.kontext.Key,
-  ) -> tuple[str | None, Any]:
-    """Returns the prompt and one of its answers, of a row that has several.
+  def tools(self, value: Any) -> tuple[dict[str, Any], ...]:
+    """Returns the tools that a field declares.
 
-    Returns:
-      What `parse` reads: a prompt and a response, or None and messages.
+    Raises:
+      ValueError: They are none.
+    """
+    return _tool_fields.parse_tools(value)
+
+  @abc.abstractmethod
+  def prompt(self, row: Any, key: kd.kontext.Key) -> list[Message]:
+    """Returns the messages of a prompt, of a row that has answers to it.
+
+    Raises:
+      ValueError: A field does not hold what the layout wants.
+      KeyError: A field is missing.
+    """
+
+  @abc.abstractmethod
+  def add_answer(
+      self, row: Any, key: kd.kontext.Key, *, before: list[Message]
+  ) -> None:
+    """Adds the messages of an answer to those of its prompt.
+
+    They may be a whole conversation, which says the prompt again.
+
+    Args:
+      row: The row.
+      key: Field of the answer.
+      before: Messages of the prompt.
 
     Raises:
       ValueError: A field does not hold what the layout wants.

@@ -6,6 +6,7 @@ import textwrap
 from gemma4_lora.data.conversations import _choices
 from gemma4_lora.data.layouts import _alpaca
 from gemma4_lora.data.layouts import _gemini
+from gemma4_lora.data.layouts import _hh_rlhf
 from gemma4_lora.data.layouts import _layout
 from gemma4_lora.data.layouts import _messages
 from gemma4_lora.data.layouts import _prompt_response
@@ -21,6 +22,7 @@ LAYOUTS: dict[str, _layout.Layout] = {
         _alpaca.Alpaca(),
         _gemini.Gemini(),
         _responses.Responses(),
+        _hh_rlhf.HhRlhf(),
     )
 }
 

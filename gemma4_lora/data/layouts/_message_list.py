@@ -16,6 +16,9 @@ Columns = _columns.Columns
 Conversation = _conversation.Conversation
 Message = _conversation.Message
 
+# Where messages have the role, of which a list of them would have a list.
+_ROLES = ('role', 'from')
+
 
 class MessageList(_layout.Layout):
   """A list of messages in one field.
@@ -59,29 +62,24 @@ class MessageList(_layout.Layout):
     if not items:
       raise ValueError(f'Field {key!r} has no messages.')
     messages: list[Message] = []
-    for i, item in enumerate(items):
-      message = self.parse_message(item, field=f'{key}[{i}]', before=messages)
-      if message is not None:
-        messages.append(message)
+    self._add_all(items, field=key, before=messages)
     return Conversation(messages=tuple(messages))
 
-  def read_answer(
-      self,
-      row: Any,
-      *,
-      in_prompt: kd.kontext.Key | None,
-      in_answer: kd.kontext.Key,
-  ) -> tuple[None, list[dict[str, Any]]]:
-    answer = _fields.get(row, in_answer)
-    if in_prompt is None:
-      return None, _fields.dicts(answer, field=in_answer)
-    messages = self._messages('model', answer, field=in_answer)
-    prompt = self._messages(
-        'user', _fields.get(row, in_prompt), field=in_prompt
+  def prompt(self, row: Any, key: kd.kontext.Key) -> list[Message]:
+    messages: list[Message] = []
+    items = self._items('user', _fields.get(row, key), field=key)
+    self._add_all(items, field=key, before=messages)
+    return messages
+
+  def add_answer(
+      self, row: Any, key: kd.kontext.Key, *, before: list[Message]
+  ) -> None:
+    value = _fields.get(row, key)
+    if not before and isinstance(value, str):
+      value = _fields.from_json(value, field=key)  # No answer to nothing.
+    self._add_all(
+        self._items('model', value, field=key), field=key, before=before
     )
-    if messages[: len(prompt)] != prompt:
-      messages = [*prompt, *messages]
-    return None, messages
 
   def write(
       self, prompt: str | None, answer: str, *, num_images: int | None = None
@@ -92,13 +90,30 @@ class MessageList(_layout.Layout):
     user = self._name_of('user')
     return [self.message(user, prompt, num_images=num_images), *messages]
 
-  def _messages(
+  def _items(
       self, name: str, value: Any, *, field: str
   ) -> list[dict[str, Any]]:
-    """Returns the messages of a field, which may be the text of one."""
+    """Returns the messages of a field, which may be one, or its text."""
     if isinstance(value, str):
       return [self.message(name, value)]
+    if isinstance(value, dict) and any(
+        isinstance(value.get(key), str) for key in _ROLES
+    ):
+      return [value]
     return _fields.dicts(value, field=field)
+
+  def _add_all(
+      self, items: list[dict[str, Any]], *, field: str, before: list[Message]
+  ) -> None:
+    for i, item in enumerate(items):
+      self._add(item, field=f'{field}[{i}]', before=before)
+
+  def _add(
+      self, item: dict[str, Any], *, field: str, before: list[Message]
+  ) -> None:
+    message = self.parse_message(item, field=field, before=before)
+    if message is not None:
+      before.append(message)
 
   def _key(self, columns: Columns) -> kd.kontext.Key:
     key = columns.in_messages or self.in_messages

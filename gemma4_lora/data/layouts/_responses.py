@@ -35,15 +35,8 @@ class Responses(_message_list.MessageList):
   def conversation_keys(self, columns: Columns) -> list[kd.kontext.Key]:
     return [*super().conversation_keys(columns), _OUTPUT, _INSTRUCTIONS]
 
-  def conversation(self, row: Any, columns: Columns) -> Conversation:
-    if columns.in_tools is None:
-      return super().conversation(row, columns)
-    tools = _functions(_fields.get(row, columns.in_tools))
-    columns = dataclasses.replace(columns, in_tools=None)
-    return dataclasses.replace(
-        super().conversation(row, columns),
-        tools=_tool_fields.parse_tools(tools),
-    )
+  def tools(self, value: Any) -> tuple[dict[str, Any], ...]:
+    return _tool_fields.parse_tools(_functions(value))
 
   def parse(self, row: Any, columns: Columns) -> Conversation:
     key = self._key(columns)

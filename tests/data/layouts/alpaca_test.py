@@ -76,10 +76,10 @@ def test_pairs_of_answers():
       layout='alpaca', in_prompt='instruction', **_COMMON
   )
   row = {'instruction': 'a', 'input': 'b', 'chosen': 'c', 'rejected': 'd'}
-  tokens = task.map(row)['target'][0]
-  text = _COMMON['tokenizer'].decode(tokens[tokens > 0])
-  assert 'user\na\nb<turn|>' in text
-  with pytest.raises(
-      ValueError, match="'history' of an alpaca row is not read"
-  ):
-    task.map(dict(row, history=[['a', 'b']]))
+  row |= {'system': 'Be kind.', 'history': [['x', 'y']]}
+  example = task.map(row)
+  assert set(example) == {'input', 'target', 'loss_mask'}
+  for tokens, answer in zip(example['target'], 'cd', strict=True):
+    text = _COMMON['tokenizer'].decode(tokens[tokens > 0])
+    sft = {k: v for k, v in row.items() if k not in ('chosen', 'rejected')}
+    assert text == _TASK.render(sft | {'output': answer}).text

@@ -4,6 +4,7 @@ import dataclasses
 import pickle
 
 from gemma import gm
+import jax
 import numpy as np
 import pytest
 import sentencepiece as spm
@@ -167,3 +168,49 @@ def test_another_vocabulary_is_no_malformed_row(tmp_path):
   task = dataclasses.replace(_TASK, tokenizer=tokenizer, max_malformed=5)
   with pytest.raises(ValueError, match="other.model is not Gemma 4's"):
     task.map(_ROW)
+
+
+def test_answers_share_the_images_of_their_prompt(tmp_path):
+  tokenizer = g4.testing.make_tokenizer(
+      tmp_path / 'full.model', vocab_size=262144
+  )
+  common = dict(
+      layout='messages',
+      in_images='images',
+      tokenizer=tokenizer,
+      max_length=40,
+      max_soft_tokens=4,
+      patch_size=4,
+  )
+  task = g4.data.PreferenceTask(**common)
+  image = np.random.default_rng(0).integers(0, 256, (24, 12, 3), np.uint8)
+  question = _user([{'type': 'image'}, {'type': 'text', 'text': 'Who?'}])
+  row = {
+      'prompt': [question],
+      'chosen': [question, _model('A cat.')],
+      'rejected': [_model('A dog.')],
+      'images': [image],
+  }
+  example = task.map(row)
+  chat = g4.data.ChatTask(**common)
+  for i, answer in enumerate(('A cat.', 'A dog.')):
+    wanted = chat.map(
+        {'messages': [question, _model(answer)], 'images': [image]}
+    )
+    np.testing.assert_array_equal(example['input'][i], wanted['input'])
+    jax.tree.map(
+        np.testing.assert_array_equal, example['images'], wanted['images']
+    )
+  assert (example['input'] == -2).sum(axis=-1).tolist() == [2, 2]
+  specs = jax.tree.map(lambda x: (x.shape, x.dtype), task.field_specs())
+  assert specs == jax.tree.map(lambda x: (x.shape, x.dtype), example)
+  with pytest.raises(ValueError, match="'images' has 0 images"):
+    task.map(row | {'images': None})
+
+
+def test_images_in_one_answer_alone_are_malformed():
+  image = [{'type': 'image'}, {'type': 'text', 'text': '4.'}]
+  task = dataclasses.replace(_TASK, layout='messages', in_images='images')
+  row = {'prompt': [_user('a')], 'chosen': [_model(image)], 'images': None}
+  with pytest.raises(ValueError, match="'chosen' has 1 images in its answer"):
+    task.map(row | {'rejected': [_model('22.')]})
