@@ -300,7 +300,7 @@ def test_forms_of_rows(layout, in_prompt, row):
                 'chosen': '\n\nHuman: a\n\nAssistant:',
                 'rejected': 'Human: a\n\nAssistant: b',
             },
-            'the answer is empty',
+            'an empty answer',
         ),
     ],
 )

@@ -77,7 +77,7 @@ def test_labels(value, wanted):
         (_ROW | {'label': 2}, "'label' should be true or false"),
         (_ROW | {'label': [True]}, "'label' should be true or false"),
         (_ROW | {'completion': [_MODEL, _USER]}, 'does not end with the model'),
-        (_ROW | {'completion': ''}, 'the answer is empty'),
+        (_ROW | {'completion': ''}, 'an empty answer'),
     ],
 )
 def test_malformed_rows(row, match):
