@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Mapping
+import json
 from typing import Any
 from typing import ClassVar
 
@@ -95,12 +96,10 @@ class MessageList(_layout.Layout):
   ) -> list[dict[str, Any]]:
     """Returns the messages of a field, which may be one, or its text."""
     if isinstance(value, str):
-      return [self.message(name, value)]
-    if isinstance(value, dict) and any(
-        isinstance(value.get(key), str) for key in _ROLES
-    ):
-      return [value]
-    return _fields.dicts(value, field=field)
+      if not value.lstrip().startswith(('[{', '{')):
+        return [self.message(name, value)]
+      return _items_in(value) or [self.message(name, value)]
+    return [value] if _is_item(value) else _fields.dicts(value, field=field)
 
   def _add_all(
       self, items: list[dict[str, Any]], *, field: str, before: list[Message]
@@ -122,3 +121,19 @@ class MessageList(_layout.Layout):
 
   def _name_of(self, role: str) -> str:
     return next(name for name, ours in self.roles.items() if ours == role)
+
+
+def _is_item(value: Any) -> bool:
+  if not isinstance(value, dict):
+    return False
+  return any(isinstance(value.get(key), str) for key in _ROLES)
+
+
+def _items_in(text: str) -> list[dict[str, Any]]:
+  """Returns the messages that a text holds as JSON; none if it is an answer."""
+  try:
+    value = json.loads(text)
+  except (ValueError, RecursionError):
+    return []
+  items = value if isinstance(value, list) else [value]
+  return items if all(map(_is_item, items)) else []

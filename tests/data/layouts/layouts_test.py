@@ -38,6 +38,28 @@ def test_pairs_of_all_layouts_say_the_same(layout):
 
 
 @_layout
+def test_labelled_answers_of_all_layouts_say_the_same(layout):
+  keys = dict(in_response='completion', in_label='label')
+  task = g4.data.UnpairedTask(layout=layout, **_COMMON)
+  wanted = g4.data.UnpairedTask(**_COMMON)
+  for i in range(2):
+    row = g4.testing.ChatRows(layout=layout, **keys)[i]
+    want = wanted.map(g4.testing.ChatRows(**keys)[i])
+    np.testing.assert_equal(task.map(row), want)
+    assert want['label'] == (i == 0)
+
+
+@_layout
+def test_prompts_of_pairs_have_their_images(layout):
+  keys = dict(in_response='chosen', in_rejected='rejected', in_images='image')
+  task = g4.data.PreferenceTask(layout=layout, in_images='image', **_COMMON)
+  for i, wanted in enumerate((1, 0)):
+    row = g4.testing.ChatRows(layout=layout, **keys)[i]
+    answers = [task.answered(row, key) for key in ('chosen', 'rejected')]
+    assert [answer.num_images for answer in answers] == [wanted] * 2
+
+
+@_layout
 def test_each_layout_is_documented(layout):
   assert f"* `'{layout}'`: " in inspect.getdoc(g4.data.ChatTask)
   (line,) = [

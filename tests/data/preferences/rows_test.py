@@ -1,6 +1,7 @@
 """Rows of preferences as datasets have them: the prompt is taken once."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -348,3 +349,15 @@ def test_a_prompt_and_its_completion_are_lists():
       {'prompt': [_USER], 'completion': [_GOOD, _USER, _BAD]}
   )
   assert rendered.trained == '4.<turn|>22.<turn|>'
+
+
+def test_messages_may_be_json():
+  """Columns of CSV and JSONL; an answer that is other JSON stays text."""
+  row = {
+      'prompt': json.dumps([_USER]),
+      'chosen': json.dumps([_USER, _GOOD]),
+      'rejected': json.dumps(_BAD),
+  }
+  assert _texts(_LISTS.map(row)) == _said()
+  row['rejected'] = '[{"role": 22}]'
+  assert _texts(_LISTS.map(row))[1].endswith('model\n[{"role": 22}]<turn|>')
