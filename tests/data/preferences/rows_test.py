@@ -92,7 +92,8 @@ def test_the_system_message_is_taken_from_where_it_is(row):
 
 def test_calls_of_tools_in_the_prompt_have_other_ids():
   def conversation(call_id, answer):
-    call = {'function': {'name': 'add', 'arguments': {'a': 2, 'b': None}}}
+    arguments = {'a': 2} | ({'b': None} if call_id else {})
+    call = {'function': {'name': 'add', 'arguments': arguments}}
     return [
         _USER,
         {'role': 'assistant', 'content': None, 'tool_calls': [call | call_id]},
@@ -113,6 +114,7 @@ def test_calls_of_tools_in_the_prompt_have_other_ids():
       '22.<turn|>',
   ]
   with_prompt = row | {'prompt': conversation({}, _GOOD)[:-1]}
+  texts = [text.replace(',b:null', '') for text in texts]
   assert _texts(_LISTS.map(with_prompt)) == texts
 
 
