@@ -13,6 +13,7 @@ from kauldron import kd
 from kauldron.utils import config_util
 
 from gemma4_lora import host
+from gemma4_lora.ckpts import _best_metric
 from gemma4_lora.ckpts import _good_state
 from gemma4_lora.ckpts import _live_run
 from gemma4_lora.ckpts import _needs_logits
@@ -57,6 +58,7 @@ class Checkpointer(kd.ckpts.Checkpointer):
 
   def update_from_root_cfg(self, root_cfg: kd.train.Trainer) -> Self:
     new = super().update_from_root_cfg(root_cfg)
+    _best_metric.check_mode(new.best_mode, who=self._who)
     # Kauldron makes the folder before it asks for a checkpoint.
     host.path(new.workdir, who=f'{self._who}: workdir')
     return new
@@ -129,9 +131,11 @@ class Checkpointer(kd.ckpts.Checkpointer):
           f'{self._who}: step {step} is not saved: {problem}'
           f' {self._last_saved()}'
       )
-    if signal and self.best_metric_path is not None:
-      # Between two evaluations, there is nothing to compare it by.
-      metrics = None
+    # Between two evaluations, where a signal stops it or before the first one,
+    # there is nothing to compare it by: it is kept.
+    metrics = _best_metric.comparable(
+        metrics, self.best_metric_path, who=self._who
+    )
     with self._explained():
       saved = super().save(
           item, step=step, force=force or bool(signal), metrics=metrics
@@ -210,13 +214,15 @@ class Checkpointer(kd.ckpts.Checkpointer):
       state: To train.
 
     Raises:
-      ValueError: A loss or a metric reads logits that training does not make.
+      ValueError: A loss or a metric reads logits that training does not make,
+        or there is no metric to compare checkpoints by.
     """
     del state
     if isinstance(self.base_cfg, kd.train.Trainer):
       # Kauldron's own train step does not look.
       step = self.base_cfg.trainstep
       _needs_logits.check(step.model, step.aux, who=self._who)
+      _best_metric.check(self, self.base_cfg, who=self._who)
     self._files.probe(who=self._who)
     self._run.take(is_primary=self._is_primary)
     self._files.remove_deleted()

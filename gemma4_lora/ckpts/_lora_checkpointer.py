@@ -10,6 +10,7 @@ from etils import epath
 import jax
 from kauldron import kd
 
+from gemma4_lora.ckpts import _best_metric
 from gemma4_lora.ckpts import _checkpointer
 from gemma4_lora.ckpts.lora import _fingerprint
 from gemma4_lora.ckpts.lora import _frozen_base
@@ -17,11 +18,6 @@ from gemma4_lora.ckpts.lora import _lora_item
 from gemma4_lora.ckpts.sources import _locate
 
 _WHO = 'LoRACheckpointer'
-
-_STANDALONE = (
-    kd.evals.StandaloneEveryCheckpoint,
-    kd.evals.StandaloneLastCheckpoint,
-)
 
 
 @dataclasses.dataclass(frozen=True, eq=True, kw_only=True)
@@ -162,7 +158,9 @@ def _check_is_whole(folder: epath.Path) -> None:
 def _check_evals(trainer: kd.train.Trainer) -> None:
   """Raises where Kauldron would read checkpoints past the checkpointer."""
   for name, evaluator in (trainer.evals or {}).items():
-    if evaluator.discard_opt and isinstance(evaluator.run, _STANDALONE):
+    if evaluator.discard_opt and isinstance(
+        evaluator.run, _best_metric.STANDALONE
+    ):
       raise ValueError(
           f'{_WHO}: evals.{name}.discard_opt=True: with it, Kauldron reads the'
           ' whole model from the checkpoint, which has LoRA alone. Drop it: the'

@@ -128,13 +128,10 @@ class Workdir:
         )
       if of_bucket is not None:
         raise type(of_bucket)(f'{of_bucket}{then}'.rstrip()) from e
-      epy.reraise(
-          e,
-          prefix=(
-              f'{who}: cannot save to {self.folder}: is the disk full, or the'
-              f' workdir read-only?{then}'
-          ),
-      )
+      # Which no storage raises.
+      is_bug = isinstance(e, (LookupError, TypeError, AttributeError))
+      why = '.' if is_bug else ': is the disk full, or the workdir read-only?'
+      epy.reraise(e, prefix=f'{who}: cannot save to {self.folder}{why}{then}')
 
   def _last(self, saved: int | None) -> str:
     """Returns the last step that is complete, for messages."""

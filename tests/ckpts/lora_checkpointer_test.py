@@ -311,6 +311,24 @@ def test_a_loss_of_logits_that_are_not_made_is_refused_at_the_start(tmp_path):
     trainer.checkpointer.restore(item, noop_if_missing=True)
 
 
+def test_a_metric_that_is_not_there_is_refused_at_the_start(tmp_path):
+  made = runs.trainer(tmp_path, options={'best_metric_path': 'evals.x'})
+  item = _item(made, runs.state(made, seed=0))
+  with pytest.raises(
+      ValueError, match="path='evals.x' is no metric of the run"
+  ):
+    made.checkpointer.restore(item, noop_if_missing=True)
+  with pytest.raises(ValueError, match="'evals.x' is no number of the metrics"):
+    made.checkpointer.save(item, step=0, metrics={'evals': {'y': 1}})
+
+
+def test_what_no_storage_raises_is_not_blamed_on_it(tmp_path):
+  made = runs.trainer(tmp_path)
+  with pytest.raises(KeyError, match=r"cannot save to \S+\. The last .* 'x'"):
+    with made.checkpointer._explained():
+      raise KeyError('x')
+
+
 @pytest.mark.parametrize('is_fresh', [True, False])
 def test_a_base_that_changed_is_not_forgotten(
     is_fresh, saved, released, tmp_path

@@ -28,6 +28,7 @@ _FLAT_ROOTS = {
 _STACKED = re.compile(
     r'transformer/stacked_layers/attention_type_(\d{1,6})(/.*)?'
 )
+_NNX = ('value', 'raw_value')
 # More than any model has.
 _MOST_LAYERS = 10_000
 
@@ -70,8 +71,18 @@ def nested(leaves: Iterable[Stored]) -> tuple[str, list[Stored]]:
   Returns:
     The name of the layout, and the leaves. Trees of parameters alone, as
     released, come under `params`, where Kauldron's checkpoints have theirs.
+
+  Raises:
+    ValueError: They are none of a model that Flax Linen has saved.
   """
   leaves = list(leaves)
+  params = [x for x in leaves if x.key[0] == 'params'] or leaves
+  if params and all(x.key[-1] in _NNX for x in params):
+    raise ValueError(
+        f'its leaves end in .{params[0].key[-1]}, as {params[0].name}: it is an'
+        ' nnx.State of Flax NNX. Save its arrays alone:'
+        ' ocp.StandardCheckpointer().save(path, nnx.to_pure_dict(state)).'
+    )
   if any(x.key[0] == 'params' for x in leaves):
     return 'kauldron', leaves
   roots = {x.key[0].split('/')[0] for x in leaves}

@@ -82,6 +82,7 @@ def locate(path: epath.PathLike, *, step: int = -1, who: str) -> epath.Path:
   elif _steps(path) or path.name == _CHECKPOINTS:
     return _step_in(path, step=step, who=who)
   elif _looks_like_orbax(path):
+    _check_items(path, who=who)
     raise ValueError(
         f'{who}: {path} is half-written: it has no {METADATA}, which Orbax'
         f' writes last. It holds {_listing(path)}.'
@@ -107,6 +108,8 @@ def _step_in(folder: epath.Path, *, step: int, who: str) -> epath.Path:
   steps = _steps(folder)
   complete = {n: d for n, d in steps.items() if not _lacks(d)}
   if not complete:
+    for name in sorted(steps, reverse=True):
+      _check_items(steps[name], who=who)
     partial = sorted(d.name for d in folder.iterdir() if _TMP in d.name)
     partial += sorted(d.name for d in steps.values())
     if partial:
@@ -139,6 +142,20 @@ def _step_in(folder: epath.Path, *, step: int, who: str) -> epath.Path:
         f' {sorted(complete)}.'
     )
   return complete[step] / _ITEM
+
+
+def _check_items(step: epath.Path, *, who: str) -> None:
+  """Raises if a step has items that a user has named, and not ours."""
+  if (step / _ITEM).exists():
+    return
+  named = sorted(x.name for x in step.iterdir() if (x / METADATA).exists())
+  if named:
+    raise ValueError(
+        f'{who}: {step} has the items {named}, as an'
+        ' orbax.checkpoint.CheckpointManager names them, and not'
+        f' {_ITEM!r}, which Kauldron writes. Give the path of one:'
+        f' {step / named[0]}.'
+    )
 
 
 def _lacks(step: epath.Path) -> str | None:

@@ -1,6 +1,7 @@
 """Names of released layouts, renamed without a file."""
 
 import numpy as np
+import pytest
 
 from gemma4_lora.ckpts.sources import _checkpoint_layouts
 
@@ -33,6 +34,14 @@ def test_kauldron():
           'step': (None, ()),
       },
   )
+
+
+@pytest.mark.parametrize('path', [('layer_0', 'w'), ('params', 'x')])
+def test_a_state_of_nnx_is_an_error(path):
+  leaves = _leaf(*path, 'value'), _leaf(*path[:-1], 'b', 'raw_value')
+  with pytest.raises(ValueError, match=r'end in \.value.*nnx\.to_pure_dict'):
+    _names(*leaves, *[_leaf('step', shape=())] * ('params' in path))
+  assert _names(*leaves, _leaf(*path[:-1], 'c'))  # A name like another.
 
 
 def test_flat():

@@ -148,6 +148,20 @@ def test_folder_without_metadata(checkpoint, tmp_path):
     _locate_it(tmp_path / 'c')
 
 
+def test_items_that_others_name(workdir, tmp_path):
+  """Complete, and not ours: the path of one of them is."""
+  shutil.copytree(workdir, tmp_path / 'run')
+  folder = tmp_path / 'run' / 'checkpoints'
+  for step in folder.iterdir():
+    (step / 'default').rename(step / 'params')
+  named = folder / 'ckpt_12' / 'params'
+  match = rf"has the items \['params'\].* Give the path of one: {named}\."
+  for path in (tmp_path / 'run', folder, folder / 'ckpt_12'):
+    with pytest.raises(ValueError, match=match):
+      _locate_it(path)
+  assert _locate_it(named) == named
+
+
 def test_half_written_step(workdir, tmp_path, caplog):
   """The last complete step is the default; the half-written one is named."""
   shutil.copytree(workdir, tmp_path / 'run')
