@@ -113,6 +113,16 @@ def plain(value: Any) -> Any:
   return value
 
 
+def is_nothing(value: Any) -> bool:
+  """Whether a field of a message has nothing: as datasets fill it in.
+
+  None, an empty text or list, and a dict of these.
+  """
+  if isinstance(value, dict):
+    return all(map(is_nothing, value.values()))
+  return value is None or hasattr(value, '__len__') and not len(value)
+
+
 def dicts(value: Any, *, field: str) -> list[dict[str, Any]]:
   """Returns a list of dicts, from one, or from a dict of lists, or from JSON.
 

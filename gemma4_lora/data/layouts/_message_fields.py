@@ -98,8 +98,7 @@ def thoughts_of(
   found: dict[str, str] = {}
   for name in _ALL_THOUGHT_FIELDS:
     value = item.get(name)
-    # Readers give arrays.
-    if value is not None and (not hasattr(value, '__len__') or len(value)):
+    if not _fields.is_nothing(value):
       found[name] = _thought(value, name)
   if not found:
     return ()
@@ -131,12 +130,12 @@ def content_of(item: dict[str, Any], key: str, *, field: str) -> Any:
   Raises:
     ValueError: It says both; or it has audio, which is not read.
   """
-  if item.get('audio') is not None:
+  if not _fields.is_nothing(item.get('audio')):
     raise ValueError(
         f"Field '{field}.audio' is not read: ChatTask trains texts and images."
     )
   content, refusal = item.get(key), item.get('refusal')
-  if refusal is None:
+  if _fields.is_nothing(refusal):
     return content
   if content:
     raise ValueError(

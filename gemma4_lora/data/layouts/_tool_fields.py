@@ -69,8 +69,8 @@ def calls_of(
     ValueError: One is none; or both fields have some.
   """
   calls, older = item.get('tool_calls'), item.get('function_call')
-  if older is None:
-    if calls is None or _is_empty(calls):
+  if _fields.is_nothing(older):
+    if _fields.is_nothing(calls):
       return ()
     where = f'{field}.tool_calls'
     if isinstance(calls, dict) and ('function' in calls or 'name' in calls):
@@ -80,7 +80,7 @@ def calls_of(
         parse_call(call, field=f'{where}[{i}]')
         for i, call in enumerate(_entries(calls, field=where))
     )
-  if calls is not None and not _is_empty(calls):
+  if not _fields.is_nothing(calls):
     raise ValueError(
         f"Field {field!r} has both 'tool_calls' and a 'function_call'. Keep one."
     )
@@ -96,7 +96,7 @@ def responses_of(
     ValueError: One is none.
   """
   answers = item.get('tool_responses')
-  if answers is None or _is_empty(answers):
+  if _fields.is_nothing(answers):
     return ()
   where = f'{field}.tool_responses'
   found = []
@@ -180,6 +180,9 @@ def _parse_tool(tool: dict[str, Any], *, field: str) -> dict[str, Any]:
     )
   tool = {k: v for k, v in tool.items() if v is not None and k != 'type'}
   tool.pop('function', None)
+  for key, value in tool.items():
+    if key not in _SCHEMAS and key not in _SCHEMAS.values():
+      tool[key] = _schemas.without_nulls(value, None, None)
   if not isinstance(tool.get('name'), str) or not tool['name']:
     raise ValueError(
         f"Field '{field}' has no 'name': {_fields.short(tool, 200)}"
@@ -195,10 +198,6 @@ def _parse_tool(tool: dict[str, Any], *, field: str) -> dict[str, Any]:
     read = _schemas.parameters if ours == 'parameters' else _schemas.cleaned
     tool[ours] = read(tool[ours], field=where)
   return tool
-
-
-def _is_empty(value: Any) -> bool:
-  return hasattr(value, '__len__') and not len(value)
 
 
 def _entries(value: Any, *, field: str) -> list[Any]:

@@ -22,9 +22,11 @@ _PYTHON_TYPES = {
     'float': 'number',
     'bool': 'boolean',
     'list': 'array',
+    'tuple': 'array',
+    'set': 'array',
     'dict': 'object',
 }
-_TYPES = (*_PYTHON_TYPES.values(), 'null')
+_TYPES = (*dict.fromkeys(_PYTHON_TYPES.values()), 'null')
 
 
 def parameters(value: Any, *, field: str) -> dict[str, Any]:
@@ -203,13 +205,19 @@ def _kind(kind: Any, *, field: str) -> tuple[dict[str, Any], bool]:
   outer, _, inner = name.lower().partition('[')
   if outer == 'optional' and inner:
     return _kind(name[len('optional[') : -1], field=field)[0], True
-  ours = _PYTHON_TYPES.get(outer, outer if outer in _TYPES else None)
+  ours = _json_type(outer)
   if ours is None:
     raise ValueError(
         f'Field {field!r} is {kind!r}, which is no type of JSON. Types are:'
         f' {list(_TYPES)}, and of Python: {list(_PYTHON_TYPES)}.'
     )
   schema: dict[str, Any] = {'type': ours}
-  if ours == 'array' and inner:
-    schema['items'] = _kind(inner.removesuffix(']'), field=field)[0]
+  inner = inner.removesuffix(']')
+  # Lists of several types are lists of anything.
+  if ours == 'array' and _json_type(inner.partition('[')[0]):
+    schema['items'] = _kind(inner, field=field)[0]
   return schema, is_optional
+
+
+def _json_type(name: str) -> str | None:
+  return _PYTHON_TYPES.get(name, name if name in _TYPES else None)

@@ -1,4 +1,4 @@
-"""Nulls in arguments of tools: values, or fields that a dataset filled in."""
+"""Nulls in arguments and answers: values, or what a dataset filled in."""
 
 import dataclasses
 from typing import Any
@@ -17,37 +17,45 @@ def dropped(conversation: Conversation, *, policy: str) -> Conversation:
   Args:
     conversation: Its calls have arguments, its tools the schemas.
     policy: `'schema'`: what the schema of a declared tool does not allow is
-      dropped; a tool that is not declared allows all. `'keep'`: nothing is;
-      `'drop'`: all nulls are.
+      dropped; a tool that is not declared allows all, and so does one that does
+      not declare its answer. `'keep'`: nothing is; `'drop'`: all nulls are.
   """
-  if policy == 'keep' or not any(
-      _schemas.has_null(call.arguments)
-      for message in conversation.messages
-      for call in message.calls
-  ):
+  if policy == 'keep' or not any(map(_has_null, conversation.messages)):
     return conversation
-  schemas = {
-      tool['name']: tool.get('parameters') for tool in conversation.tools
-  }
+  tools = {tool['name']: tool for tool in conversation.tools}
 
-  def arguments(call: _conversation.ToolCall) -> dict[str, Any]:
+  def without(value: Any, name: str, key: str) -> Any:
     if policy == 'drop':
-      return _schemas.without_nulls(call.arguments, None, None)
-    if call.name not in schemas:
-      return call.arguments
-    schema = schemas[call.name]
-    return _schemas.without_nulls(call.arguments, schema, schema)
+      return _schemas.without_nulls(value, None, None)
+    if name not in tools or key == 'response' and key not in tools[name]:
+      return value
+    schema = tools[name].get(key)
+    return _schemas.without_nulls(value, schema, schema)
 
-  messages = [
-      dataclasses.replace(
-          message,
-          calls=tuple(
-              dataclasses.replace(call, arguments=arguments(call))
-              for call in message.calls
-          ),
+  messages = []
+  for message in conversation.messages:
+    if _has_null(message):
+      calls = [
+          dataclasses.replace(
+              call, arguments=without(call.arguments, call.name, 'parameters')
+          )
+          for call in message.calls
+      ]
+      answers = [
+          dataclasses.replace(
+              answer,
+              response=without(answer.response, answer.name, 'response'),
+          )
+          for answer in message.responses
+      ]
+      message = dataclasses.replace(
+          message, calls=tuple(calls), responses=tuple(answers)
       )
-      if message.calls
-      else message
-      for message in conversation.messages
-  ]
+    messages.append(message)
   return dataclasses.replace(conversation, messages=tuple(messages))
+
+
+def _has_null(message: _conversation.Message) -> bool:
+  return any(
+      _schemas.has_null(call.arguments) for call in message.calls
+  ) or any(_schemas.has_null(answer.response) for answer in message.responses)

@@ -161,6 +161,18 @@ def test_a_malformed_row_is_an_error_that_says_where(row, match):
     [
         ({'content': 'a'}, 'a'),
         ({'content': 'a', 'train': True, 'loss': 1, 'masked': False}, 'a'),
+        # As readers fill in structs.
+        (
+            {
+                'content': 'a',
+                'function_call': {'name': None, 'arguments': None},
+                'audio': {'id': None},
+                'refusal': '',
+                'reasoning_details': [],
+                'tool_calls': [],
+            },
+            'a',
+        ),
         ({'content': 'a', 'training': None, 'masked': 0}, 'a'),
         ({'content': 'a', 'train': False}, ''),
         ({'content': 'a', 'training': 'False'}, ''),

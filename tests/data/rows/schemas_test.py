@@ -79,6 +79,8 @@ def test_flat_parameters_are_a_schema_of_them():
       'on': {'type': 'bool, optional', 'default': None},
       'rest': {'type': 'Optional[Dict[str, int]]'},
       'any': {'type': 'string'},
+      'mixed': {'type': 'List[Union[int, float]]', 'default': [1]},
+      'pair': {'type': 'Tuple[int, int], optional'},
   }
   schema = _clean(flat)
   assert schema['required'] == ['number', 'names', 'any']
@@ -90,7 +92,10 @@ def test_flat_parameters_are_a_schema_of_them():
       'on': 'boolean',
       'rest': 'object',
       'any': 'string',
+      'mixed': 'array',
+      'pair': 'array',
   }
+  assert 'items' not in schema['properties']['mixed']
   assert schema['properties']['names']['items'] == {'type': 'string'}
   assert schema['properties']['grid']['items'] == {
       'type': 'array',

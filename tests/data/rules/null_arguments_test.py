@@ -86,6 +86,35 @@ def test_a_tool_that_is_not_declared_may_take_nulls():
   assert _arguments(_TASK, {'a': None}, tools=[{'name': 'f'}]) == {}
 
 
+@pytest.mark.parametrize(
+    'policy, declared, wanted',
+    [
+        ('schema', False, {'a': None, 'b': {'c': None}}),
+        ('schema', True, {'b': {}}),
+        ('keep', True, {'a': None, 'b': {'c': None}}),
+        ('drop', False, {'b': {}}),
+    ],
+)
+def test_answers_are_read_by_the_declared_answer(policy, declared, wanted):
+  tool = {'name': 'f'}
+  if declared:
+    tool['response'] = {'type': 'object', 'properties': {'a': _STRING}}
+  call = {'function': {'name': 'f', 'arguments': {}}}
+  answer = {'a': None, 'b': {'c': None}}
+  row = {
+      'messages': [
+          {'role': 'user', 'content': 'Go.'},
+          {'role': 'assistant', 'tool_calls': [call]},
+          {'role': 'tool', 'content': answer},
+          {'role': 'assistant', 'content': 'Done.'},
+      ],
+      'tools': [tool],
+  }
+  task = dataclasses.replace(_TASK, null_arguments=policy)
+  (said,) = task.conversation(row).messages[1].responses
+  assert said.response == wanted
+
+
 def test_rows_of_hugging_face_datasets_are_those_of_json():
   """By Arrow's structs, in which each has the fields of all."""
   datasets = pytest.importorskip('datasets')

@@ -4,6 +4,7 @@
 """
 
 import collections
+import dataclasses
 import random
 import sys
 
@@ -43,6 +44,12 @@ def _check(number, seed):
     example = task.map(case.row)
     trained = example['target'][example['loss_mask']]
     assert _TOKENIZER.decode(trained) == case.trained
+
+    thinking = rng.choice(['keep', 'strip', 'strip_all', 'mask', 'empty'])
+    other = dataclasses.replace(
+        task, template='transformers', thinking=thinking
+    )
+    assert np.any(other.map(case.row)['loss_mask'])
 
     case = random_rows.damaged(rng)
     task = _task(case)
