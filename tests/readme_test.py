@@ -50,6 +50,7 @@ _RUN_BY = {
     'docker build': None,  # Docker, and a registry.
     'pip install "gemma4_lora': None,  # An address of this repository.
     'git clone': None,  # The same.
+    'uv venv': None,  # It downloads a Python.
     'tests/platforms/': None,  # Environments of their own.
     'tests/lib/peft_reference.py': None,  # PyTorch.
     'tests.lib.peft_cases': None,  # What the one above wrote.

@@ -39,7 +39,7 @@ def _findings() -> Iterator[_finding.Finding]:
     yield _finding.Finding(
         subject='Python',
         says=f'{python} at {sys.executable} has no {e.name}',
-        fix='Type: uv venv --python 3.12, and install gemma4_lora there.',
+        fix=f'Type: {_finding.BRING_PYTHON}, then install gemma4_lora',
     )
     return
   requires_python, requires = _versions.bounds()

@@ -2,6 +2,13 @@
 
 import dataclasses
 
+# A Python that we run on, where the machine's is another (a TPU VM's is 3.10): uv
+# brings its own. As a module, for what pip installs may not be on `PATH`.
+BRING_PYTHON = (
+    'pip install uv && python3 -m uv venv --seed --python 3.12 gemma4'
+    ' && . gemma4/bin/activate'
+)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Finding:

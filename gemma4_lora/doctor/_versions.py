@@ -66,10 +66,7 @@ def check(
       says=f'{python}, of {requires_python}',
       fix=''
       if inside
-      else (
-          'Type: uv venv --python 3.12 (uv brings its own Python), then install'
-          ' gemma4_lora there'
-      ),
+      else f'Type: {_finding.BRING_PYTHON}, then install gemma4_lora',
   )
   for text in requires:
     requirement = requirements.Requirement(text)

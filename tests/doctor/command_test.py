@@ -1,9 +1,14 @@
 """The command, where what it needs itself is not there."""
 
+import pathlib
 import subprocess
 import sys
 
 import pytest
+
+from gemma4_lora.doctor import _finding
+
+_README = pathlib.Path(__file__).parents[2] / 'README.md'
 
 
 @pytest.mark.parametrize('module', ['packaging', 'tomllib'])
@@ -18,5 +23,9 @@ def test_a_python_without_what_it_needs_hears_what_to_type(module):
   )
   assert done.returncode == 1
   assert 'WRONG  Python: ' in done.stdout and f'no {module}' in done.stdout
-  assert 'Type: uv venv --python 3.12' in done.stdout
+  assert f'Type: {_finding.BRING_PYTHON}' in done.stdout
   assert 'Traceback' not in done.stderr
+
+
+def test_the_readme_brings_the_same_python():
+  assert f'\n{_finding.BRING_PYTHON}\n' in _README.read_text()

@@ -46,7 +46,10 @@ def test_all_is_well():
 @pytest.mark.parametrize(
     ('changes', 'says'),
     [
-        ({'python': '3.10.12'}, 'Python: 3.10.12, of .* uv venv --python 3.12'),
+        (
+            {'python': '3.10.12'},
+            'Python: 3.10.12, of .* uv venv --seed --python 3.12',
+        ),
         (
             {'jax': '0.7.2', 'jaxlib': '0.7.2'},
             r'jax: 0.7.2, of .*pip install "jax<0.13,>=0.11.2"',

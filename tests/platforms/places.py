@@ -16,14 +16,16 @@ class Place:
     packages: Requirements of what is there.
     imported: Modules that a notebook's kernel has imported before its first
       cell: if their package is replaced, the session must restart.
-    pip: Whether to install by pip into it, as a notebook does; else only the
-      README's line, which brings a Python and an environment of its own.
+    pip: Version of the pip that is there; empty: the newest.
+    notebook: Whether users type a notebook's cell there; else what the README
+      says, in a shell.
   """
 
   python: str
   packages: tuple[str, ...] = ()
   imported: tuple[str, ...] = ()
-  pip: bool = True
+  pip: str = ''
+  notebook: bool = True
 
 
 _COLAB = (
@@ -37,16 +39,19 @@ _COLAB = (
     'sentencepiece==0.2.2',
     'ipython',
 )
+_COLAB_PIP = '24.1.2'
 _IN_NOTEBOOKS = ('numpy', 'google.protobuf')
 
 PLACES = {
     'colab_cpu': Place(
         python='3.13',
+        pip=_COLAB_PIP,
         packages=(*_COLAB, 'protobuf==5.29.6', 'tensorflow==2.20.0'),
         imported=_IN_NOTEBOOKS,
     ),
     'colab_gpu': Place(
         python='3.13',
+        pip=_COLAB_PIP,
         packages=(
             *_COLAB,
             'protobuf==5.29.6',
@@ -58,6 +63,7 @@ PLACES = {
     ),
     'colab_tpu': Place(
         python='3.13',
+        pip=_COLAB_PIP,
         packages=(*_COLAB, 'protobuf==7.35.1', 'libtpu==0.0.21.1'),
         imported=_IN_NOTEBOOKS,
     ),
@@ -77,6 +83,24 @@ PLACES = {
         ),
         imported=_IN_NOTEBOOKS,
     ),
+    # What `jax[tpu]`, without a version, is beside this tensorflow-cpu.
+    'kaggle_tpu': Place(
+        python='3.12',
+        packages=(
+            'jax[tpu]==0.5.3',
+            'flax==0.10.6',
+            'orbax-checkpoint==0.11.24',
+            'tensorstore==0.1.74',
+            'grain==0.2.18',
+            'qwix==0.1.2',
+            'numpy==2.0.2',
+            'protobuf==5.29.6',
+            'tensorflow-cpu==2.18.0',
+            'sentencepiece==0.2.3',
+            'ipython',
+        ),
+        imported=_IN_NOTEBOOKS,
+    ),
     # An image with jax for a GPU, which its owner wants to keep.
     'gpu_image': Place(
         python='3.12',
@@ -92,5 +116,6 @@ PLACES = {
         ),
         imported=('numpy', 'jax'),
     ),
-    'tpu_vm': Place(python='3.10', pip=False),
+    # Ubuntu 22.04's Python and its pip.
+    'tpu_vm': Place(python='3.10', pip='22.0.2', notebook=False),
 }

@@ -4,10 +4,11 @@ r"""Installs gemma4_lora where its users are, and uses it there.
 python tests/platforms/run.py colab_cpu
 ```
 
-builds the environment of a place from the package registry by uv, runs the
-notebooks' install cell in it, then trains the quickstart for 20 steps and saves a
-PEFT folder; then does the same by the README's line on top. Each prints one row of
-the table in `README.md` beside this file.
+builds the environment of a place from the package registry by uv, and does in it what
+a user does, by the pip that is there: runs the notebooks' install cell, or in a
+shell the README's lines. Then trains the quickstart for 20 steps and saves a PEFT
+folder. Prints one row of the table in `README.md` beside this file, and on stderr
+what pip warned of.
 
 An accelerator that is not here is not used: jax is told `cpu`.
 """
@@ -31,6 +32,7 @@ import places  # noqa: E402
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _HERE = pathlib.Path(__file__).parent
+_WAYS = ('cell', 'pip', 'run')
 _SAYS = 'The cell says:'
 _KERNEL = f"""
 import importlib, json, sys
@@ -51,7 +53,9 @@ def main() -> None:
   parser.add_argument('place', choices=places.PLACES)
   parser.add_argument('--uv', default='uv', help='Path of uv.')
   parser.add_argument(
-      '--way', choices=['cell', 'readme'], help='Default: both of them.'
+      '--way',
+      choices=_WAYS,
+      help="Default: the cell in a notebook, else the README's lines for pip.",
   )
   parser.add_argument(
       '--by-uv',
@@ -61,21 +65,16 @@ def main() -> None:
   parser.add_argument('--quick', action='store_true', help='Only import.')
   args = parser.parse_args()
   place = places.PLACES[args.place]
-  cell = functools.partial(_by_cell, by_uv=args.by_uv)
-  ways = {'cell': cell, 'readme': _by_readme}
-  if not place.pip:
-    del ways['cell']
-  for way, install in ways.items():
-    if args.way not in (None, way):
-      continue
-    with tempfile.TemporaryDirectory(prefix='platform_') as folder:
-      row = install(place, pathlib.Path(folder), uv=args.uv, quick=args.quick)
-      today = datetime.date.today().isoformat()
-      by_uv = ', by uv' if args.by_uv and way == 'cell' else ''
-      print(
-          f'| {args.place} | {way}{by_uv} | {place.python} | {today} | {row} |',
-          flush=True,
-      )
+  way = args.way or ('cell' if place.notebook else 'pip')
+  install = {
+      'cell': functools.partial(_by_cell, by_uv=args.by_uv),
+      'pip': _by_pip,
+      'run': _by_run,
+  }[way]
+  with tempfile.TemporaryDirectory(prefix='platform_') as folder:
+    row = install(place, pathlib.Path(folder), uv=args.uv, quick=args.quick)
+  today = datetime.date.today().isoformat()
+  print(f'| {args.place} | {way} | {place.python} | {today} | {row} |')
 
 
 def _by_cell(
@@ -87,10 +86,7 @@ def _by_cell(
     quick: bool,
 ) -> str:
   """Installs as the notebooks do."""
-  env = folder / 'env'
-  command(uv, 'venv', '--quiet', '--seed', '--python', place.python, env)
-  python = env / 'bin' / 'python'
-  command(uv, 'pip', 'install', '--quiet', '--python', python, *place.packages)
+  python = _build(place, folder, uv=uv)
   before = versions(python)
   begin = time.monotonic()
   said = _cell(
@@ -101,6 +97,7 @@ def _by_cell(
   used = _use(python, folder, quick=quick)
   return ' | '.join(
       [
+          'uv' if by_uv else f'pip {before["pip"]}',
           few(before),
           few(after),
           said.partition(', and ')[0] or 'no restart',
@@ -110,12 +107,50 @@ def _by_cell(
   )
 
 
-def _by_readme(
+def _by_pip(
     place: places.Place, folder: pathlib.Path, *, uv: str, quick: bool
 ) -> str:
-  """Runs the README's line on top, and then the same environment's Python."""
-  bootstrap = folder / 'bootstrap'
-  command(uv, 'venv', '--quiet', '--seed', '--python', place.python, bootstrap)
+  """Types the README's lines for pip in a shell."""
+  there = _build(place, folder, uv=uv)
+  copy = clone(folder)
+  typed = [
+      next(
+          x
+          for x in (_ROOT / 'README.md').read_text().splitlines()
+          if x.startswith('pip install ') and words in x
+      )
+      for words in ('uv venv', 'gemma4_lora[')
+  ]
+  lines = _without_bytecode(
+      '\n'.join(typed).replace('git+<this repository>', f'file://{copy}')
+  )
+  begin = time.monotonic()
+  said = command(
+      *('bash', '-ec', f'{lines}\npython -c "import sys; print(sys.prefix)"'),
+      cwd=folder,
+      PATH=f'{there.parent}:{os.environ["PATH"]}',
+  )
+  seconds = time.monotonic() - begin
+  _shows(said)
+  python = pathlib.Path(said.strip().splitlines()[-1]) / 'bin' / 'python'
+  own = subprocess.check_output([python, '-V'], text=True).split()[1]
+  return ' | '.join(
+      [
+          f'pip {versions(there)["pip"]}, {versions(python)["pip"]}',
+          'none',
+          f'{few(versions(python))}, Python {own}',
+          'no restart',
+          f'{seconds:.0f} s',
+          _use(python, folder, quick=quick),
+      ]
+  )
+
+
+def _by_run(
+    place: places.Place, folder: pathlib.Path, *, uv: str, quick: bool
+) -> str:
+  """Runs the README's first line, and then the same environment's Python."""
+  there = _build(place, folder, uv=uv)
   copy = clone(folder)
   line = next(
       x
@@ -127,13 +162,14 @@ def _by_readme(
   command(
       *('bash', '-ec', f'{line} --cfg.num_train_steps=20'),
       cwd=copy,
-      PATH=f'{bootstrap}/bin:{os.environ["PATH"]}',
+      PATH=f'{there.parent}:{os.environ["PATH"]}',
   )
   seconds = time.monotonic() - begin
   python = copy / '.venv' / 'bin' / 'python'
   own = subprocess.check_output([python, '-V'], text=True).split()[1]
   return ' | '.join(
       [
+          f'pip {versions(there)["pip"]} for uv',
           'none',
           f'{few(versions(python))}, Python {own}',
           'no restart',
@@ -141,6 +177,20 @@ def _by_readme(
           _use(python, folder, quick=quick),
       ]
   )
+
+
+def _build(
+    place: places.Place, folder: pathlib.Path, *, uv: str
+) -> pathlib.Path:
+  """Builds the environment that is there before us; returns its Python."""
+  env = folder / 'env'
+  command(uv, 'venv', '--quiet', '--seed', '--python', place.python, env)
+  python = env / 'bin' / 'python'
+  pip = [f'pip=={place.pip}'] if place.pip else []
+  if pip or place.packages:
+    install = (uv, 'pip', 'install', '--quiet', '--python', python)
+    command(*install, *place.packages, *pip)
+  return python
 
 
 def _cell(
@@ -174,12 +224,22 @@ def _cell(
     source = re.sub(r'%pip (\w+)', rf'!{uv} pip \1 --python {python}', source)
     source = source.replace(' --yes', '')
   else:
-    # Without bytecode of what is never imported: minutes of a slow machine.
-    source = source.replace('%pip install', '%pip install --no-compile')
+    source = _without_bytecode(source)
   said = command(python, '-I', '-c', _KERNEL, json.dumps(imported), source)
   if 'gemma4-lora' not in versions(python):
     sys.exit(f'The install cell installs nothing.\n{said[-3000:]}')
+  _shows(said)
   return said.strip().splitlines()[-1].removeprefix(_SAYS).strip()
+
+
+def _without_bytecode(lines: str) -> str:
+  """Returns them without bytecode of what is never imported: minutes here."""
+  return lines.replace('pip install', 'pip install --no-compile')
+
+
+def _shows(said: str) -> None:
+  """Shows what a user sees in spite of `--quiet`: pip's warnings, an error."""
+  print(said.strip(), file=sys.stderr, flush=True)
 
 
 def clone(folder: pathlib.Path) -> pathlib.Path:
@@ -258,14 +318,15 @@ def command(*words: object, cwd: object = None, **changes: str) -> str:
       [str(x) for x in words],
       cwd=cwd,
       env=environment(**changes),
-      capture_output=True,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
       text=True,
       check=False,
   )
   if done.returncode:
     sys.exit(
         f'{" ".join(map(str, words))[:200]}: exit status {done.returncode}\n'
-        f'{done.stdout[-1000:]}\n{done.stderr[-4000:]}'
+        f'{done.stdout[-5000:]}'
     )
   return done.stdout
 
