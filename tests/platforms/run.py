@@ -122,7 +122,7 @@ def _by_pip(
       for words in ('uv venv', 'gemma4_lora[')
   ]
   lines = _without_bytecode(
-      '\n'.join(typed).replace('git+<this repository>', f'file://{copy}')
+      ' && '.join(typed).replace('git+<this repository>', f'file://{copy}')
   )
   begin = time.monotonic()
   said = command(
