@@ -55,7 +55,7 @@ class RowTask(abc.ABC):
     try:
       value = read(element)
     except MemoryError:
-      raise  # Of the machine.
+      raise  # The machine's fault, not the row's.
     except Exception as e:
       self.malformed.add_malformed(element, e)
       return None
@@ -79,7 +79,7 @@ class RowTask(abc.ABC):
       counter = _malformed.Counter(
           name=type(self).__name__, limit=self.max_malformed
       )
-      # Of several threads that come here at once, one sets it.
+      # Grain reads in threads: the first that comes here sets it.
       counter = self.__dict__.setdefault('malformed', counter)
     return counter
 

@@ -63,7 +63,7 @@ class Gemini(_message_list.MessageList):
     conversation = super().completed(conversation, row, columns)
     for name in _SYSTEMS:
       given = _fields.get_optional(row, name)
-      if given and columns.in_system is None:
+      if not _fields.is_nothing(given) and columns.in_system is None:
         parts = given.get('parts') if isinstance(given, dict) else given
         parts = [{'text': parts}] if isinstance(parts, str) else parts
         item = {'role': 'system', 'parts': parts}
@@ -169,7 +169,11 @@ def _declarations(tools: Any) -> Any:
           "Field 'tools' has a tool that is not of functions, which Gemma 4"
           f' cannot call: {tool!r:.200}'
       )
-    flat += [tool] if functions is None else map(_camel, functions)
+    if functions is None:
+      flat.append(tool)
+    else:
+      functions = _fields.dicts(functions, field='tools.functionDeclarations')
+      flat += map(_camel, functions)
   return flat
 
 

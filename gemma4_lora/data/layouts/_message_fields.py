@@ -62,7 +62,7 @@ def weight_of(item: dict[str, Any], *, field: str) -> float:
   weight = item.get('weight')
   if weight is None:
     weight = 1.0
-  elif not isinstance(weight, int | float) or not 0 <= weight < float('inf'):
+  elif not isinstance(weight, int | float) or not 0 <= weight < 1e30:
     raise ValueError(
         f"Field '{field}.weight' should be a number that is not negative. Got:"
         f' {_fields.short(weight)}'

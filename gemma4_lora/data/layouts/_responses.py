@@ -42,7 +42,7 @@ class Responses(_message_list.MessageList):
     key = self._key(columns)
     messages: list[Message] = []
     text = _fields.get_optional(row, _INSTRUCTIONS)
-    if text and columns.in_system is None:
+    if not _fields.is_nothing(text) and columns.in_system is None:
       item = {'role': 'system', 'content': text}
       self._add(item, field=_INSTRUCTIONS, before=messages)
     columns_of = {
@@ -52,7 +52,9 @@ class Responses(_message_list.MessageList):
     for name, (role, value) in columns_of.items():
       if isinstance(value, str) and not value.lstrip().startswith(('[', '{')):
         value = [{'role': role, 'content': value}]
-      for i, item in enumerate(_fields.dicts(value or [], field=name)):
+      for i, item in enumerate(
+          [] if _fields.is_nothing(value) else _fields.dicts(value, field=name)
+      ):
         self._add(item, field=f'{name}[{i}]', before=messages)
     if not messages:
       raise ValueError(f'Field {key!r} has no messages.')
@@ -79,7 +81,8 @@ class Responses(_message_list.MessageList):
       )
     if kind == 'reasoning':
       # Its text may be encrypted: then the row does not have it.
-      text = _texts(item.get('content')) or _texts(item.get('summary'))
+      text = _texts(item.get('content'), field=f'{field}.content')
+      text = text or _texts(item.get('summary'), field=f'{field}.summary')
       parts = (_conversation.Thought(text),) if text else ()
       return Message(role='model', parts=parts, field=field) if parts else None
     if kind == 'function_call':
@@ -145,11 +148,15 @@ def _said(message: Message) -> bool:
   return any(not isinstance(x, _conversation.Thought) for x in message.parts)
 
 
-def _texts(entries: Any) -> str:
+def _texts(entries: Any, *, field: str) -> str:
   if isinstance(entries, str):
     return entries
+  if _fields.is_nothing(entries):
+    return ''
   return '\n\n'.join(
-      x['text'] for x in entries or () if isinstance(x, dict) and x.get('text')
+      _fields.text(x['text'], field=f'{field}[{i}].text')
+      for i, x in enumerate(_fields.dicts(entries, field=field))
+      if not _fields.is_nothing(x.get('text'))
   )
 
 

@@ -75,7 +75,7 @@ def calls_of(
     where = f'{field}.tool_calls'
     if isinstance(calls, dict) and ('function' in calls or 'name' in calls):
       if not isinstance(calls.get('function') or calls.get('name'), list):
-        calls = [calls]  # Of one call, without the list around it.
+        calls = [calls]  # One call, without the list around it.
     return tuple(
         parse_call(call, field=f'{where}[{i}]')
         for i, call in enumerate(_entries(calls, field=where))

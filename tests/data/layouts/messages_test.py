@@ -200,6 +200,8 @@ def test_messages_are_trained_as_their_fields_say(message, trained):
 @pytest.mark.parametrize(
     'message, match',
     [
+        ({'content': 'a', 'weight': 10**400}, "2.*weight' should be a number"),
+        ({'content': 'a', 'weight': float('inf')}, "2.*weight' should be a"),
         ({'content': 'a', 'train': 0.5}, "2.*train' should be true or false"),
         ({'content': 'a', 'loss': []}, "2.*loss' should be true or false"),
         ({'content': 'a', 'masked': 'no'}, "2.*masked' should be .*'no'"),

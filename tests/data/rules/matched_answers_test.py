@@ -53,11 +53,10 @@ _NO_IDS = _calls(('f', None), ('g', ''))
             [_TWO, _tool('1', tool_call_id='b'), _tool('2', tool_call_id='a')],
             'gf',
         ),
-        # The id decides, as in Google's template.
         (
             [
                 _TWO,
-                _tool('1', tool_call_id='b', name='f'),
+                _tool('1', tool_call_id='b', name='g'),
                 _tool('2', name='f'),
             ],
             'gf',
@@ -122,6 +121,10 @@ def test_answers_have_the_names_of_their_calls(messages, names):
         (
             [_TWO, _tool('1', name='h'), _tool('2')],
             r"answer of another tool, 'name'='h'.* of: \['f', 'g'\]",
+        ),
+        (
+            [_TWO, _tool('1', tool_call_id='a', name='g'), _tool('2')],
+            "another tool, 'name'='g'. By its tool_call_id='a' it is of 'f'",
         ),
         (
             [_TWO, _tool('1', name='f'), _tool('2', name='f')],
