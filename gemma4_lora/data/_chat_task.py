@@ -87,9 +87,10 @@ class ChatTask(_row_task.ConversationTask, gm.data.Seq2SeqTask):
   out, whatever they raise.
 
   Calls of tools and their answers must match: an answer with a `tool_call_id`
-  answers the call of that id, one with a `name` alone the first call of that name
-  without an answer, any other the first call without one. Each call has one
-  answer, of its own tool; those of the last message may have none.
+  answers the call of that id, whatever its `name`, as in Google's template; one
+  with a `name` alone the first call of that name without an answer; any other the
+  first call without one. Each call has one answer; those of the last message may
+  have none.
 
   Attributes:
     layout: How the row is laid out, see above.

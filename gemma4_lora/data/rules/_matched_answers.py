@@ -16,9 +16,9 @@ ToolResponse = _conversation.ToolResponse
 def matched(conversation: Conversation) -> Conversation:
   """Returns the conversation with the name of the tool at each answer.
 
-  An answer with an id answers the call of that id; one with a name alone the
-  first call of that name that has no answer yet; any other the first call that
-  has none. Each call has one answer, of its own tool. The calls of the last message may have none:
+  An answer with an id answers the call of that id, whatever its name, as in
+  Google's template; one with a name alone the first call of that name that has no
+  answer yet; any other the first call that has none. Each call has one answer. The calls of the last message may have none:
   they are what the model is to say.
 
   Raises:
@@ -85,12 +85,6 @@ def _answered(
       raise ValueError(
           f'Field {field!r} has several answers to one call, tool_call_id='
           f'{answer.call_id!r}.'
-      )
-    if answer.given_name and answer.given_name != calls[i].name:
-      raise ValueError(
-          f"Field {field!r} has an answer of another tool, 'name'="
-          f'{answer.given_name!r}. By its tool_call_id={answer.call_id!r} it is'
-          f' of {calls[i].name!r}.'
       )
     return i
   if answer.given_name:

@@ -56,7 +56,7 @@ _NO_IDS = _calls(('f', None), ('g', ''))
         (
             [
                 _TWO,
-                _tool('1', tool_call_id='b', name='g'),
+                _tool('1', tool_call_id='b', name='f'),
                 _tool('2', name='f'),
             ],
             'gf',
@@ -121,10 +121,6 @@ def test_answers_have_the_names_of_their_calls(messages, names):
         (
             [_TWO, _tool('1', name='h'), _tool('2')],
             r"answer of another tool, 'name'='h'.* of: \['f', 'g'\]",
-        ),
-        (
-            [_TWO, _tool('1', tool_call_id='a', name='g'), _tool('2')],
-            "another tool, 'name'='g'. By its tool_call_id='a' it is of 'f'",
         ),
         (
             [_TWO, _tool('1', name='f'), _tool('2', name='f')],
