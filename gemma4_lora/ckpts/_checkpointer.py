@@ -21,6 +21,7 @@ from gemma4_lora.ckpts import _resumed
 from gemma4_lora.ckpts import _stoppable
 from gemma4_lora.ckpts import _workdir
 from gemma4_lora.ckpts.lora import _lora_item
+from gemma4_lora.data import _ended
 from gemma4_lora.host import _live_owner
 from gemma4_lora.host import _stop_signals
 
@@ -89,7 +90,11 @@ class Checkpointer(kd.ckpts.Checkpointer):
     self._run.train(self._wait, first_step=first_step)
     if isinstance(self.base_cfg, kd.train.Trainer):
       _stoppable.make(self.base_cfg.evals.values(), self._run.asked_by_itself)
-    return state
+    return _ended.explained(
+        state,
+        then=f' The same command goes on from the last checkpoint in'
+        f' {self.workdir}.',
+    )
 
   def should_save(self, step: int) -> bool:
     """See `kd.ckpts.Checkpointer.should_save`; also if a signal asks to stop."""

@@ -12,6 +12,7 @@ from etils import epath
 import jax
 
 from gemma4_lora import host
+from gemma4_lora.data import _ended
 from gemma4_lora.host import _live_owner
 from gemma4_lora.host import _paths
 from gemma4_lora.host import _stop_signals
@@ -99,12 +100,7 @@ def _line(e: Exception) -> str | None:
   if isinstance(e, of_users) or is_nan:
     return str(e)
   if isinstance(e, StopIteration):
-    # Ahead, `g4.train.TrainStep` can only know of data that it can count.
-    return (
-        'train_ds ended before num_train_steps: set its num_epochs=None, to begin'
-        ' it anew, or fewer steps. The same command goes on from the last'
-        ' checkpoint.'
-    )
+    return _ended.MESSAGE
   if line := _config_file.explain_resolved(e) or _gemmas_loaders.explain(e):
     return line
   if isinstance(e, _config_file.OF_USERS) and _config_file.is_told(e):

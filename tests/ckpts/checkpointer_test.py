@@ -14,6 +14,7 @@ import pytest
 
 from gemma4_lora import g4
 from gemma4_lora.ckpts import _live_run
+from gemma4_lora.data import _ended
 from gemma4_lora.host import _live_owner
 from gemma4_lora.host import _processes
 from gemma4_lora.host import _stop_signals
@@ -29,7 +30,10 @@ def _make(tmp_path):
   def make(*, seed=0, **options):
     made = runs.trainer(tmp_path, base=models.base(cut=models.one_layer))
     evaluator = kd.evals.Evaluator(
-        run=kd.evals.EveryNSteps(1), ds=made.train_ds, num_batches=1
+        run=kd.evals.EveryNSteps(1),
+        ds=made.train_ds,
+        num_batches=1,
+        metrics={'loss': kd.metrics.Accuracy(logits='preds.logits')},
     )
     made = made.replace(
         checkpointer=g4.ckpts.Checkpointer(save_interval_steps=100, **options),
@@ -80,6 +84,11 @@ def test_a_workdir_that_orbax_takes_for_a_pattern_is_refused(tmp_path):
   with pytest.raises(ValueError, match=r"run\[1\] has a '\['.*cannot be rest"):
     made.checkpointer.restore(item, noop_if_missing=True)
   assert not (tmp_path / 'run[1]' / 'checkpoints').exists()
+
+
+def test_batches_of_a_run_end_in_words(make):
+  _, item = make()
+  assert isinstance(item.ds_iter, _ended.Batches)
 
 
 def _names(folder):

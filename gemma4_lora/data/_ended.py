@@ -1,0 +1,66 @@
+"""Batches that end in words, where Kauldron ends in an empty `StopIteration`."""
+
+import dataclasses
+from typing import Any
+from typing import Self
+
+from kauldron.data import iterators
+
+# Ahead, `g4.train.TrainStep` can only know of data that it can count: not of
+# those behind a filter.
+MESSAGE = (
+    'train_ds ended before num_train_steps: set its num_epochs=None, to begin it'
+    ' anew, or fewer steps.'
+)
+
+
+class EndedError(ValueError):
+  """The batches of a run ended before the run."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batches(iterators.Iterator):
+  """Kauldron's iterator of a run, saved and restored as it is.
+
+  Attributes:
+    inner: What gives the batches.
+    then: What the message says of going on.
+  """
+
+  inner: iterators.Iterator
+  then: str = ''
+
+  def __next__(self) -> Any:
+    try:
+      return next(self.inner)
+    except StopIteration:
+      raise EndedError(f'{MESSAGE}{self.then}') from None
+
+  def __kd_ocp_handlers__(self) -> Any:
+    return self.inner.__kd_ocp_handlers__()
+
+  def __kd_ocp_save_args__(self) -> Any:
+    return self.inner.__kd_ocp_save_args__()
+
+  def __kd_ocp_restore_args__(self) -> Any:
+    return self.inner.__kd_ocp_restore_args__()
+
+  def __kd_ocp_restore_post__(self, value: Any) -> Self:
+    inner = self.inner.__kd_ocp_restore_post__(value)
+    return dataclasses.replace(self, inner=inner)
+
+
+def explained(item: Any, *, then: str) -> Any:
+  """Returns an item of Kauldron's trainer, whose batches end in words.
+
+  Args:
+    item: A `CheckpointState`, or anything else, which stays as it is.
+    then: What the message says of going on.
+  """
+  fields = getattr(item, '_asdict', dict)()
+  found = {
+      name: Batches(source=x.source, inner=x, then=then)
+      for name, x in fields.items()
+      if isinstance(x, iterators.Iterator) and not isinstance(x, Batches)
+  }
+  return item._replace(**found) if found else item
