@@ -18,8 +18,8 @@ _SHOWN = 3
 # Reasons that are counted one by one; later ones count as `_OTHER`.
 _MOST_REASONS = 200
 _OTHER = 'other reasons'
-# Rows of each reason whose places are kept.
-_MOST_PLACES = 10_000
+# Rows whose places are kept.
+_MOST_PLACES = 100_000
 
 
 def check_limit(limit: float, *, name: str) -> None:
@@ -64,8 +64,8 @@ class Counter:
       written as `#`, so that rows that differ in these alone count as one.
     examples: The first rows of each reason: what is wrong, and the row with its
       index, file and line, if they are known.
-    places: Index, file and line of the rows of each reason, where they are known,
-      of up to 10,000 rows.
+    places: Index, file and line of the rows of each reason, where they are known;
+      of the first 100,000 malformed rows.
   """
 
   def __init__(self, *, name: str, limit: float, num_examples: int = _SHOWN):
@@ -97,7 +97,8 @@ class Counter:
       self.num_malformed += 1
       reason = self._count(text)
       places = self.places.setdefault(reason, [])
-      if len(places) < _MOST_PLACES and (place := _origins.of(row)):
+      place = _origins.of(row)
+      if place is not None and self.num_malformed <= _MOST_PLACES:
         places.append(place)
       examples = self.examples.setdefault(reason, [])
       is_shown = len(examples) < self._num_examples and reason != _OTHER
