@@ -12,8 +12,8 @@ import numpy as np
 
 from gemma4_lora.host import _live_owner
 from gemma4_lora.host import _stop_signals
+from gemma4_lora.host.folders import _in_the_way
 
-_FILE = 'train_owner.json'
 _MOST_BYTES = 1024  # Of what one host tells the others.
 
 # Runs of this process that have not ended, by workdir: those that train, and
@@ -54,7 +54,7 @@ class LiveRun:
     problem = ''
     if is_primary:
       try:
-        path = self._workdir / _FILE
+        path = self._workdir / _in_the_way.OWNER
         self._ownership = _live_owner.Ownership.take(
             path, on_wait=_stop_signals.tell
         )

@@ -14,6 +14,7 @@ from gemma4_lora import host
 from gemma4_lora.ckpts.sources import _locate
 from gemma4_lora.host import _paths
 from gemma4_lora.host import _storage_errors
+from gemma4_lora.host.folders import _in_the_way
 
 # A step that is to go is renamed into this folder and deleted there: killed in
 # between, a run leaves no half of a checkpoint under the name of a whole one.
@@ -69,6 +70,8 @@ class Workdir:
       OSError: It cannot, or what the storage raises.
     """
     _paths.check_orbax_can_write(self.path, who=who)
+    _in_the_way.check_length(self.path, who=who)
+    _in_the_way.check_no_file(self.folder, who=who)
     with self.explained(who=who):
       self.folder.mkdir(parents=True, exist_ok=True)
       file = self.folder / f'.probe_{jax.process_index()}'

@@ -18,7 +18,7 @@ from gemma4_lora.host import _paths
 from gemma4_lora.host import _stop_signals
 from gemma4_lora.host import _storage_errors
 from gemma4_lora.host import _watched
-from gemma4_lora.host.folders import _bucket_folder
+from gemma4_lora.host.folders import _in_the_way
 from gemma4_lora.jobs import _distributed
 from gemma4_lora.jobs.command_line import _arguments
 from gemma4_lora.jobs.command_line import _config_file
@@ -149,5 +149,7 @@ def _check_workdir(workdir: epath.Path, *, trains: bool) -> None:
   """
   if trains:
     _paths.check_orbax_can_write(workdir, who='--cfg.workdir')
+    _in_the_way.check_length(workdir, who='--cfg.workdir')
+    _in_the_way.check_no_file(workdir, who='--cfg.workdir')
   if not host.is_local(workdir):
-    _bucket_folder.check_bucket(workdir, who='--cfg.workdir')
+    _in_the_way.check_bucket(workdir, who='--cfg.workdir')

@@ -33,6 +33,7 @@ NAMES = (
     'cut_anywhere',
     'dead_writers',
     'live_writers',
+    'in_the_way',
     'errors',
     'cut_in_a_restore',
     'gone_in_a_restore',
@@ -290,6 +291,8 @@ class Checks:
 
   def dead_writers(self):
     """What a dead process of this machine left is removed, in any state."""
+    from absl import logging
+
     from gemma4_lora.host.folders import _owner
 
     dead = _owner.make() | {'pid': 2**22 + 1}
@@ -303,16 +306,28 @@ class Checks:
     assert self._files('out', 'dead') == [
         *(f'{name}/{file}' for name in 'xz' for file in ('b', _COMMIT))
     ]
-    # Of another machine: silent for long.
+    # Of another machine: watched if it wrote a moment ago.
     far = dead | {'machine': 'another'}
     path = self._put('gs://out/dead/far', {'a': b''}, far, 'writing')
-    with _raises(FileExistsError, 'far is being written by process 4194305'):
-      self._save(path, {'b': b''})
     with mock.patch.object(_owner, '_SILENT_S', -1.0):
       self._save(path, {'b': b''})
+    path = self._put('gs://out/dead/watched', {'a': b''}, far, 'writing')
+    with (
+        mock.patch.object(_owner, 'PATIENCE_S', 1.0),
+        mock.patch.object(logging, 'warning') as said,
+    ):
+      self._save(path, {'b': b''})
+    (said,) = said.call_args_list  # Once.
+    assert 'written by process 4194305 on' in said.args[0] % said.args[1:]
+    assert 'waiting up to 1 s' in said.args[0] % said.args[1:]
+    assert self._files('out', 'dead/watched') == ['b', _COMMIT]
 
   def live_writers(self):
+    from gemma4_lora import host
     from gemma4_lora.host import _processes
+    from gemma4_lora.host.folders import _bucket_writers
+    from gemma4_lora.host.folders import _commit
+    from gemma4_lora.host.folders import _new_folder
     from gemma4_lora.host.folders import _owner
 
     live = _owner.make() | {
@@ -324,7 +339,59 @@ class Checks:
     with _raises(FileExistsError, 'x is being written by process'):
       self._save(path, {'b': b''}, overwrite=True)
     self._save('gs://out/live/z', {'b': b''})
+    # Of another machine: its file changes while we watch.
+    far = live | {'machine': 'another', 'token': 'other'}
+    path = self._put('gs://out/live/far', {'a': b'half'}, far, 'writing')
+    beats = _bucket_writers.Work(
+        host.path(path), _commit.Commit(state='writing', writer=far), 'far'
+    )
+    with (
+        mock.patch.object(_owner, '_BEAT_S', 0.5),
+        beats.started(),
+        _raises(FileExistsError, 'far is being written by process'),
+    ):
+      self._save(path, {'b': b''}, overwrite=True)
+    # It seemed dead, and was not: it does not say that its folder is whole.
+    where = _new_folder.check_free('gs://out/live/slow', **_NEW)
+    with _raises(FileExistsError, 'slow is being written by process .*, too'):
+      with _new_folder.new_folder(where, **_NEW) as folder:
+        (folder / 'a').write_text('a')
+        self._put('gs://out/live/slow', {'b': b''}, far, 'writing')
+    assert self._files('out', 'live/slow') == ['a', 'b', _COMMIT]
     assert '.y.0123abcd.tmp/' + _COMMIT in self._files('out', 'live')
+
+  def in_the_way(self):
+    """A file, a run, or a name that is too long: no new folder, no waiting."""
+    from gemma4_lora import g4
+    from gemma4_lora import host
+    from gemma4_lora.ckpts import _workdir
+    from gemma4_lora.jobs import _train
+
+    save = {'model': self._model, 'params': self._params, 'overwrite': True}
+    host.path('gs://out/way/file').write_text('x')
+    for path in ('gs://out/way/file', 'gs://out/way/file/a/b'):
+      for call in (
+          lambda p: g4.ckpts.save_lora(p, **save),
+          lambda p: _train._check_workdir(host.path(p), trains=True),
+          lambda p: _workdir.Workdir(path=host.path(p), can_clean=True).probe(
+              who='Checkpointer'
+          ),
+      ):
+        with _raises(FileExistsError, 'gs://out/way/file is a file'):
+          call(path)
+    long = 'gs://out/' + 'folder/' * 130
+    with _raises(ValueError, '909 bytes below the bucket, .* at most 1024'):
+      g4.ckpts.save_lora(long, **save)
+    with _raises(ValueError, '--cfg.workdir: gs://out/folder.*shorter path'):
+      _train._check_workdir(host.path(long), trains=True)
+    for args, message in (
+        (('fuse', '--out=gs://runs/run'), 'gs://runs/run is the workdir'),
+        (('export', '--out=gs://runs/run/checkpoints/x'), 'among the checkpoi'),
+        (('fuse', '--out=gs://runs/run/checkpoints'), 'among the checkpoints'),
+    ):
+      error = self._command(*args, '--overwrite', *self._cfg, code=1)
+      assert message in error and 'other path' in error, error
+      assert len(error.strip().splitlines()) == 1, error
 
   def errors(self):
     from gemma4_lora import g4
@@ -493,6 +560,7 @@ class Checks:
 
 
 _COMMIT = 'gemma4_lora_commit.json'
+_NEW = {'overwrite': True, 'who': 'save'}
 _SAVING = 'saving/checkpoints/ckpt_3', 'saving/checkpoints/ckpt_9'
 _BASES = ('gs://bases/tiny', 'gs://out/made/hf')
 # Requests of tensorstore for their data.

@@ -15,14 +15,15 @@ from concurrent import futures
 import contextlib
 import pathlib
 import re
-import time
 from typing import Any
 
 from absl import logging
 from etils import epath
 
 from gemma4_lora.host import _storage_errors
+from gemma4_lora.host.folders import _bucket_writers
 from gemma4_lora.host.folders import _commit
+from gemma4_lora.host.folders import _in_the_way
 from gemma4_lora.host.folders import _owner
 from gemma4_lora.host.folders import _upload
 
@@ -37,11 +38,10 @@ def check_free(target: epath.Path, *, overwrite: bool, who: str, how: str):
     )
   with _storage_errors.explained(target, who=who, doing='write'):
     tidy(target, who=who)
+    _in_the_way.check_no_file(target, who=who)
     if not _upload.is_there(target):
-      check_bucket(target, who=who)
+      _in_the_way.check_bucket(target, who=who)
       return
-    if not target.is_dir():
-      raise FileExistsError(f'{who}: {target} is a file. Give another path.')
   if not overwrite:
     raise FileExistsError(
         f'{who}: {target} exists. Give another path, or {how} to replace the'
@@ -61,12 +61,8 @@ def tidy(target: epath.Path, *, who: str) -> None:
   """
   commit = _commit.read(target, who=who)
   if commit is not None and commit.state != 'complete':
-    if _owner.is_alive(commit.writer, _silent_s(target)):
-      raise FileExistsError(
-          f'{who}: {target} is being written by'
-          f' {_owner.describe(commit.writer)}. Wait for it, or give another'
-          ' path.'
-      )
+    commit = _bucket_writers.wait(target, commit, who=who)
+  if commit is not None and commit.state != 'complete':
     if commit.state == 'moving':
       logging.info('%s: %s: ends an interrupted replacement.', who, target)
       _replace(target, str(commit.source), _owner.make(), who=who)
@@ -78,7 +74,9 @@ def tidy(target: epath.Path, *, who: str) -> None:
     if match is None:
       continue
     left = _commit.read(folder, who=who)
-    if left is None or _owner.is_alive(left.writer, _silent_s(folder)):
+    if left is None or _owner.is_alive(
+        left.writer, _bucket_writers.silent_s(folder)
+    ):
       continue  # Without the file it is not ours: that goes last.
     owner = _commit.read(folder.with_name(match['name']), who=who)
     if owner is None or owner.source != folder.name:
@@ -116,51 +114,33 @@ def upload_to(
       place = target.with_name(f'.{target.name}.{writer["token"]}.tmp')
   writing = _commit.Commit(state='writing', writer=writer)
 
-  with _owner.at_work(writer, lambda: _commit.write(place, writing)) as stop:
+  with _bucket_writers.Work(place, writing, who).started() as work:
     try:
       with _storage_errors.explained(target, who=who, doing='write'):
         # Before the work, to hear now of what the account may not do.
-        _commit.write(place, writing)
+        work.write()
       yield
       with _storage_errors.explained(target, who=who, doing='write'):
         files = _upload.upload(stage, place)
-        stop()
+        work.stop()
         done = _commit.Commit(state='complete', writer=writer, files=files)
         if not sealed and place == target:
           (place / _commit.COMMIT).unlink()
           return
         _commit.write(place, done)
         if place != target:
+          now = _commit.read(target, who=who)
+          if now is not None:
+            _bucket_writers.wait(target, now, who=who)
           is_committed = True  # Perhaps so even if that raises.
           _replace(target, place.name, writer, who=who)
+    except _bucket_writers.TakenError:
+      raise  # What is there is another's.
     except BaseException:
-      stop()
+      work.end()
       if not is_committed:
         _discard(place)
       raise
-
-
-def check_bucket(target: epath.Path, *, who: str) -> None:
-  """Checks that there is a bucket, as far as that may be asked.
-
-  Args:
-    target: A path in it.
-    who: What asks, for messages.
-
-  Raises:
-    FileNotFoundError: There is none.
-  """
-  top = target
-  while not str(top.parent).endswith('://') and top.parent != top:
-    top = top.parent
-  try:
-    there = top.exists()
-  except Exception:  # May not be asked: writing will say.
-    return
-  if not there:
-    raise _storage_errors.ExplainedNotFoundError(
-        f'{who}: {target}: there is no bucket {top}. Check its name, or make it.'
-    )
 
 
 def _replace(
@@ -184,12 +164,13 @@ def _replace(
         f'{who}: {_commit.interrupted(target, moving)} Its new files are not'
         f' whole, either: remove {target}.'
     )
-  _commit.write(target, moving)
-  with _owner.at_work(writer, lambda: _commit.write(target, moving)) as stop:
+  with _bucket_writers.Work(target, moving, who).started() as work:
+    work.write()
     first, last = _upload.in_order(new.files)
     old = {*_upload.files_of(target)} - {_commit.COMMIT}
 
     def copy(name):
+      work.check_heard()
       return name, _upload.copy(place / name, target / name)
 
     with futures.ThreadPoolExecutor(_commit.THREADS) as pool:
@@ -204,24 +185,9 @@ def _replace(
     moved |= map(copy, last)
     if moved != new.files:
       raise ConnectionError(f'{place} was damaged on its way to {target}.')
-    stop()
+    work.stop()
     _commit.write(target, new)
   _upload.remove(place)
-
-
-def _silent_s(folder: epath.Path) -> float | None:
-  """Returns how long ago the file was written, by the clock of the bucket."""
-  try:
-    written = (folder / _commit.COMMIT).stat().mtime
-    if not written:  # Some kinds of buckets do not say.
-      return None
-    probe = folder / f'{_commit.COMMIT}.now'
-    probe.write_text(str(time.time()))
-    now = probe.stat().mtime
-    probe.unlink()
-    return now - written
-  except FileNotFoundError:
-    return None
 
 
 def _discard(place: epath.Path) -> None:

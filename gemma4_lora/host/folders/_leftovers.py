@@ -43,7 +43,7 @@ def workplace(parent: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
   place = parent / f'.{name}.{writer["token"]}.tmp'
   place.mkdir()
   file = place / _WRITER
-  with _owner.at_work(writer, lambda: os.utime(file)):
+  with _owner.at_work(writer, lambda _: os.utime(file)):
     try:
       file.write_text(json.dumps(writer))
       (place / _NEW).mkdir()

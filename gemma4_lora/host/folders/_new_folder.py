@@ -17,7 +17,9 @@ from typing import Any
 from etils import epath
 
 from gemma4_lora.host import _paths
+from gemma4_lora.host import _storage_errors
 from gemma4_lora.host.folders import _bucket_folder
+from gemma4_lora.host.folders import _in_the_way
 from gemma4_lora.host.folders import _leftovers
 from gemma4_lora.host.folders import _one_writer
 
@@ -40,29 +42,33 @@ def check_free(
     by_orbax: Whether Orbax is to write there.
 
   Raises:
-    FileExistsError: There is something, or another process is writing it.
+    FileExistsError: There is something, or another process is writing it, or a
+      run would lose its checkpoints.
     ValueError: It is no path that can be written: see `_paths.path`; or none
       that Orbax could read again.
     OSError: The bucket cannot be read.
   """
   path = _paths.path(path, who=who)
+  _in_the_way.check_length(path, who=who)
   if not _paths.is_local(path):
     with _one_writer.together(path, who=who):
       if _one_writer.is_writer():
         _bucket_folder.check_free(path, overwrite=overwrite, who=who, how=how)
+        with _storage_errors.explained(path, who=who, doing='write'):
+          _in_the_way.check_no_run(path, who=who)
     return path
   # The name as the user gave it may be a link: it stays one.
   path = epath.Path(os.path.realpath(path))
   if by_orbax:
     _paths.check_orbax_can_write(path, who=who)
   _leftovers.remove(pathlib.Path(path))
-  if path.exists() and not path.is_dir():
-    raise FileExistsError(f'{who}: {path} is a file. Give another path.')
+  _in_the_way.check_no_file(path, who=who)
   if path.exists() and not overwrite:
     raise FileExistsError(
         f'{who}: {path} exists. Give another path, or {how} to replace the'
         ' folder.'
     )
+  _in_the_way.check_no_run(path, who=who)
   return path
 
 

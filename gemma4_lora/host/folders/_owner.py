@@ -12,8 +12,11 @@ from typing import Any
 
 from gemma4_lora.host import _processes
 
-# How often a writer shows that it lives, and how long it may be silent.
-_BEAT_S = 30.0
+# How often a writer shows that it lives; how long one of another machine is
+# watched for that where its folder is wanted, and after what silence what it left
+# is removed unasked.
+_BEAT_S = 10.0
+PATIENCE_S = 45.0
 _SILENT_S = 300.0
 
 # What this process writes now. Other folders with its name are leftovers, as of
@@ -34,14 +37,14 @@ def make() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def at_work(
-    writer: Mapping[str, Any], beat: Callable[[], None]
+    writer: Mapping[str, Any], beat: Callable[[int], None]
 ) -> Iterator[Callable[[], None]]:
   """Lets a writer count as alive until the end of the block.
 
   Args:
     writer: From `make`.
-    beat: Called every 30 s from a thread: writes the writer's file anew, so that
-      other machines see that it is alive.
+    beat: Called every 10 s from a thread, with a count: changes the writer's
+      file, so that other machines see that it is alive.
 
   Yields:
     Stops the calls; a call that is under way ends first.
@@ -49,10 +52,12 @@ def at_work(
   end = threading.Event()
 
   def work():
+    count = 0
     while not end.wait(_BEAT_S):
+      count += 1
       # A beat that fails is missed: who cannot write hears of it elsewhere.
       with contextlib.suppress(Exception):
-        beat()
+        beat(count)
 
   thread = threading.Thread(target=work, daemon=True)
 
@@ -77,7 +82,7 @@ def is_alive(writer: Mapping[str, Any], silent_s: float | None) -> bool:
     silent_s: How long ago it wrote its file, by the clock of where that file is;
       None if that is not known. It matters only for other machines.
   """
-  if writer.get('machine') != _processes.machine():
+  if not is_here(writer):
     return silent_s is None or silent_s < _SILENT_S
   if (writer.get('pid'), writer.get('start')) == (
       os.getpid(),
@@ -86,6 +91,11 @@ def is_alive(writer: Mapping[str, Any], silent_s: float | None) -> bool:
     return writer.get('token') in _active
   start = _processes.started(int(writer.get('pid', 0)))
   return start is not None and start == writer.get('start')
+
+
+def is_here(writer: Mapping[str, Any]) -> bool:
+  """Whether the writer is of this machine, whose processes can be looked up."""
+  return writer.get('machine') == _processes.machine()
 
 
 def describe(writer: Mapping[str, Any]) -> str:

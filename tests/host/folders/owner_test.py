@@ -11,7 +11,7 @@ from gemma4_lora.host.folders import _owner
 def test_this_process_is_alive_only_for_what_it_writes_now():
   writer = _owner.make()
   assert not _owner.is_alive(writer, 0.0)  # A cell that was interrupted.
-  with _owner.at_work(writer, lambda: None):
+  with _owner.at_work(writer, lambda _: None):
     assert _owner.is_alive(writer, 1e6)
   assert not _owner.is_alive(writer, 0.0)
 
@@ -39,9 +39,9 @@ def test_shows_that_it_lives(monkeypatch):
   monkeypatch.setattr(_owner, '_BEAT_S', 0.01)
   beats = []
 
-  def beat():
-    beats.append(1)
-    if len(beats) == 1:
+  def beat(count):
+    beats.append(count)
+    if count == 1:
       raise OSError('once')
 
   with _owner.at_work(_owner.make(), beat) as stop:
@@ -50,3 +50,4 @@ def test_shows_that_it_lives(monkeypatch):
     stop()
     count = len(beats)
   assert len(beats) == count
+  assert beats == [*range(1, count + 1)]
