@@ -67,7 +67,8 @@ class Files(kd.data.py.DataSourceBase):
   A file's first bytes say what it is: lines, lines compressed by gzip or zstd, or
   Parquet. Nothing is loaded into memory: files are mapped, and those that are
   compressed or in a bucket are written to `$TMPDIR` first, once for all worker
-  processes, for as long as the dataset lives.
+  processes, for as long as the dataset lives. A process that is killed leaves its
+  copies there.
 
   A line that is no JSON object is a malformed row for `ChatTask`.
 

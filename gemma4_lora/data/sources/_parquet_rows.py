@@ -5,6 +5,7 @@ decoded once into a temporary file of Arrow's, which is mapped.
 """
 
 import functools
+import importlib
 import os
 from typing import Any
 
@@ -13,6 +14,7 @@ from etils import epy
 import numpy as np
 
 from gemma4_lora import host
+from gemma4_lora.data.layouts import _fields
 from gemma4_lora.data.sources import _local_copies
 
 with epy.lazy_imports():  # Most datasets need none of it.
@@ -40,14 +42,20 @@ class ParquetRows:
   def __len__(self) -> int:
     return int(self._ends[-1]) if len(self._ends) else 0
 
-  def __getitem__(self, index: int) -> dict[str, Any]:
+  def __getitem__(self, index: int) -> Any:
     number = int(np.searchsorted(self._ends, index, side='right'))
     batch = self._batches[number]
     i = index - int(self._ends[number]) + batch.num_rows
-    return {
-        name: column[i].as_py()
-        for name, column in zip(batch.schema.names, batch.columns, strict=True)
-    }
+    names = batch.schema.names
+    try:
+      return {
+          name: column[i].as_py()
+          for name, column in zip(names, batch.columns, strict=True)
+      }
+    except UnicodeDecodeError as e:
+      return _fields.Broken(
+          f'The row has text that is not UTF-8: {self.place(index)} ({e})'
+      )
 
   def place(self, index: int) -> str:
     """Returns where a row stands, for messages."""
@@ -70,7 +78,7 @@ class ParquetRows:
 def check_installed(path: epath.Path, *, who: str) -> None:
   """Raises ModuleNotFoundError, which says what to install for Parquet."""
   try:
-    _ = pa.ipc, parquet.ParquetFile
+    importlib.import_module('pyarrow.parquet')
   except ImportError as e:
     raise ModuleNotFoundError(
         f'{who}: {os.fspath(path)} is a Parquet file, which is read with pyarrow:'
@@ -86,16 +94,23 @@ def _decode(path: epath.Path, target: str, *, who: str) -> None:
     copy = _local_copies.LocalCopy(
         functools.partial(_local_copies.fetch, path, who=who)
     )
+  local = copy.path() if copy else os.fspath(path)
   try:
-    with parquet.ParquetFile(copy.path() if copy else os.fspath(path)) as file:
+    with parquet.ParquetFile(
+        local,
+        page_checksum_verification=True,  # Where the file has checksums.
+    ) as file:
       schema = _without_dictionaries(file.schema_arrow)
       with pa.ipc.new_file(target, schema) as sink:
         for batch in file.iter_batches(_BATCH_ROWS):
           sink.write_batch(batch.cast(schema))
-  except pa.ArrowException as e:
+  except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
+    if isinstance(e, OSError) and e.errno is not None:
+      raise  # Of the disk: Arrow's have no number.
+    line = ' '.join(str(e).split())
     raise ValueError(
-        f'{who}: {os.fspath(path)} is no whole Parquet file ({e}). Download or'
-        ' write it again.'
+        f'{who}: {os.fspath(path)} is no whole Parquet file ({line}). Download'
+        ' or write it again.'
     ) from None
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import sys
 import tempfile
 
 import pyarrow as pa
@@ -92,6 +93,40 @@ def test_rows_of_parquet_are_those_of_its_table(tmp_path):
     assert source[i] == rows[i]
   parquet.write_table(table[:0], path)
   assert not _read(path)
+
+
+@pytest.mark.parametrize('compression', ['snappy', 'zstd'])
+def test_a_parquet_file_that_is_cut_or_damaged_is_an_error(
+    compression, tmp_path
+):
+  path = tmp_path / 'rows.parquet'
+  parquet.write_table(
+      pa.Table.from_pylist(_ROWS),
+      path,
+      compression=compression,
+      write_page_checksum=True,
+  )
+  data = path.read_bytes()
+  for damaged in (data[:-9], data[:60] + b'\xff\xff' + data[62:]):
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match='rows.parquet is no whole Parquet'):
+      len(_source(path))
+
+
+def test_a_row_of_parquet_that_is_no_unicode_is_one_that_says_so(tmp_path):
+  text = pa.array([b'a', b'\xff']).view(pa.string())
+  parquet.write_table(pa.table({'text': text}), tmp_path / 'rows.parquet')
+  good, bad = _read(tmp_path / 'rows.parquet')
+  assert good == {'text': 'a'}
+  assert 'not UTF-8: row 1 of ' in bad.reason
+
+
+def test_what_to_install_for_parquet(tmp_path, monkeypatch):
+  parquet.write_table(pa.Table.from_pylist(_ROWS), tmp_path / 'rows.parquet')
+  monkeypatch.setitem(sys.modules, 'pyarrow.parquet', None)
+  match = r"rows.parquet is a Parquet .*pip install 'gemma4_lora\[parquet\]'"
+  with pytest.raises(ModuleNotFoundError, match=match):
+    len(_source(tmp_path / 'rows.parquet'))
 
 
 def test_files_of_a_list_and_of_patterns_follow_each_other(tmp_path):
