@@ -154,3 +154,26 @@ def test_a_mix_of_chats_and_texts():
       "target": (8, 64, 1),
       "loss_mask": (8, 64, 1),
   }
+
+
+@pytest.mark.parametrize(
+    "name, answers, keys",
+    [
+        ("PreferenceTask", ["chosen", "rejected"], {"in_images": "photo"}),
+        ("UnpairedTask", ["said"], {"in_completion": "said"}),
+    ],
+)
+def test_rows_of_judged_answers(name, answers, keys):
+  cfg = _config()
+  make = getattr(g4.data, name)
+  tokenizer = gm.text.Gemma4Tokenizer()
+  cfg.train_ds.transforms = [
+      make(layout="messages", tokenizer=tokenizer, max_length=4096, **keys)
+  ]
+  ds = konfig.resolve(tiny.shrink(cfg).train_ds)
+  for i, row in enumerate([ds.data_source[0], ds.data_source[1]]):
+    assert row.get("label", i == 0) == (i == 0)
+    for key in answers:
+      conversation = ds.transforms[0].answered(row, key)
+      assert conversation.num_images == (0 if i else len(row.get("photo", ())))
+      assert [m.role for m in conversation.messages] == ["user", "model"]
