@@ -133,12 +133,25 @@ class ChatTask(_row_task.ConversationTask, gm.data.Seq2SeqTask):
     enable_thinking: Whether the system turn says `<|think|>`.
     token_weights: Whether the mask is f32 and has each message's `weight`. If
       False a weight other than 0 and 1 is an error.
-    empty_answers: See `ConversationTask`, also for the next three: `'refuse'` or
-      `'train'`, for answers that say nothing.
-    inline_markup: `'refuse'`, `'parse'` or `'text'`, for `<think>`, `<tool_call>`
-      and their like in texts.
-    null_arguments: `'schema'`, `'keep'` or `'drop'`, for nulls in arguments.
-    allowed_tags: Names of control tokens that texts may have, as `'<mask>'`.
+    empty_answers: Whether the model may say nothing: content that is `''` or
+      spaces, or a thought alone that `thinking` leaves out or masks. `'refuse'`:
+      such a row is malformed; `'train'`: the end of the turn alone is trained.
+    inline_markup: What becomes of thoughts and calls that texts have in the tags
+      of others: `<think>...</think>`, Hermes' `<tool_call>` and
+      `<tool_response>`, Gemma's `<|channel>thought`; and of the fields `thought`,
+      `thoughts` and `reasoning_details`. `'refuse'`: the row is malformed;
+      `'parse'`: they are thoughts, calls and answers as those of fields are;
+      `'text'`: they are trained as written (fields are refused, and Gemma's own
+      tags are read).
+    null_arguments: What becomes of nulls in arguments of tools, which Hugging
+      Face's datasets put where a row has nothing. `'schema'`: they are left out
+      where the declared tool has no such parameter, or one that cannot be null,
+      unless the arguments are JSON in a text; `'keep'`; `'drop'`: all are left
+      out.
+    allowed_tags: Control tokens whose names texts may have: of `'<pad>'`,
+      `'<eos>'`, `'<bos>'`, `'<unk>'`, `'<mask>'`, `'[multimodal]'`. A row with
+      another of the vocabulary's tags in any text is malformed: `<|turn>`,
+      `<|tool_call>`, `<|"|>`, ... .
     max_malformed: How many rows may be left out, as a number (int) or as a share
       of those read (float; the first hundred rows count as a hundred). They are
       counted in each worker process, and logged.

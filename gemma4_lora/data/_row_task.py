@@ -108,24 +108,10 @@ class ConversationTask(RowTask):
   """A task whose rows are conversations: what they must be.
 
   Attributes:
-    empty_answers: Whether the model may say nothing: content that is `''` or
-      spaces, or a thought alone that `thinking` leaves out or masks. `'refuse'`:
-      such a row is malformed; `'train'`: the end of the turn alone is trained.
-    inline_markup: What becomes of thoughts and calls that texts have in the tags
-      of others: `<think>...</think>`, Hermes' `<tool_call>` and
-      `<tool_response>`, Gemma's `<|channel>thought`; and of the fields `thought`,
-      `thoughts` and `reasoning_details`. `'refuse'`: the row is malformed;
-      `'parse'`: they are thoughts, calls and answers as those of fields are;
-      `'text'`: they are trained as written (fields are refused, and Gemma's own
-      tags are read).
-    null_arguments: What becomes of nulls in arguments of tools, which Hugging
-      Face's datasets put where a row has nothing. `'schema'`: they are left out
-      where the declared tool has no such parameter, or one that cannot be null;
-      `'keep'`; `'drop'`: all are left out.
-    allowed_tags: Control tokens whose names texts may have: of `'<pad>'`,
-      `'<eos>'`, `'<bos>'`, `'<unk>'`, `'<mask>'`, `'[multimodal]'`. A row with
-      another of the vocabulary's tags in any text is malformed: `<|turn>`,
-      `<|tool_call>`, `<|"|>`, ... .
+    empty_answers: See `ChatTask`, also for the others.
+    inline_markup: What becomes of thoughts and calls in texts.
+    null_arguments: What becomes of nulls in arguments of tools.
+    allowed_tags: Control tokens whose names texts may have.
   """
 
   empty_answers: str = 'refuse'

@@ -67,11 +67,20 @@ Part = Text | Thought | Image
 
 @dataclasses.dataclass(frozen=True)
 class ToolCall:
-  """A call that the model makes."""
+  """A call that the model makes.
+
+  Attributes:
+    name: The name of the tool.
+    arguments: Its arguments.
+    id: What an answer refers to, if the dataset has it.
+    is_json: Whether the arguments were JSON in a text, in which no reader fills in
+      nulls.
+  """
 
   name: str
   arguments: dict[str, Any]
   id: str | None = None
+  is_json: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

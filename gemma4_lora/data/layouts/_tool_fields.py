@@ -48,7 +48,8 @@ def parse_call(call: Any, *, field: str) -> _conversation.ToolCall:
         f" 'arguments': {{...}}}}}}. Got: {_fields.short(call, 200)}"
     )
   arguments = function.get('arguments')
-  if isinstance(arguments, str) and arguments.strip():
+  is_json = isinstance(arguments, str)
+  if is_json and arguments.strip():
     arguments = _fields.from_json(arguments, field=f'{field}.arguments')
   if arguments is None or arguments == '':
     arguments = {}
@@ -57,7 +58,9 @@ def parse_call(call: Any, *, field: str) -> _conversation.ToolCall:
         f"Field '{field}.arguments' should be a dict. Got:"
         f' {_fields.short(arguments, 200)}'
     )
-  return _conversation.ToolCall(name, arguments, id=outer.get('id'))
+  return _conversation.ToolCall(
+      name, arguments, id=outer.get('id'), is_json=is_json
+  )
 
 
 def calls_of(

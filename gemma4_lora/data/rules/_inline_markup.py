@@ -36,7 +36,7 @@ def read(conversation: Conversation, *, policy: str) -> Conversation:
 
   Args:
     conversation: What a layout read.
-    policy: `'refuse'`, `'parse'` or `'text'`, see `ConversationTask`.
+    policy: `'refuse'`, `'parse'` or `'text'`, see `ChatTask`.
 
   Raises:
     ValueError: There are some, and the policy refuses them; or they are broken.

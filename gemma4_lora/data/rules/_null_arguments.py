@@ -17,8 +17,9 @@ def dropped(conversation: Conversation, *, policy: str) -> Conversation:
   Args:
     conversation: Its calls have arguments, its tools the schemas.
     policy: `'schema'`: what the schema of a declared tool does not allow is
-      dropped; a tool that is not declared allows all, and so does one that does
-      not declare its answer. `'keep'`: nothing is; `'drop'`: all nulls are.
+      dropped, unless the arguments are JSON in a text, in which nothing is filled
+      in. A tool that is not declared allows all, and so does one that does not
+      declare its answer. `'keep'`: nothing is dropped; `'drop'`: all nulls are.
   """
   if policy == 'keep' or not any(map(_has_null, conversation.messages)):
     return conversation
@@ -36,7 +37,9 @@ def dropped(conversation: Conversation, *, policy: str) -> Conversation:
   for message in conversation.messages:
     if _has_null(message):
       calls = [
-          dataclasses.replace(
+          call
+          if call.is_json and policy == 'schema'
+          else dataclasses.replace(
               call, arguments=without(call.arguments, call.name, 'parameters')
           )
           for call in message.calls

@@ -15,7 +15,7 @@ Conversation = _conversation.Conversation
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rules:
-  """What a conversation must be; see `ConversationTask` for the policies.
+  """What a conversation must be; see `ChatTask` for the policies.
 
   Attributes:
     empty_answers: Whether the model may say nothing.

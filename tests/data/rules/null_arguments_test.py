@@ -65,7 +65,8 @@ _POINT = {'x': None, 'y': None, 'z': None}
         ({'ref': None}, {}),
         ({'list': [_POINT, None]}, {'list': [{'y': None}, None]}),
         ({'days': {'a': {'b': None, 'c': 1}}}, {'days': {'a': {'c': 1}}}),
-        ('{"city": "Paris", "days": null}', {'city': 'Paris'}),
+        # No reader fills in what is JSON in a text.
+        ('{"city": null, "days": null}', {'city': None, 'days': None}),
     ],
 )
 def test_nulls_that_the_schema_does_not_allow_are_left_out(arguments, wanted):
@@ -78,6 +79,7 @@ def test_the_policy_is_an_argument():
   assert _arguments(keep, arguments) == arguments
   drop = dataclasses.replace(_TASK, null_arguments='drop')
   assert _arguments(drop, arguments) == {'ref': {'x': 'a'}}
+  assert _arguments(drop, '{"city": null}') == {}
 
 
 def test_a_tool_that_is_not_declared_may_take_nulls():
