@@ -82,13 +82,17 @@ def _prompt(row: Any, key: str) -> str:
   given = _fields.get_optional(row, _INPUT)
   if given is None or not _fields.text(given, field=_INPUT).strip():
     return instruction
+  if not instruction.strip():
+    return given
   return f'{instruction}\n{given}'
 
 
 def _pairs(row: Any) -> list[list[Any]]:
   """Returns the earlier turns: what the user and the model said in each."""
   history = _fields.get_optional(row, _HISTORY)
-  if history is None:
+  if isinstance(history, str) and history.strip():
+    history = _fields.from_json(history, field=_HISTORY)
+  if history is None or history == '':
     return []
   if not isinstance(history, list) or not all(
       isinstance(pair, list) and len(pair) == 2 for pair in history

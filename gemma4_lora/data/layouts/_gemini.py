@@ -79,13 +79,17 @@ class Gemini(_message_list.MessageList):
   ) -> Message | None:
     role = _message_fields.role_of(item, 'role', self.roles, field=field)
     entries = _fields.dicts(item.get('parts'), field=f'{field}.parts')
+    if not entries:
+      raise ValueError(f"Field '{field}.parts' has no parts.")
     parts: list[_conversation.Part] = []
     calls: list[_conversation.ToolCall] = []
+    num_answers = 0
     for i, entry in enumerate(entries):
       where = f'{field}.parts[{i}]'
       kind, value, is_thought = _read(entry, field=where)
       if kind == 'functionResponse':
         _respond(value, field=where, before=before)
+        num_answers += 1
       elif kind == 'functionCall':
         call = {**value, 'arguments': value.get('args')}
         calls.append(_tool_fields.parse_call(call, field=where))
@@ -95,10 +99,13 @@ class Gemini(_message_list.MessageList):
         parts += _conversation.parse_text(value, role=role, field=where)
       else:
         parts.append(_conversation.Image())
-    if role == 'tool' or not parts and not calls:
-      if not entries:
-        raise ValueError(f"Field '{field}.parts' has no parts.")
-      return None  # Answers of tools, which went to the message before.
+    if num_answers and num_answers == len(entries):
+      return None  # They went to the message that called the tools.
+    if role == 'tool':
+      raise ValueError(
+          f'Field {field!r} says more than what tools answered, but its role is'
+          f" {item['role']!r}."
+      )
     if role != 'model' and calls:
       raise ValueError(
           f"Field {field!r} has tool calls, but its role is {item['role']!r}."

@@ -29,6 +29,11 @@ def _said(*texts, system=None):
         (dict(input=''), _said('Say it in French.', 'Oui.')),
         (dict(input=None, system=''), _said('Say it in French.', 'Oui.')),
         ({}, _said('Say it in French.', 'Oui.')),
+        (dict(instruction='', input='Hi.'), _said('Hi.', 'Oui.')),
+        (
+            dict(history='[["Hi.", "Hello."]]'),
+            _said('Hi.', 'Hello.', 'Say it in French.', 'Oui.'),
+        ),
         (
             dict(system='Be kind.', history=[['Hi.', 'Hello.']]),
             _said(

@@ -137,7 +137,27 @@ def test_parts_that_cannot_be_given_to_gemma(part, message):
 def test_other_malformed_rows():
   for row, message in (
       (dict(_ROW, contents=[{'role': 'user', 'parts': []}]), 'has no parts'),
-      (dict(_ROW, contents=[{'role': 'bot', 'parts': []}]), "role' is 'bot'"),
+      (
+          dict(
+              _ROW,
+              contents=[
+                  *_ROW['contents'][:2],
+                  {'role': 'function', 'parts': [{'text': 'Three.'}]},
+              ],
+          ),
+          'says more than what tools answered',
+      ),
+      (
+          dict(
+              _ROW,
+              contents=[
+                  *_ROW['contents'][:3],
+                  {'role': 'model', 'parts': [{'text': ''}]},
+              ],
+          ),
+          'an empty answer',
+      ),
+      (dict(_ROW, contents=[{'role': 'bot', 'parts': [{}]}]), "role' is 'bot'"),
       (dict(_ROW, tools=[{'googleSearch': {}}]), 'a tool that is not of func'),
   ):
     with pytest.raises(ValueError, match=message):
