@@ -18,6 +18,7 @@ _TESTS = structure.Package(_ROOT / 'tests')
 _ROOMS = (
     '__main__',
     'commands',
+    'new_config',
     'g4',
     'tiny',
     'doctor',

@@ -33,6 +33,7 @@ COMMANDS = {
             '_doctor_command',
             'Say what is wrong with an installation.',
         ),
+        Row('new', '_new_command', 'Write a config for your data.'),
         Row(
             'summary', '_look_commands', 'Print what LoRA adapts, and its cost.'
         ),

@@ -37,6 +37,11 @@ cache = click.option(
 )
 
 
+def be_quiet() -> None:
+  """Before a command imports TensorFlow and others, which print."""
+  import gemma4_lora.quiet  # noqa: F401  # pylint: disable=g-import-not-at-top
+
+
 def out(what: str) -> Callable[..., Any]:
   return click.option(
       '--out', required=True, metavar='FOLDER', help=f'Where to write {what}.'
@@ -92,11 +97,11 @@ def takes_config(example: str, **settings: Any) -> Callable[..., Any]:
     ) -> Any:
       if cfg is None:
         raise click.UsageError('--cfg=... is missing: the config of the run.')
+      be_quiet()
       # Not at the top: `--help` does not wait for Kauldron.
       from absl import logging  # pylint: disable=g-import-not-at-top
 
       from gemma4_lora.jobs.command_line import _config  # pylint: disable=g-import-not-at-top
-      import gemma4_lora.quiet  # noqa: F401  # pylint: disable=g-import-not-at-top
 
       logging.set_verbosity(verbosity)  # Orbax has much to say.
       config = _config.load(

@@ -2,6 +2,8 @@
 
 import click
 
+from gemma4_lora.commands import _options
+
 
 @click.command(
     context_settings=dict(ignore_unknown_options=True, allow_extra_args=True),
@@ -38,9 +40,9 @@ def train(
   and of absl, too. Exit status: 0 the run is complete; 75 it was stopped, all is
   saved, and the same command goes on; 76 another host is gone; 1 an error.
   """
+  _options.be_quiet()
   from gemma4_lora.jobs import _train  # pylint: disable=g-import-not-at-top
   from gemma4_lora.jobs.command_line import _shipped  # pylint: disable=g-import-not-at-top
-  import gemma4_lora.quiet  # noqa: F401  # pylint: disable=g-import-not-at-top
 
   cfg = cfg and _shipped.find(cfg)
   given = {'cfg': cfg, 'workdir': workdir, 'eval_names': eval_names}

@@ -12,6 +12,7 @@ import numpy as np
 from gemma4_lora.data.layouts import _layouts
 from gemma4_lora.testing import _pairs
 
+_TEXT_KEYS = ('prompt', 'response')
 _IMAGE_SIZES = ((24, 24), (12, 36), (24, 12))
 
 
@@ -61,10 +62,13 @@ class ChatRows(grain.RandomAccessDataSource):
     if self.in_images is not None:
       row[self.in_images] = images
     layout = _layouts.by_name(self.layout)
+    # A layout may have other names for the defaults.
+    names = dict(zip(_TEXT_KEYS, layout.text_keys, strict=True))
     is_judged = self.in_rejected is not None or self.in_label is not None
     is_apart = is_judged or not layout.is_chat
     if is_apart and self.in_prompt is not None:
-      row[self.in_prompt] = f'<|image|>{prompt}' if images else prompt
+      key = names.get(self.in_prompt, self.in_prompt)
+      row[key] = f'<|image|>{prompt}' if images else prompt
     say = functools.partial(
         layout.write,
         None if is_apart and self.in_prompt is not None else prompt,
@@ -79,7 +83,7 @@ class ChatRows(grain.RandomAccessDataSource):
     elif layout.in_messages is not None:
       row[self.in_messages or layout.in_messages] = say(answer)
     else:
-      row[self.in_response] = say(answer)
+      row[names.get(self.in_response, self.in_response)] = say(answer)
     return row
 
   def _images(self, index: int) -> list[np.ndarray]:

@@ -27,9 +27,10 @@ class Alpaca(_layout.Layout):
   """
 
   name = 'alpaca'
+  text_keys = ('instruction', 'output')
 
   def conversation_keys(self, columns: Columns) -> list[kd.kontext.Key]:
-    names = ['instruction', 'output', columns.in_prompt, columns.in_response]
+    names = [*self.text_keys, columns.in_prompt, columns.in_response]
     return [*dict.fromkeys(names), _INPUT, _SYSTEM, _HISTORY]
 
   def parse(self, row: Any, columns: Columns) -> Conversation:

@@ -26,10 +26,12 @@ class Layout(abc.ABC):
     name: The value of `layout=`.
     in_messages: Default key of the messages; None if a conversation is a prompt
       and a response in fields of their own.
+    text_keys: Keys of those two, where the task does not name them.
   """
 
   name: ClassVar[str]
   in_messages: ClassVar[str | None] = None
+  text_keys: ClassVar[tuple[str, str]] = ('prompt', 'response')
 
   @property
   def is_chat(self) -> bool:

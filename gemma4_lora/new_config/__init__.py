@@ -1,0 +1,1 @@
+"""`gemma4_lora new`: a config for a user's data."""
