@@ -171,19 +171,29 @@ def parse_text(
   if role != MODEL or _CHANNEL_CLOSE not in text and _CHANNEL_OPEN not in text:
     return _split_images(text, item)
   parts: list[Part] = []
-  for i, inner in enumerate(_THOUGHT.split(text)):
-    if i % 2:  # What the pattern's group matched.
-      parts.append(Thought(inner, is_inline=True))
-      continue
+  begin = 0
+  while True:
+    open_ = text.find(_THOUGHT_OPEN, begin)
+    before = text[begin:] if open_ < 0 else text[begin:open_]
     for tag in (_CHANNEL_OPEN, _CHANNEL_CLOSE):
-      if tag in inner:
-        raise ValueError(
-            f'Field {field!r} has the tag {tag!r} without its other half. A'
-            f' thought is {_THOUGHT_OPEN!r}, text, {_CHANNEL_CLOSE!r}. Got:'
-            f' {text!r:.200}'
-        )
-    parts.extend(_split_images(inner, item))
-  return parts
+      if tag in before:
+        raise _half_a_thought(tag, text, field)
+    parts.extend(_split_images(before, item))
+    if open_ < 0:
+      return parts
+    begin = open_ + len(_THOUGHT_OPEN)
+    close = text.find(_CHANNEL_CLOSE, begin)
+    if close < 0:
+      raise _half_a_thought(_CHANNEL_OPEN, text, field)
+    parts.append(Thought(text[begin:close], is_inline=True))
+    begin = close + len(_CHANNEL_CLOSE)
+
+
+def _half_a_thought(tag: str, text: str, field: str) -> ValueError:
+  return ValueError(
+      f'Field {field!r} has the tag {tag!r} without its other half. A thought is'
+      f' {_THOUGHT_OPEN!r}, text, {_CHANNEL_CLOSE!r}. Got: {text[:200]!r}'
+  )
 
 
 def said(text: str) -> str:

@@ -1,6 +1,8 @@
 """Tests of control tags: refused in every text of a row, each of them."""
 
+import contextlib
 import dataclasses
+import time
 
 import pytest
 
@@ -138,3 +140,21 @@ def test_names_of_other_tokens_are_allowed_by_an_argument():
 def test_thinking_is_enabled_by_an_argument():
   with pytest.raises(ValueError, match='set `enable_thinking=True`'):
     _TASK.render(_row('system', '<|think|>Be kind.'))
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        '<|channel>thought\n' * 100_000,
+        'a<channel|>' + '<|channel>thought\n' * 100_000,
+        '<think>' * 100_000,
+        '<tool_call>{' * 100_000,
+        '<|' * 100_000,
+        '<think' * 100_000,
+    ],
+)
+def test_tags_are_searched_in_time_that_grows_with_the_text(text):
+  begin = time.process_time()
+  with contextlib.suppress(ValueError):
+    _TASK.conversation(_row('assistant', text))
+  assert time.process_time() - begin < 5
