@@ -8,7 +8,6 @@ among them.
 
 from collections.abc import Sequence
 import dataclasses
-import json
 from typing import Any
 import unicodedata
 
@@ -155,16 +154,15 @@ def _without_space(text: str) -> str:
   return ''.join(unicodedata.normalize('NFC', text).split())
 
 
-def _bare(value: Any) -> str:
-  """Returns a value as JSON, without keys whose value is None."""
-
-  def without_none(x):
-    if isinstance(x, dict):
-      return {k: without_none(v) for k, v in x.items() if v is not None}
-    return [without_none(v) for v in x] if isinstance(x, list) else x
-
-  text = json.dumps(without_none(value), sort_keys=True, default=str)
-  return _without_space(text)
+def _bare(value: Any) -> Any:
+  """Returns a value without space in texts, and keys whose value is None."""
+  if isinstance(value, str):
+    return _without_space(value)
+  if isinstance(value, dict):
+    return {k: _bare(v) for k, v in value.items() if v is not None}
+  if isinstance(value, list):
+    return [_bare(v) for v in value]
+  return value
 
 
 def _raise_other(
@@ -194,4 +192,6 @@ def _short(messages: Sequence[Message]) -> str:
       '<|image|>' if isinstance(part, _conversation.Image) else part.text
       for part in message.parts
   )
-  return f'{message.role}: {text!r:.80}'
+  calls = [f'{call.name}({call.arguments})' for call in message.calls]
+  answers = [f'-> {answer.response}' for answer in message.responses]
+  return f'{message.role}: {" ".join([text, *calls, *answers]).strip()!r:.120}'

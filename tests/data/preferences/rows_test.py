@@ -97,7 +97,7 @@ def test_calls_of_tools_in_the_prompt_have_other_ids():
     return [
         _USER,
         {'role': 'assistant', 'content': None, 'tool_calls': [call | call_id]},
-        {'role': 'tool', 'content': '4'}
+        {'role': 'tool', 'content': '4\n' if 'y2' in call_id.values() else '4'}
         | ({'tool_call_id': call_id['id']} if call_id else {}),
         {'role': 'assistant', 'content': 'So:'},
         {'role': 'user', 'content': 'And?'},
@@ -116,6 +116,26 @@ def test_calls_of_tools_in_the_prompt_have_other_ids():
   with_prompt = row | {'prompt': conversation({}, _GOOD)[:-1]}
   texts = [text.replace(',b:null', '') for text in texts]
   assert _texts(_LISTS.map(with_prompt)) == texts
+
+
+def test_other_answers_of_tools_make_another_prompt():
+  def conversation(result, answer):
+    call = {'function': {'name': 'add', 'arguments': {'a': 2}}}
+    return [
+        _USER,
+        {'role': 'assistant', 'content': None, 'tool_calls': [call]},
+        {'role': 'tool', 'content': result},
+        _USER,
+        answer,
+    ]
+
+  row = {
+      'chosen': conversation('4', _GOOD),
+      'rejected': conversation('5', _BAD),
+  }
+  match = r"message 1 is model: \"add\(\{'a': 2\}\) -> 4\" in one and .* -> 5"
+  with pytest.raises(ValueError, match=match):
+    _WHOLE.map(row)
 
 
 def test_a_prompt_may_be_the_first_of_several_turns():
