@@ -105,7 +105,9 @@ class Counter:
       if is_shown:
         examples.append(f'{text:.300}\n    In {_shown(row, 200)}')
     if not self._limit:
-      raise with_row(error, row) from error
+      # Errors of libraries are shown whole; ours say all that there is to say.
+      cause = None if type(error) in (ValueError, KeyError) else error
+      raise with_row(error, row) from cause
     if self.num_malformed > self._allowed:
       raise ValueError(self.summary())
     if is_shown:
