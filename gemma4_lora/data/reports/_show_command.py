@@ -14,7 +14,7 @@ from gemma4_lora.data.reports import _counts
 from gemma4_lora.data.reports import _parts
 from gemma4_lora.data.rows import _escapes
 
-_WHO = 'gemma4_lora show'
+_WHO = 'show'
 
 
 def run(
@@ -87,10 +87,8 @@ def _lines(part: _parts.Part, counts: _counts.Counts) -> Iterator[str]:
   yield f'{part.name}: {part.kind}, {type(task).__name__}'
   yield f'  rows       {counts.num_rows:,}'
   if counts.num_read < counts.num_rows:
-    every = counts.num_rows / counts.num_read
     yield (
-        f'  read       {counts.num_read:,}: every {every:.3g}th (--count=all'
-        ' reads all)'
+        f'  read       {counts.num_read:,}, evenly spread (--count=all reads all)'
     )
   if counts.num_dropped:
     yield f'  dropped    {_share(counts.num_dropped, counts)} by filters'

@@ -129,9 +129,11 @@ def test_malformed_rows_are_shown_with_their_lines(show):
 
 
 def test_fewer_rows_are_counted_evenly_spread(show):
-  done = show('--count=2', '--rows=0')
-  assert done.returncode == 0
-  assert _counted(done.stdout)['read'] == '2: every 4th (--count=all reads all)'
+  done = show('--count=4', '--rows=0')  # Rows 0, 2, 4, 6.
+  assert done.returncode == 1
+  counts = _counted(done.stdout)
+  assert counts['read'] == '4, evenly spread (--count=all reads all)'
+  assert counts['malformed'].startswith('1 (25.00%)')
   assert 'truncated' in done.stdout and '<|turn>' not in done.stdout
   assert 'read' not in _counted(show('--count=all').stdout)
 
