@@ -109,10 +109,13 @@ class Ownership:
       if old is not None and _is_alive(old, path, patience_seconds, on_wait):
         raise OwnedError(old.text)
       owner = _this_process()
+      began = time.monotonic()
       _write(path, owner)
       if not is_alone:
-        # Two may have found no owner: the last to write has the folder.
-        time.sleep(_SETTLE_SECONDS)
+        # Two may have found no owner: the last to write has the folder. Where
+        # storage is slow, the other one may be at it still.
+        took = time.monotonic() - began
+        time.sleep(max(_SETTLE_SECONDS, 3 * took))
         now = read(path)
         if now is not None and now.key != owner.key:
           raise OwnedError(now.text)

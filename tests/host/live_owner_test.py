@@ -1,6 +1,8 @@
 """A folder has one live process; no clock is asked."""
 
 import dataclasses
+import multiprocessing
+import re
 import subprocess
 import sys
 import threading
@@ -84,6 +86,35 @@ def test_of_two_that_start_at_once_one_has_it(tmp_path):
     for process in two:
       process.kill()
       process.wait()
+
+
+def _take_in_a_bucket(barrier, file):
+  """Says in a file whether it has a folder in a bucket."""
+  barrier.wait(60)
+  try:
+    _live_owner.Ownership.take('gs://runs/run/owner.json')
+    file.write_text('has it')
+  except _live_owner.OwnedError as e:
+    file.write_text(str(e))
+  barrier.wait(60)  # The other may ask whether this process lives.
+
+
+def test_of_two_that_start_at_once_in_a_bucket_one_has_it(buckets, tmp_path):
+  """Without a lock; the later one reads, and is slow to write."""
+  buckets.make('runs')
+  buckets.fail('POST .*owner.json', delay_s=1.5, first=2, times=1)
+  barrier = multiprocessing.get_context('forkserver').Barrier(2)
+  files = [tmp_path / 'a', tmp_path / 'b']
+  two = [
+      buckets.fork(_take_in_a_bucket, barrier, x, preload=('tensorflow',))
+      for x in files
+  ]
+  for process in two:
+    process.join(120)
+    assert process.exitcode == 0
+  loser, winner = sorted((x.read_text() for x in files), key='has it'.__eq__)
+  assert winner == 'has it'
+  assert re.search(r'^process \d+ on .*, started ', loser), loser
 
 
 def test_it_is_given_back(path, take):
