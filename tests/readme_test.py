@@ -26,7 +26,7 @@ _PAGES = {
     for path in (
         _ROOT / 'README.md',
         *_ROOT.glob('configs/README.md'),
-        *sorted(_ROOT.glob('gemma4_lora/**/README.md')),
+        *sorted(_ROOT.glob('gemma4_lora/**/*.md')),
         *sorted(_ROOT.glob('tests/**/README.md')),
     )
 }
