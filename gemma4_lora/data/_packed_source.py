@@ -15,6 +15,7 @@ from gemma4_lora.data import _first_fit
 from gemma4_lora.data import _recent_texts
 from gemma4_lora.data import _text_task
 from gemma4_lora.data import _tokens
+from gemma4_lora.data.sources import _passed_transforms
 
 _TASKS = (_chat_task.ChatTask, _text_task.TextTask)
 
@@ -184,7 +185,7 @@ class PackedSource(grain.RandomAccessDataSource):
   def _before(self, i: int) -> Any:
     """Returns a row as `ChatTask` gets it; None if a filter drops it."""
     row = self._source[i]
-    for transform in list(self.transforms)[:-1]:
+    for transform in _passed_transforms.before_task(self.transforms)[:-1]:
       if isinstance(transform, grain.FilterTransform):
         if not transform.filter(row):
           return None

@@ -12,6 +12,7 @@ from kauldron.data.py import transform_utils
 
 from gemma4_lora.data import _packed_source
 from gemma4_lora.data import _row_task
+from gemma4_lora.data.sources import _passed_transforms
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,9 @@ class Part:
   def rows(self) -> Any:
     """Returns rows as the task gets them, by index; None if a filter drops it."""
     rows = grain.MapDataset.source(self.source).seed(0)
-    return transform_utils.apply_transforms(rows, self.before)
+    return transform_utils.apply_transforms(
+        rows, [_passed_transforms.passed(x) for x in self.before]
+    )
 
 
 def parts_of(

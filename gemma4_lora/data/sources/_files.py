@@ -1,5 +1,6 @@
 """Files of rows as a source, beside Kauldron's own of JSON, TFDS and others."""
 
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import functools
@@ -10,6 +11,7 @@ from typing import SupportsIndex
 from etils import epath
 from grain import python as grain
 from kauldron import kd
+from kauldron.data.py import transform_utils
 import numpy as np
 
 from gemma4_lora.data.sources import _compression
@@ -17,6 +19,7 @@ from gemma4_lora.data.sources import _globs
 from gemma4_lora.data.sources import _jsonl_rows
 from gemma4_lora.data.sources import _origins
 from gemma4_lora.data.sources import _parquet_rows
+from gemma4_lora.data.sources import _passed_transforms
 
 _WHO = 'Files'
 
@@ -70,7 +73,8 @@ class Files(kd.data.py.DataSourceBase):
   processes, for as long as the dataset lives. A process that is killed leaves its
   copies there.
 
-  A line that is no JSON object is a malformed row for `ChatTask`.
+  A line that is no JSON object is a malformed row for the task, such as
+  `ChatTask`: it passes by the transforms before that.
 
   Attributes:
     path: The file's path, here or in a bucket; a pattern, whose files are in the
@@ -78,6 +82,15 @@ class Files(kd.data.py.DataSourceBase):
   """
 
   path: epath.PathLike | Sequence[epath.PathLike]
+
+  def ds_with_transforms(self, rng: kd.random.PRNGKey) -> grain.MapDataset:
+    transforms = self.transforms
+    if isinstance(transforms, Mapping):
+      transforms = transforms.values()
+    return transform_utils.apply_transforms(
+        self.ds_for_current_process(rng),
+        _passed_transforms.before_task(transforms),
+    )
 
   @functools.cached_property
   def data_source(  # pyrefly: ignore[bad-override]: as Kauldron's own.

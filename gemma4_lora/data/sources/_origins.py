@@ -23,10 +23,19 @@ def note(row: Any, *, index: int, place: Callable[[], str]) -> None:
   _LAST.read = (row, index, place)
 
 
+def moved[T](row: Any, new: T) -> T:
+  """Returns what was made of a row, whose origin it has from now on."""
+  read, index, place = getattr(_LAST, 'read', (None, 0, str))
+  if row is read and row is not None:
+    note(new, index=index, place=place)
+  return new
+
+
 def of(row: Any) -> str | None:
   """Returns `'row 2, line 3 of rows.jsonl'`; None if that is not known.
 
-  It is known for the very object that this thread read last, not for a copy.
+  It is known for the very object that this thread read last, and for what
+  transforms before a task made of it, not for a copy.
   """
   read, index, place = getattr(_LAST, 'read', (None, 0, str))
   if row is None or row is not read:
