@@ -80,6 +80,11 @@ def _ours(command):
   return words[3:]
 
 
+def test_first_page_is_short():
+  """What is long belongs to the page of its folder."""
+  assert len(_PAGES['README.md'].splitlines()) <= 300
+
+
 @pytest.mark.parametrize('page', [x for x in _PAGES if _blocks('python', x)])
 def test_python_blocks_run(page, capsys):
   """In one namespace per page, in their order, as a reader would paste them."""
