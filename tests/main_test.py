@@ -207,6 +207,21 @@ def test_chat_with_a_run(run, run_command, monkeypatch):
   assert done.stdout == said('first of the base', 'first')
 
 
+def test_chat_with_a_peft_folder(run, run_command, monkeypatch, tmp_path):
+  """Says what the run says, without the run."""
+  _, cfg = run
+  folder = tmp_path / 'lora'
+  assert not run_command('export', *cfg, f'--out={folder}').returncode
+  want = _say(run_command, monkeypatch, ['Good morning', '/base', 'So?'], *cfg)
+  lines = ['Good morning', '/base', 'So?']
+  done = _say(run_command, monkeypatch, lines, cfg[0], f'--peft={folder}')
+  assert done.returncode == 0, done.stderr
+  assert (done.stdout, str(folder) in done.stderr) == (want.stdout, True)
+  done = _say(run_command, monkeypatch, lines, cfg[0], '--peft=/no/such')
+  assert (done.returncode, done.stdout) == (1, '')
+  assert '/no/such' in done.stderr
+
+
 def test_what_cannot_be_said(run, run_command, monkeypatch):
   """Is a line, and the next one is answered."""
   _, cfg = run

@@ -14,6 +14,9 @@ if typing.TYPE_CHECKING:
 
 @_options.takes_config('gemma4_lora chat --cfg=my_config.py --workdir=/tmp/run')
 @click.option(
+    '--peft', metavar='FOLDER', help="A PEFT folder, in place of a run's LoRA."
+)
+@click.option(
     '--lora/--nolora',
     'with_lora',
     default=True,
@@ -47,13 +50,14 @@ if typing.TYPE_CHECKING:
 def chat(
     config: _config.Config,
     *,
+    peft: str | None,
     step: int,
     with_lora: bool,
     max_new_tokens: int,
     cache_length: int,
     temperature: float,
 ) -> int:
-  """Talk to the run: each line of the input is a turn.
+  """Talk to a run, or to a PEFT folder: each line of the input is a turn.
 
   /base asks the base in its place, /lora the run again, /new forgets the
   conversation. With a pipe for input, answers alone are on stdout. The exit
@@ -65,7 +69,8 @@ def chat(
       config.value,
       model=config.part('model'),
       init_transform=config.part('init_transform'),
-      workdir=config.workdir,
+      workdir=None if peft else config.workdir,
+      peft=peft,
       step=step,
       with_lora=with_lora,
       max_new_tokens=max_new_tokens,

@@ -15,6 +15,7 @@ from kauldron import konfig
 from gemma4_lora.data import _row_task
 from gemma4_lora.data.conversations import _conversation
 from gemma4_lora.data.templates import _render
+from gemma4_lora.hf import _load_peft
 from gemma4_lora.runs import _export
 from gemma4_lora.runs import _run
 
@@ -122,7 +123,8 @@ def run(
     *,
     model: Any,
     init_transform: Any,
-    workdir: str,
+    workdir: str | None,
+    peft: str | None = None,
     step: int = -1,
     with_lora: bool = True,
     max_new_tokens: int,
@@ -135,7 +137,8 @@ def run(
     cfg: A `konfig.ConfigDict`: its data say how to render, its sharding where.
     model: The config's model.
     init_transform: The config's `init_transform=`: where the base comes from.
-    workdir: The run's workdir.
+    workdir: The run's workdir; None with `peft`.
+    peft: A PEFT folder, whose LoRA takes the place of the run's.
     step: Which checkpoint of the run; -1 for the last.
     with_lora: Whether LoRA is on at the beginning.
     max_new_tokens: The most tokens of an answer.
@@ -152,9 +155,17 @@ def run(
   sampling = gm.text.Greedy()
   if temperature:
     sampling = gm.text.RandomSampling(temperature=temperature)
+  lora = None
+  if peft is not None:  # The folder says what it adapts.
+    loaded = _load_peft.load_peft(peft, model=model.model)
+    model = loaded.model.clone(quantize=model.quantize)
+    lora, workdir = loaded.params, None
   opened = _run.open_run(
       model, init_transform, workdir=workdir, step=step, who=_WHO
   )
+  if lora is not None:
+    where = f'{opened.where} + {peft}'
+    opened = dataclasses.replace(opened, lora=lora, where=where)
   strategy = cfg.get('sharding')
   sharding = konfig.resolve(strategy).params if strategy else None
   tokenizer, style = _of_data(cfg)
