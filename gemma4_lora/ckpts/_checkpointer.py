@@ -21,9 +21,11 @@ from gemma4_lora.ckpts import _resumed
 from gemma4_lora.ckpts import _stoppable
 from gemma4_lora.ckpts import _workdir
 from gemma4_lora.ckpts.lora import _lora_item
+from gemma4_lora.ckpts.sources import _bounded
 from gemma4_lora.data import _ended
 from gemma4_lora.host import _live_owner
 from gemma4_lora.host import _stop_signals
+from gemma4_lora.host import _storage_errors
 
 
 @dataclasses.dataclass(frozen=True, eq=True, kw_only=True)
@@ -208,9 +210,16 @@ class Checkpointer(kd.ckpts.Checkpointer):
     """Returns what of a state goes to disk."""
     return state
 
-  def _restore(self, state: Any, **kwargs: Any) -> Any:
-    """Is `kd.ckpts.Checkpointer.restore`."""
-    return super().restore(state, **kwargs)
+  def _restore(self, state: Any, *, step: int, **kwargs: Any) -> Any:
+    """Is `kd.ckpts.Checkpointer.restore`, for as long as a bucket answers."""
+    restore = functools.partial(super().restore, state, step=step, **kwargs)
+    arrays = None
+    if self._files.in_bucket and self._ckpt_mgr.latest_step() is not None:
+      arrays = self._files.arrays(self._absolute_step(step))
+    if arrays is None:
+      return restore()
+    with _storage_errors.explained(arrays, who=self._who):
+      return _bounded.call(restore, directory=arrays)
 
   def _start(self, state: kd.train.TrainState) -> None:
     """Takes the workdir, before the first step, if it can be written.

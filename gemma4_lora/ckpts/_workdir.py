@@ -15,6 +15,7 @@ from gemma4_lora.ckpts.sources import _locate
 from gemma4_lora.host import _paths
 from gemma4_lora.host import _storage_errors
 from gemma4_lora.host.folders import _in_the_way
+from gemma4_lora.host.folders import _upload
 
 # A step that is to go is renamed into this folder and deleted there: killed in
 # between, a run leaves no half of a checkpoint under the name of a whole one.
@@ -85,6 +86,13 @@ class Workdir:
   def step(self, step: int) -> epath.Path:
     """Returns the folder of a step."""
     return self.folder / f'ckpt_{step}'
+
+  def arrays(self, step: int) -> epath.Path | None:
+    """Returns the folder of a step's arrays; None if it has none of Orbax's."""
+    for folder in _upload.children(self.step(step)):
+      if (folder / _locate.METADATA).exists():
+        return folder
+    return None
 
   def steps(self) -> list[int]:
     """Returns the steps that have a folder."""

@@ -4,7 +4,9 @@ import dataclasses
 import os
 import pathlib
 import signal
+import time
 from typing import Any
+from unittest import mock
 
 from etils import epath
 import jax
@@ -86,6 +88,19 @@ def _run(buckets: Any, local: pathlib.Path) -> None:
     aux = _trainer(**kwargs).continuous_eval('alone')['alone']
     loss = aux.compute(flatten=False).loss_values['xent']
     assert np.isfinite(loss)
+    # The network is gone while it resumes; Orbax would try for long.
+    buckets.fail('ckpt_3.*default.*alt=media', status=503)
+    start = time.monotonic()
+    with (
+        mock.patch.dict(os.environ, {'GEMMA4_LORA_BUCKET_TIMEOUT': '2'}),
+        pytest.raises(
+            ConnectionError,
+            match=f'Checkpointer: {workdir}/.*cannot be reached',
+        ),
+    ):
+      _trainer(**kwargs).train()
+    assert time.monotonic() - start < 60
+    buckets.heal()
     # The network, or a role, is gone while it saves: nothing can be listed.
     ckpt = _trainer(**kwargs).checkpointer
     ckpt.save(got, step=6, force=True)
