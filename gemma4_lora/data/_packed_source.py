@@ -167,15 +167,22 @@ class PackedSource(grain.RandomAccessDataSource):
     else:
       tokens = task.tokens_or_none(row)
       pieces = None if tokens is None else [tokens]
-    return [-1] if pieces is None else [len(ids) - 1 for ids, _ in pieces]
+    if pieces is None:
+      return [-1]
+    self._recent.keep(i, pieces)
+    return [len(ids) - 1 for ids, _ in pieces]
 
   def _tokens(self, i: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the tokens and weights of an item."""
     row, piece = map(int, self._plan[1][i])
-    task = self._task
-    if not isinstance(task, _text_task.TextTask):
-      return task.tokens(self._before(row))
-    pieces = self._recent.get(row, lambda: task.pieces(self._before(row)))
+    pieces = self._recent.get(row)
+    if pieces is None:
+      task, element = self._task, self._before(row)
+      if isinstance(task, _text_task.TextTask):
+        pieces = task.pieces(element)
+      else:
+        pieces = [task.tokens(element)]
+      self._recent.keep(row, pieces)
     return pieces[piece]
 
   @functools.cached_property
@@ -185,7 +192,7 @@ class PackedSource(grain.RandomAccessDataSource):
   def _before(self, i: int) -> Any:
     """Returns a row as `ChatTask` gets it; None if a filter drops it."""
     row = self._source[i]
-    for transform in _passed_transforms.before_task(self.transforms)[:-1]:
+    for transform in self._transforms_before:
       if isinstance(transform, grain.FilterTransform):
         if not transform.filter(row):
           return None
@@ -194,6 +201,10 @@ class PackedSource(grain.RandomAccessDataSource):
         if row is None:
           return None
     return row
+
+  @functools.cached_property
+  def _transforms_before(self) -> list[Any]:
+    return _passed_transforms.before_task(self.transforms)[:-1]
 
   @property
   def _task(self) -> _chat_task.ChatTask | _text_task.TextTask:

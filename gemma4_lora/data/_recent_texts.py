@@ -1,10 +1,9 @@
-"""Tokens of the long texts that were read last, within a limit of memory.
+"""Tokens of the rows that were read last, within a limit of memory.
 
-Each piece of a long text is in another row. Without this, a book would be
-tokenized once for each of its pages.
+Packing reads each row twice: for its length, and for its tokens. And each piece of
+a long text is in another row: a book would be tokenized once for each of its pages.
 """
 
-from collections.abc import Callable
 import threading
 from typing import Any
 
@@ -16,33 +15,28 @@ _MAX_TOKENS = 8_000_000  # 64 MB, with their weights.
 
 
 class RecentTexts:
-  """Keeps what was made last."""
+  """Keeps the pieces of rows, and forgets the first of them when there are many."""
 
   def __init__(self, max_tokens: int = _MAX_TOKENS):
     self._max_tokens = max_tokens
     self._kept: dict[int, _Pieces] = {}
     self._num_tokens = 0
-    self._lock = threading.Lock()
+    self._lock = threading.Lock()  # Grain reads in threads.
 
-  def get(self, key: int, make: Callable[[], _Pieces]) -> _Pieces:
-    """Returns what `make` gives, now or when it was asked for the key before."""
+  def get(self, row: int) -> _Pieces | None:
+    """Returns the pieces of a row; None if they are not kept."""
     with self._lock:
-      kept = self._kept.get(key)
-    if kept is not None:
-      return kept
-    pieces = make()
-    if len(pieces) > 1:
-      with self._lock:
-        self._keep(key, pieces)
-    return pieces
+      return self._kept.get(row)
 
-  def _keep(self, key: int, pieces: _Pieces) -> None:
-    if key not in self._kept:
-      self._kept[key] = pieces
-      self._num_tokens += _size(pieces)
-    while self._num_tokens > self._max_tokens:
-      first = next(iter(self._kept))
-      self._num_tokens -= _size(self._kept.pop(first))
+  def keep(self, row: int, pieces: _Pieces) -> None:
+    """Keeps the pieces of a row."""
+    with self._lock:
+      if row not in self._kept:
+        self._kept[row] = pieces
+        self._num_tokens += _size(pieces)
+      while self._num_tokens > self._max_tokens:
+        first = next(iter(self._kept))
+        self._num_tokens -= _size(self._kept.pop(first))
 
   def __reduce__(self) -> Any:
     # Worker processes keep their own.

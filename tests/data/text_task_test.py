@@ -141,24 +141,29 @@ def test_malformed_texts_are_left_out_of_packed_rows():
 
 def test_recent_texts_are_kept_within_a_limit():
   recent = _recent_texts.RecentTexts(max_tokens=10)
-  made = []
 
-  def get(key, *lengths):
-    def make():
-      made.append(key)
-      return [(np.zeros(n), np.zeros(n)) for n in lengths]
+  def pieces(*lengths):
+    return [(np.zeros(n), np.zeros(n)) for n in lengths]
 
-    return [len(ids) for ids, _ in recent.get(key, make)]
+  recent.keep(1, pieces(3, 3))
+  recent.keep(1, pieces(3, 3))
+  recent.keep(2, pieces(4))
+  assert recent.get(1) and recent.get(2)
+  recent.keep(3, pieces(1))
+  assert recent.get(1) is None and recent.get(2) and recent.get(3)
+  recent.keep(4, pieces(11))  # Too large for itself.
+  assert recent.get(4) is None and recent.get(3) is None
+  assert pickle.loads(pickle.dumps(recent)).get(2) is None
 
-  for _ in range(2):
-    assert get(1, 3, 3) == [3, 3]
-  assert made == [1]
-  get(2, 9)  # Of one piece: nobody will ask again.
-  get(2, 9)
-  get(3, 4, 2)  # Takes the place of the first.
-  get(3, 4, 2)
-  get(1, 3, 3)
-  assert made == [1, 2, 2, 3, 1]
+
+def test_packed_texts_are_read_again_if_they_are_not_kept():
+  source = g4.data.PackedSource(
+      data_source=_TEXTS, transforms=[dataclasses.replace(_TASK)]
+  )
+  rows = list(source)
+  source.__dict__['_recent'] = _recent_texts.RecentTexts(max_tokens=0)
+  for row, again in zip(rows, source, strict=True):
+    np.testing.assert_array_equal(row['input'], again['input'])
 
 
 def test_wrong_arguments():
