@@ -278,6 +278,36 @@ ALL = (
         'if 0 < batch',
         ('tpu/advice_test.py',),
     ),
+    Mutation(
+        'data/_text_task.py',
+        'starts = range(0, len(text), length)',
+        'starts = range(0, len(text), length + 1)',
+        ('data/text_task_test.py', '-k', 'split'),
+    ),
+    Mutation(
+        'data/sources/_jsonl_rows.py',
+        "np.searchsorted(blank, index, side='right')",
+        "np.searchsorted(blank, index, side='left')",
+        ('data/sources/files_test.py', '-k', 'no_objects or by_its_index'),
+    ),
+    Mutation(
+        'data/sources/_passed_transforms.py',
+        'return _has_passed(element) or self._transform.filter(element)',
+        'return not _has_passed(element) and self._transform.filter(element)',
+        ('data/sources/passed_transforms_test.py',),
+    ),
+    Mutation(
+        'data/reports/_counts.py',
+        'return [i * number // most for i in range(most)]',
+        'return range(most)',
+        ('data/reports/show_command_test.py', '-k', 'evenly'),
+    ),
+    Mutation(
+        'data/rows/_escapes.py',
+        "'[\\0-\\x08\\x0b-\\x1f",
+        "'[\\0-\\x08\\x0b-\\x1a",
+        ('data/rows/escapes_test.py',),
+    ),
 )
 
 
