@@ -15,7 +15,9 @@ Columns = _columns.Columns
 Conversation = _conversation.Conversation
 Message = _conversation.Message
 
-_INPUT, _SYSTEM, _HISTORY = 'input', 'system', 'history'
+_SYSTEM, _HISTORY = 'system', 'history'
+# Stanford Alpaca's name, and Dolly's.
+_INPUTS = ('input', 'context')
 
 
 class Alpaca(_layout.Layout):
@@ -23,7 +25,8 @@ class Alpaca(_layout.Layout):
 
   An input that is not empty follows the instruction on a line of its own. Rows
   may have a `system` text, and a `history` of pairs, the earlier turns.
-  `in_prompt` and `in_response` take the place of `instruction` and `output`.
+  `in_prompt` and `in_response` take the place of `instruction` and `output`;
+  Dolly's `context` and `response` are read, too.
   """
 
   name = 'alpaca'
@@ -31,7 +34,7 @@ class Alpaca(_layout.Layout):
 
   def conversation_keys(self, columns: Columns) -> list[kd.kontext.Key]:
     names = [*self.text_keys, columns.in_prompt, columns.in_response]
-    return [*dict.fromkeys(names), _INPUT, _SYSTEM, _HISTORY]
+    return [*dict.fromkeys(names), *_INPUTS, _SYSTEM, _HISTORY]
 
   def parse(self, row: Any, columns: Columns) -> Conversation:
     messages = self.prompt(row, columns.in_prompt)
@@ -80,8 +83,9 @@ def _key(row: Any, given: str, *, default: str, name: str) -> str:
 def _prompt(row: Any, key: str) -> str:
   """Returns what the user says: as LLaMA-Factory and ms-swift join the two."""
   instruction = _fields.get_text(row, key)
-  given = _fields.get_optional(row, _INPUT)
-  if given is None or not _fields.text(given, field=_INPUT).strip():
+  name = next((x for x in _INPUTS if x in row), _INPUTS[0])
+  given = _fields.get_optional(row, name)
+  if given is None or not _fields.text(given, field=name).strip():
     return instruction
   if not instruction.strip():
     return given

@@ -48,6 +48,16 @@ def test_what_a_row_says(row, want):
   assert set(_TASK.map(row)) == {'input', 'target', 'loss_mask'}
 
 
+def test_rows_of_dolly():
+  row = {
+      'instruction': 'Say it in French.',
+      'context': 'Yes.',
+      'response': 'Oui.',
+  }
+  assert _TASK.render(row) == _said('Say it in French.\nYes.', 'Oui.')
+  assert set(_TASK.map(row)) == {'input', 'target', 'loss_mask'}
+
+
 def test_other_columns_and_a_system_column():
   task = dataclasses.replace(
       _TASK, in_prompt='task', in_response='answer', in_system='system'
