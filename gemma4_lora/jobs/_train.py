@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import os
+import re
 import sys
 from typing import Any
 import warnings
@@ -21,6 +22,7 @@ from gemma4_lora.host import _watched
 from gemma4_lora.host.folders import _in_the_way
 from gemma4_lora.jobs import _distributed
 from gemma4_lora.jobs.command_line import _arguments
+from gemma4_lora.jobs.command_line import _config
 from gemma4_lora.jobs.command_line import _config_file
 from gemma4_lora.jobs.command_line import _gemmas_loaders
 from gemma4_lora.jobs.command_line import _overrides
@@ -89,7 +91,19 @@ def run(argv: Sequence[str]) -> None:
   sys.argv[1:] = argv
   # The module stays that of this command: worker processes of the data import
   # it anew, and Kauldron's would look for devices in each.
-  app.run(checked_main, argv=sys.argv, flags_parser=_arguments.parse)
+  app.run(checked_main, argv=sys.argv, flags_parser=_parse)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+  """Is `_arguments.parse`; says which field of the config may be meant."""
+  try:
+    return _arguments.read(argv, flags.FLAGS)
+  except _config_file.ConfigError as e:
+    unknown = re.match(r"Unknown command line flag '(\w+)'", str(e))
+    path = _arguments.given(argv)
+    fields = _config.fields_named(path, unknown[1]) if unknown and path else []
+    hint = ' or '.join(f'--cfg.{x}' for x in fields[:3])
+    _arguments.end(f'{e}. Did you mean {hint}?' if hint else str(e))
 
 
 def _line(e: Exception) -> str | None:

@@ -73,6 +73,11 @@ def _run():
             'Did you mean --cfg.seed?',
         ),
         (
+            ['train', f'--cfg={_ROOT}/configs/quickstart.py', '--rank=8'],
+            {},
+            "flag 'rank'. Did you mean --cfg.model.rank?",
+        ),
+        (
             [
                 'train',
                 f'--cfg={_ROOT}/configs/quickstart.py',

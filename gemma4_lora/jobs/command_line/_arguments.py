@@ -80,6 +80,15 @@ def check_have_values(argv: Sequence[str], *, name: str = _CONFIG) -> None:
       )
 
 
+def given(argv: Sequence[str]) -> str | None:
+  """Returns what the flag of the config is given."""
+  for argument, after in zip(argv, [*argv[1:], ''], strict=False):
+    match = re.fullmatch(rf'--?{_CONFIG}(?:=(.*))?', argument, re.DOTALL)
+    if match is not None:
+      return after if match[1] is None else match[1]
+  return None
+
+
 def _override(argument: str, name: str) -> re.Match[str] | None:
   return re.fullmatch(rf'--?(?:no)?{name}\.([^=]+)(=.*)?', argument, re.DOTALL)
 
@@ -88,21 +97,12 @@ def _explain(error: Exception, argv: Sequence[str]) -> str | None:
   """Returns the line for what parsing has raised; None if it has none."""
   if isinstance(error, _config_file.ConfigError):
     return str(error)
-  given = _given(argv)
+  path = given(argv)
   if not isinstance(error, flags.Error):
-    return None if given is None else _config_file.explain(error, given)
-  if given is None and f"'{_CONFIG}." in str(error):
+    return None if path is None else _config_file.explain(error, path)
+  if path is None and f"'{_CONFIG}." in str(error):
     return f'--{_CONFIG}=... is missing: the config of the run.'
-  if given is not None and f'flag --{_CONFIG}={given}:' in str(error):
+  if path is not None and f'flag --{_CONFIG}={path}:' in str(error):
     # absl has made this of a TypeError or ValueError.
-    return _config_file.explain(error, given)
+    return _config_file.explain(error, path)
   return f'{" ".join(str(error).split())}'
-
-
-def _given(argv: Sequence[str]) -> str | None:
-  """Returns what the flag of the config is given."""
-  for argument, after in zip(argv, [*argv[1:], ''], strict=False):
-    match = re.fullmatch(rf'--?{_CONFIG}(?:=(.*))?', argument, re.DOTALL)
-    if match is not None:
-      return after if match[1] is None else match[1]
-  return None
