@@ -57,6 +57,7 @@ _BUCKET = re.compile('[a-z0-9][a-z0-9._-]*')
 # Orbax looks for its files below a folder by patterns, in which this is a class
 # of characters.
 _PATTERN = '['
+_NOT_IN_URLS = '#?'
 
 
 def path(given: epath.PathLike, *, who: str = '') -> epath.Path:
@@ -136,6 +137,29 @@ def check_orbax_can_write(where: epath.PathLike, *, who: str) -> None:
         f'{who}: {text} has a {_PATTERN!r}, which Orbax takes for a pattern: what'
         ' it saves there cannot be restored. Give a path without.'
     )
+  check_orbax_can_read(where, who=who)
+
+
+def check_orbax_can_read(where: epath.PathLike, *, who: str) -> None:
+  """Raises if Orbax would take a path in a bucket for another one.
+
+  It gives tensorstore a URL, of which all from a `#` or `?` on is no path
+  (orbax-checkpoint 0.12). So arrays would be written elsewhere.
+
+  Args:
+    where: From `path`.
+    who: What asks, for messages.
+
+  Raises:
+    ValueError: It would.
+  """
+  text = os.fspath(where)
+  found = [x for x in _NOT_IN_URLS if x in text]
+  if found and not is_local(where):
+    raise ValueError(
+        f'{who}: {text} has a {found[0]!r}, at which a URL of a bucket ends for'
+        ' Orbax: it would read and write elsewhere. Give a path without.'
+    )
 
 
 def is_local(where: epath.PathLike) -> bool:
@@ -154,6 +178,11 @@ def _in_bucket(text: str, scheme: str, who: str) -> epath.Path:
     raise ValueError(
         f'{who}{text!r}: {bucket!r} is no name of a bucket, which has lower-case'
         " letters, digits, '-', '_' and '.'."
+    )
+  if not all(' ' <= x != '\x7f' for x in rest):
+    raise ValueError(
+        f'{who}{text!r} has a control character, such as a line break, which no'
+        ' name in a bucket may have.'
     )
   # In a bucket, `..` would be the name of a folder.
   rest = posixpath.normpath(rest.strip('/') or '.')

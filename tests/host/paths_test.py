@@ -115,6 +115,22 @@ def test_orbax_takes_brackets_for_a_pattern():
     _paths.check_orbax_can_write('/a/run[1]', who='save')
 
 
+@pytest.mark.parametrize('name', ['a#b', 'a?b', 'a/b?c/d'])
+def test_orbax_ends_a_url_at_what_may_end_one(name):
+  for check in (_paths.check_orbax_can_read, _paths.check_orbax_can_write):
+    check(f'/tmp/{name}', who='save')
+    with pytest.raises(ValueError, match=f'save: gs://b/{name[:1]}.*elsewhere'):
+      check(f'gs://b/{name}', who='save')
+
+
+@pytest.mark.parametrize('name', ['a\nb', 'a\rb', 'a\tb', 'a\x7fb'])
+def test_names_in_a_bucket_are_one_line(name):
+  with pytest.raises(ValueError, match='save: .* control character') as e:
+    host.path(f'gs://bucket/{name}', who='save')
+  assert '\n' not in str(e.value)
+  host.path('gs://bucket/ünï çødé')
+
+
 def test_dots_do_not_lead_out_of_a_bucket():
   with pytest.raises(ValueError, match='leads out of its bucket'):
     host.path('gs://bucket/a/../../other/b')

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import sys
 import threading
 import time
@@ -192,8 +193,9 @@ class Checks:
     ):
       load('gs://runs/half')
     cfg = self._cfg[0], '--cfg.workdir=gs://runs/half'
-    for command in ('chat', 'fuse', 'export', 'check'):
-      out = self._command(command, *cfg, '--out=gs://out/half', code=1)
+    to = '--out=gs://out/half'
+    for args in (('chat',), ('fuse', to), ('export', to), ('check',)):
+      out = self._command(*args, *cfg, code=1)
       assert 'half-written' in out and len(out.strip().splitlines()) == 1, out
     assert not self._files('out', 'half')
 
@@ -379,6 +381,21 @@ class Checks:
       ):
         with _raises(FileExistsError, 'gs://out/way/file is a file'):
           call(path)
+    # Where Orbax would read and write beside it.
+    where = 'gs://out/way/a?b#c'
+    g4.ckpts.save_lora(where, **save)
+    base = self._model.model
+    for call in (
+        lambda: g4.testing.make_checkpoint(base, f'{where}/o'),
+        lambda: _train._check_workdir(host.path(where), trains=True),
+    ):
+      with _raises(ValueError, f"{re.escape(where)}.* has a '#'"):
+        call()
+    params = g4.testing.make_checkpoint(base, f'{where}/hf', layout='hf')
+    _equal(self._restored(f'{where}/hf'), params)
+    self._buckets.upload(self._run.released, f'{where}/copied')
+    with _raises(ValueError, f"PartialLoad: {re.escape(where)}/.* has a '#'"):
+      self._restored(f'{where}/copied')
     long = 'gs://out/' + 'folder/' * 130
     with _raises(ValueError, '909 bytes below the bucket, .* at most 1024'):
       g4.ckpts.save_lora(long, **save)
@@ -536,24 +553,15 @@ class Checks:
 
   def _command(self, *args, code=0):
     """Runs a command in this process; returns what it printed."""
-    from absl import flags
-
     from gemma4_lora import __main__ as main
 
-    sys.argv = ['gemma4_lora', *args]
-    defined = set(flags.FLAGS)
     out, got = io.StringIO(), 0
     try:
       with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-        main.main(flags.FLAGS(sys.argv))
+        main.main(args)
     except SystemExit as e:
       got = int(e.code or 0)
     finally:
-      for name in set(flags.FLAGS) - defined:
-        delattr(flags.FLAGS, name)
-      for name in defined:
-        if flags.FLAGS[name].present:
-          flags.FLAGS[name].unparse()
       sys.modules.pop('cfg_config', None)
     assert got == code, out.getvalue()
     return out.getvalue()

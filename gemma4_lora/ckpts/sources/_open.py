@@ -24,6 +24,7 @@ from gemma4_lora.ckpts.sources import _locate
 from gemma4_lora.ckpts.sources import _source
 from gemma4_lora.ckpts.sources import _stream
 from gemma4_lora.host import _memory
+from gemma4_lora.host import _paths
 from gemma4_lora.host import _storage_errors
 
 Source = _source.Source
@@ -126,6 +127,7 @@ def _opened(path: epath.Path, *, step: int, who: str) -> Source:
   directory = _locate.locate(path, step=step, who=who)
   if _locate.is_hugging_face(directory):
     return _hugging_face.open_source(directory, who=who)
+  _paths.check_orbax_can_read(directory, who=who)
   _integrity.check(directory, who=who)
   try:
     tree = _bounded.call(

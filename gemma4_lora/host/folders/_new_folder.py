@@ -50,6 +50,8 @@ def check_free(
   """
   path = _paths.path(path, who=who)
   _in_the_way.check_length(path, who=who)
+  if by_orbax:
+    _paths.check_orbax_can_read(path, who=who)
   if not _paths.is_local(path):
     with _one_writer.together(path, who=who):
       if _one_writer.is_writer():
