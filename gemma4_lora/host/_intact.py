@@ -78,7 +78,7 @@ def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
   Args:
     values: What JSON can hold.
   """
-  return {**values, _SEAL: _json_digest(values)}
+  return {**values, _SEAL: json_digest(values)}
 
 
 def check_seal(values: Mapping[str, Any]) -> None:
@@ -88,11 +88,12 @@ def check_seal(values: Mapping[str, Any]) -> None:
     ValueError: It is not as it was written.
   """
   rest = {k: v for k, v in values.items() if k != _SEAL}
-  if _SEAL in values and values[_SEAL] != _json_digest(rest):
+  if _SEAL in values and values[_SEAL] != json_digest(rest):
     raise ValueError('it is not as it was written: its digest is another')
 
 
-def _json_digest(values: Mapping[str, Any]) -> str:
+def json_digest(values: Any) -> str:
+  """Returns the digest of what JSON can hold, however it is laid out."""
   text = json.dumps(values, sort_keys=True, separators=(',', ':'))
   return xxhash.xxh3_64_hexdigest(text.encode())
 

@@ -311,6 +311,32 @@ def test_a_loss_of_logits_that_are_not_made_is_refused_at_the_start(tmp_path):
     trainer.checkpointer.restore(item, noop_if_missing=True)
 
 
+@pytest.mark.parametrize(
+    ('file', 'old', 'new'),
+    [
+        ('ds_iter/process_0-of-1.json', ': 0', ': 8'),
+        ('ds_iter/process_0-of-1.json', '{', ''),
+        ('timer/metadata', '"batch_size": 8', '"batch_size": 9'),
+    ],
+)
+def test_a_small_item_with_another_digit(file, old, new, saved, released):
+  """The run would go on from other data."""
+  workdir, state = saved
+  path = workdir / 'checkpoints' / 'ckpt_3' / file
+  text = path.read_text()
+  assert old in text
+  path.write_text(text.replace(old, new, 1))
+  trainer = runs.trainer(workdir, released[0])
+  fresh = runs.state(trainer, seed=0)
+  with pytest.raises(ValueError, match=f'{file} is damaged: its digest is'):
+    trainer.checkpointer.restore(_item(trainer, fresh))
+  _assert_equal(_restore(trainer, fresh), state)  # An evaluator reads none.
+  path.write_text(json.dumps(json.loads(text)))  # However it is laid out.
+  trainer = runs.trainer(workdir, released[0])
+  fresh = runs.state(trainer, seed=0)
+  _assert_equal(_restore(trainer, _item(trainer, fresh)).train_state, state)
+
+
 def test_a_metric_that_is_not_there_is_refused_at_the_start(tmp_path):
   made = runs.trainer(tmp_path, options={'best_metric_path': 'evals.x'})
   item = _item(made, runs.state(made, seed=0))

@@ -193,7 +193,7 @@ def _make_run(folder: pathlib.Path) -> None:
   said = {
       **_fingerprint.describe(model, params),
       'index': index,
-      'digests': _bundles.digests(arrays, index),
+      'digests': _bundles.digests(arrays, index)(),
   }
   file = step / 'fingerprint' / 'metadata'
   _write_json(file, _fingerprint.to_write(said))

@@ -5,7 +5,9 @@ Orbax spends 2 to 5 kB and some milliseconds on each, often more than it has
 itself.
 """
 
+from collections.abc import Callable
 from collections.abc import Mapping
+from concurrent import futures
 import math
 from typing import Any
 
@@ -82,10 +84,13 @@ def unbundle(arrays: Mapping[str, Any], index: Index) -> dict[_trees.Path, Any]:
   return leaves
 
 
-def digests(arrays: Mapping[str, Any], index: Index) -> dict[str, str]:
-  """Returns what tells an array from one with another bit.
+def digests(
+    arrays: Mapping[str, Any], index: Index
+) -> Callable[[], dict[str, str]]:
+  """Returns what returns what tells an array from one with another bit.
 
-  All processes must call it.
+  That waits for bundles, which are hashed in the background. All processes must
+  call this function.
 
   Args:
     arrays: Some of those that were bundled. What was no bundle may be cut among
@@ -98,14 +103,17 @@ def digests(arrays: Mapping[str, Any], index: Index) -> dict[str, str]:
       for k, x in arrays.items()
       if k not in bundles and not _is_random_key(x)
   }
-  return {k: _intact.digest(x) for k, x in bundles.items()} | (
-      _checksums.checksums(others, of_all=True) if others else {}
+  pool = futures.ThreadPoolExecutor(1)
+  hashed = pool.submit(
+      lambda: {k: _intact.digest(x) for k, x in bundles.items()}
   )
+  pool.shutdown(wait=False)
+  summed = _checksums.checksums(others, of_all=True) if others else {}
+  return lambda: hashed.result() | summed
 
 
 def check(
-    arrays: Mapping[str, Any],
-    index: Index,
+    digests: Mapping[str, str],
     saved: Mapping[str, str],
     *,
     who: str,
@@ -114,18 +122,15 @@ def check(
   """Checks that arrays are what was saved.
 
   Args:
-    arrays: What was read.
-    index: What was bundled.
-    saved: What `digests` returned then; none from before it was kept.
+    digests: Of what was read.
+    saved: Digests then; none from before they were kept.
     who: What asks, for messages.
     where: Where the arrays are, for messages.
 
   Raises:
     ValueError: One is not.
   """
-  if not saved:
-    return
-  for name, now in digests(arrays, index).items():
+  for name, now in digests.items() if saved else ():
     if now != saved.get(name):
       raise ValueError(
           f'{who}: {where} is damaged: {name} is not what was saved: its digest'

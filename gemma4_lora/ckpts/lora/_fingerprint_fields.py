@@ -33,6 +33,7 @@ def check(values: Mapping[str, Any]) -> None:
   for name, fits, takes in (
       ('versions', _is_string, 'a string'),
       ('digests', _is_string, 'a string'),
+      ('items', _is_string, 'a string'),
       ('index', _is_bundle, 'a dtype, and path and shape of each leaf'),
   ):
     if name in values:

@@ -1,5 +1,6 @@
 """A train state without its base, as an item of a Kauldron checkpoint."""
 
+from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
 import os
@@ -16,6 +17,8 @@ import orbax.checkpoint as ocp
 from gemma4_lora import _trees
 from gemma4_lora.ckpts.lora import _bundles
 from gemma4_lora.ckpts.lora import _fingerprint
+from gemma4_lora.ckpts.lora import _fingerprint_item
+from gemma4_lora.ckpts.lora import _small_items
 from gemma4_lora.ckpts.sources import _open
 from gemma4_lora.host import _devices
 from gemma4_lora.host import _storage_errors
@@ -26,6 +29,7 @@ _ROOT = 'params'
 _OPT_STATE = 'opt_state'
 _INDEX = 'index'
 _DIGESTS = 'digests'
+_ITEMS = 'items'
 _SHOWN = 8
 _STEP = ('step',)
 
@@ -61,8 +65,12 @@ class LoRAItem(kd.ckpts.items.CheckpointItem):
       where: What was saved, for messages.
 
     Raises:
-      ValueError: It differs, as after a change of the optimizer.
+      ValueError: It differs, as after a change of the optimizer; or another
+        item of the step is damaged.
     """
+    names = _items(self.item.__kd_ocp_restore_args__())
+    saved = self.fingerprint.get(_ITEMS, {})
+    _small_items.check(epath.Path(where), saved, names)
     old = _bundles.specs(self.fingerprint[_INDEX])
     new = {k: (str(x.dtype), tuple(x.shape)) for k, x in self.leaves.items()}
     paths = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
@@ -99,16 +107,16 @@ class LoRAItem(kd.ckpts.items.CheckpointItem):
 
   def __kd_ocp_save_args__(self) -> ocp.args.CheckpointArgs:
     arrays, index = _bundles.bundle(self.leaves)
+    digests = _bundles.digests(arrays, index)
     args = _items(self.item.__kd_ocp_save_args__())
+    said = {
+        **self.fingerprint,
+        _INDEX: index,
+        _ITEMS: _small_items.digests(args),
+    }
     args[self._key] = _bundles.save_args(arrays, index)
-    args[_fingerprint.ITEM] = ocp.args.JsonSave(
-        _fingerprint.to_write(
-            {
-                **self.fingerprint,
-                _INDEX: index,
-                _DIGESTS: _bundles.digests(arrays, index),
-            }
-        )
+    args[_fingerprint.ITEM] = _fingerprint_item.save_args(
+        lambda: _fingerprint.to_write({**said, _DIGESTS: digests()})
     )
     return ocp.args.Composite(**args)
 
@@ -121,7 +129,7 @@ class LoRAItem(kd.ckpts.items.CheckpointItem):
 
   def __kd_ocp_restore_post__(self, value: Any) -> Any:
     parts = dict(value.items())
-    _check_arrays(
+    check = _start_check(
         parts[self._key], self.fingerprint, who=_WHO, where=self.where
     )
     new = _bundles.unbundle(parts[self._key], self.fingerprint[_INDEX])
@@ -140,6 +148,7 @@ class LoRAItem(kd.ckpts.items.CheckpointItem):
       return leaf  # A leaf of the base.
 
     state = jax.tree_util.tree_map_with_path(place, self._state)
+    check()
     if self.item is self._state:
       return state
     parts[self._key] = state
@@ -216,7 +225,7 @@ def read_lora(
     arrays = _arrays(source, set(index), who=who)
     if jax.process_count() == 1:  # Each process reads all here.
       where = os.fspath(source.path.parent)
-      _check_arrays(arrays, fingerprint, who=who, where=where)
+      _start_check(arrays, fingerprint, who=who, where=where)()
     try:
       leaves = _bundles.unbundle(arrays, index)
     except ValueError as e:
@@ -233,15 +242,19 @@ def read_lora(
   return nested[_ROOT], fingerprint
 
 
-def _check_arrays(
+def _start_check(
     arrays: Mapping[str, Any],
     fingerprint: _fingerprint.Fingerprint,
     *,
     who: str,
     where: str,
-) -> None:
+) -> Callable[[], None]:
+  """Returns what raises if arrays are not what was saved."""
   saved = fingerprint.get(_DIGESTS, {})
-  _bundles.check(arrays, fingerprint[_INDEX], saved, who=who, where=where)
+  if not saved:
+    return lambda: None
+  digests = _bundles.digests(arrays, fingerprint[_INDEX])
+  return lambda: _bundles.check(digests(), saved, who=who, where=where)
 
 
 def _arrays(

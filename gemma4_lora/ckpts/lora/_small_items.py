@@ -1,0 +1,76 @@
+"""Digests of a step's small items: the position in the data, and timings.
+
+Nothing in their files says that a digit of a position is another: the run would go
+on from other data.
+"""
+
+from collections.abc import Collection
+from collections.abc import Iterator
+from collections.abc import Mapping
+import json
+from typing import Any
+
+from etils import epath
+import jax
+import orbax.checkpoint as ocp
+
+from gemma4_lora.host import _intact
+
+_PRIMARY = 0
+
+
+def digests(args: Mapping[str, Any]) -> dict[str, str]:
+  """Returns the digests of what Orbax is about to write, by its files.
+
+  Args:
+    args: Of each item. Only those of JSON are looked at.
+  """
+  return {file: _intact.json_digest(x) for file, x in _contents(args)}
+
+
+def check(
+    folder: epath.Path, saved: Mapping[str, str], names: Collection[str]
+) -> None:
+  """Checks that items are what was saved.
+
+  Args:
+    folder: A step.
+    saved: What `digests` returned; none from before it was kept.
+    names: Items to look at.
+
+  Raises:
+    ValueError: One is not.
+  """
+  if jax.process_index() != _PRIMARY:
+    return  # Whose digests these are.
+  for file, digest in saved.items():
+    if file.partition('/')[0] not in names:
+      continue
+    try:
+      now = _intact.json_digest(json.loads((folder / file).read_bytes()))
+    except (FileNotFoundError, ValueError) as e:
+      now = f'none: {e}'
+    if now != digest:
+      raise ValueError(
+          f'{folder / file} is damaged: its digest is {now}, and was {digest} when'
+          ' it was saved. Copy that step again; or remove its folder, to go on'
+          ' from the step before.'
+      )
+
+
+def _contents(args: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+  """Yields the file of each item, and what will stand in it."""
+  for name, arg in args.items():
+    item = getattr(arg, 'item', None)
+    if isinstance(arg, ocp.args.JsonSave):
+      yield f'{name}/metadata', _as_json(item)
+    elif hasattr(item, 'get_state'):  # grain's handler calls it.
+      file = f'process_{jax.process_index()}-of-{jax.process_count()}.json'
+      yield f'{name}/{file}', _as_json(item.get_state())
+
+
+def _as_json(value: Any) -> Any:
+  """Returns a value as it comes back from a file."""
+  if isinstance(value, bytes):
+    return json.loads(value)
+  return json.loads(json.dumps(value))
