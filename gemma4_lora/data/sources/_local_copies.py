@@ -7,10 +7,10 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 import contextlib
+from multiprocessing import util
 import os
 import tempfile
 from typing import Any
-import weakref
 
 from etils import epath
 
@@ -47,7 +47,9 @@ class LocalCopy:
       except BaseException:
         _remove(path, os.getpid())
         raise
-      weakref.finalize(self, _remove, path, os.getpid())
+      # Children of `multiprocessing` do not run what `weakref.finalize` leaves
+      # for the exit.
+      util.Finalize(self, _remove, (path, os.getpid()), exitpriority=0)
       self._path = path
     return self._path
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import multiprocessing
 import os
 import pickle
 import re
@@ -203,6 +204,30 @@ def test_a_malformed_row_is_named_by_its_index_file_and_line(tmp_path):
   )
   with pytest.raises(KeyError, match=r'prompt.*In row 0, line 2 of .*a.jsonl'):
     next(iter(dataset))
+
+
+def _read_and_leave(path):
+  source = _source(path)
+  assert len(source) == 3
+  _KEPT.append(source)  # Alive when the process ends.
+
+
+_KEPT = []
+
+
+def test_a_copy_goes_with_a_process_that_was_forked(tmp_path, monkeypatch):
+  copies = tmp_path / 'copies'
+  copies.mkdir()
+  monkeypatch.setattr(tempfile, 'tempdir', os.fspath(copies))
+  path = tmp_path / 'rows.jsonl.gz'
+  path.write_bytes(gzip.compress(_LINES))
+  process = multiprocessing.get_context('fork').Process(
+      target=_read_and_leave, args=(path,)
+  )
+  process.start()
+  process.join(60)
+  assert process.exitcode == 0
+  assert not [*copies.iterdir()]
 
 
 def test_a_copy_is_shared_and_goes_with_the_dataset(tmp_path, monkeypatch):
