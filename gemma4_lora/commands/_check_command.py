@@ -23,6 +23,7 @@ def check(config: _config.Config, *, peft: str | None, step: int) -> int:
   In the run, in the PEFT folder, or in both. The exit status is 1 if not.
   """
   from gemma4_lora import g4  # pylint: disable=g-import-not-at-top
+  from gemma4_lora.host import _escapes  # pylint: disable=g-import-not-at-top
   from gemma4_lora.runs import _export  # pylint: disable=g-import-not-at-top
 
   model, lora, workdir = config.part('model'), None, None
@@ -34,7 +35,10 @@ def check(config: _config.Config, *, peft: str | None, step: int) -> int:
     try:
       loaded = g4.hf.load_peft(peft, model=model.model)
     except ValueError as e:
-      print(f'PROBLEM: {e}\nNOT OK: the folder cannot be loaded.')
+      print(
+          f'PROBLEM: {_escapes.escaped(str(e))}\nNOT OK: the folder cannot be'
+          ' loaded.'
+      )
       return 1
     if workdir is None:
       model, lora = loaded.model, loaded.params
@@ -47,5 +51,5 @@ def check(config: _config.Config, *, peft: str | None, step: int) -> int:
       who='gemma4_lora check',
   )
   report = g4.nn.check(model, params, file=peft)
-  print(report)
+  print(_escapes.escaped(str(report)))
   return int(not report.ok)

@@ -107,6 +107,10 @@ def run(argv: Sequence[str]) -> int:
 def _end(line: str) -> int:
   # Functions that write say who they are.
   prefix = '' if line.startswith(f'{_NAME} ') else f'{_NAME}: '
+  # As `host._escapes`, which is not at hand where something is not installed.
+  line = ''.join(
+      c if c.isprintable() or c in '\n\t' else repr(c)[1:-1] for c in line
+  )
   print(f'{prefix}{line}', file=sys.stderr)
   return 1
 

@@ -12,7 +12,7 @@ from gemma import gm
 from kauldron import kd
 import numpy as np
 
-from gemma4_lora.data.rows import _escapes
+from gemma4_lora.host import _escapes
 
 _BYTE = re.compile(r'<0x([0-9A-F]{2})>')
 

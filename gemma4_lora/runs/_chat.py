@@ -16,6 +16,7 @@ from gemma4_lora.data import _row_task
 from gemma4_lora.data.conversations import _conversation
 from gemma4_lora.data.templates import _render
 from gemma4_lora.hf import _load_peft
+from gemma4_lora.host import _escapes
 from gemma4_lora.runs import _export
 from gemma4_lora.runs import _run
 
@@ -228,7 +229,8 @@ def _lines() -> Iterator[str]:
 
 
 def _note(text: str) -> None:
-  print(f'{_WHO}: {text}', file=sys.stderr, flush=True)
+  line = f'{_WHO}: {_escapes.escaped(text)}'
+  print(line, file=sys.stderr, flush=True)
 
 
 def _of_data(cfg: Any) -> tuple[gm.text.Tokenizer | None, _render.Style]:

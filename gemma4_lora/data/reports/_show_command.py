@@ -12,7 +12,7 @@ from gemma4_lora.data import _first_fit
 from gemma4_lora.data import _show
 from gemma4_lora.data.reports import _counts
 from gemma4_lora.data.reports import _parts
-from gemma4_lora.data.rows import _escapes
+from gemma4_lora.host import _escapes
 
 _WHO = 'show'
 

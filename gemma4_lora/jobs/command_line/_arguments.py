@@ -7,6 +7,7 @@ from typing import NoReturn
 
 from absl import flags
 
+from gemma4_lora.host import _escapes
 from gemma4_lora.jobs.command_line import _config_file
 
 _CONFIG = 'cfg'
@@ -53,7 +54,7 @@ def read(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
 
 def end(line: str) -> NoReturn:
   """Ends the command."""
-  print(f'gemma4_lora: {line}', file=sys.stderr)
+  print(f'gemma4_lora: {_escapes.escaped(line)}', file=sys.stderr)
   sys.exit(1)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gemma4_lora.data.rows import _escapes
+from gemma4_lora.host import _escapes
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Texts of rows for a terminal, which acts upon some characters."""
+"""Texts of data and files for a terminal, which acts upon some characters."""
 
 import re
 
