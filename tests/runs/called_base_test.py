@@ -61,7 +61,12 @@ def test_all_see_the_same_weights(released, tmp_path):
 
   def train(name, wrapped, num_train_steps):
     transform = g4.ckpts.SkipLoRA4(wrapped=wrapped)
-    made = _trainer(tmp_path / name, transform, num_train_steps=num_train_steps)
+    made = _trainer(
+        tmp_path / name,
+        transform,
+        num_train_steps=num_train_steps,
+        trainstep=training.SharedStep(key=str(tmp_path)),
+    )
     return made, made.train()[0]
 
   called = own_transforms.Doubled(path=path)

@@ -51,7 +51,7 @@ def _assert_same(one, two):
 
 def test_the_run_is_kauldrons_bit_for_bit(tmp_path):
   """FSDP on eight devices; also when it stops and goes on."""
-  model = _model('Gemma4_26B_A4B')
+  model = _model('Gemma4_31B')
   g4.testing.make_checkpoint(model, tmp_path / 'released')
   sharding = kd.sharding.ShardingStrategy(
       params=kd.sharding.FSDPSharding(min_size_to_shard_mb=0)
@@ -69,8 +69,9 @@ def test_the_run_is_kauldrons_bit_for_bit(tmp_path):
     ).train()
 
   want, want_aux = run('kauldron', kd.train.TrainStep())
-  run('ours', g4.train.TrainStep(), num_train_steps=1)
-  got, aux = run('ours', g4.train.TrainStep())
+  ours = training.SharedStep(key=str(tmp_path))
+  run('ours', ours, num_train_steps=1)
+  got, aux = run('ours', ours)
   _assert_same(got, want)
   assert aux.compute().loss_values == want_aux.compute().loss_values
 
