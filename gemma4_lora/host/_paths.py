@@ -55,8 +55,8 @@ _NO_BUCKET = re.compile(rf'({"|".join(_SCHEMES)}):', re.I)
 # https://docs.cloud.google.com/storage/docs/buckets#naming
 _BUCKET = re.compile('[a-z0-9][a-z0-9._-]*')
 # Orbax looks for its files below a folder by patterns, in which this is a class
-# of characters.
-_PATTERN = '['
+# of characters; and this, in a bucket alone, says that the next one is none.
+_PATTERNS = '[\\'
 _NOT_IN_URLS = '#?'
 
 
@@ -132,11 +132,13 @@ def check_orbax_can_write(where: epath.PathLike, *, who: str) -> None:
     ValueError: It would.
   """
   text = os.fspath(where)
-  if _PATTERN in text:
-    raise ValueError(
-        f'{who}: {text} has a {_PATTERN!r}, which Orbax takes for a pattern: what'
-        ' it saves there cannot be restored. Give a path without.'
-    )
+  patterns = _PATTERNS[:1] if is_local(where) else _PATTERNS
+  for found in patterns:
+    if found in text:
+      raise ValueError(
+          f'{who}: {text} has a {found}, which Orbax takes for a pattern: what'
+          ' it saves there cannot be restored. Give a path without.'
+      )
   check_orbax_can_read(where, who=who)
 
 

@@ -111,8 +111,11 @@ def test_half_a_url_is_neither(given):
 
 def test_orbax_takes_brackets_for_a_pattern():
   _paths.check_orbax_can_write('/a/b*?', who='save')
-  with pytest.raises(ValueError, match=r"save: /a/run\[1\] has a '\['"):
-    _paths.check_orbax_can_write('/a/run[1]', who='save')
+  _paths.check_orbax_can_write('/a/b\\c', who='save')
+  for path in ('/a/run[1]', 'gs://b/run[1]', 'gs://b/run\\1'):
+    with pytest.raises(ValueError, match='save: .* has a .*for a pattern') as e:
+      _paths.check_orbax_can_write(path, who='save')
+    assert path in str(e.value)
 
 
 @pytest.mark.parametrize('name', ['a#b', 'a?b', 'a/b?c/d'])
