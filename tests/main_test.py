@@ -282,6 +282,7 @@ def test_what_a_command_lacks(args, message, run_command):
     [
         (('sumary', _CONFIG), "no command 'sumary'. Did you mean 'summary'?"),
         ((_CONFIG, 'summary'), 'comes behind a command'),
+        (('-\x1b[2J', 'summary'), '-\\x1b[2J comes behind a command'),
         (('summary',), '--cfg=... is missing'),
     ],
 )

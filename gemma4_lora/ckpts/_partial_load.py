@@ -54,8 +54,9 @@ class PartialLoad(kd.ckpts.InitTransform):
       sub-tree (`'**.skip_scale'`), and `*` stands for a whole segment.
     ignore_restored_keys: Globs of leaves of the checkpoint not to take.
     step: Which checkpoint of a workdir; -1 for the last.
-    nan: What to do about NaN in weights, and scales of quantised ones below 0:
-      'error', or 'warn': load them, and name the first leaves in a warning.
+    nan: What to do about NaN and infinity in weights, and scales of quantised
+      ones below 0: 'error', or 'warn': load them, and name the first leaves in a
+      warning.
 
   Raises:
     ValueError: The checkpoint does not fit. `transform` raises it before it

@@ -51,7 +51,7 @@ class RowsDigest:
     return self._hash.hexdigest() if self._row == num_rows else None
 
 
-def has_nan(array: np.ndarray) -> bool:
+def has_nan(array: np.ndarray, *, infinite: bool = False) -> bool:
   """Whether a float array has a NaN.
 
   By its bits as integers, whose maximum needs no memory of its own: `isnan` of
@@ -59,17 +59,20 @@ def has_nan(array: np.ndarray) -> bool:
 
   Args:
     array: On the host, contiguous.
+    infinite: Whether infinite values count, too.
   """
   infinity = _INFINITY.get(array.dtype.name)
   if infinity is None:
-    return array.dtype.kind == 'f' and bool(np.isnan(array).any())
+    bad = ~np.isfinite(array) if infinite else np.isnan(array)
+    return array.dtype.kind == 'f' and bool(bad.any())
   if not array.size:
     return False
   size = array.dtype.itemsize
   positive = array.reshape(-1).view(f'i{size}').max()
   negative = array.reshape(-1).view(f'u{size}').max()
   sign = 1 << (8 * size - 1)
-  return bool(positive > infinity or negative > infinity + sign)
+  most = infinity - infinite
+  return bool(positive > most or negative > most + sign)
 
 
 def sealed(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+import re
 from typing import Any
 
 from etils import epath
@@ -41,6 +42,8 @@ _INITS = {
     'olora': 'olora',
     'eva': 'default',  # Leaves the base alone.
 }
+# With the number of iterations of a randomised SVD.
+_PISSA = re.compile(r'pissa(_niter_[1-9]\d{0,8})?', re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -213,7 +216,7 @@ def read(path: epath.Path, data: bytes) -> PeftConfig:
 
 def _init(path: epath.Path, value: Any) -> str:
   """Returns how A and B started, by our names."""
-  if isinstance(value, str) and value.startswith('pissa'):
+  if isinstance(value, str) and _PISSA.fullmatch(value):
     return value
   known = value is None or isinstance(value, (bool, str))
   if not known or value not in _INITS:

@@ -181,6 +181,7 @@ _Q = 'base_model.model.model.layers.0.self_attn.q_proj'
         ),
         ({'layers_to_transform': [0, 1]}, r'layers_to_transform=\[0, 1\]'),
         ({'init_lora_weights': 'corda'}, "init_lora_weights='corda' changes"),
+        ({'init_lora_weights': 'pissa_niter_x'}, "='pissa_niter_x' changes"),
     ],
 )
 def test_config_that_the_file_contradicts_is_an_error(folder, config, match):

@@ -1,4 +1,4 @@
-"""Checks arrays as they are read: digests, NaN, and scales of what is quantised.
+"""Checks arrays as they are read: digests, NaN, infinity, and scales of what is quantised.
 
 The file `digests.json`, beside the arrays that we write, has the digest of each,
 by Orbax's name. Checkpoints of others, and ours from before it was written, have
@@ -7,6 +7,7 @@ none.
 
 from collections.abc import Mapping
 import dataclasses
+import functools
 import json
 import os
 from typing import Any
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gemma4_lora.gemma4 import _names
 from gemma4_lora.host import _intact
 from gemma4_lora.quant import _format
 
@@ -82,14 +84,14 @@ def problem(name: str, array: Any) -> str | None:
   """
   if not jnp.issubdtype(array.dtype, jnp.floating):
     return None
-  is_scales = name.rpartition('.')[2] == _format.SCALES
+  last = name.rpartition('.')[2]
+  is_scales = last == _format.SCALES
+  # No bound is an infinite one.
+  infinite = last.removeprefix('clip_') not in _names.CLIP_BOUNDS
   for piece in _pieces(array):
-    if isinstance(piece, np.ndarray):
-      has_nan = _intact.has_nan(piece)
-    else:
-      has_nan = bool(_has_nan(piece))
-    if has_nan:
-      return f'{name} has NaN'
+    if _has_nan(piece, infinite):
+      what = 'NaN' if _has_nan(piece, False) else 'infinite values'
+      return f'{name} has {what}'
     # NF4 gives scales of 0 to weights that are all 0.
     if is_scales and piece.size and piece.min() < 0:
       return f'{name} has scales below 0'
@@ -106,6 +108,14 @@ def _pieces(array: Any) -> list[Any]:
   return pieces
 
 
-@jax.jit
-def _has_nan(array: jax.Array) -> jax.Array:
-  return jnp.any(jnp.isnan(array))
+def _has_nan(piece: Any, infinite: bool) -> bool:
+  """Whether there is NaN; or an infinite value, if that counts."""
+  if isinstance(piece, np.ndarray):
+    return _intact.has_nan(piece, infinite=infinite)
+  return bool(_on_device(piece, infinite))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _on_device(array: jax.Array, infinite: bool) -> jax.Array:
+  is_bad = ~jnp.isfinite(array) if infinite else jnp.isnan(array)
+  return jnp.any(is_bad)

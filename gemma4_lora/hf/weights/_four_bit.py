@@ -12,10 +12,12 @@ from collections.abc import Mapping
 import dataclasses
 import re
 
+from absl import logging
 from etils import epath
 import numpy as np
 
 from gemma4_lora.hf.weights import _mapped
+from gemma4_lora.host.files import _regular
 
 _PACKED, _SCALE, _SHAPE = '_packed', '_scale', '_shape'
 _PER_INT = 8
@@ -45,11 +47,13 @@ class Packed:
     codes: `int32[out, in / 8]`.
     scales: `[out, in / group]`.
     shape: The weight's shape, `[out, in]`.
+    what: The checkpoint's path and the weight's name, for messages.
   """
 
   codes: _mapped.Tensor
   scales: _mapped.Tensor
   shape: tuple[int, ...]
+  what: str
 
   @property
   def dtype(self) -> np.dtype:
@@ -69,6 +73,15 @@ class Packed:
     return lambda: self._unpack(codes(), scales())
 
   def _unpack(self, codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    # NaN is found in the weights.
+    if num_bad := int(np.sum(scales <= 0)):
+      logging.warning(
+          '%s: %d of %d scales are 0 or below, which no quantiser writes: the'
+          ' checkpoint may be damaged.',
+          self.what,
+          num_bad,
+          scales.size,
+      )
     out, size = self.shape
     group = size // scales.shape[1]
     weight = np.empty(self.shape, self.dtype)
@@ -106,6 +119,11 @@ def unpacked(
     if not name.endswith(f'.weight{_PACKED}'):
       continue
     weight = name.removesuffix(_PACKED)
+    if weight in tensors:
+      raise ValueError(
+          f'{who}: {path}: {_regular.shown(weight)} and {_regular.shown(name)}'
+          ' are one weight under two names. Remove one of them.'
+      )
     parts = [found.pop(name)]
     for end in (_SCALE, _SHAPE):
       if f'{weight}{end}' not in found:
@@ -157,4 +175,5 @@ def _packed(
         f'{who}: {path}: {name}: unknown packed format: {problem}. Of'
         ' compressed-tensors, pack-quantized of 4 bits is read.'
     )
-  return Packed(codes=codes, scales=scales, shape=weight_shape)
+  what = f'{who}: {path}: {name}'
+  return Packed(codes=codes, scales=scales, shape=weight_shape, what=what)

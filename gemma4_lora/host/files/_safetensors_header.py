@@ -34,6 +34,8 @@ DTYPES = {
 # As in the library `safetensors`.
 MAX_BYTES = 100_000_000
 _METADATA = '__metadata__'
+# How much of what is no header a message has.
+_SHOWN_BYTES = 60
 _MOST = 2**63 - 1
 # Fewer than any NumPy can have.
 _MOST_AXES = 32
@@ -94,13 +96,15 @@ def read(
   if (other := _regular.what_else(head)) is not None:
     raise ValueError(f'{where} is no safetensors file: {other}')
   length = int.from_bytes(head[:8], 'little')
+  # Before the size: a text in place of the file is not one that was cut short.
+  if size >= 8 and not 2 <= length <= MAX_BYTES:
+    raise ValueError(
+        f'{where} is damaged, or no safetensors file: it begins with'
+        f' {head[:_SHOWN_BYTES]!r}, by which its header would have {length}'
+        f' bytes; 2 to {MAX_BYTES} are allowed.'
+    )
   if size < 8 or size < 8 + length:
     raise ValueError(_truncated(start, path, size, 8 + length))
-  if not 2 <= length <= MAX_BYTES:
-    raise ValueError(
-        f'{where} is damaged, or no safetensors file: its header would have'
-        f' {length} bytes; 2 to {MAX_BYTES} are allowed.'
-    )
   text = read_range(8, 8 + length)
   if not text.startswith(b'{'):
     raise ValueError(

@@ -373,6 +373,18 @@ def test_packed_weights_of_compressed_tensors(write, tmp_path, caplog):
 _Q = 'model.layers.0.self_attn.q_proj'
 
 
+def test_packed_scales_that_no_quantiser_writes(write, tmp_path, caplog):
+  folder, tensors, _ = _packed_file(tmp_path, write)
+  scales = tensors[f'{_Q}.weight_scale'].copy()
+  scales[0, 0], scales[1, 1] = -scales[0, 0], 0
+  tensors[f'{_Q}.weight_scale'] = scales
+  safetensors.numpy.save_file(tensors, folder / 'model.safetensors')
+  with caplog.at_level(logging.WARNING):
+    state = _state(_model('Gemma4_31B', None))
+    g4.ckpts.PartialLoad(path=folder).transform(state)
+  assert f'{folder}: {_Q}.weight_packed: 2 of {scales.size} sc' in caplog.text
+
+
 @pytest.mark.parametrize(
     ('change', 'match'),
     [
@@ -390,6 +402,10 @@ _Q = 'model.layers.0.self_attn.q_proj'
         ({f'{_Q}.weight_packed': np.ones((1, 1), np.uint8)}, 'not int32'),
         ({f'{_Q}.weight_scale': np.ones((3, 1), np.float32)}, 'scales .3, 1.'),
         ({f'{_Q}.weight_shape': np.ones(3, np.int64)}, 'weight_shape is .1, 1'),
+        (
+            {f'{_Q}.weight': np.ones((2, 2), np.float32)},
+            'q_proj.weight and .*q_proj.weight_packed are one weight',
+        ),
         ({f'{_Q}.weight_scale': None}, 'there is no .*q_proj.weight_scale'),
         ({f'{_Q}.weight': np.ones(2, np.uint32)}, 'U32.*: it looks like MLX'),
     ],

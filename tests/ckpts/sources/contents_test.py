@@ -9,29 +9,49 @@ import orbax.checkpoint as ocp
 import pytest
 
 from gemma4_lora import g4
+from gemma4_lora.ckpts.sources import _contents
 from gemma4_lora.ckpts.sources import _open
 from gemma4_lora.gemma4 import _upstream
 from tests.lib import models
 from tests.lib import states
 
 
-@pytest.mark.parametrize('layout', ['nested', 'hf'])
-def test_an_error_that_names_the_leaf_or_a_warning(layout, tmp_path, caplog):
+@pytest.mark.parametrize(
+    ('layout', 'value', 'what'),
+    [
+        ('nested', np.nan, 'NaN'),
+        ('hf', np.nan, 'NaN'),
+        ('hf', -np.inf, 'infinite values'),
+    ],
+)
+def test_an_error_that_names_the_leaf_or_a_warning(
+    layout, value, what, tmp_path, caplog
+):
   model = models.base(cut=models.one_layer)
   shapes = _upstream.abstract_params(model)
   bad = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
-  bad['layer_0']['mlp']['linear'][3, 5] = np.nan
+  bad['layer_0']['mlp']['linear'][3, 5] = value
   path = tmp_path / layout
   g4.testing.make_checkpoint(model, path, layout=layout, params=bad)
   state = states.wrap(shapes)
-  match = r"mlp\.linear.* has NaN: .*PartialLoad\(nan='warn'\)"
+  match = rf"mlp\.linear.* has {what}: .*PartialLoad\(nan='warn'\)"
   with pytest.raises(ValueError, match=match) as e:
     g4.ckpts.PartialLoad(path=path).transform(state)
   assert str(path) in str(e.value)
   with caplog.at_level(logging.WARNING, logger='absl'):
     got = g4.ckpts.PartialLoad(path=path, nan='warn').transform(state)
-  assert 'mlp.linear' in caplog.text and 'has NaN' in caplog.text
-  assert np.isnan(got.params['layer_0']['mlp']['linear'][3, 5])
+  assert 'mlp.linear' in caplog.text and f'has {what}' in caplog.text
+  assert not np.isfinite(got.params['layer_0']['mlp']['linear'][3, 5])
+
+
+@pytest.mark.parametrize('numpy', [np, jnp])
+def test_only_bounds_are_infinite(numpy):
+  for value in (np.inf, -np.inf):
+    for dtype in (jnp.bfloat16, np.float32):
+      array = numpy.asarray([0, value, 1], dtype)
+      found = _contents.problem('layer_0.mlp.scales', array)
+      assert found == 'layer_0.mlp.scales has infinite values'
+      assert not _contents.problem('block_0.kernel.clip_input_min', array)
 
 
 def test_rows_and_shards_are_looked_at_too(tmp_path):

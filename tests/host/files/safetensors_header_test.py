@@ -131,6 +131,8 @@ def test_a_larger_header_than_the_librarys_is_an_error():
         (b'', 'is empty .0 bytes'),
         (b'PK\x03\x04' + b'x' * 99, 'torch.save'),
         (b'\x03', 'has 1 bytes, and should have'),
+        (b'Access to this model is restricted.', "begins with b'Access to th"),
+        (b'{"error": "Not found"}', r'damaged, or no .* b.{"error"'),
     ],
 )
 def test_what_a_file_is_instead_is_said(data, match):
