@@ -21,6 +21,16 @@ from gemma4_lora.targets import _full
 from gemma4_lora.targets import _resolve
 from gemma4_lora.targets import _rule
 
+_FLAGS = (
+    'use_rslora',
+    'use_dora',
+    'logits_in_training',
+    'scan_layers',
+    'with_reference',
+    'enabled',
+    'verbose',
+)
+
 
 class LoRA(_forward.Forward):
   """Adapts chosen linears of a Gemma 4 model (https://arxiv.org/abs/2106.09685).
@@ -181,6 +191,7 @@ class LoRA(_forward.Forward):
     if self.alpha is not None:
       _rule.check_alpha(self.alpha)
     _rule.check_dropout(self.dropout)
+    _validate.check_flags({x: getattr(self, x) for x in _FLAGS})
     _validate.check_dtype(self.dtype)
     _validate.check_model(self.model)
     object.__setattr__(self, 'targets', _rule.normalize(self.targets))

@@ -11,6 +11,7 @@ import flax
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gemma4_lora import _trees
 from gemma4_lora import variants
@@ -142,8 +143,16 @@ def check_made(
   )
 
 
+def check_flags(flags: Mapping[str, Any]) -> None:
+  """Raises unless all are True or False: a word would be taken for True."""
+  for name, value in flags.items():
+    if not isinstance(value, (bool, np.bool_)):
+      raise ValueError(f'{name}= takes True or False. Got: {value!r}')
+
+
 def check_dtype(dtype: Any) -> None:
-  if not jnp.issubdtype(dtype, jnp.floating):
+  # NumPy takes None for float64.
+  if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
     raise ValueError(f'dtype= takes a floating dtype. Got: {dtype!r}')
 
 

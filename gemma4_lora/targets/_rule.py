@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 import dataclasses
 import numbers
-import sys
 from typing import Any
 from typing import Literal
 
 # Fields of `Rule` that may be written as one value or several.
 _SEQUENCES = ('select', 'exclude', 'layers')
+
+# Of float32.
+_SMALLEST, _LARGEST = 1e-37, 3e38
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,8 +195,11 @@ def check_rank(rank: Any) -> None:
 
 
 def check_alpha(alpha: Any) -> None:
-  """Raises ValueError unless `alpha` is a finite number other than 0."""
-  if not _is_number(alpha) or not alpha or abs(alpha) > sys.float_info.max:
+  """Raises ValueError unless `alpha` is a finite number other than 0.
+
+  In float32, as branches are scaled.
+  """
+  if not _is_number(alpha) or not _SMALLEST < abs(alpha) < _LARGEST:
     raise ValueError(
         'alpha= takes a finite number other than 0, with which LoRA would do'
         f' nothing. Got: {alpha!r}'

@@ -387,10 +387,32 @@ def test_rank_must_be_a_positive_integer(rank):
     g4.nn.LoRA(rank=rank, model=models.base('Gemma4_E2B'))
 
 
-@pytest.mark.parametrize('alpha', [0, 0.0, float('nan'), -1e999, '8', True])
+@pytest.mark.parametrize(
+    'alpha', [0, 0.0, float('nan'), -1e999, 1e300, 1e-300, '8', True]
+)
 def test_alpha_must_be_finite_and_not_0(alpha):
   with pytest.raises(ValueError, match='alpha= takes a finite number other th'):
     g4.nn.LoRA(rank=2, alpha=alpha, model=models.base('Gemma4_E2B'))
+
+
+@pytest.mark.parametrize(
+    ('name', 'value', 'match'),
+    [
+        (
+            'use_rslora',
+            'false',
+            "use_rslora= takes True or False. Got: 'false'",
+        ),
+        ('use_dora', 'yes', 'use_dora= takes True or False'),
+        ('logits_in_training', None, 'logits_in_training= takes True or'),
+        ('dtype', None, 'dtype= takes a floating dtype. Got: None'),
+        ('init_lora_weights', True, 'init_lora_weights= takes one of .*: True'),
+        ('init_lora_weights', None, 'init_lora_weights= takes one of .*: None'),
+    ],
+)
+def test_words_are_not_taken_for_true(name, value, match):
+  with pytest.raises(ValueError, match=match):
+    g4.nn.LoRA(**{'rank': 2, 'model': models.base('Gemma4_E2B'), name: value})
 
 
 @pytest.mark.parametrize('dropout', [-0.1, 1.0, 30])

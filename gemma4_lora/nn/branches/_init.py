@@ -35,7 +35,7 @@ _NAMES = (
 
 def check(init: str) -> None:
   """Raises ValueError unless it names an initialisation."""
-  if init not in _NAMES and not waits(init):
+  if not isinstance(init, str) or init not in _NAMES and not waits(init):
     raise ValueError(
         f'init_lora_weights= takes one of {", ".join(map(repr, _NAMES))} (any number of'
         f' iterations). Got: {init!r}'
