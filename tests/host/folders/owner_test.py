@@ -32,6 +32,7 @@ def test_one_of_another_machine_is_known_by_its_silence():
   writer = _owner.make() | {'machine': 'another'}
   assert _owner.is_alive(writer, 60.0)
   assert _owner.is_alive(writer, None)
+  assert _owner.is_alive(writer, -86400.0)  # The storage's clock was set back.
   assert not _owner.is_alive(writer, 3600.0)
 
 
