@@ -118,6 +118,19 @@ def _forget_config():
   sys.modules.pop('cfg_config', None)
 
 
+@pytest.fixture(autouse=True)
+def _keep_memory(monkeypatch):
+  """Models of a few kB give nothing back to the system.
+
+  To look for garbage, and for freed pages, among all that a thousand tests
+  have left takes longer than what a test does.
+  """
+  # Not above: the process that hands out tests need not import NumPy.
+  from gemma4_lora.host import _memory
+
+  monkeypatch.setattr(_memory, 'give_back', lambda: None)
+
+
 _MAPS = pathlib.Path('/proc/self/maps')
 
 

@@ -19,7 +19,6 @@ from gemma4_lora.ckpts.sources import _hugging_face
 from gemma4_lora.ckpts.sources import _open
 from gemma4_lora.ckpts.sources import _stream
 from gemma4_lora.gemma4 import _upstream
-from gemma4_lora.host import _memory
 from gemma4_lora.runs import _export
 from gemma4_lora.runs import _pieces
 from gemma4_lora.runs import _run as run_lib
@@ -54,8 +53,6 @@ def _in_pieces(monkeypatch):
   monkeypatch.setattr(_pieces, 'MULTIPLE_BYTES', 2**11)
   monkeypatch.setattr(_write_orbax, '_CHUNK_BYTES', 2**11)
   monkeypatch.setattr(_stream, '_SMALL_BYTES', 0)
-  # Half a second, for each leaf.
-  monkeypatch.setattr(_memory, 'give_back', lambda: None)
   seen = []
 
   def spy(cls, name, shape_of):
