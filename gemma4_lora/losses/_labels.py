@@ -6,6 +6,7 @@ is one of them.
 """
 
 from collections.abc import Mapping
+import inspect
 from typing import Any
 
 from gemma import gm
@@ -17,14 +18,15 @@ from kauldron import kontext
 from gemma4_lora.losses import _dpo
 from gemma4_lora.losses import _loss
 
-# Losses of tokens: the fields with the keys of labels and mask. By their exact
-# type: a subclass may read labels in its own way.
+# Losses of tokens: the fields with the keys of labels and mask.
 _FIELDS = {
     kd.losses.SoftmaxCrossEntropyWithIntLabels: ('labels', 'mask'),
     _loss.SoftmaxCrossEntropyWithIntLabels: ('labels', 'mask'),
     gm.losses.DpoLoss: ('tokens', 'sequence_mask'),
     _dpo.DpoLoss: ('tokens', 'sequence_mask'),
 }
+# Methods of a loss that read labels. A subclass that has its own is no such loss.
+_READERS = ('get_values', 'get_state', 'get_state_from_context')
 
 
 def num_outside(
@@ -43,9 +45,10 @@ def num_outside(
   """
   found = {}
   for path, loss in jax.tree_util.tree_leaves_with_path(losses):
-    if type(loss) not in _FIELDS:
+    fields = _fields(type(loss))
+    if fields is None:
       continue
-    labels, mask = (_of_batch(loss, x, context) for x in _FIELDS[type(loss)])
+    labels, mask = (_of_batch(loss, x, context) for x in fields)
     if labels is None or not jnp.issubdtype(labels.dtype, jnp.integer):
       continue
     name = jax.tree_util.keystr(path, simple=True, separator='.')
@@ -73,6 +76,19 @@ def check(found: Mapping[str, Any], *, num_tokens: int, where: str) -> None:
           ' mask="batch.loss_mask", sequence_mask= of a DpoLoss. Labels beyond'
           ' the vocabulary are of the tokenizer of another model.'
       )
+
+
+def _fields(cls: type[Any]) -> tuple[str, str] | None:
+  """Returns the fields of a loss; None if it reads labels in its own way."""
+  known = next((x for x in cls.__mro__ if x in _FIELDS), None)
+  # Kauldron wraps some methods anew in each class.
+  if known is None or any(
+      inspect.unwrap(getattr(cls, name))
+      is not inspect.unwrap(getattr(known, name))
+      for name in _READERS
+  ):
+    return None
+  return _FIELDS[known]
 
 
 def _of_batch(loss: Any, field: str, context: Any) -> Any:

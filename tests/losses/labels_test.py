@@ -1,5 +1,6 @@
 """A label that is no token never makes a number that looks like a loss."""
 
+import dataclasses
 import types
 
 from gemma import gm
@@ -52,12 +53,29 @@ def test_labels_that_a_loss_of_the_users_reads_are_its_own():
   class Own(kd.losses.SoftmaxCrossEntropyWithIntLabels):
     """Leaves -100 out by itself."""
 
+    def get_values(self, logits, labels):
+      is_token = labels >= 0
+      return is_token * super().get_values(logits, labels * is_token)
+
   own = {'own': Own(logits='preds.logits', labels='batch.target')}
   assert not _found([[[-100]]], losses=own)
   of_preds = kd.losses.SoftmaxCrossEntropyWithIntLabels(
       logits='preds.logits', labels='preds.target'
   )
   assert not _found([[[-100]]], losses={'x': of_preds})
+
+
+@pytest.mark.parametrize('loss', _LOSSES.values(), ids=_LOSSES)
+def test_a_subclass_that_reads_labels_as_its_base_does(loss):
+  class Named(type(loss)):
+    """Has nothing of its own."""
+
+  named = Named(**{x.name: getattr(loss, x.name) for x in _init_fields(loss)})
+  assert _found([[[0], [-100]]], losses={'x': named}) == {'x': 1}
+
+
+def _init_fields(loss):
+  return [x for x in dataclasses.fields(loss) if x.init]
 
 
 def _head():
