@@ -19,6 +19,7 @@ from typing import Any
 
 from kauldron import konfig
 
+from gemma4_lora.jobs.command_line import _allowed
 from gemma4_lora.jobs.command_line import _shipped
 
 _PACKAGE = pathlib.Path(__file__).parents[2]
@@ -72,7 +73,8 @@ def explain(error: BaseException, given: str, name: str = 'cfg') -> str:
     given: What the flag was given: a path, and perhaps `:ARGUMENT`.
     name: Name of the flag.
   """
-  path, flag = given.partition(':')[0], f'--{name}={given}'
+  path = given.partition(':')[0]
+  flag = f'--{name}={_allowed.shown(given)}'  # On one line.
   if line := _line_in(error, path):
     root = _root(error)
     return f'{path}:{line}: {type(root).__name__}: {_one_line(root)}'

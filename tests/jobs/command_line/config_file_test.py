@@ -72,6 +72,7 @@ def test_what_is_wrong_is_a_line(source, flags, message, run_command, tmp_path):
     ('given', 'message'),
     [
         ('my_confg.py', 'my_confg.py: there is no such file. Did you mean'),
+        ('a\nb.py', "--cfg='a\\nb.py': there is no such file"),
         ('', '--cfg is empty'),
         ('.', '--cfg=. cannot be read: Is a directory.'),
         ('gs://bucket/config.py', 'a config is a Python file on this machine'),
