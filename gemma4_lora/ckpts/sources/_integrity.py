@@ -112,6 +112,10 @@ def _check_ocdbt(directory: epath.Path, *, who: str) -> None:
     entries = list(_entries(ts.KvStore.open(kvstore(directory)).result()))
     ends = _file_ends(entries)
   except (ValueError, OSError, LookupError, TypeError) as e:
+    file = directory / _MANIFEST
+    head = file.read_bytes()[: _regular.HEAD_BYTES]
+    if (other := _regular.what_else(head)) is not None:
+      raise ValueError(f'{who}: {file} is no index of Orbax: {other}') from e
     raise ValueError(
         f'{who}: the index of the checkpoint is damaged or cut short:'
         f' {directory}. Copy or download it again.'

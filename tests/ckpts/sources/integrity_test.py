@@ -80,6 +80,12 @@ def test_truncated_manifest(copy):
   _fails(copy, 'the index of the checkpoint is damaged or cut short')
 
 
+def test_a_pointer_in_place_of_the_manifest(copy):
+  pointer = b'version https://git-lfs.github.com/spec/v1\noid sha256:4d\n'
+  (copy / 'manifest.ocdbt').write_bytes(pointer)
+  _fails(copy, 'manifest.ocdbt is no index of Orbax: .* `git lfs pull`')
+
+
 def test_lost_manifest(copy):
   (copy / 'manifest.ocdbt').unlink()
   _fails(copy, 'half-written: it has no manifest.ocdbt')
