@@ -101,4 +101,4 @@ def test_nothing_that_may_be_broken_is_imported(tmp_path):
       [sys.executable, '-c', code], capture_output=True, text=True, check=False
   )
   assert done.returncode == 1
-  assert done.stderr == "gemma4_lora: doctor takes no flags. Got: ['--flag']\n"
+  assert done.stderr == "gemma4_lora: No such option '--flag'.\n"
