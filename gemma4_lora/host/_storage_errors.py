@@ -18,10 +18,17 @@ from gemma4_lora.host import _paths
 # Whose errors are looked at. A message of anyone else may have a 403 in it.
 _PACKAGES = (
     'adlfs aiobotocore aiohttp azure botocore fsspec gcsfs google'
-    ' huggingface_hub httpx requests s3fs tensorflow urllib3'
+    ' huggingface_hub httpx httpx2 requests s3fs tensorflow urllib3'
 ).split()
 # These have errors of much else than buckets: only where a bucket is at hand.
-_OTHERS = ('google', 'httpx', 'huggingface_hub', 'requests', 'urllib3')
+_OTHERS = (
+    'google',
+    'httpx',
+    'httpx2',
+    'huggingface_hub',
+    'requests',
+    'urllib3',
+)
 _URL = re.compile(r'(?:gs|s3|az|hf)://[\w./-]*\w')
 # Tensorstore raises ValueError and the like, with a status in front.
 _STATUS = re.compile(

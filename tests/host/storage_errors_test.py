@@ -45,6 +45,12 @@ def _of(package, name='Error'):
         ),
         (ConnectionResetError(104, 'reset'), ConnectionError, 'Try again'),
         (
+            # Of huggingface_hub 2.
+            _of('httpx2', 'ConnectError')('Name or service not known'),
+            ConnectionError,
+            'cannot be reached, or the connection broke: Name',
+        ),
+        (
             _of('tensorflow')('All 10 retry attempts failed. The last failure'),
             ConnectionError,
             'the connection broke',
