@@ -143,10 +143,11 @@ def check_orbax_can_write(where: epath.PathLike, *, who: str) -> None:
 
 
 def check_orbax_can_read(where: epath.PathLike, *, who: str) -> None:
-  """Raises if Orbax would take a path in a bucket for another one.
+  """Raises if Orbax would take a path for another one.
 
-  It gives tensorstore a URL, of which all from a `#` or `?` on is no path
-  (orbax-checkpoint 0.12). So arrays would be written elsewhere.
+  It gives tensorstore a URL of a bucket, of which all from a `#` or `?` on is no
+  path (orbax-checkpoint 0.12). And of a local path, tensorstore makes each
+  backslash a slash (0.1.86). So arrays would be written elsewhere.
 
   Args:
     where: From `path`.
@@ -156,8 +157,15 @@ def check_orbax_can_read(where: epath.PathLike, *, who: str) -> None:
     ValueError: It would.
   """
   text = os.fspath(where)
+  if is_local(where):
+    if '\\' in text:
+      raise ValueError(
+          f'{who}: {text} has a backslash, which tensorstore takes for a slash:'
+          ' it would read and write elsewhere. Give a path without.'
+      )
+    return
   found = [x for x in _NOT_IN_URLS if x in text]
-  if found and not is_local(where):
+  if found:
     raise ValueError(
         f'{who}: {text} has a {found[0]!r}, at which a URL of a bucket ends for'
         ' Orbax: it would read and write elsewhere. Give a path without.'

@@ -111,7 +111,6 @@ def test_half_a_url_is_neither(given):
 
 def test_orbax_takes_brackets_for_a_pattern():
   _paths.check_orbax_can_write('/a/b*?', who='save')
-  _paths.check_orbax_can_write('/a/b\\c', who='save')
   for path in ('/a/run[1]', 'gs://b/run[1]', 'gs://b/run\\1'):
     with pytest.raises(ValueError, match='save: .* has a .*for a pattern') as e:
       _paths.check_orbax_can_write(path, who='save')
@@ -124,6 +123,12 @@ def test_orbax_ends_a_url_at_what_may_end_one(name):
     check(f'/tmp/{name}', who='save')
     with pytest.raises(ValueError, match=f'save: gs://b/{name[:1]}.*elsewhere'):
       check(f'gs://b/{name}', who='save')
+
+
+def test_tensorstore_takes_a_backslash_for_a_slash():
+  for check in (_paths.check_orbax_can_read, _paths.check_orbax_can_write):
+    with pytest.raises(ValueError, match='save: /a.* a backslash.*elsewhere'):
+      check('/a\\b/c', who='save')
 
 
 @pytest.mark.parametrize('name', ['a\nb', 'a\rb', 'a\tb', 'a\x7fb'])
