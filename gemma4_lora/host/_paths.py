@@ -136,7 +136,7 @@ def check_orbax_can_write(where: epath.PathLike, *, who: str) -> None:
   for found in patterns:
     if found in text:
       raise ValueError(
-          f'{who}: {text} has a {found}, which Orbax takes for a pattern: what'
+          f"{who}: {text} has a '{found}', which Orbax takes for a pattern: what"
           ' it saves there cannot be restored. Give a path without.'
       )
   check_orbax_can_read(where, who=who)

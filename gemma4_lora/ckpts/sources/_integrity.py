@@ -113,8 +113,7 @@ def _check_ocdbt(directory: epath.Path, *, who: str) -> None:
     ends = _file_ends(entries)
   except (ValueError, OSError, LookupError, TypeError) as e:
     file = directory / _MANIFEST
-    head = file.read_bytes()[: _regular.HEAD_BYTES]
-    if (other := _regular.what_else(head)) is not None:
+    if (other := _regular.what_else(_head(file))) is not None:
       raise ValueError(f'{who}: {file} is no index of Orbax: {other}') from e
     raise ValueError(
         f'{who}: the index of the checkpoint is damaged or cut short:'
@@ -130,6 +129,15 @@ def _check_ocdbt(directory: epath.Path, *, who: str) -> None:
           f' up to byte {end}. Copy or download it again.'
       )
   _check_specs(directory, entries, who=who)
+
+
+def _head(file: epath.Path) -> bytes:
+  """Returns how a file starts; nothing if it is none."""
+  try:
+    with file.open('rb') as f:
+      return f.read(_regular.HEAD_BYTES)
+  except OSError:
+    return b''
 
 
 def _check_specs(
