@@ -162,7 +162,7 @@ def _literals(path):
 
 @pytest.mark.parametrize('command', [c for c in _shell() if _ours(c)])
 def test_our_commands_have_these_options(command):
-  """Of those of a config, `configs_test` knows."""
+  """Options of a config are tested by `configs_test`."""
   name, *args = _ours(command)
   args = args[name == 'new' :]  # The file that it writes.
   known = {
@@ -199,7 +199,7 @@ def test_files_that_it_links_to_are_there(page):
 
 
 def _anchors(text):
-  """Of each heading, as GitHub makes them."""
+  """Returns the anchor of each heading, as GitHub makes them."""
   return {
       re.sub(r'[^\w\- ]', '', heading.lower()).strip().replace(' ', '-')
       for heading in re.findall(r'^#+ (.*)$', text, re.M)

@@ -9,7 +9,7 @@ from typing import Literal
 # Fields of `Rule` that may be written as one value or several.
 _SEQUENCES = ('select', 'exclude', 'layers')
 
-# Of float32.
+# float32's.
 _SMALLEST, _LARGEST = 1e-37, 3e38
 
 

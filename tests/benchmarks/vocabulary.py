@@ -53,7 +53,7 @@ def _pieces() -> list[str]:
     word = word.replace(' ', _SPACE)
     for n in range(1, min(len(word), _LONGEST) + 1):
       pieces[word[:n]] += count
-  # Of equal numbers the shorter first: it is merged before what it begins.
+  # If numbers are equal, the shorter first: it is merged before what it begins.
   return sorted(pieces, key=lambda x: (-pieces[x], len(x), x))
 
 

@@ -121,7 +121,7 @@ def _greedy(model, params, task):
 
 
 def test_it_samples_from_the_images_of_a_row_in_training(task, tmp_path):
-  """Of two images, one and none; LoRA on and off; after a step of training."""
+  """Two images, one and none; LoRA on and off; after a step of training."""
   model = _model()
   trainer = _trainer(model, tmp_path, _evaluator(task), task)
   state, _ = trainer.train()

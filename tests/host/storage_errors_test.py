@@ -45,7 +45,7 @@ def _of(package, name='Error'):
         ),
         (ConnectionResetError(104, 'reset'), ConnectionError, 'Try again'),
         (
-            # Of huggingface_hub 2.
+            # huggingface_hub 2.
             _of('httpx2', 'ConnectError')('Name or service not known'),
             ConnectionError,
             'cannot be reached, or the connection broke: Name',

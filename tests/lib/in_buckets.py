@@ -308,7 +308,7 @@ class Checks:
     assert self._files('out', 'dead') == [
         *(f'{name}/{file}' for name in 'xz' for file in ('b', _COMMIT))
     ]
-    # Of another machine: watched if it wrote a moment ago.
+    # Another machine's: watched if it wrote a moment ago.
     far = dead | {'machine': 'another'}
     path = self._put('gs://out/dead/far', {'a': b''}, far, 'writing')
     with mock.patch.object(_owner, '_SILENT_S', -1.0):
@@ -341,7 +341,7 @@ class Checks:
     with _raises(FileExistsError, 'x is being written by process'):
       self._save(path, {'b': b''}, overwrite=True)
     self._save('gs://out/live/z', {'b': b''})
-    # Of another machine: its file changes while we watch.
+    # Another machine's: its file changes while we watch.
     far = live | {'machine': 'another', 'token': 'other'}
     path = self._put('gs://out/live/far', {'a': b'half'}, far, 'writing')
     beats = _bucket_writers.Work(

@@ -122,7 +122,7 @@ def check(
   """Checks that arrays are what was saved.
 
   Args:
-    digests: Of what was read.
+    digests: Digests of what was read.
     saved: Digests then; none from before they were kept.
     who: What asks, for messages.
     where: Where the arrays are, for messages.

@@ -23,7 +23,7 @@ def digests(args: Mapping[str, Any]) -> dict[str, str]:
   """Returns the digests of what Orbax is about to write, by its files.
 
   Args:
-    args: Of each item. Only those of JSON are looked at.
+    args: Arguments of each item. Only those of JSON are looked at.
   """
   return {file: _intact.json_digest(x) for file, x in _contents(args)}
 

@@ -128,7 +128,7 @@ class AnswersTask(_row_task.ConversationTask, grain.MapTransform):
     """Returns the shapes of the arrays and the images, without data.
 
     Args:
-      *shape: Of the arrays; the last is the length.
+      *shape: Shape of the arrays; the last axis is the length.
     """
     of_chat = self._chat.field_specs(shape[-1])
     specs: dict[str, Any] = {

@@ -106,7 +106,7 @@ def _decode(path: epath.Path, target: str, *, who: str) -> None:
           sink.write_batch(batch.cast(schema))
   except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
     if isinstance(e, OSError) and e.errno is not None:
-      raise  # Of the disk: Arrow's have no number.
+      raise  # The disk's error: Arrow's have no number.
     line = ' '.join(str(e).split())
     raise ValueError(
         f'{who}: {os.fspath(path)} is no whole Parquet file ({line}). Download'

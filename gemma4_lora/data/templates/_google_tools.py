@@ -50,7 +50,7 @@ def response(
   Args:
     answer: What the tool answered.
     calls: The calls of the message that it answers.
-    revision: Of the template.
+    revision: Revision of the template.
 
   Raises:
     ValueError: It has images, and the revision has no place for them; or it is

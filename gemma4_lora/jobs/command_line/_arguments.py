@@ -45,7 +45,7 @@ def read(argv: Sequence[str], values: flags.FlagValues) -> list[str]:
   try:
     check_have_values(values.read_flags_from_files(argv, force_gnu=False))
     return values(argv)
-  except Exception as e:  # Of the user's config, too.
+  except Exception as e:  # The user's config may raise, too.
     line = _explain(e, argv)
     if line is None:
       raise

@@ -51,7 +51,7 @@ _SAME = {
             'tool_calls': [
                 {'function': {'name': 'f', 'arguments': {'city': 'Oslo'}}}
             ],
-            # Of a message of role tool, the template knows texts alone.
+            # In a message of role tool, the template knows texts alone.
             'tool_responses': [{'name': 'f', 'response': {'t': 3}}],
         },
         {'role': 'assistant', 'content': 'Three degrees.'},

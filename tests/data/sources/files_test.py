@@ -40,7 +40,7 @@ def _zstd(data):
     'data',
     [
         gzip.compress(_LINES),
-        # Of several streams, as `cat a.gz b.gz` makes them.
+        # Several streams, as `cat a.gz b.gz` makes them.
         gzip.compress(_LINES[:9]) + gzip.compress(_LINES[9:]) + b'\0' * 9,
         _zstd(_LINES),
         _zstd(_LINES[:9]) + _zstd(_LINES[9:]),
