@@ -38,10 +38,18 @@ def write(
 
   Raises:
     FileExistsError: The file is there.
-    ValueError: There is no such model, or no task reads the rows.
+    ValueError: There is no such model or folder, or no task reads the rows.
   """
   if not file.endswith('.py'):
     raise ValueError(f'a config is a Python file: {file}.py?')
+  # `python -m kauldron.main` reads it from this machine.
+  if '://' in file or not os.path.isdir(os.path.dirname(file) or '.'):
+    raise ValueError(
+        f'{file}: there is no such folder on this machine. A config is a local'
+        ' file.'
+    )
+  if os.path.isdir(file):
+    raise ValueError(f'{file} is a folder.')
   if os.path.exists(file) and not overwrite:
     raise FileExistsError(
         f'{file} exists. Give another name, or --overwrite to replace it.'

@@ -3,7 +3,7 @@
 # dependencies = ["trl==1.16.0", "transformers==5.24.0", "jinja2==3.1.6"]
 #
 # [tool.uv]
-# # Of trl we read files: nothing of it is imported.
+# # We read files of trl, and import nothing.
 # override-dependencies = [
 #   "accelerate; python_version < '0'",
 #   "datasets; python_version < '0'",

@@ -117,6 +117,8 @@ def test_most_rows_win(tmp_path):
         (dict(topology='v6e:2*4'), '--topology=v6e:2.4 should be as v6e:2x4'),
         (dict(path='none.jsonl'), 'none.jsonl'),
         (dict(file='c.txt'), 'a config is a Python file'),
+        (dict(file='gs://bucket/c.py'), 'A config is a local file'),
+        (dict(file='no/such/c.py'), 'there is no such folder on this machine'),
         (dict(file='there.py'), 'there.py exists.*--overwrite'),
     ],
 )

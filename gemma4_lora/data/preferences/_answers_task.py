@@ -1,5 +1,6 @@
 """What tasks of judged answers have in common: prompts, answers and images."""
 
+import abc
 import dataclasses
 import functools
 from typing import Any
@@ -205,9 +206,9 @@ class AnswersTask(_row_task.ConversationTask, grain.MapTransform):
     return [key for key in dict.fromkeys(keys) if key is not None]
 
   @property
+  @abc.abstractmethod
   def _in_answers(self) -> tuple[str, ...]:
     """Keys of the answers, and of what is said about them."""
-    raise NotImplementedError
 
 
 # What `ChatTask` calls them.
