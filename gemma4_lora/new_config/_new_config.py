@@ -57,7 +57,10 @@ def write(
   rows: Any = data.Files(path=path, shuffle=False).data_source
   if not len(rows):
     raise ValueError(f'--data={path} has no rows.')
-  proposal = _proposed_task.propose(rows, preference=method == 'dpo')
+  try:
+    proposal = _proposed_task.propose(rows, preference=method == 'dpo')
+  except ValueError as e:
+    raise ValueError(f'--data={path}: {e}') from e
   request = _config_text.Request(
       file=file,
       model=_class_name(model),

@@ -60,6 +60,8 @@ def propose(rows: Sequence[Any], *, preference: bool) -> Proposal:
           key for row in rows if isinstance(row, Mapping) for key in row
       )
   )
+  if not columns:
+    raise ValueError(f'none of the first {len(rows)} rows is a JSON object.')
   candidates = _pairs(columns) if preference else _conversations(columns, rows)
   tried = [_try(rows, *candidate, columns=columns) for candidate in candidates]
   best = max(tried, key=lambda x: (x.num_read, len(x.keep)), default=None)

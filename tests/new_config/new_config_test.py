@@ -142,6 +142,20 @@ def test_what_cannot_be_written(changes, match, tmp_path, monkeypatch):
   assert not (tmp_path / 'c.py').exists()
 
 
+def test_rows_that_are_no_objects(tmp_path):
+  path = tmp_path / 'rows.jsonl'
+  path.write_text('no json\n')
+  with pytest.raises(ValueError, match='rows.jsonl: none of the first 1 rows'):
+    _new_config.write(
+        str(tmp_path / 'c.py'),
+        model='E2B',
+        path=str(path),
+        method='lora',
+        topology='cpu',
+        overwrite=False,
+    )
+
+
 def test_rows_that_nothing_reads():
   with pytest.raises(ValueError, match=r"columns \['a'\]"):
     _proposed_task.propose([{'a': 1}], preference=False)
