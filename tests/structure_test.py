@@ -23,6 +23,7 @@ _ROOMS = (
     'tiny',
     'doctor',
     'train',
+    'train/checks',
     'evals',
     'runs',
     'testing',

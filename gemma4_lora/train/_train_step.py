@@ -24,17 +24,17 @@ from gemma4_lora.host import _placement
 from gemma4_lora.losses import _labels
 from gemma4_lora.optim import _integers
 from gemma4_lora.optim import _used_gradients as optim
-from gemma4_lora.train import _bad_steps
-from gemma4_lora.train import _base_source
-from gemma4_lora.train import _empty_masks
-from gemma4_lora.train import _enough_rows
-from gemma4_lora.train import _first_batch
-from gemma4_lora.train import _late_checks
 from gemma4_lora.train import _lean_init
 from gemma4_lora.train import _metrics_of_microbatches
 from gemma4_lora.train import _microbatches
-from gemma4_lora.train import _packed_rows
-from gemma4_lora.train import _what_trains
+from gemma4_lora.train.checks import _bad_steps
+from gemma4_lora.train.checks import _base_source
+from gemma4_lora.train.checks import _empty_masks
+from gemma4_lora.train.checks import _enough_rows
+from gemma4_lora.train.checks import _first_batch
+from gemma4_lora.train.checks import _late_checks
+from gemma4_lora.train.checks import _packed_rows
+from gemma4_lora.train.checks import _what_trains
 
 _WHO = 'g4.train.TrainStep'
 

@@ -6,7 +6,7 @@ from kauldron import kd
 import pytest
 
 from gemma4_lora import g4
-from gemma4_lora.train import _packed_rows
+from gemma4_lora.train.checks import _packed_rows
 from tests.lib import models
 from tests.lib import training
 

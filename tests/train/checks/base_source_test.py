@@ -6,7 +6,7 @@ from kauldron import kd
 import pytest
 
 from gemma4_lora import g4
-from gemma4_lora.train import _base_source
+from gemma4_lora.train.checks import _base_source
 
 _BASE = {'w': jnp.ones(3)}
 _PARAMS = _BASE | {'lora': {'a': jnp.ones(3)}}

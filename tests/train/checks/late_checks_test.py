@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
-from gemma4_lora.train import _bad_steps
-from gemma4_lora.train import _empty_masks
-from gemma4_lora.train import _late_checks
+from gemma4_lora.train.checks import _bad_steps
+from gemma4_lora.train.checks import _empty_masks
+from gemma4_lora.train.checks import _late_checks
 from tests.lib import models
 from tests.lib import states
 from tests.lib import training

@@ -7,7 +7,7 @@ import jax
 from kauldron import kd
 import pytest
 
-from gemma4_lora.train import _enough_rows
+from gemma4_lora.train.checks import _enough_rows
 from tests.lib import models
 from tests.lib import training
 

@@ -8,7 +8,7 @@ from kauldron import kd
 import pytest
 
 from gemma4_lora import g4
-from gemma4_lora.train import _first_batch
+from gemma4_lora.train.checks import _first_batch
 from tests.lib import models
 from tests.lib import training
 

@@ -5,7 +5,7 @@ from kauldron import kd
 import optax
 import pytest
 
-from gemma4_lora.train import _what_trains
+from gemma4_lora.train.checks import _what_trains
 
 _PARAMS = {
     'layer_0': {
