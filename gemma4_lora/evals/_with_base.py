@@ -14,6 +14,7 @@ from gemma4_lora import _trees
 from gemma4_lora import nn
 from gemma4_lora.evals import _image_sampler
 from gemma4_lora.host import _checksums
+from gemma4_lora.losses import _labels
 from gemma4_lora.losses import _uncounted
 
 _SUFFIX = '_base'
@@ -57,9 +58,17 @@ class _WithBase(kd.evals.EvaluatorBase):
       step: Its step.
 
     Raises:
-      ValueError: A loss had no token to count.
+      ValueError: A loss had no token to count, or counted one that is none.
     """
+    self._outside.clear()
     aux = super().evaluate(state, step)
+    for found in self._outside:
+      _labels.check(
+          found,
+          num_tokens=_labels.num_tokens_of(self.model) or 0,
+          where=self._who,
+          losses='losses',
+      )
     for name in _uncounted.uncounted(getattr(aux, 'loss_states', None)):
       raise ValueError(
           f'{self._who}: the mask of losses.{name} was zero for all rows: it is'
@@ -69,6 +78,11 @@ class _WithBase(kd.evals.EvaluatorBase):
     if self.with_base:
       self._base.evaluate(state, step)
     return aux
+
+  @functools.cached_property
+  def _outside(self) -> list[dict[str, jax.Array]]:
+    """How many labels of each batch are no token, by the name of the loss."""
+    return []
 
   @functools.cached_property
   def _base(self) -> '_Base':
@@ -144,6 +158,27 @@ class Evaluator(_WithBase, kd.evals.Evaluator):
   Attributes:
     with_base: Whether to evaluate the model with LoRA off, too.
   """
+
+  # Kauldron's is compiled, and so has no place for what it does not return.
+  def step(  # pyrefly: ignore[bad-override]
+      self, *, step_nr: Any, state: kd.train.TrainState, batch: Any
+  ) -> kd.train.AuxiliariesState:
+    """See `kd.evals.Evaluator.step`; looks at the labels, too."""
+    found = self._num_outside(batch)
+    if found:
+      self._outside.append(found)
+    return super().step(step_nr=step_nr, state=state, batch=batch)
+
+  @functools.partial(jax.jit, static_argnames='self')
+  def _num_outside(self, batch: Any) -> dict[str, jax.Array]:
+    num_tokens = _labels.num_tokens_of(self.model)
+    if num_tokens is None:
+      return {}
+    return _labels.num_outside(
+        self.losses,
+        kd.train.Context(step=0, batch=batch),
+        num_tokens=num_tokens,
+    )
 
 
 class SamplerEvaluator(_WithBase, gm.evals.SamplerEvaluator):

@@ -59,18 +59,30 @@ def num_outside(
   return found
 
 
-def check(found: Mapping[str, Any], *, num_tokens: int, where: str) -> None:
+def num_tokens_of(model: Any) -> int | None:
+  """Returns the size of a model's vocabulary; None if it does not say."""
+  return getattr(getattr(model, 'config', None), 'num_embed', None)
+
+
+def check(
+    found: Mapping[str, Any],
+    *,
+    num_tokens: int,
+    where: str,
+    losses: str = 'train_losses',
+) -> None:
   """Raises if labels are no token.
 
   Args:
     found: From `num_outside`.
     num_tokens: Size of the vocabulary.
     where: What was done with them, for the message.
+    losses: The field that has the losses, for the message.
   """
   for name, num in found.items():
     if num:
       raise ValueError(
-          f'{where}: {int(num)} labels that train_losses.{name} counts are no'
+          f'{where}: {int(num)} labels that {losses}.{name} counts are no'
           f' token of the vocabulary, 0 to {num_tokens - 1}. Labels that are not'
           ' to be trained, such as -100, need a mask that is zero there:'
           ' mask="batch.loss_mask", sequence_mask= of a DpoLoss. Labels beyond'

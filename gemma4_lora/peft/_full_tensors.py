@@ -23,6 +23,7 @@ from gemma4_lora.gemma4 import _names
 from gemma4_lora.gemma4 import _weights
 from gemma4_lora.peft import _adapter_config
 from gemma4_lora.peft import _sites
+from gemma4_lora.peft import _tensors
 from gemma4_lora.targets import _full
 from gemma4_lora.targets import _rule
 
@@ -115,6 +116,7 @@ def from_modules(
       name: row for row in rows if _is_module(row) for name in row.hf_names
   }
   found: dict[str, dict[str, np.ndarray]] = {}
+  modules: dict[str, str] = {}
   for module, weight in weights.items():
     if not config.saves_module(module):
       raise ValueError(
@@ -129,6 +131,14 @@ def from_modules(
           f'{path} has {module}, trained in full, which the model does not have.'
       )
     name = next(n for _, n in _hf_names.candidates(module) if n in by_name)
+    if name in modules:
+      raise ValueError(
+          f'{path} has {row.name}, trained in full, twice:'
+          f' {_tensors.full_key(modules[name])} and'
+          f' {_tensors.full_key(module)}. The model has it once: remove one of'
+          ' them.'
+      )
+    modules[name] = module
     found.setdefault(row.name, {})[name] = weight
   copies = []
   for row in rows:

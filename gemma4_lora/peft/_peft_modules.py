@@ -45,7 +45,8 @@ def match(
     rows: The model's table.
 
   Raises:
-    ValueError: The config does not say which tensor of experts is meant.
+    ValueError: The config does not say which tensor of experts is meant, or two
+      modules are one in the model.
   """
   sites = _sites.sites(rows)
   found, unknown = [], []
@@ -71,7 +72,28 @@ def match(
             ),
         )
     )
+  _check_once(found, tensors)
   return found, unknown
+
+
+def _check_once(found: Sequence[Found], tensors: _tensors.Tensors) -> None:
+  """Raises if two modules of the file are the same one in the model."""
+  seen: dict[str, dict[int | None, str]] = {}
+  for x in found:
+    module = x.branch.module
+    for row in x.site.rows:
+      others = seen.setdefault(row.name, {})
+      # Experts are one tensor, whose index is None, or a module each.
+      same = [i for i in others if None in (i, x.site.index)]
+      for index in (x.site.index, *same):
+        if index in others:
+          raise ValueError(
+              f'{tensors.path} has LoRA of {row.name} twice:'
+              f' {_tensors.key(others[index], "a")} and'
+              f' {_tensors.key(module, "a")}. The model has it once: remove one'
+              ' of them.'
+          )
+      others[x.site.index] = module
 
 
 def _locate(

@@ -92,7 +92,7 @@ def read(path: epath.Path, data: bytes | None = None) -> Tensors:
     tensors, metadata = _tensors_in_memory.mapped(path)
   if not tensors:
     raise ValueError(f'{path} has no tensors.')
-  modules, full = {}, {}
+  modules, full, keys = {}, {}, {}
   for key, tensor in tensors.items():
     found = _KEY.fullmatch(key)
     if found is None:
@@ -102,6 +102,12 @@ def read(path: epath.Path, data: bytes | None = None) -> Tensors:
       full[whole['module']] = _float32(path, key, tensor)
       continue
     name = _NAMES[found['end']]
+    other = keys.setdefault((found['module'], name), key)
+    if other != key:
+      raise ValueError(
+          f'{path} has one tensor twice: {_regular.shown(other)} and'
+          f' {_regular.shown(key)}. Remove one of them.'
+      )
     modules.setdefault(found['module'], {})[name] = _float32(path, key, tensor)
   return Tensors(path=path, modules=modules, full=full, metadata=metadata)
 

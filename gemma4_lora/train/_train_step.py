@@ -364,7 +364,7 @@ class TrainStep(kd.train.TrainStep):
   @property
   def _num_tokens(self) -> int | None:
     """The size of the model's vocabulary; None if it does not say."""
-    return getattr(getattr(self.model, 'config', None), 'num_embed', None)
+    return _labels.num_tokens_of(self.model)
 
   def _placed_step(
       self, state: kd.train.TrainState, batch: Any

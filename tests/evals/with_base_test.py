@@ -171,6 +171,33 @@ def test_a_loss_of_no_token_is_an_error(tmp_path):
     trainer.evals['eval'].evaluate(state, step=0)
 
 
+class _Ignored(grain.MapTransform):
+  """Labels as Hugging Face's losses take them, and no mask."""
+
+  def map(self, element):
+    del element['loss_mask']
+    element['target'][0] = -100
+    return element
+
+
+def test_a_label_that_is_no_token_is_an_error(tmp_path):
+  """Also where Kauldron's loss makes a finite number of it."""
+  model = _lora()
+  ds = _dataset(_Pairs(), batch_size=8)
+  ds = dataclasses.replace(ds, transforms=[*ds.transforms, _Ignored()])
+  loss = kd.losses.SoftmaxCrossEntropyWithIntLabels(
+      logits='preds.logits', labels='batch.target'
+  )
+  evaluator = _evaluator(ds=ds, losses={'xent': loss}, metrics={})
+  trainer = _trainer(model, tmp_path, evals={'eval': evaluator})
+  state = _state(random_params.make(model))
+  with pytest.raises(
+      ValueError,
+      match=r"Evaluator 'eval': 8 labels that losses\.xent counts are no token",
+  ):
+    trainer.evals['eval'].evaluate(state, step=0)
+
+
 def test_another_base_is_evaluated_anew(tmp_path):
   model = _lora()
   trainer = _trainer(model, tmp_path, evals={'eval': _evaluator()})

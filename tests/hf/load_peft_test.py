@@ -94,6 +94,43 @@ def test_product_of_experts_is_what_peft_adds(name, experts, projections):
   np.testing.assert_allclose(np.concatenate(got, 1), want, atol=1e-6)
 
 
+def _twice(old, new):
+  """Names tensors a second time, in other words."""
+  return lambda file: file.update(
+      {k.replace(old, new): x for k, x in list(file.items()) if old in k}
+  )
+
+
+@pytest.mark.parametrize(
+    ('name', 'edit', 'match'),
+    [
+        (
+            'ad_dense',
+            _twice('.model.model.', '.model.'),
+            r'has LoRA of layer_0.* twice:'
+            r' base_model.model.(model.)?layers.0.(?P<x>\S+) and'
+            r' base_model.model.(model.)?layers.0.(?P=x)\.',
+        ),
+        (
+            'ad_e_full',
+            _twice('.model.norm', '.language_model.model.norm'),
+            r'final_norm, trained in full, twice:'
+            r' base_model.model.(\S+\.)?model.norm.weight and'
+            r' base_model.model.(\S+\.)?model.norm.weight\.',
+        ),
+        (
+            'ad_e_dora',
+            _twice('lora_magnitude_vector', 'lora_magnitude_vector.weight'),
+            r'one tensor twice: \S+vector(.weight)? and \S+vector(.weight)?\.',
+        ),
+    ],
+)
+def test_what_stands_there_twice_is_an_error(folder, name, edit, match):
+  """Names the file, and both keys."""
+  path = folder(name, tensors=edit)
+  _refuses(path, f'{re.escape(str(path))}.*{match}')
+
+
 @pytest.fixture
 def folder(tmp_path):
   """A copy of an adapter, and what edits it."""
