@@ -1,4 +1,4 @@
-"""The branches added into the base weights, and taken out again."""
+"""Adds the branches to the base weights, and takes them out again."""
 
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ from gemma4_lora.targets import _full
 
 
 def fuse_params(model: _lora.LoRA, params: Mapping[str, Any]) -> dict[str, Any]:
-  """Adds the branches into the base weights.
+  """Adds the branches to the base weights.
 
   ```python
   fused = g4.nn.fuse_params(model, params)
@@ -44,12 +44,13 @@ def fuse_params(model: _lora.LoRA, params: Mapping[str, Any]) -> dict[str, Any]:
   Returns:
     Parameters of `model.model`: the base's structure, shapes, dtypes and
     shardings, without LoRA leaves; what was quantised is in the model's dtype.
-    What LoRA does not change of the rest is the same array.
+    Leaves that LoRA does not change are the same arrays.
 
   Raises:
     ValueError: `model` has no LoRA, or `params` lacks a leaf or is quantised
       otherwise: they are fused already, or were made by another model; or LoRA
-      has NaN or infinite values, or waits for the base.
+      has NaN or infinite values, or no values yet (PiSSA and others wait for
+      the base).
   """
   check_lora(model, params, who='g4.nn.fuse_params')
   base, lora = peft.split_params(dict(params))
@@ -98,7 +99,7 @@ def unfuse_params(
   ):
     if forgets:
       raise ValueError(
-          f'g4.nn.unfuse_params: with {setting} the base cannot be had back'
+          f'g4.nn.unfuse_params: with {setting} the base cannot be recovered'
           ' from fused weights. Restore it from its checkpoint.'
       )
   base, _ = peft.split_params(dict(fused))  # New dicts of the same arrays.
@@ -151,10 +152,10 @@ class Change:
 
   @property
   def by_rows(self) -> bool:
-    """Whether rows, along the first axis, can be fused one by one.
+    """Whether rows along the first axis can be fused one by one.
 
-    Not what gemma packs along that axis; and not inputs that a variant needs
-    all at once.
+    False if gemma packs projections along that axis, or if a variant needs all
+    inputs at once.
     """
     whole = [x.row for x in self.branches if x.variant.fuses_whole_inputs]
     return not any(0 in row.in_axes for row in whole) and not any(
@@ -191,7 +192,7 @@ def changes_of(
 
   Args:
     model: A `g4.nn.LoRA`.
-    base: The base leaves, of which shapes are enough.
+    base: The base leaves; shapes are enough.
     lora: The LoRA leaves.
   """
   # As shapes, lest views slice what gemma packs: a second base.
@@ -261,7 +262,7 @@ def _add(
 def _letters(
     part: jax.Array, row: _linears.Linear
 ) -> tuple[str, str, str, str]:
-  """Names the axes of a part: input, output, batch, and all as they stand."""
+  """Names the axes of a part: input, output, batch, and all in their order."""
   letters = 'abcdefgh'[: part.ndim]
   in_axes, out_axes = _weights.axes(row)
   ins = ''.join(letters[axis] for axis in in_axes)

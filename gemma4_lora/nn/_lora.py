@@ -44,8 +44,8 @@ class LoRA(_forward.Forward):
   ```
 
   Each logical projection has an A and a B of its own, as in PEFT: gemma's
-  `kv_einsum` has two pairs, for k and for v. The base parameters stand where
-  `model.init` puts them without LoRA, and the LoRA leaves beside them:
+  `kv_einsum` has two pairs, for k and for v. The base parameters keep the paths
+  that `model.init` gives them without LoRA. The LoRA leaves are beside them:
 
   ```python
   {'layer_0': {
@@ -74,7 +74,7 @@ class LoRA(_forward.Forward):
   zero. The branch is `scale * (x @ A) @ B`.
 
   Works wherever upstream takes a model: `kd.train.Trainer`,
-  `gm.text.ChatSampler`, `gm.text.Gemma4Sampler`. It also mends the router of
+  `gm.text.ChatSampler`, `gm.text.Gemma4Sampler`. It also corrects the router of
   26B_A4B and the padding of images, see `g4.nn.RouterFix`.
 
   Attributes:
@@ -83,8 +83,8 @@ class LoRA(_forward.Forward):
     alpha: Numerator of the branch's scale, `alpha / rank`. Default: `rank`,
       hence scale 1.
     targets: What to adapt, see `g4.targets`: `'attention'`, `['q', 'v']`,
-      `[g4.targets.mlp(rank=4), 'text']`, ... Default: every live linear of the
-      text tower except experts and the router.
+      `[g4.targets.mlp(rank=4), 'text']`, ... Default: every linear of the text
+      model whose output is used, except experts and the router.
     dropout: Rate of dropout on the branch's input, in training only (rng stream
       `dropout`, which Kauldron provides).
     use_rslora: Scale by `alpha / sqrt(rank)` (https://arxiv.org/abs/2312.03732).
@@ -98,7 +98,7 @@ class LoRA(_forward.Forward):
       randomised SVD for size: `'pissa_niter_16'`) or `'olora'`
       (https://arxiv.org/abs/2406.01775). With all of them, step 0 computes what
       the base model does. PiSSA and OLoRA take A and B out of the restored
-      base, and change the base in turn: A and B have no values until
+      base, and change the base. A and B have no values until
       `g4.ckpts.SkipLoRA4(wrapped=..., model=...)` or `g4.nn.init_from_base`
       sets them. Not for experts. `'loftq'` (https://arxiv.org/abs/2310.08659;
       `'loftq_niter_16'`) starts from the error of `quantize=`, set by the same
@@ -106,8 +106,8 @@ class LoRA(_forward.Forward):
     modules_to_save: Parts of the base to train in full, named as in `targets`;
       norms, embeddings and scalars too, see `g4.targets`: `'norms'`,
       `['final_norm', g4.targets.Rule('q', layers=-1)]`. A copy is trained,
-      `final_norm.lora.scale` or `layer_34.attn.q_einsum.lora.q.w`, that starts
-      at the base's values. Linears among them get no A and B.
+      `final_norm.lora.scale` or `layer_34.attn.q_einsum.lora.q.w`; it starts at
+      the base's values. Linears among them get no A and B.
     quantize: How the frozen base is held: formats of `g4.quant`, each for some
       parts of it, or the name of one, such as `'int4'`. None: as released. A
       quantised weight is codes and scales, `layer_0.attn.q_einsum.w.codes`; it
@@ -125,13 +125,13 @@ class LoRA(_forward.Forward):
       and activation functions; the outputs of linears are kept. Numbers stay
       the same.
     attention: `'gemma'`: gemma's own, with an array of queries by keys for each
-      head. `'blockwise'`: in blocks of 512 by 512, without those that lie
-      outside the window or after the query; scores in float32. `'splash'`: the
-      same by JAX's TPU kernel, which keeps scores on the chip; its backward
-      pass repeats the forward pass. It falls back to `'blockwise'` on other
-      devices, in float64, for heads whose width is not a multiple of 128, for
-      masks that are not causal and for padding between tokens. Padding
-      positions attend differently. Only without a cache; samplers use gemma's.
+      head. `'blockwise'`: in blocks of 512 by 512; blocks outside the window or
+      after the query are not computed; scores in float32. `'splash'`: the same
+      by JAX's TPU kernel, which keeps scores on the chip; its backward pass
+      repeats the forward pass. It falls back to `'blockwise'` on other devices,
+      in float64, for heads whose width is not a multiple of 128, for masks that
+      are not causal and for padding between tokens. Padding positions attend
+      differently. Only without a cache; samplers use gemma's.
     scan_layers: Whether equal layers are traced and compiled once, and run in a
       loop: the same numbers after a fraction of the compile time. Each pass of
       a loop copies its layer's weights. What modules in the blocks `sow` is
@@ -249,8 +249,8 @@ class LoRA(_forward.Forward):
     rest = tuple(x for x in adapted if x.row.name not in in_full)
     if not rest:
       raise ValueError(
-          'g4.nn.LoRA: modules_to_save= trains in full all that targets= names:'
-          ' there is nothing left for LoRA. Take some linears out of'
+          'g4.nn.LoRA: modules_to_save= trains in full all that targets= names,'
+          ' and leaves nothing for LoRA. Take some linears out of'
           ' modules_to_save=, or add some to targets=.'
       )
     return rest

@@ -22,7 +22,7 @@ from gemma4_lora.targets import _by_row
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Stack:
-  """The branches of one projection, one behind the other.
+  """The branches of one projection, concatenated along the rank.
 
   Attributes:
     a: `[*batch, *in, ranks]`.
@@ -50,10 +50,10 @@ class LoRAMix:
   params = mix.params(base, {'fr': 0.7, 'de': 0.3})
   ```
 
-  The branches of one projection stand one behind the other, as one of the sum
-  of their ranks, and the weights are in B: A times B is the weighted sum of
-  theirs, exactly. `params` gives the same shapes whatever the weights, so that
-  a switch compiles nothing anew. The base is not touched.
+  The branches of one projection are concatenated along the rank, and the
+  weights are multiplied into B: A times B is exactly the weighted sum of the
+  branches. The shapes do not depend on the weights, so that a switch compiles
+  nothing anew. The base is not touched.
 
   Attributes:
     model: A `g4.nn.LoRA` that fits all of them.
@@ -71,10 +71,10 @@ class LoRAMix:
         `g4.hf.load_peft` and `g4.ckpts.load_lora` return them.
 
     Raises:
-      ValueError: None is given; their base models differ, or how they quantise
-        it; or one has what is no sum of branches: a variant that adds more
-        than A times B, `modules_to_save`, PiSSA or OLoRA; or NaN or infinite
-        values, or none yet.
+      ValueError: No LoRA is given; base models or their quantisation differ; or
+        one is not a sum of branches: a variant that adds more than A times B,
+        `modules_to_save`, PiSSA or OLoRA; or one has NaN or infinite values, or
+        no values yet.
     """
     if not loras:
       raise ValueError('g4.nn.LoRAMix takes one LoRA or more, by name.')
@@ -113,7 +113,7 @@ class LoRAMix:
       weights: A name, or weights by name; those left out weigh nothing.
 
     Raises:
-      ValueError: A name that there is not, or a weight that is no number.
+      ValueError: An unknown name, or a weight that is not a number.
     """
     by_name = {weights: 1.0} if isinstance(weights, str) else dict(weights)
     for name, weight in by_name.items():
@@ -161,7 +161,7 @@ def _views_of(
 
 
 def _stack(row: _linears.Linear, views: list[Any]) -> _Stack:
-  """Puts the branches of one projection one behind the other."""
+  """Concatenates the branches of one projection along the rank."""
   there = [(i, *view) for i, view in enumerate(views) if view is not None]
   axis = len(row.batch_axes)
   ranks = [a.shape[-1] for _, a, _, _ in there]
@@ -187,7 +187,7 @@ def _stack(row: _linears.Linear, views: list[Any]) -> _Stack:
 def _check_values(
     name: str, model: _lora.LoRA, params: Mapping[str, Any]
 ) -> None:
-  """Raises if a LoRA is not trained, or is not sound."""
+  """Raises if a LoRA is not trained, or has NaN or infinite values."""
   leaves: dict[_trees.Path, Any] = {}
   for linear in model.adapted:
     path = linear.row.lora_path
@@ -198,7 +198,7 @@ def _check_values(
 
 
 def _check(name: str, model: Any, first: Any) -> None:
-  """Raises if a LoRA is no sum of branches on the first one's base."""
+  """Raises if a LoRA is not a sum of branches on the first one's base."""
   if not isinstance(model, _lora.LoRA):
     raise ValueError(
         f'g4.nn.LoRAMix: {name!r} takes a pair of a g4.nn.LoRA and its'
@@ -206,7 +206,7 @@ def _check(name: str, model: Any, first: Any) -> None:
     )
   if model.model.config != first.model.config:
     raise ValueError(
-        f'g4.nn.LoRAMix: {name!r} is of another base model than the first one:'
+        f'g4.nn.LoRAMix: {name!r} has another base model than the first one:'
         f' {type(model.model).__name__} and {type(first.model).__name__}, or'
         ' their configs differ.'
     )
@@ -225,6 +225,6 @@ def _check(name: str, model: Any, first: Any) -> None:
   ):
     if has:
       raise ValueError(
-          f'g4.nn.LoRAMix: {name!r} has {setting}, and so is no sum of branches'
-          ' on the base that others share. Fuse it: g4.nn.fuse_params.'
+          f'g4.nn.LoRAMix: {name!r} has {setting}, so it is not a sum of'
+          ' branches on the shared base. Fuse it: g4.nn.fuse_params.'
       )

@@ -21,7 +21,7 @@ from gemma4_lora.nn.wrapper import _router_fix
 from gemma4_lora.targets import _full
 from gemma4_lora.targets import _resolve
 
-# PEFT's words for what `g4.nn.LoRA` has, too, and where it has it.
+# PEFT's argument names, and the arguments of `g4.nn.LoRA` that do the same.
 _OF_PEFT = {
     'r': 'rank=',
     'lora_alpha': 'alpha=',
@@ -38,11 +38,11 @@ def check_words(arguments: Collection[str], *, known: Collection[str]) -> None:
   """Raises for arguments that `g4.nn.LoRA` does not have.
 
   Args:
-    arguments: Names that the constructor was given.
-    known: Those that it has.
+    arguments: Names of the constructor's arguments.
+    known: Names of the arguments that it has.
 
   Raises:
-    TypeError: There are some, as Python does. PEFT's names are told ours.
+    TypeError: An argument is unknown. For PEFT's names, the error gives ours.
   """
   found = {name: _OF_PEFT[name] for name in arguments if name in _OF_PEFT}
   if found:
@@ -68,8 +68,8 @@ def check_model(model: nn.Module) -> None:
     )
   if isinstance(model, _router_fix.RouterFix):
     raise ValueError(
-        'g4.nn.LoRA mends the router by itself: pass it the bare model, without'
-        ' g4.nn.RouterFix.'
+        'g4.nn.LoRA corrects the router by itself: pass it the bare model,'
+        ' without g4.nn.RouterFix.'
     )
   _upstream.check_is_gemma4(model, argument='g4.nn.LoRA(model=...)')
 
@@ -107,7 +107,8 @@ def check_made(
 ) -> None:
   """Raises if `init` left a projection without LoRA leaves.
 
-  Read off the parameters, not noted while tracing: `nn.jit` may not trace anew.
+  Reads the parameters: notes taken while tracing may be missing, as `nn.jit`
+  may not trace anew.
   """
   flat = flax.traverse_util.flatten_dict(params, sep='.')
   lacking = [x.row for x in adapted if f'{x.row.lora_path}.a' not in flat]
@@ -144,7 +145,7 @@ def check_made(
 
 
 def check_flags(flags: Mapping[str, Any]) -> None:
-  """Raises unless all are True or False: a word would be taken for True."""
+  """Raises unless all are True or False; Python takes other words for True."""
   for name, value in flags.items():
     if not isinstance(value, (bool, np.bool_)):
       raise ValueError(f'{name}= takes True or False. Got: {value!r}')
@@ -159,7 +160,7 @@ def check_dtype(dtype: Any) -> None:
 def check_no_experts(
     adapted: Sequence[_resolve.Adapted], *, setting: str
 ) -> None:
-  """Raises where a setting would have to reach routed experts."""
+  """Raises if a setting does not apply to routed experts that are targeted."""
   out = [x.row.name for x in adapted if x.row.is_routed]
   if out:
     raise ValueError(
@@ -205,7 +206,7 @@ def check_quantized(
     *,
     init: str,
 ) -> None:
-  """Raises where what is trained or changed of the base is quantised.
+  """Raises if a part of the base that is trained or changed is quantised.
 
   And where LoftQ has nothing to make up for.
   """

@@ -27,8 +27,8 @@ class LinearView:
       have an axis `E` in front, and those of the vision tower, whose layers gemma
       stacks, an axis `L`, as the base there.
     variant: Plain LoRA or DoRA.
-    scale: What A times B is multiplied by. What the base multiplies its weight
-      by (`w_scale`) applies to both, and is not in it.
+    scale: Factor of A times B. Does not include the base's own factor
+      (`w_scale`), which applies to both.
   """
 
   row: _linears.Linear

@@ -207,5 +207,5 @@ def test_unfusing_what_forgot_its_base(settings):
   model = _lora(**settings)
   params = random_params.make(model)
   fused = g4.nn.fuse_params(model, params)
-  with pytest.raises(ValueError, match='the base cannot be had back'):
+  with pytest.raises(ValueError, match='the base cannot be recovered'):
     g4.nn.unfuse_params(model, fused, params)

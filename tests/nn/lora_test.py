@@ -451,7 +451,7 @@ def test_a_model_that_is_not_gemma_4():
 
 
 def test_router_fix_within_lora_is_refused():
-  with pytest.raises(ValueError, match='mends the router by itself'):
+  with pytest.raises(ValueError, match='corrects the router by itself'):
     g4.nn.LoRA(rank=2, model=g4.nn.RouterFix(model=models.base('Gemma4_E2B')))
 
 

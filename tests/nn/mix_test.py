@@ -150,7 +150,7 @@ def test_values_that_are_no_numbers(base, loras):
 
 
 def test_another_base():
-  with pytest.raises(ValueError, match="'y' is of another base model"):
+  with pytest.raises(ValueError, match="'y' has another base model"):
     g4.nn.LoRAMix({'x': _lora(), 'y': _lora('Gemma4_E2B')})
 
 

@@ -152,7 +152,7 @@ def test_the_trainer_with_every_option(tmp_path):
         (dict(attention='flash'), "'flash'.*'gemma', 'blockwise', 'splash'"),
         (
             dict(remat='attention'),
-            "attention='gemma' there is nothing to spare",
+            "attention='gemma' it would be computed again",
         ),
     ],
 )

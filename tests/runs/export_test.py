@@ -298,7 +298,7 @@ def test_audio_tower_keeps_its_names(tmp_path):
 
 
 def test_a_fused_26b_says_what_the_run_says(tmp_path):
-  """With the router mended, as `g4.nn.LoRA` mends it."""
+  """With the router corrected, as `g4.nn.LoRA` corrects it."""
   targets = ['experts', 'attention']
   base = models.base('Gemma4_26B_A4B', cut=models.one_layer, dtype=jnp.float32)
   model = g4.nn.LoRA(rank=2, targets=targets, model=base)

@@ -13,12 +13,12 @@ from gemma4_lora.nn.attention import _blockwise
 from gemma4_lora.nn.attention import _segments
 from gemma4_lora.nn.attention import _splash
 
-# Those that hold no array of queries by keys.
+# Kinds of attention that hold no array of queries by keys.
 _IN_BLOCKS = {'blockwise': _blockwise, 'splash': _splash}
 
 
 def check(attention: str) -> None:
-  """Raises a ValueError for an attention that there is not."""
+  """Raises ValueError for an unknown attention."""
   names = ['gemma', *_IN_BLOCKS]
   if attention not in names:
     raise ValueError(
@@ -28,7 +28,7 @@ def check(attention: str) -> None:
 
 
 def is_in_blocks(attention: str) -> bool:
-  """Whether `BlockwiseAttention` computes it, not gemma."""
+  """Whether `BlockwiseAttention` computes it instead of gemma."""
   return attention in _IN_BLOCKS
 
 
@@ -48,9 +48,9 @@ class BlockwiseAttention:
     """Initialises.
 
     Args:
-      attention: One that is in blocks.
-      is_causal: Whether the mask is the one that gemma makes of the tokens. One
-        that the user passed, or that of images, is read block by block.
+      attention: A kind of attention that is computed in blocks.
+      is_causal: Whether the mask is the one that gemma makes from the tokens.
+        Other masks (the user's, or that of images) are read block by block.
       is_packed: Whether positions that restart keep conversations apart.
     """
     self.key = f'{attention} attention causal={is_causal} packed={is_packed}'

@@ -2,10 +2,10 @@
 
 Softmax is carried through blocks of keys as in FlashAttention
 (https://arxiv.org/abs/2205.14135), and the backward pass recomputes each block
-from queries, keys and the kept log-sum-exp. Blocks that nothing in them may
-attend to (behind a query, out of its window, padding) are not computed: how
-many that are is read from positions and mask at run time, so that rows with
-padding anywhere, packed rows and foreign masks are as right as plain ones.
+from queries, keys and the kept log-sum-exp. Blocks in which no query may attend
+to a key (after the query, outside its window, padding) are not computed. Their
+number is read from positions and mask at run time, so that rows with padding
+anywhere, packed rows and other masks give correct results too.
 
 Plain XLA: runs on CPU, GPU and TPU, under any sharding of the batch.
 """
@@ -24,10 +24,10 @@ NAME = 'attention'
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-  """What is attended to, and in what pieces.
+  """Window, soft cap and block size.
 
   Attributes:
-    window: Distance of positions from which on nothing is attended to, or None.
+    window: Distance of positions beyond which nothing is attended to, or None.
     soft_cap: Bound of the scores, or None.
     block: Number of queries and of keys in a block.
   """
@@ -96,7 +96,7 @@ def attend(
 
 
 def _pad_allowed(allowed: Allowed, missing: int) -> Allowed:
-  """Returns the same for more keys, to which no query attends."""
+  """Returns the same for a longer row; no query attends to the added keys."""
   positions = _pad(allowed.positions, missing, axes=(1,), mode='edge')
   if allowed.mask is not None:
     mask = _pad(allowed.mask, missing, axes=(1, 2))

@@ -1,4 +1,4 @@
-"""Rows of several conversations: positions that restart at 0 tell them apart."""
+"""Rows of several conversations, told apart by positions that restart at 0."""
 
 from typing import Any
 
@@ -13,20 +13,20 @@ def is_packed(
     cache: Any = None,
     **_: Any,
 ) -> bool:
-  """Whether rows may hold several conversations; samplers say it otherwise.
+  """Whether rows may hold several conversations. False in samplers.
 
   Args:
-    positions: Positions that the model is called with.
-    attention_mask: What samplers give.
-    cache: What samplers give.
+    positions: Positions in the model's call.
+    attention_mask: The mask in the model's call; samplers pass one.
+    cache: The cache in the model's call; samplers pass one.
   """
   return positions is not None and attention_mask is None and cache is None
 
 
 def segments(positions: jax.Array) -> jax.Array:
-  """Returns which conversation of its row each token is of.
+  """Returns the number of each token's conversation in its row.
 
-  Tokens of padding, at position 0, are each their own.
+  Each token of padding, at position 0, has a number of its own.
 
   Args:
     positions: i32 `[*B, L]`, from 0 in each conversation.
@@ -54,7 +54,7 @@ def attention_mask(tokens: jax.Array, positions: jax.Array) -> jax.Array:
 
 
 def check(*, positions: Any, images: Any, audio: Any) -> None:
-  """Raises for what gemma cannot keep apart.
+  """Raises for inputs whose conversations gemma cannot keep apart.
 
   Raises:
     ValueError: Images or audio in packed rows.

@@ -2,9 +2,9 @@
 
 https://github.com/jax-ml/jax/tree/main/jax/experimental/pallas/ops/tpu/splash_attention
 
-The kernel counts a window in places of the row, gemma in positions. Where tokens
-of a conversation have padding between them the two are not the same: such a
-batch, and what does not run on a TPU, is computed by `_blockwise`.
+The kernel counts a window in indices of the row, gemma in positions. The two
+differ if a conversation has padding between its tokens. `_blockwise` computes
+such batches, and all calls that do not run on a TPU.
 """
 
 from collections.abc import Callable
@@ -46,7 +46,7 @@ class Settings:
 
 
 def key() -> str:
-  """Says what `attend` depends on beside its arguments: devices."""
+  """Returns a string of what `attend` depends on beside its arguments: devices."""
   placement = _placement.current()
   if placement is None:
     return str(kd.sharding.DEVICES_MESH.size)
@@ -125,7 +125,7 @@ def _either(
     args: tuple[jax.Array, ...],
     allowed: _blockwise.Allowed,
 ) -> Any:
-  """Returns `call(attend, *args)`, with the kernel if it is right for them."""
+  """Returns `call(attend, *args)`, with the kernel if it supports them."""
 
   def by_kernel(*args):
     return call(lambda q, k, v: _by_kernel(settings, q, k, v, allowed), *args)
@@ -165,7 +165,7 @@ def _by_kernel(
     of_queries = jnp.ones(valid.shape, jnp.int32)
   else:
     of_queries = jnp.pad(segments + 1, ((0, 0), (0, missing)), mode='edge')
-  of_queries = of_queries.astype(jnp.int32)  # Not where x64 is enabled.
+  of_queries = of_queries.astype(jnp.int32)  # Not if x64 is enabled.
   of_keys = jnp.where(valid, of_queries, 0)
   q, k, v = (
       jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))).swapaxes(1, 2)
@@ -195,8 +195,8 @@ def _kernel(
 ) -> Callable[..., Any]:
   """Returns the kernel for a row.
 
-  It takes queries `[N, T, H]`, keys and values `[K, T, H]`, and of the queries
-  and the keys which ones belong together, i32 `[T]`.
+  It takes queries `[N, T, H]`, keys and values `[K, T, H]`, and for queries and
+  keys the number of their conversation, i32 `[T]`.
   """
   # The import takes longer than all of this package's.
   from jax.experimental.pallas.ops.tpu import splash_attention  # pylint: disable=g-import-not-at-top
@@ -211,7 +211,7 @@ def _kernel(
       for field in dataclasses.fields(splash_attention.BlockSizes)
       if field.name.startswith('block_')
   }
-  with jax.ensure_compile_time_eval():  # It is kept from one trace to the next.
+  with jax.ensure_compile_time_eval():  # Reused by later traces.
     kernel = splash_attention.make_splash_mha_single_device(
         splash_attention.MultiHeadMask([mask] * num_heads),
         block_sizes=splash_attention.BlockSizes(**sizes),

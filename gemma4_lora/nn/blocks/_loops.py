@@ -14,10 +14,10 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
-  """Layers that come again and again.
+  """Layers that repeat.
 
   Attributes:
-    body: What comes again.
+    body: The repeated layers.
     count: How often.
   """
 

@@ -2,7 +2,7 @@
 
 A block's activations are dropped after the forward pass and recomputed in the
 backward pass from the block's input, except what the policy keeps. The base is
-frozen: what its linears were given is needed by the LoRA branches alone.
+frozen: only the LoRA branches need the inputs of its linears.
 """
 
 from collections.abc import Callable
@@ -33,14 +33,15 @@ POLICIES = {
 
 
 def check(policy: str, *, attention: str) -> None:
-  """Raises for a policy that there is not.
+  """Raises ValueError for an unknown policy.
 
   Args:
     policy: What the user wrote.
     attention: The `attention=` beside it.
 
   Raises:
-    ValueError: An unknown policy, or one that keeps what the model lacks.
+    ValueError: An unknown policy, or one that keeps outputs which the model
+      does not have.
   """
   if policy not in POLICIES:
     raise ValueError(
@@ -49,9 +50,9 @@ def check(policy: str, *, attention: str) -> None:
     )
   if policy == 'attention' and attention == 'gemma':
     raise ValueError(
-        "g4.nn.LoRA(remat='attention') keeps the output of attention, with which"
-        " the backward pass of attention='blockwise' is spared the forward one."
-        f' With attention={attention!r} there is nothing to spare: write'
+        "g4.nn.LoRA(remat='attention') keeps the output of attention, so that"
+        " the backward pass of attention='blockwise' need not compute it again."
+        f' With attention={attention!r} it would be computed again: write'
         " attention='blockwise' (or 'splash'), or remat='block'."
     )
 
@@ -94,9 +95,10 @@ class Remat:
 
 
 class Names:
-  """Interceptor that gives outputs of linears the names that policies know.
+  """Interceptor that names the outputs of linears for the policies.
 
-  It must be the outermost: what is kept of a linear has its branch in it.
+  It must be the outermost, so that the kept output of a linear includes its
+  branch.
 
   Attributes:
     key: Says all that the result depends on.

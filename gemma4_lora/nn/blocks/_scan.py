@@ -1,15 +1,15 @@
-"""Runs layers that are alike as loops, by Flax's interceptor.
+"""Runs equal layers as loops, by Flax's interceptor.
 
 gemma writes its 30 to 60 layers out one by one, and the compiler works through
-each of them. But they repeat: E2B is 3 times 4 local layers and a global one,
-then 4 times the same with shared keys and values. Here each kind of layer is
-traced and compiled once, in `jax.lax.scan`.
+each of them. But they repeat: E2B has 3 times 4 local layers and a global one,
+then 4 times the same with shared keys and values. This module traces and
+compiles each kind of layer once, in `jax.lax.scan`.
 
 Parameters stay where they are, layer by layer. To stack the base would double
 it; instead each pass of a loop picks its layer's weights (`jax.lax.switch`),
-and so does the backward pass, by rematerialisation. What is small is stacked,
-and what is trained: each pass then gives the gradients of its layer alone.
-Under FSDP, what was picked comes together then, see `_placement`.
+and so does the backward pass, by rematerialisation. Small parameters and
+trained ones are stacked: each pass then gives the gradients of its layer alone.
+Under FSDP, the picked weights are gathered at that point, see `_placement`.
 """
 
 from collections.abc import Callable
@@ -34,8 +34,8 @@ from gemma4_lora.nn.blocks import _remat
 from gemma4_lora.targets import _full
 from gemma4_lora.targets import _resolve
 
-# What moves values but computes none. That of weights is done again in the
-# backward pass, or else each pass of a loop would keep a copy of its weights.
+# Operations that move values but compute none. The backward pass repeats those
+# on weights; otherwise each pass of a loop would keep a copy of its weights.
 _MOVES = frozenset(
     {
         'broadcast_in_dim',
@@ -70,7 +70,8 @@ class Scan:
     """Initialises.
 
     Args:
-      adapted: The adapted projections: layers whose differ are not alike.
+      adapted: The adapted projections. Layers with different ones do not share
+        a loop.
       saved: What is trained in full.
       remat: Policy, see `_remat`.
     """
@@ -103,7 +104,7 @@ def _keep(primitive: Any, *_: Any, **__: Any) -> bool:
 def _by_layer(
     adapted: Sequence[_resolve.Adapted],
 ) -> dict[int | None, tuple[Hashable, ...]]:
-  """Returns what is adapted of each layer, free of the layer's number."""
+  """Returns what is adapted in each layer, without the layer's number."""
   by_layer: dict[int | None, tuple[Hashable, ...]] = {}
   for linear in adapted:
     row = linear.row
@@ -160,7 +161,7 @@ class _Layers:
     return np.arange(self._module.config.num_layers)
 
   def kind(self, layer: int) -> Hashable:
-    """Returns what layers that are alike have in common."""
+    """Returns a value that is equal for layers which can share a loop."""
     block = self._module.blocks[layer]
     fields = tuple(
         (field.name, getattr(block, field.name))
@@ -176,7 +177,7 @@ class _Layers:
     )
 
   def run(self, loops: _loops.Loops) -> jax.Array:
-    """Returns what the last layer gives."""
+    """Returns the output of the last layer."""
     x = self._inputs.embeddings
     shared = {
         source: _attention_math.no_keys_and_values(
@@ -256,7 +257,7 @@ class _Layers:
       x: jax.Array,
       shared: Mapping[int, Any],
   ) -> tuple[jax.Array, Mapping[int, Any]]:
-    """Runs one layer, which one being known at run time if it is in a loop."""
+    """Runs one layer. In a loop, the layer index is a tracer."""
     first, last = numbers.flat[0], numbers.flat[-1]
     source = self._sources[first]
     picked = [self._picked[i] for i in numbers.flat]
@@ -273,7 +274,7 @@ class _Layers:
 
     call = jax.checkpoint(call, policy=self._policy, prevent_cse=False)
     made, x = call(x, None if source == first else shared[source], given)
-    # Each pass writes: what stays is the last one's.
+    # Each pass writes it; the value of the last pass stays.
     if last in shared:
       shared = {**shared, last: made}
     assert not set(numbers.flat[:-1]) & set(shared)
@@ -282,7 +283,7 @@ class _Layers:
   def _call(
       self, layer: int, params: Any, x: jax.Array, read: Any, given: _Pass
   ) -> tuple[Any, jax.Array]:
-    """Calls the block of a layer with parameters that may be of another."""
+    """Calls the block of a layer; the parameters may be another layer's."""
     block = self._module.blocks[layer]
     arguments = _upstream.block_arguments(self._module, self._inputs, layer)
     rngs = {}
@@ -332,7 +333,7 @@ def _with_shares(
 def _split(
     params: Mapping[str, Any], name: str, trained: frozenset[str]
 ) -> tuple[Any, Any]:
-  """Returns what is picked of a layer and what is stacked, None for the rest."""
+  """Returns parameters to pick and parameters to stack, None for the rest."""
 
   def is_stacked(path, x):
     keys = (name, *_trees.key_path(path))

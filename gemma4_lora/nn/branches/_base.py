@@ -1,7 +1,9 @@
-"""A linear's own part: what its weight, quantised or not, makes of its input.
+"""A linear without its branches: the product of its input and its weight,
+quantised or not.
 
 Where the weight is quantised, only codes and scales are kept for the backward
-pass, which dequantises once more: no weight of full width outlives its product.
+pass, which dequantises once more: a dequantised weight is dropped after its
+product.
 """
 
 from collections.abc import Callable
@@ -31,7 +33,7 @@ def weight(module: nn.Module, dtype: Any) -> jax.Array:
 
 
 def product(module: nn.Module, eqn: str, x: jax.Array, dtype: Any) -> jax.Array:
-  """Returns what a linear's weight makes of its input, without a bias.
+  """Returns the product of a linear's input and its weight, without a bias.
 
   Args:
     module: One of `_upstream.LINEARS`.
@@ -60,7 +62,7 @@ def einsum(
 
   def apply(x, value):
     array = _arrays.dequantize(value, dtype)
-    # A product with 1 would be there in the program.
+    # The program would contain a product with 1.
     return jnp.einsum(eqn, x, array if scale == 1 else array * scale)
 
   return linear(apply, x, value)
@@ -73,7 +75,8 @@ def linear(
     *,
     transposed: Callable[[Any, jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
-  """Returns a function of an input, in which it is linear, and quantised arrays.
+  """Returns a function of an input and quantised arrays; it is linear in the
+  input.
 
   The arrays have no gradient.
 
@@ -81,8 +84,8 @@ def linear(
     apply: Function of the input and the arrays.
     x: The input.
     value: The arrays.
-    transposed: The gradient to the input, of the arrays and of the gradient to
-      the result; None for jax's.
+    transposed: Computes the gradient to the input from the arrays and the
+      gradient to the result. None: jax's.
   """
   like = jax.ShapeDtypeStruct(x.shape, x.dtype)
 

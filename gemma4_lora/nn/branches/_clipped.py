@@ -1,8 +1,8 @@
 """A clipped linear with branches: inside both clips, as in Hugging Face.
 
 `clip_out(W . clip_in(x) + branches(clip_in(x)))`. gemma's module clips within
-its own call, where nothing can be added, so that its three lines stand here
-again, on its own parameters.
+its own call, where nothing can be added. So this module repeats its three
+lines, on its own parameters.
 https://github.com/google-deepmind/gemma/blob/main/gemma/gm/nn/gemma4/_layers.py
 (`ClippedEinsum`, gemma 4.0.1 and 4.1.0)
 """
@@ -26,15 +26,15 @@ def apply(
     dtype: Any,
     branches: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
-  """Returns what the module would, with branches added before the last clip.
+  """Returns the module's output, with branches added before the last clip.
 
   Args:
     module: A `ClippedEinsum` that has its parameters.
     eqn: Einsum of its input and its weight.
     x: Its input.
     dtype: Dtype of its weight, if that is quantised.
-    branches: What to add, as a function of the clipped input and of what the
-      weight makes of it.
+    branches: Returns what to add, given the clipped input and its product with
+      the weight.
 
   Raises:
     ValueError: The parameters lack a clip bound.

@@ -1,9 +1,9 @@
 """`modules_to_save`: parts of the base that are trained in full.
 
 What is trained is a float32 copy among the LoRA leaves (`final_norm.lora.scale`),
-as PEFT has it: `kd.optim.select('lora')` selects it, whatever saves LoRA leaves
-saves it, and the base stays what was restored. The forward pass sees the copy,
-cast to the base's dtype, in place of the base.
+as PEFT has it: `kd.optim.select('lora')` selects it, it is saved with the LoRA
+leaves, and the base stays as restored. The forward pass sees the copy, cast to
+the base's dtype, in place of the base.
 """
 
 from collections.abc import Mapping
@@ -49,7 +49,7 @@ def make(
 
 
 def copy_of(base: jax.Array, part: _full.Saved, *, dtype: Any) -> jax.Array:
-  """Returns a part of a base leaf as its copy starts."""
+  """Returns the start value of a copy: its part of the base leaf."""
   return _weights.part(base, part.row).astype(dtype)
 
 
@@ -83,7 +83,7 @@ def substitute(
 
 
 def is_copy(path: _trees.Path) -> bool:
-  """Whether a path is that of a copy, not of a leaf of LoRA itself."""
+  """Whether a path is that of a copy, and not of A, B or another LoRA leaf."""
   if not _trees.is_lora(path):
     return False
   *_, scope, name = path

@@ -1,8 +1,8 @@
 """The two products of routed experts, each row with its own expert's weight.
 
 A quantised weight is dequantised a tile of output features at a time, for all
-experts: an array of a whole expert weight's size in full width is never there.
-Tiles of experts would do too, but each would run over all rows.
+experts: a whole expert weight is never dequantised at once. Tiles of experts
+  would work too, but each would run over all rows.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from gemma4_lora.nn.branches import _base
 from gemma4_lora.quant import _arrays
 
-# What a tile may take in full width: small against an expert weight, and large
+# Size limit of a dequantised tile: small against an expert weight, and large
 # enough for the matrix unit.
 _TILE_BYTES = 2**26
 _MIN_TILES = 4
@@ -121,7 +121,8 @@ def _tile(num_out: int, feature_bytes: int) -> int:
 
   Args:
     num_out: How many there are.
-    feature_bytes: What one takes in full width, in bytes over all experts.
+    feature_bytes: Size of one dequantised output feature, in bytes over all
+      experts.
   """
   most = min(_TILE_BYTES // feature_bytes, num_out // _MIN_TILES)
   return max(n for n in range(1, max(most, 1) + 1) if num_out % n == 0)

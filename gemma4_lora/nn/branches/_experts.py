@@ -1,9 +1,9 @@
 """LoRA on routed experts: grouped products beside gemma's own.
 
 gemma sorts the tokens by the expert that they go to, and multiplies each group
-with its expert's weight in one `jax.lax.ragged_dot`. Between those products
-stands no module, hence nothing to intercept; so where an expert is adapted, the
-method that holds them is computed here, with the branches beside them:
+with its expert's weight in one `jax.lax.ragged_dot`. There is no module between
+those products that could be intercepted. So if an expert is adapted, this
+module computes the whole method, with the branches:
 
 | base, of M = tokens * top k sorted rows | A, B | branch |
 |---|---|---|
@@ -31,7 +31,8 @@ from gemma4_lora.nn.branches import _injector
 from gemma4_lora.nn.branches import _low_rank
 from gemma4_lora.targets import _resolve
 
-# What to add to a product of sorted rows, given the rows of each expert.
+# Returns what to add to a product of sorted rows, given the rows of each
+# expert.
 _Branch = Callable[[jax.Array, jax.Array], jax.Array | None]
 
 
@@ -117,7 +118,7 @@ class ExpertInjector(_injector.Injector):
   ) -> jax.Array:
     """Returns what one projection adds, for rows sorted by expert."""
     _, name = _split(linear)
-    weight = getattr(module, name)  # In whose scope the leaves stand.
+    weight = getattr(module, name)  # The module whose scope holds the leaves.
     leaves = self._params(weight, linear)
     return _low_rank.apply_grouped(
         self._drop(weight, linear, x),
@@ -146,13 +147,13 @@ def run(
 ) -> jax.Array:
   """Returns what gemma's method does, with branches.
 
-  The operations are gemma's, so that B = 0 gives its very bits.
+  The operations are gemma's, so that B = 0 gives the same bits.
 
   Args:
     module: The mixture of experts.
     x: `[G, S, D]`
     expert_choices: i32`[G, S, K]`, the experts of each token.
-    expert_weights: `[G, S, E]`, what each expert's output counts for.
+    expert_weights: `[G, S, E]`, the weight of each expert's output.
     dtype: Dtype of dequantised weights.
     gate_up: What to add to gate and up, `[M, 2, F]`, of the sorted rows and the
       numbers of rows of each expert.

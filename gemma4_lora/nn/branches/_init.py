@@ -9,9 +9,9 @@
 | `'olora'` | from the base's QR decomposition | | the same |
 | `'loftq'`, `'loftq_niter_16'` | from the largest singular values of what quantising the base lost | | nearest to the unquantised base |
 
-All are PEFT's of the same name (`'default'` is its `True`). PiSSA and OLoRA read the
-base, which is restored after `model.init`, and LoftQ what it was before it was
-quantised: until then their A and B wait, see `_pending`.
+All are PEFT's of the same name (`'default'` is its `True`). PiSSA and OLoRA
+read the base, and LoftQ the base before quantisation. The base is restored
+after `model.init`; until then their A and B have no values, see `_pending`.
 """
 
 import re
@@ -34,7 +34,7 @@ _NAMES = (
 
 
 def check(init: str) -> None:
-  """Raises ValueError unless it names an initialisation."""
+  """Raises ValueError for an unknown initialisation."""
   if not isinstance(init, str) or init not in _NAMES and not waits(init):
     raise ValueError(
         f'init_lora_weights= takes one of {", ".join(map(repr, _NAMES))} (any number of'
@@ -43,7 +43,7 @@ def check(init: str) -> None:
 
 
 def is_from_base(init: str) -> bool:
-  """Whether A and B come from the base weight, which changes in turn."""
+  """Whether A and B come from the base weight, which is changed."""
   return FROM_BASE.fullmatch(init) is not None
 
 

@@ -51,7 +51,7 @@ class Injector:
 
   @property
   def key(self) -> str:
-    """Says all that the branches depend on."""
+    """A string of all settings that the branches depend on."""
     return (
         f'lora rslora={self.use_rslora} training={self.is_training}'
         f' dtype={jnp.dtype(self.dtype)} init={self.init} '
@@ -202,7 +202,7 @@ class Injector:
   def _part(
       self, module: nn.Module, row: _linears.Linear, eqn: str, x: jax.Array
   ) -> jax.Array:
-    """Returns what the base makes of an input, for one projection."""
+    """Returns the base's output for one projection."""
 
     def apply(x, value):
       weight = _arrays.dense(value, self.base_dtype)
@@ -246,7 +246,7 @@ class Injector:
     if module.is_initializing() and _init.waits(self.init):
       for name, shape in {'a': a_shape, 'b': b_shape}.items():
         scope.param(name, lambda _, x=shape: _pending.fill(x, self.dtype))
-      # So init itself computes what the base does, and no NaN.
+      # So that init itself computes what the base does, without NaN.
       return {'a': jnp.zeros(a_shape), 'b': jnp.zeros(b_shape)}
     if module.is_initializing() and self.init != 'default':
       draw = functools.partial(
@@ -293,8 +293,8 @@ def _scope(module: nn.Module, row: _linears.Linear) -> Any:
 def _check_leaves(scope: Any, linear: _resolve.Adapted) -> None:
   """Raises unless the parameters have the leaves that the settings read.
 
-  Kauldron applies with every collection mutable: flax would quietly draw new
-  leaves at each step.
+  Kauldron applies with every collection mutable: flax would draw new leaves at
+  each step, without an error.
   """
   path = linear.row.lora_path
   for leaf in linear.variant.leaves:

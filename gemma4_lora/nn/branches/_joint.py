@@ -1,10 +1,9 @@
 """Base and low-rank branches as one product, where that moves fewer bytes.
 
-A branch that stands beside its linear is an array as large as the linear's
-output: it is written, read and added, and in the backward pass the output's
-gradient is read again for it. Where an output is wide (`gate`, `up`, `q`), it
-costs less to copy the weight, with B below it, and to put what A gives beside
-the input:
+A separate branch is an array as large as the linear's output. It is written,
+read and added, and the backward pass reads the output's gradient once more for
+it. For a wide output (`gate`, `up`, `q`), it is cheaper to append B to a copy
+of the weight, and A's output to the input:
 
   `[x, scale * x @ A] @ [[W], [B]]`
 
@@ -29,7 +28,8 @@ from gemma4_lora.quant import _arrays
 def pays(eqn: str, row: _linears.Linear, x: jax.Array) -> bool:
   """Whether one product moves fewer bytes.
 
-  It saves writing and reading an output, for copies of weight and input.
+  It saves one write and one read of an output, and costs copies of weight and
+  input.
 
   Args:
     eqn: Einsum of the base.
@@ -54,7 +54,7 @@ def apply(
     branches: Sequence[tuple[_linears.Linear, jax.Array, jax.Array]],
     dtype: Any,
 ) -> jax.Array:
-  """Returns what the base gives, with its branches.
+  """Returns the output of the base with its branches.
 
   Args:
     eqn: Einsum of the base, of its input and its weight.

@@ -32,8 +32,8 @@ def apply(
 ) -> jax.Array:
   """Returns `scale * (x @ A) @ B` in x's dtype, laid out as the base's output.
 
-  A and B are cast to that dtype, so that float32 masters do not promote what
-  follows; the scale goes to the smallest array.
+  A and B are cast to that dtype, so that float32 leaves do not promote later
+  arrays. The scale is multiplied into the smallest array.
 
   Args:
     eqn: Einsum of the base: of its input and its weight, in this order.
@@ -104,7 +104,7 @@ def apply_grouped(
 def project(
     eqn: str, row: _linears.Linear, x: jax.Array, part: jax.Array
 ) -> jax.Array:
-  """Returns what the base computes for one projection alone.
+  """Returns the base's output for one projection alone.
 
   Args:
     eqn: Einsum of the base.
@@ -133,7 +133,7 @@ def spread(eqn: str, row: _linears.Linear, features: jax.Array) -> jax.Array:
   gained = ''.join(w_axes[axis] for axis in row.out_axes)
   if row.slot_axis is not None:
     out_axes = out_axes.replace(w_axes[row.slot_axis], '')
-  # What an ellipsis stands for comes first, where broadcasting adds axes.
+  # The axes of an ellipsis come first, where broadcasting adds axes.
   out_axes = out_axes.removeprefix('...')
   kept = ''.join(c for c in out_axes if c in gained)
   features = jnp.einsum(f'{gained}->{kept}', features)

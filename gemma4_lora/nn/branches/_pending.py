@@ -1,8 +1,8 @@
 """LoRA leaves that wait for the base, and whether leaves hold usable numbers.
 
 Until the base is there, A and B of PiSSA, OLoRA and LoftQ hold the largest number
-of their dtype. `jax_debug_nans` does not stop there, as it would at NaN. But a
-forward pass overflows at once, and its loss is NaN.
+of their dtype. `jax_debug_nans` does not stop there, as it would at NaN. A
+forward pass with them overflows, and its loss is NaN.
 """
 
 from collections.abc import Mapping

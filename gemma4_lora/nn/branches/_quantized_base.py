@@ -1,6 +1,6 @@
 """Calls of a model whose base is quantised, by Flax's interceptor.
 
-It must be the innermost: what LoRA adds stands around it.
+It must be the innermost: LoRA's interceptors are around it.
 """
 
 from collections.abc import Iterator
@@ -87,14 +87,15 @@ class Quantized:
 
 
 def check(params: Mapping[str, Any], encodings: Mapping[str, Any]) -> None:
-  """Raises unless what is quantised is what the model reads so.
+  """Raises unless the quantised leaves are those that the model reads as
+  quantised.
 
   Args:
     params: Nested.
     encodings: How the model reads its base, by dotted path.
 
   Raises:
-    ValueError: Another part is quantised, or otherwise.
+    ValueError: A part is quantised that should not be, or in another format.
   """
   found = {
       path: _arrays.encoding_of(value)
@@ -136,7 +137,7 @@ def make(
     *,
     dtype: Any,
 ) -> None:
-  """Quantises the base, on `init`; LoRA leaves that start from it follow.
+  """Quantises the base on `init`, and sets the LoRA leaves that start from it.
 
   Args:
     module: The model, its own parameters made.
@@ -145,7 +146,7 @@ def make(
     dtype: Dtype of dequantised weights.
 
   Raises:
-    ValueError: `init` has not made what is to be quantised.
+    ValueError: `init` has not made a leaf that is to be quantised.
   """
   params = quantize(module.variables['params'], encodings)
   for linear in adapted:
@@ -169,7 +170,7 @@ def quantize(
     encodings: How, by dotted path.
 
   Raises:
-    ValueError: A leaf is not there.
+    ValueError: A leaf is missing.
   """
   new = _copy(params)
   for path, encoding in encodings.items():
@@ -200,7 +201,7 @@ def dequantized(params: Any, dtype: Any) -> Any:
 
 
 def _copy(node: Any) -> Any:
-  """Returns nested dicts anew."""
+  """Returns new nested dicts."""
   if not isinstance(node, Mapping):
     return node
   return {key: _copy(value) for key, value in node.items()}

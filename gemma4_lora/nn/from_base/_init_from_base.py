@@ -22,7 +22,8 @@ from gemma4_lora.nn.from_base import _low_rank_fit
 def init_from_base(
     model: _lora.LoRA, params: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """Sets A and B from the base weights, from which it takes `scale * A @ B`.
+  """Sets A and B from the base weights, and subtracts `scale * A @ B` from
+  these.
 
   For `g4.nn.LoRA(init_lora_weights='pissa')` (https://arxiv.org/abs/2404.02948) and
   `'olora'` (https://arxiv.org/abs/2406.01775), once the base is restored:
@@ -73,7 +74,7 @@ def init_from_base(
 
 
 def residual(model: _lora.LoRA, path: str, weight: jax.Array) -> jax.Array:
-  """Returns what `init_from_base` leaves of one base leaf.
+  """Returns one base leaf as `init_from_base` changes it.
 
   Args:
     model: A `g4.nn.LoRA`.
@@ -90,7 +91,7 @@ def residual(model: _lora.LoRA, path: str, weight: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Step:
-  """What one projection takes from its base weight.
+  """Splits the base weight of one projection into A, B and the rest.
 
   Attributes:
     index: Number of the projection: seeds a randomised SVD.
@@ -167,8 +168,8 @@ def _take_over(
 def _olora(matrix: jax.Array, rank: int) -> tuple[jax.Array, jax.Array]:
   """The first `rank` columns of Q and rows of R, of the weight `[out, in]`.
 
-  Those columns are what the first columns of the weight alone give, and those
-  rows the weight's coordinates in them: no need for the rest.
+  The first columns of the weight determine those columns of Q, and the rows are
+  the weight's coordinates in them. The rest is not needed.
   """
   q, _ = jnp.linalg.qr(matrix[:rank].T)
   return jnp.matmul(matrix, q, precision='highest'), q.T

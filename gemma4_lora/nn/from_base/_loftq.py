@@ -1,8 +1,8 @@
-"""LoftQ: A and B start as the best fit of what quantising the base lost.
+"""LoftQ: A and B start as the best fit of the quantisation error.
 
 `scale * A @ B` is nearest to `W - Q`, so that step 0 is nearer to the released
-model than its quantised base is. Q is the weight as it is quantised without
-LoftQ: that of one round of the paper's two, which is PEFT's default too.
+model than its quantised base is. Q is the weight as quantised without LoftQ.
+This is one round of the paper's method, as in PEFT's default.
 
 Reference: https://arxiv.org/abs/2310.08659
 """
@@ -40,7 +40,7 @@ class LoftQ:
     self._fits: dict[str, tuple[jax.Array, jax.Array]] = {}
 
   def add(self, path: str, original: Any, quantized: Any) -> None:
-    """Fits what is lost of a leaf, if LoRA adapts it.
+    """Fits the quantisation error of a leaf, if LoRA adapts it.
 
     Args:
       path: Dotted, of the leaf.
@@ -69,7 +69,7 @@ class LoftQ:
       params: The model's parameters, nested.
 
     Raises:
-      ValueError: A leaf was not shown: it was read as it is, quantised.
+      ValueError: A leaf was not seen: the checkpoint holds it quantised.
     """
     new: dict[str, Any] = jax.tree.map(lambda x: x, dict(params))
     for linear in self._model.adapted:
@@ -77,9 +77,9 @@ class LoftQ:
       if path not in self._fits:
         raise ValueError(
             f'init_lora_weights={self._model.init_lora_weights!r}:'
-            f' {linear.row.path} was quantised before, so that what it lost is'
-            ' not known. Restore the unquantised checkpoint, or take another'
-            ' init_lora_weights=.'
+            f' {linear.row.path} was quantised before, so its quantisation'
+            ' error is unknown. Restore the unquantised checkpoint, or take'
+            ' another init_lora_weights=.'
         )
       a, b = self._fits[path]
       _trees.put_like(new, f'{path}.a', a)
@@ -99,7 +99,7 @@ def _fit(
     num_iters: int | None,
     scale: float,
 ) -> tuple[jax.Array, jax.Array]:
-  """Returns A and B of one projection; of experts and layers, of each."""
+  """Returns A and B of one projection, for each of its experts or layers."""
   if row.batch_axes:
     fit = functools.partial(
         _fit,

@@ -1,4 +1,4 @@
-"""Do fused weights compute what LoRA does, except for rounding?"""
+"""Checks that fused weights compute the same as LoRA, except for rounding."""
 
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -17,10 +17,10 @@ from gemma4_lora.nn.wrapper import _router_fix
 from gemma4_lora.quant import _arrays
 
 _NUM_TOKENS = 16
-# What fusing may change, by rounding, as a share of the logits' own size.
+# How much fusing may change the logits by rounding, relative to their size.
 _TOLERANCE = {'float32': 1e-3, 'float64': 1e-3}
 _TOLERANCE_ROUNDED = 0.02
-# Times what a last bit of the weights changes: activations are rounded, too.
+# Factor over the effect of the weights' last bit: activations are rounded, too.
 _ROUNDING = 4
 # The share of a weight's change that may be missing once it is fused.
 _MISSING = 0.25
@@ -42,7 +42,7 @@ def logits(
     base: The base.
     params: The base and LoRA.
     tokens: `[batch, length]`; None for a few random ones.
-    fused: What is to compute the same; None for `g4.nn.fuse_params`.
+    fused: Weights that should compute the same; None for `g4.nn.fuse_params`.
   """
   if tokens is None:
     rng = np.random.default_rng(0)
@@ -79,14 +79,14 @@ def logits(
       'changed_predictions': float(np.mean(~same)),
   }
   if found['adapter_vs_fused'] > _tolerance(model, found):
-    # Is it rounding? A forward pass more, where there is something to ask.
+    # One more forward pass, to see if the difference is rounding.
     nudged = run(plain, _nudged(model, base, params, fused))
     found['rounding'] = apart(merged, nudged)
   return found
 
 
 def different(model: _lora.LoRA, found: Mapping[str, float]) -> Iterator[str]:
-  """Yields what is wrong with logits."""
+  """Yields problems of the logits."""
   effect, error = found['base_vs_adapter'], found['adapter_vs_fused']
   if not np.isfinite(effect):
     yield 'The logits are NaN or infinite: the base, or LoRA, is broken.'
@@ -113,7 +113,7 @@ def different(model: _lora.LoRA, found: Mapping[str, float]) -> Iterator[str]:
 
 
 def rounded(model: _lora.LoRA, found: Mapping[str, float]) -> Iterator[str]:
-  """Yields what to know where rounding is much of the logits."""
+  """Yields a note if rounding is large against the logits."""
   if found['adapter_vs_fused'] <= _tolerance(model, found) and (
       'rounding' in found
   ):
@@ -130,9 +130,10 @@ def not_fused(
     lora: Mapping[str, Any],
     fused: Mapping[str, Any],
 ) -> Iterator[str]:
-  """Yields what is wrong with fused weights, compared one by one.
+  """Yields problems of fused weights, compared one by one.
 
-  A branch that was dropped may change the logits less than rounding does.
+  The logits alone do not show it: a dropped branch may change them less than
+  rounding does.
 
   Args:
     model: A `g4.nn.LoRA`.

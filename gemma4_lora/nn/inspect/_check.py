@@ -1,4 +1,4 @@
-"""Does this LoRA change the model, and is it all there?"""
+"""Checks that a LoRA is complete and changes the model."""
 
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from gemma4_lora.nn.inspect import _check_file
 from gemma4_lora.nn.inspect import _effect
 from gemma4_lora.nn.inspect import _report
 
-# Experts that no token was sent to keep a zero B. More than this is no chance.
+# Experts that no token was sent to keep a zero B. A larger share is an error.
 _MAX_IDLE = 0.25
 
 _some = _report.some
@@ -42,8 +42,8 @@ def check(
 
   Args:
     model: A `g4.nn.LoRA`.
-    params: Its parameters, nested. Without the base, what needs it is left out,
-      and the report says so.
+    params: Its parameters, nested. Without the base, checks that need it are
+      left out, and the report says so.
     tokens: `[batch, length]`, on which logits are compared; default: a few
       random ones.
     fused: What `g4.nn.fuse_params` gave, or was read back from where it was
@@ -51,7 +51,7 @@ def check(
     file: A PEFT folder that should hold the same LoRA.
 
   Returns:
-    What was found. Nothing that is wrong with the LoRA raises.
+    A report. Problems of the LoRA are listed there and do not raise.
 
   Raises:
     ValueError: `model` is no `g4.nn.LoRA`.
@@ -102,7 +102,7 @@ def check(
 
 
 def _incomplete(model: _lora.LoRA, lora: Mapping[str, Any]) -> Iterator[str]:
-  """Yields what the model reads and is not there, and the other way round."""
+  """Yields missing leaves, and leaves that the model does not read."""
   there = _trees.dotted(lora)
   wanted = model.lora_shapes
   lacking = [path for path in wanted if path not in there]
@@ -115,7 +115,7 @@ def _incomplete(model: _lora.LoRA, lora: Mapping[str, Any]) -> Iterator[str]:
   extra = [path for path in there if path not in wanted]
   if extra:
     yield (
-        f'{len(extra)} LoRA leaves are none of the model, which would ignore'
+        f'{len(extra)} LoRA leaves are not in the model, which would ignore'
         f' them: {_some(extra)}. Give the model the targets= that were trained.'
     )
   wrong = [
@@ -139,7 +139,7 @@ def _nan(names: list[str]) -> Iterator[str]:
 
 
 def _zero(rows: tuple[_effect.Effect, ...]) -> Iterator[str]:
-  """Yields what does nothing."""
+  """Yields projections whose LoRA does nothing."""
   zero = [x.name for x in rows if x.num_zero == x.num_matrices]
   if len(zero) == len(rows):
     yield (

@@ -1,4 +1,4 @@
-"""What a server would make of a PEFT folder."""
+"""Checks what a server would read from a PEFT folder."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -14,13 +14,13 @@ from gemma4_lora.peft import _read_folder
 from gemma4_lora.peft import _sites
 
 _WHO = 'g4.nn.check'
-# What stacked gate and up of several As cost in float32, relative.
+# Relative float32 error of gate and up stacked from several As.
 _TOLERANCE = 1e-5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Found:
-  """What is wrong with a folder, and what is worth knowing."""
+  """Problems of a folder, and notes."""
 
   problems: tuple[str, ...]
   notes: tuple[str, ...]
@@ -39,7 +39,7 @@ def check_file(
   try:
     folder = _read_folder.read(path, model_config=model.model.config, who=_WHO)
   except (ValueError, FileNotFoundError) as e:
-    # Names that PEFT or vLLM would ignore, missing experts, NaN, …: it says so.
+    # Raises for names that PEFT or vLLM would ignore, missing experts, NaN, …
     return Found(problems=(str(e),), notes=())
   problems = []
   wanted = {
@@ -75,7 +75,7 @@ def check_file(
 
 
 def _values(path, lora, theirs):
-  """Yields whose values are not those of the model."""
+  """Yields projections whose values differ from the model's."""
   ours = _trees.dotted(lora)
   other = [
       name

@@ -18,15 +18,16 @@ from gemma4_lora.quant import _arrays
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Effect:
-  """What is trained of one weight, against the weight.
+  """The trained change of one weight, relative to the weight.
 
   Attributes:
-    name: `layer_0.attn.q`; of what is trained in full, its own name.
+    name: `layer_0.attn.q`; for a part trained in full, its own name.
     kind: The same for all layers: `layer_*.attn.q`.
-    norm: Frobenius norm of scale · B·A, or of what the copy differs by.
+    norm: Frobenius norm of scale · B·A, or of the copy's difference from the
+      base.
     relative: The same, relative to the base weight's norm; None without base.
     num_matrices: How many experts or stacked layers it has; 1 else.
-    num_zero: How many of them it leaves as they are.
+    num_zero: How many of them it does not change.
   """
 
   name: str
@@ -93,7 +94,7 @@ def effects(
 def _squares(a: Any, b: Any, num_batch: int) -> jax.Array:
   """Returns ‖A·B‖² of each expert or layer, without the product.
 
-  It is the sum over AᵀA and BBᵀ, which are of the rank's size.
+  It is the sum over AᵀA and BBᵀ, whose sides are the rank.
   """
   a, b = jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32)
   batch, rank = a.shape[:num_batch], a.shape[-1]

@@ -19,9 +19,9 @@ class Report:
     num_projections: How many of both the model has.
     logits: Root mean square of differences, relative to that of the logits:
       `base_vs_adapter`, `adapter_vs_fused`, `base_vs_fused`; and the share of
-      `changed_predictions`. Empty where they were not compared.
-    problems: What is wrong, and what to do about it.
-    notes: What is worth knowing.
+      `changed_predictions`. Empty if they were not compared.
+    problems: Problems, and what to do about each.
+    notes: Notes that need no action.
   """
 
   rows: tuple[_effect.Effect, ...]

@@ -37,19 +37,20 @@ _Trained = _resolve.Adapted | _full.Saved
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Group:
-  """What is trained and differs in nothing but its layer.
+  """Trained parts that differ only in their layer.
 
-  Adapted projections, or what `modules_to_save` trains in full.
+  Adapted projections, or parts that `modules_to_save` trains in full.
 
   Attributes:
     projection: `'q'`, `'gate'`, ...; `'vision q'` in another tower than text.
-    layers: Their layers; empty for what stands outside the layers.
+    layers: Their layers; empty for parts outside the layers.
     path: Path of the base weight, `layer_*.attn.q_einsum.w`, and the slot where
       the weight packs several projections.
-    in_shape: Shape that the input is contracted over; empty for what is no
+    in_shape: Shape that the input is contracted over; empty if it is not a
       linear.
-    out_shape: Shape that the output gains; that of what is no linear.
-    rank: Rank of A and B; None for what is trained in full.
+    out_shape: Shape that the output gains, or the shape of a part that is not a
+      linear.
+    rank: Rank of A and B; None for parts trained in full.
     num_params: Entries of its LoRA leaves, or of the copies; all layers together.
     lora_paths: Paths of the `{'a': ..., 'b': ...}` of each, or of the copies.
   """
@@ -86,16 +87,16 @@ class Summary:
   """What LoRA adapts. Prints as a table, and renders as one in a notebook.
 
   Attributes:
-    groups: One a line of the table.
+    groups: One for each line of the table.
     left_out: What is not adapted.
     num_projections: How many projections are adapted, each layer's counted.
     num_saved: How many parts of the base are trained in full.
     trainable: Parameters of all LoRA leaves, and of those parts.
-    total: Parameters of the model, LoRA included; of what is quantised, without
-      scales.
+    total: Parameters of the model, LoRA included, without scales of quantised
+      parts.
     dtype: The dtype of A, B and those parts.
-    in_float32: How many parameters are in leaves that a variant has beside A and
-      B, which are float32 always; by what they are.
+    in_float32: Parameters in leaves that a variant has beside A and B, by their
+      kind. These leaves are always float32.
     base: How each part of a quantised base is held; empty without `quantize=`.
   """
 
@@ -211,7 +212,7 @@ def summary(model: nn.Module) -> Summary:
       total=sum(
           math.prod(x.shape)
           for x in jax.tree.leaves(
-              # Without scales, which are no parameters.
+              # Scales are not counted as parameters.
               _upstream.abstract_params(model.clone(quantize=None))
           )
       ),
@@ -290,7 +291,7 @@ def _group(trained: Sequence[_Trained]) -> Group:
 
 
 def _shapes(trained: _Trained) -> tuple[tuple[int, ...], tuple[int, ...]]:
-  """Returns what goes in and out."""
+  """Returns input and output shapes."""
   row = trained.row
   if isinstance(row, _linears.Linear):
     return row.in_shape, row.out_shape
@@ -310,7 +311,7 @@ def _path(row: _rows.Row) -> str:
 
 
 def _cells(group: Group) -> tuple[str, ...]:
-  """A group as the cells of a line."""
+  """Returns a group as the cells of a line."""
   return (
       group.projection,
       group.path,

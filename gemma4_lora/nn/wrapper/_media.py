@@ -1,4 +1,4 @@
-"""What gemma does wrong with images and audio, on gemma 4.0.1 and 4.1.0.
+"""Corrects what gemma 4.0.1 and 4.1.0 compute wrongly for images and audio.
 
 https://github.com/google-deepmind/gemma/blob/main/gemma/gm/nn/gemma4/_transformer.py
 """
@@ -18,8 +18,8 @@ def check(*, tokens: Any, images: Any, audio: Any) -> None:
   """Raises if the model cannot take the images or sounds of a batch.
 
   gemma reads the images of all sequences as those of one (`_encode_vision`),
-  which `Images` mends, and the sounds of the first alone (`_encode_audio`), and
-  then fails on a shape.
+  which `Images` corrects. It reads the audio of the first sequence alone
+  (`_encode_audio`), and then fails on a shape.
 
   Args:
     tokens: `*B L`
@@ -27,8 +27,8 @@ def check(*, tokens: Any, images: Any, audio: Any) -> None:
     audio: The model's argument, or None.
 
   Raises:
-    ValueError: Other images than sequences, sounds of more than one sequence,
-      or images as of Gemma 3.
+    ValueError: The numbers of images and sequences differ, there is audio of
+      more than one sequence, or images in Gemma 3's format.
   """
   if images is not None and not isinstance(
       images, _upstream.PreprocessedVisionInput
@@ -63,7 +63,7 @@ def check(*, tokens: Any, images: Any, audio: Any) -> None:
 
 
 def num_sharing_images(*, tokens: Any, images: Any) -> int:
-  """Returns how many sequences have the same images: the answers to a prompt.
+  """Returns how many sequences share their images: the answers to one prompt.
 
   Args:
     tokens: `B L`, or `B A L` for `A` answers to each prompt.
@@ -78,7 +78,7 @@ def num_sharing_images(*, tokens: Any, images: Any) -> int:
 def of_each_sequence(
     images: _upstream.PreprocessedVisionInput, num_sharing: int
 ) -> _upstream.PreprocessedVisionInput:
-  """Returns images `B A P D` for `A` sequences that share those at `B P D`."""
+  """Returns images `B A P D`: those of `B P D`, repeated for `A` sequences."""
 
   def repeated(x):
     return jnp.broadcast_to(x[:, None], (len(x), num_sharing, *x.shape[1:]))
@@ -91,12 +91,12 @@ def of_each_sequence(
 
 
 class Images:
-  """Interceptor that encodes the images of each sequence for itself.
+  """Interceptor that encodes the images of each sequence separately.
 
-  How many soft tokens an image has is read from the encoder's mask, not from
-  `soft_token_counts`, which are of the program: so that sequences may have
-  images of other sizes, or fewer of them. What a sequence has no placeholder for
-  is left out: gemma's own merge takes as many as it finds.
+  The number of soft tokens of an image is read from the encoder's mask.
+  `soft_token_counts` are constants of the program; with the mask, sequences may
+  have images of other sizes, or fewer images. Soft tokens without a placeholder
+  in the sequence are left out: gemma's own merge takes as many as it finds.
 
   Attributes:
     key: Says all that the result depends on.
@@ -106,7 +106,7 @@ class Images:
     """Initializes it.
 
     Args:
-      num_sharing: How many sequences in a row have the same images: these are
+      num_sharing: How many consecutive sequences share their images, which are
         encoded once.
     """
     self._num_sharing = num_sharing
@@ -129,7 +129,7 @@ class Images:
     embeddings = embeddings.reshape(num_prompts, -1, embeddings.shape[-1])
     if is_real is not None:
       is_real = is_real.reshape(num_prompts, -1)
-      # Those of all images in a row, padding behind them.
+      # Soft tokens of all images in sequence, then padding.
       order = jnp.argsort(~is_real, axis=1, stable=True)
       embeddings = jnp.take_along_axis(embeddings, order[..., None], axis=1)
     encoded = _embedder.in_text_width(context.module, embeddings[:, None])
@@ -166,13 +166,13 @@ def expanded_vision_encoder(
   Gemma 4 takes tokens that hold a placeholder per soft token already, so that
   there is a logit per token. Yet given images, `Transformer.__call__` skips
   `num_mm_tokens_per_image + 3` logits behind each begin-of-image token (255999)
-  as if it had put them in, as Gemma 3 does (`remove_mm_logits`): what follows
-  are the logits of later tokens, and NaN where there are no more. Samplers ask
-  for the last ones only and are spared.
+  as if it had put them in, as Gemma 3 does (`remove_mm_logits`): the logits
+  that follow are those of later tokens, and NaN at the end. Samplers ask for
+  the last logits only and are not affected.
 
-  With a number of -3 it skips none. The model has no other use for it but in
-  `input_config`, which without images (and gemma reads it only then) inserts so
-  many tokens for each of none.
+  With a number of -3 it skips none. The model reads the number in one other
+  place, `input_config`, and only without images: it would insert that many
+  tokens per image, and there are no images.
 
   Args:
     encoder: The config's encoder; unbound.

@@ -1,4 +1,4 @@
-"""What the model returns in a training step, beside or instead of logits."""
+"""The model's output in a training step, beside or instead of logits."""
 
 from typing import Any
 
@@ -12,11 +12,11 @@ from gemma4_lora.losses import _head
 
 @flax.struct.dataclass
 class Output(_upstream.Output):
-  """gemma's output, and what its logits are made of.
+  """gemma's output, and the hidden states behind its logits.
 
   Attributes:
     head: What `g4.losses` read.
-    reference: The same, of the model with LoRA off, where it was asked for.
+    reference: The same for the model with LoRA off, if it was asked for.
   """
 
   head: _head.Head | None = None
@@ -37,7 +37,7 @@ def add_head(
     output: Output of a call with `return_hidden_states=True`.
     embedding: `[V, D]`, quantised or not.
     soft_cap: Soft cap of the logits.
-    has_logits: False if `NoLogits` was at work.
+    has_logits: False if `NoLogits` left the logits out.
     has_hidden_states: Whether the caller asked for them.
   """
   return Output(
@@ -53,7 +53,7 @@ def add_head(
 
 
 class NoLogits:
-  """Interceptor that leaves logits out: an array without entries is there.
+  """Interceptor that leaves logits out; an empty array takes their place.
 
   Attributes:
     key: Says all that the result depends on.

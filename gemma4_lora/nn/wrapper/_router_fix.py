@@ -1,4 +1,4 @@
-"""A wrapper that only mends what gemma computes wrongly."""
+"""A wrapper that only corrects what gemma computes wrongly."""
 
 from typing import Any
 
@@ -9,26 +9,26 @@ from gemma4_lora.nn.wrapper import _wrapper
 
 
 class RouterFix(_wrapper.ModelWrapper):
-  """Makes gemma's model right where gemma is wrong, for use without LoRA.
+  """Corrects errors of gemma's model, for use without LoRA.
 
-  It mends:
+  It corrects:
 
   * the MoE router of 26B_A4B. gemma 4.0.1 normalises the router's input twice,
     which sends tokens to the wrong experts;
   * images, in every model. The vision tower of gemma 4.0.1 and 4.1.0 attends to
     padding patches; and gemma drops logits behind an image.
 
-  `g4.nn.LoRA` mends these by itself; a model whose LoRA has been fused, or which
-  never had any, needs this:
+  `g4.nn.LoRA` does this by itself. A model without LoRA, or with fused LoRA,
+  needs this wrapper:
 
   ```python
   model = g4.nn.RouterFix(model=gm.nn.Gemma4_26B_A4B())
   sampler = gm.text.ChatSampler(model=model, params=params)
   ```
 
-  Where gemma is right it changes nothing: one run of the attention on a few
-  numbers shows whether gemma excludes padding. Nor does it change what a model
-  without experts computes without images.
+  If gemma has no such error, the wrapper changes nothing: it runs the attention
+  once on a few numbers to see if gemma excludes padding. A model without
+  experts computes the same as before if there are no images.
 
   Attributes:
     model: A Gemma 4 model.

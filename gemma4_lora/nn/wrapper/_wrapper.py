@@ -3,15 +3,15 @@
 A wrapper changes what the model computes by intercepting method calls, and is
 itself a model: same parameters at the same paths, same keys, same attributes.
 
-Four traps lie under it:
+It works around four problems:
 
-* `Transformer.__call__` is under `nn.jit`, whose cache knows the module's class
-  and fields but no interceptor: two wrappers of one model would share whichever
-  program was traced first. So each call goes to a copy of the model whose
+* `Transformer.__call__` is under `nn.jit`, whose cache key has the module's
+  class and fields but no interceptor: two wrappers of one model would share the
+  program that was traced first. So each call goes to a copy of the model whose
   config carries one more field, a string that says what the interceptor does.
   (`_fingerprint_recursive` in `flax/linen/transforms.py`, flax 0.12.12.)
-* `_router_fix`: gemma 4.0.1 normalises the MoE router's input twice, so every
-  wrapper mends it.
+* `_router_fix`: gemma 4.0.1 normalises the MoE router's input twice; every
+  wrapper corrects it.
 * gemma drops logits behind an image, see `_media.expanded_vision_encoder`.
 * gemma's vision tower attends to padding patches, see `_patch_mask`.
 """
@@ -35,7 +35,7 @@ Interceptor = Callable[..., Any]
 
 
 class ModelWrapper(nn.Module):
-  """Base of the wrappers: transparent to parameters, keys and attributes."""
+  """Base of the wrappers, with parameters, keys and attributes of its model."""
 
   _: dataclasses.KW_ONLY
 
@@ -84,8 +84,8 @@ class ModelWrapper(nn.Module):
 
     Args:
       *args: Positional arguments of the model's call.
-      interceptors: Interceptor by a string that says all it depends on: equal
-        strings may share one compiled program.
+      interceptors: Each interceptor by a string of everything it depends on.
+        Equal strings may share one compiled program.
       **kwargs: Keyword arguments of the model's call.
     """
     tokens = args[0] if args else kwargs.get('tokens')
@@ -114,7 +114,7 @@ class Plain(ModelWrapper):
 
   @nn.compact
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
-    """Calls the model; `interceptors=` as of `_call_intercepted`."""
+    """Calls the model; `interceptors=` as in `_call_intercepted`."""
     return self._call_intercepted(*args, **kwargs)
 
 

@@ -267,7 +267,7 @@ def test_norms_of_the_vision_tower():
         (g4.targets.Rule('norms', dropout=0.5), 'in full has no dropout'),
         ('layer_3.attn.key_norm', 'names what the model never uses'),
         (3, r'modules_to_save= takes strings and rules'),
-        ('text', r'nothing left for LoRA'),
+        ('text', r'leaves nothing for LoRA'),
     ],
 )
 def test_bad_rules(rules, match):

@@ -125,7 +125,7 @@ def test_nan(sound):
     ('targets', 'message'),
     [
         (['q', 'v', 'down', 'gate'], '4 of 14 LoRA leaves .* are missing'),
-        (['q', 'v'], 'none of the model, which would ignore them: .*down'),
+        (['q', 'v'], 'not in the model, which would ignore them: .*down'),
     ],
 )
 def test_leaves_of_other_targets(sound, targets, message):
