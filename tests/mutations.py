@@ -153,7 +153,7 @@ ALL = (
         ('nn/branches/experts_test.py', '-k', 'equals_dense_maths'),
     ),
     Mutation(
-        'gemma4/_router.py',
+        'gemma4/forward/_router.py',
         "if name == 'pre_ffw_norm'",
         "if name == 'no_norm'",
         ('nn/wrapper/router_fix_test.py',),

@@ -60,6 +60,7 @@ _ROOMS = (
     'quant',
     'targets',
     'variants',
+    'gemma4/forward',
     'gemma4',
     'host/folders',
     'host/files',
@@ -69,7 +70,7 @@ _ROOMS = (
     '_trees',
 )
 # Gemma 4's private modules: what we know of them stands in one room.
-_KNOW_UPSTREAM = ('gemma4',)
+_KNOW_UPSTREAM = ('gemma4', 'gemma4/forward')
 _MOST_MODULES = 16
 
 

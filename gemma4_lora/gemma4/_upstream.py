@@ -1,7 +1,7 @@
 """What we know of gemma's Gemma 4 classes, checked on gemma 4.0.1 and 4.1.0.
 
-Gemma keeps them private: their names, and those of their methods, stand here, in
-`_attention_math` and in `_embedder`.
+Gemma keeps them private: their names, and those of their methods, stand here and
+in `forward`.
 """
 
 from collections.abc import Mapping

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
-from gemma4_lora.gemma4 import _patch_mask
 from gemma4_lora.gemma4 import _upstream
+from gemma4_lora.gemma4.forward import _patch_mask
 from tests.lib import hf_reference
 from tests.lib import image_cases
 from tests.lib import models

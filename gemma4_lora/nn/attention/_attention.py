@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 
-from gemma4_lora.gemma4 import _attention_math
 from gemma4_lora.gemma4 import _upstream
+from gemma4_lora.gemma4.forward import _attention_math
 from gemma4_lora.nn.attention import _blockwise
 from gemma4_lora.nn.attention import _segments
 from gemma4_lora.nn.attention import _splash

@@ -26,8 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gemma4_lora import _trees
-from gemma4_lora.gemma4 import _attention_math
 from gemma4_lora.gemma4 import _upstream
+from gemma4_lora.gemma4.forward import _attention_math
 from gemma4_lora.host import _placement
 from gemma4_lora.nn.blocks import _loops
 from gemma4_lora.nn.blocks import _remat

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from gemma4_lora import _trees
-from gemma4_lora.gemma4 import _embedder
 from gemma4_lora.gemma4 import _upstream
+from gemma4_lora.gemma4.forward import _embedder
 from gemma4_lora.nn.branches import _base
 from gemma4_lora.nn.branches import _clipped
 from gemma4_lora.nn.branches import _experts

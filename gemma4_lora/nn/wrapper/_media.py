@@ -10,8 +10,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from gemma4_lora.gemma4 import _embedder
 from gemma4_lora.gemma4 import _upstream
+from gemma4_lora.gemma4.forward import _embedder
 
 
 def check(*, tokens: Any, images: Any, audio: Any) -> None:

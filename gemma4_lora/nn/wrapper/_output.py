@@ -5,8 +5,8 @@ from typing import Any
 import flax
 import jax.numpy as jnp
 
-from gemma4_lora.gemma4 import _embedder
 from gemma4_lora.gemma4 import _upstream
+from gemma4_lora.gemma4.forward import _embedder
 from gemma4_lora.losses import _head
 
 

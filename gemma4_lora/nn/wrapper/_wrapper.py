@@ -26,9 +26,9 @@ from typing import Any
 from flax import linen as nn
 from kauldron import kontext
 
-from gemma4_lora.gemma4 import _patch_mask
-from gemma4_lora.gemma4 import _router
 from gemma4_lora.gemma4 import _upstream
+from gemma4_lora.gemma4.forward import _patch_mask
+from gemma4_lora.gemma4.forward import _router
 from gemma4_lora.nn.wrapper import _media
 
 Interceptor = Callable[..., Any]

@@ -16,7 +16,7 @@ from PIL import Image
 import pytest
 
 from gemma4_lora import g4
-from gemma4_lora.gemma4 import _patch_mask
+from gemma4_lora.gemma4.forward import _patch_mask
 from tests.lib import multimodal
 from tests.lib import random_params
 

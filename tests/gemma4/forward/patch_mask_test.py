@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gemma4_lora.gemma4 import _patch_mask
 from gemma4_lora.gemma4 import _upstream
+from gemma4_lora.gemma4.forward import _patch_mask
 
 _SIZES = dict(num_heads=2, num_kv_heads=2, features=8, head_dim=4)
 # Of 4 patches, the last two are padding, of which none attends to any.

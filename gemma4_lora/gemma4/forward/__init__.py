@@ -1,0 +1,1 @@
+"""What parts of Gemma 4 compute, and what gemma has wrong there."""
