@@ -91,7 +91,11 @@ class Checkpointer(kd.ckpts.Checkpointer):
     first_step = 0 if to_train is None else int(to_train.step)
     self._run.train(self._wait, first_step=first_step)
     if isinstance(self.base_cfg, kd.train.Trainer):
-      _stoppable.make(self.base_cfg.evals.values(), self._run.asked_by_itself)
+      _stoppable.make(
+          self.base_cfg.evals.values(),
+          self._run.asked_to_stop,
+          at_end=self._run.meet,
+      )
     return _ended.explained(
         state,
         then=f' The same command goes on from the last checkpoint in'
@@ -101,7 +105,7 @@ class Checkpointer(kd.ckpts.Checkpointer):
   def should_save(self, step: int) -> bool:
     """See `kd.ckpts.Checkpointer.should_save`; also if a signal asks to stop."""
     wanted = super().should_save(step)
-    signal = self._run.asked_to_stop(step)
+    signal = self._run.asked_to_stop()
     if wanted or not signal:
       return wanted
     last = self._ckpt_mgr.latest_step()
@@ -125,7 +129,7 @@ class Checkpointer(kd.ckpts.Checkpointer):
       FloatingPointError: The state has NaN or infinite values.
     """
     item = self._to_save(state)
-    signal = self._run.asked_to_stop(step)
+    signal = self._run.asked_to_stop()
     # Not left to Kauldron's `save`, which would log a failure and go on.
     self._wait()
     self._run.check_owner()
@@ -174,8 +178,10 @@ class Checkpointer(kd.ckpts.Checkpointer):
   @functools.cached_property
   def _ckpt_mgr(self) -> Any:
     manager = super()._ckpt_mgr
-    return dataclasses.replace(
-        manager, options=self._files.options(manager.options)
+    return _live_run.CheckpointManager(
+        directory=manager.directory,
+        options=self._files.options(manager.options),
+        fast=manager.fast,
     )
 
   @functools.cached_property

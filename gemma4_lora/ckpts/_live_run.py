@@ -8,6 +8,7 @@ from absl import logging
 from etils import epath
 import jax
 from jax.experimental import multihost_utils
+from kauldron.checkpoints import lazy_checkpoint_manager
 import numpy as np
 
 from gemma4_lora.host import _live_owner
@@ -37,6 +38,7 @@ class LiveRun:
     self._ownership: _live_owner.Ownership | None = None
     self._thread: threading.Thread | None = None
     self._wait: Callable[[], None] | None = None
+    self._sync_points = _SyncPoints()
 
   @property
   def is_training(self) -> bool:
@@ -83,24 +85,26 @@ class LiveRun:
     signals.install(several_hosts=jax.process_count() > 1)
     signals.is_training = True
 
-  def asked_to_stop(self, step: int) -> str | None:
-    """Returns the signal that asks for it: at one step on all hosts."""
-    if not self.is_training or jax.process_count() == 1:
-      return self.asked_by_itself()
-    try:
-      is_reached = multihost_utils.reached_preemption_sync_point(step)
-    except RuntimeError:  # `jax_enable_preemption_service` is off.
-      return None
-    return 'Preempted' if is_reached else None
+  def asked_to_stop(self) -> str | None:
+    """Returns the signal that asks for it.
 
-  def asked_by_itself(self) -> str | None:
-    """Returns the signal that asks for it, also in the middle of a step.
-
-    None on several hosts, which have to agree: they do once in a step.
+    Of several hosts, all call it equally often, and get the same answer at the
+    same call.
     """
-    if not self.is_training or jax.process_count() > 1:
+    if not self.is_training:
       return None
-    return _stop_signals.of_process().received
+    if jax.process_count() == 1:
+      return _stop_signals.of_process().received
+    return 'Preempted' if self._sync_points.reached() else None
+
+  def meet(self) -> None:
+    """Makes up for calls of `asked_to_stop` that not all hosts made.
+
+    After an evaluation, since an evaluator may run on one host alone. All hosts
+    call it, and wait for each other.
+    """
+    if self.is_training and jax.process_count() > 1:
+      self._sync_points.meet()
 
   def check_owner(self) -> None:
     """Raises before a save if another run has taken the workdir.
@@ -154,6 +158,56 @@ class LiveRun:
         ' workdir of its own: --cfg.workdir=…. If it is a notebook that has'
         ' stopped training: trainer.checkpointer.close() there.'
     )
+
+
+class _SyncPoints:
+  """Asks jax, at one place after the other, whether the hosts stop there.
+
+  jax takes a signal to one host as a notice to all. They agree on a number: one
+  more than any of them has asked for. So each number is asked for, on each host.
+  """
+
+  def __init__(self) -> None:
+    self._number = 0
+    self._is_reached = False
+
+  def reached(self) -> bool:
+    """Returns whether they stop here, or have passed where they do."""
+    if self._is_reached:
+      return True
+    self._number += 1
+    try:
+      self._is_reached = multihost_utils.reached_preemption_sync_point(
+          self._number
+      )
+    except RuntimeError:  # `jax_enable_preemption_service` is off.
+      return False
+    return self._is_reached
+
+  def meet(self) -> None:
+    """Brings all hosts to the number of the one that is ahead."""
+    own = np.array([self._number, self._is_reached], np.int32)
+    with jax.transfer_guard('allow'):  # Kauldron's loop forbids it.
+      hosts: Any = multihost_utils.process_allgather(own)
+    ahead, is_reached = np.max(hosts, axis=0)
+    while self._number < ahead and not self._is_reached:
+      self.reached()
+    self._number = int(ahead)
+    self._is_reached = self._is_reached or bool(is_reached)
+
+
+class CheckpointManager(lazy_checkpoint_manager.LazyCheckpointManager):
+  """Kauldron's, whose Orbax leaves it to `LiveRun` to ask for sync points.
+
+  Orbax would ask for the number of the step (`CheckpointManager.should_save` of
+  orbax-checkpoint 0.12): the hosts would then agree on a number that `LiveRun`,
+  which asks at each batch of an evaluation, has passed.
+  """
+
+  def _create_manager(self, state: Any) -> None:
+    super()._create_manager(state)
+    manager: Any = self._mgr
+    manager.reached_preemption = lambda step: False
 
 
 def settle(workdir: epath.Path) -> bool:

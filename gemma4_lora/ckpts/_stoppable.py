@@ -38,7 +38,10 @@ class _Batches:
 
 
 def make(
-    evaluators: Iterable[kd.evals.EvaluatorBase], asked: Callable[[], Any]
+    evaluators: Iterable[kd.evals.EvaluatorBase],
+    asked: Callable[[], Any],
+    *,
+    at_end: Callable[[], None] = lambda: None,
 ) -> None:
   """Lets evaluators of a trainer end before their last batch.
 
@@ -51,12 +54,14 @@ def make(
 
   Args:
     evaluators: Those of a trainer. A second call changes nothing.
-    asked: Whether the run is asked to stop.
+    asked: Whether the run is asked to stop. Of several hosts, each calls it once
+      before an evaluation and once for each batch.
+    at_end: Is called after an evaluation that did not fail.
   """
   for evaluator in evaluators:
     if _EVAL not in vars(evaluator):
       vars(evaluator)[_EVAL] = functools.partial(
-          _maybe_eval, evaluator, evaluator.maybe_eval, asked
+          _maybe_eval, evaluator, evaluator.maybe_eval, asked, at_end
       )
 
 
@@ -64,6 +69,7 @@ def _maybe_eval(
     evaluator: kd.evals.EvaluatorBase,
     maybe_eval: Callable[..., Any],
     asked: Callable[[], Any],
+    at_end: Callable[[], None],
     *,
     step: int,
     state: Any,
@@ -75,6 +81,8 @@ def _maybe_eval(
   if batches is not None and not isinstance(batches, _Batches):
     vars(evaluator)[_BATCHES] = _Batches(batches, asked)
   try:
-    return maybe_eval(step=step, state=state)
+    aux = maybe_eval(step=step, state=state)
   except _Ended:
-    return None
+    aux = None
+  at_end()
+  return aux

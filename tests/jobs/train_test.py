@@ -213,7 +213,7 @@ def test_a_plan(run, tmp_path):
 def _start(run, tmp_path):
   """Starts both hosts, of four devices each."""
 
-  def start(launch, num_train_steps=_FOREVER):
+  def start(launch, num_train_steps=_FOREVER, evaluates_at=-1):
     with socket.socket() as s:
       s.bind(('127.0.0.1', 0))
       address = f'127.0.0.1:{s.getsockname()[1]}'
@@ -223,6 +223,7 @@ def _start(run, tmp_path):
         f'--cfg.workdir={tmp_path / "run"}',
         f'--cfg.released={tmp_path / "released"}',
         f'--cfg.num_train_steps={num_train_steps}',
+        f'--cfg.evaluates_at={evaluates_at}',
     ]
     return [
         run(
@@ -243,14 +244,13 @@ def _start(run, tmp_path):
   return start
 
 
-def _wait_for_step(folder, launch, hosts):
-  """Waits until a launch has trained two steps; returns the last on disk."""
+def _wait_for(what, folder, launch, hosts):
+  """Waits until the first host of a launch has printed something."""
   deadline = time.monotonic() + 300
-  while len(_steps(_log(folder, launch, 0))) < 2:
+  while not re.search(what, _log(folder, launch, 0)):
     assert all(host.is_alive() for host in hosts), _log(folder, launch, 0)
     assert time.monotonic() < deadline, _log(folder, launch, 0)
     time.sleep(0.02)
-  return _saved(folder)
 
 
 def _saved(folder):
@@ -267,19 +267,20 @@ def test_two_hosts_stopped_and_lost_and_resumed_are_the_whole_run(
   released = tmp_path / 'released'
   g4.testing.make_checkpoint(two_hosts.base_model(), released, params=base)
 
-  # One is told to stop, and both end at one step.
-  hosts = start(launch=0)
-  _wait_for_step(tmp_path, 0, hosts)
+  # One is told to stop while both evaluate, and both end at one step.
+  hosts = start(launch=0, evaluates_at=3)
+  _wait_for(r'endless: [1-9]', tmp_path, 0, hosts)
   os.kill(hosts[1].pid, signal.SIGTERM)
   for host in hosts:
-    host.join(timeout=100)
+    host.join(timeout=25)
     assert host.exitcode == 75, _log(tmp_path, 0, 0)
   stopped = _saved(tmp_path)
+  assert stopped == 3
   assert f'Preempted: saved step {stopped} in' in _log(tmp_path, 0, 0)
 
   # One is gone, and the other ends by itself, with a line.
   hosts = start(launch=1)
-  _wait_for_step(tmp_path, 1, hosts)
+  _wait_for(r'(step +\d+  train(.*\n)*.*){2}', tmp_path, 1, hosts)
   hosts[1].kill()
   killed = time.monotonic()
   hosts[0].join(timeout=100)

@@ -27,6 +27,7 @@ def trainer(
     released: Any,
     num_train_steps: int,
     save_interval_steps: int = 1,
+    evaluates_at: int = -1,
 ) -> kd.train.Trainer:
   """Returns a trainer whose numbers do not hang on the number of hosts.
 
@@ -38,6 +39,7 @@ def trainer(
     released: Path of the base.
     num_train_steps: When it stops.
     save_interval_steps: How often it saves.
+    evaluates_at: Before which step it begins an evaluation that has no end.
   """
   fsdp = kd.sharding.FSDPSharding(min_size_to_shard_mb=0)
   made = runs.trainer(
@@ -55,9 +57,15 @@ def trainer(
       trainstep=g4.train.TrainStep(),
       writer=g4.train.TerminalWriter(),
   )
-  return made.replace(
+  made = made.replace(
       train_ds=dataclasses.replace(made.train_ds, shuffle=False)
   )
+  if evaluates_at < 0:
+    return made
+  endless = kd.evals.Evaluator(
+      run=kd.evals.Once(step=evaluates_at), ds=made.train_ds
+  )
+  return made.replace(evals={'endless': endless})
 
 
 def run_command(

@@ -10,5 +10,9 @@ with konfig.imports():
 
 def get_config():
   return two_hosts.trainer(
-      workdir=None, released=None, num_train_steps=0, save_interval_steps=1
+      workdir=None,
+      released=None,
+      num_train_steps=0,
+      save_interval_steps=1,
+      evaluates_at=-1,
   )

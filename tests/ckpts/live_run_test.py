@@ -1,0 +1,75 @@
+"""Hosts that are told to stop agree on a step, or on a batch of an evaluation."""
+
+import multiprocessing
+import os
+import signal
+import socket
+
+import pytest
+
+from tests.lib import stopped_hosts
+
+_TIMEOUT_S = 100
+
+
+@pytest.fixture(name='start')
+def _start(tmp_path):
+  """Starts two hosts; returns the processes, and what they say."""
+  context = multiprocessing.get_context('forkserver')
+  context.set_forkserver_preload(['tensorflow', 'tests.lib.two_hosts'])
+  started = []
+
+  def start(*batches):
+    with socket.socket() as s:
+      s.bind(('127.0.0.1', 0))
+      address = f'127.0.0.1:{s.getsockname()[1]}'
+    pipes = []
+    for index, of_host in enumerate(batches):
+      here, there = context.Pipe(duplex=False)
+      process = context.Process(
+          target=stopped_hosts.train,
+          args=(address, index, tmp_path, of_host, there),
+      )
+      process.start()
+      there.close()
+      started.append(process)
+      pipes.append(here)
+    return started, pipes
+
+  yield start
+  for process in started:
+    process.kill()
+
+
+def _said(pipe, *, until):
+  """Returns what a host says, to a step or to its end."""
+  said = []
+  while until not in said:
+    assert pipe.poll(_TIMEOUT_S), said
+    said.append(pipe.recv())
+    assert len(said) < 1000
+  return said
+
+
+@pytest.mark.parametrize(
+    'last',
+    [
+        pytest.param({}, id='between steps'),
+        pytest.param({4: None}, id='in an evaluation'),
+    ],
+)
+def test_hosts_stop_at_one_step(last, start):
+  """Also if they had other numbers of batches before."""
+  at = stopped_hosts.EVALUATED
+  hosts, pipes = start({at: 50}, {at: 1} | last)
+  before = [_said(pipe, until=4) for pipe in pipes]
+  os.kill(hosts[0].pid, signal.SIGTERM)
+  after = [_said(pipe, until='stopped') for pipe in pipes]
+  for host in hosts:
+    host.join(_TIMEOUT_S)
+    assert host.exitcode == 0
+  steps = [x[:-1] for x in after]
+  assert steps[0] == steps[1]
+  if last:
+    assert not steps[0]
+  assert before[0] == before[1]
