@@ -15,7 +15,7 @@ from gemma4_lora.data.conversations import _conversation
 
 @flax.struct.dataclass
 class _BleuState(kd.metrics.State['Bleu']):
-  """All texts so far: BLEU is of a corpus, and no mean over its sentences."""
+  """All texts so far: BLEU is computed over a corpus, not as a mean."""
 
   predictions: tuple[str, ...] = ()
   references: tuple[str, ...] = ()
@@ -74,14 +74,14 @@ class Bleu(kd.metrics.Metric):
     """Returns the state of some examples.
 
     Args:
-      predictions: What the model says: a text, or several.
-      references: What it should say: as many texts.
+      predictions: The model's text, or several.
+      references: The expected texts, as many.
 
     Raises:
       ImportError: `sacrebleu` is not installed.
       ValueError: Their numbers differ, or they are not texts.
     """
-    _sacrebleu(self.tokenize, self.lowercase)  # Before much is sampled.
+    _sacrebleu(self.tokenize, self.lowercase)  # Fail before much is sampled.
     said = _texts(predictions, key=self.predictions)
     wanted = _texts(references, key=self.references)
     if len(said) != len(wanted):
@@ -97,8 +97,8 @@ def _texts(value: Any, *, key: str) -> tuple[str, ...]:
   for text in values:
     if not isinstance(text, str):
       raise ValueError(
-          f'g4.evals.Bleu: {key} is no text but a {type(text).__name__}. Bleu is'
-          ' a metric of g4.evals.SamplerEvaluator, over datasets with'
+          f'g4.evals.Bleu: {key} is not a text but a {type(text).__name__}.'
+          ' Bleu is a metric of g4.evals.SamplerEvaluator, over datasets with'
           ' g4.data.ChatTask(sampling=True).'
       )
   return tuple(map(_conversation.said, values))
@@ -110,7 +110,7 @@ def _sacrebleu(tokenize: str, lowercase: bool) -> Any:
 
   Raises:
     ImportError: It is not installed.
-    ValueError: It does not know the tokenizer.
+    ValueError: The tokenizer is unknown.
   """
   try:
     from sacrebleu import metrics  # pylint: disable=g-import-not-at-top

@@ -1,8 +1,8 @@
 """gemma's sampler of texts, for prompts with the images of `g4.data.ChatTask`.
 
-`gm.text.Gemma4Sampler` takes images of one conversation, and compiles for each
-number and size of them. Patches of `ChatTask` have one shape whatever the images
-are, and `g4.nn.LoRA` takes those of several conversations.
+`gm.text.Gemma4Sampler` takes images of one conversation, and compiles once for
+each number and size of images. Patches of `ChatTask` have one shape for all
+images, and `g4.nn.LoRA` takes those of several conversations.
 
 Written for gemma 4.0.1 and 4.1.0: the input of its sampler is private.
 """
@@ -52,7 +52,7 @@ class ImageSampler(gm.text.Sampler):
 
   @classmethod
   def of(cls, sampler: gm.text.Sampler) -> 'ImageSampler':
-    """Returns one with the fields of another sampler."""
+    """Returns a sampler with the fields of another one."""
     fields = dataclasses.fields(sampler)
     return cls(**{f.name: getattr(sampler, f.name) for f in fields})
 
@@ -71,7 +71,7 @@ class ImageSampler(gm.text.Sampler):
         self._tokens(str(text), counts, add_bos=add_bos)
         for text, counts in zip(prompts, images.counts, strict=True)
     ]
-    # Hosts have other prompts, and run one program.
+    # Hosts have different prompts, and run one program.
     length = int(_sampler._max_across_hosts(max(map(len, rows))))  # pylint: disable=protected-access
     if length >= self.cache_length:
       raise ValueError(

@@ -21,7 +21,7 @@ _SUFFIX = '_base'
 
 
 class _WithBase(kd.evals.EvaluatorBase):
-  """An evaluator that writes two collections; comes before one that evaluates.
+  """Mixin for an evaluator, which then writes two collections.
 
   Attributes:
     with_base: Whether to evaluate the model with LoRA off, too.
@@ -29,20 +29,20 @@ class _WithBase(kd.evals.EvaluatorBase):
 
   with_base: bool = True
 
-  if typing.TYPE_CHECKING:  # Fields of the class behind it.
+  if typing.TYPE_CHECKING:  # Fields of the evaluator class.
     ds_iter: Any
     model: Any
     losses: Any
     metrics: Any
 
   def update_from_root_cfg(self, root_cfg: kd.train.Trainer) -> Any:
-    """Takes what it lacks from the Trainer.
+    """Fills missing fields from the Trainer.
 
     Args:
       root_cfg: The Trainer.
 
     Raises:
-      ValueError: The model has no LoRA, or none that can be off; or another
+      ValueError: The model has no LoRA, or LoRA that cannot be off; or another
         evaluator has the name of the second collection.
     """
     new = super().update_from_root_cfg(root_cfg)
@@ -51,7 +51,7 @@ class _WithBase(kd.evals.EvaluatorBase):
     return new
 
   def evaluate(self, state: kd.train.TrainState, step: int) -> Any:
-    """Evaluates LoRA on, then off; returns what it gives for LoRA on.
+    """Evaluates with LoRA on, then off; returns the result with LoRA on.
 
     Args:
       state: State of the training.
@@ -96,7 +96,7 @@ class _WithBase(kd.evals.EvaluatorBase):
         model=self.model.clone(enabled=False),
         writer=writer,
     )
-    # The same batches: a run that is asked to stop ends these, too.
+    # The same batches, so that a stop signal ends these, too.
     vars(evaluator)['ds_iter'] = self.ds_iter
     return _Base(evaluator, writer)
 
@@ -152,8 +152,8 @@ class Evaluator(_WithBase, kd.evals.Evaluator):
   of the same weights with LoRA off to `eval_base`: two curves in one chart of
   TensorBoard. There is no second copy of the base.
 
-  The base is evaluated once, and again if its weights changed; where they did
-  not, the same numbers are written again, so that its curve goes on.
+  The base is evaluated once, and again if its weights changed. Otherwise the
+  same numbers are written again, so that its curve continues.
 
   Attributes:
     with_base: Whether to evaluate the model with LoRA off, too.
@@ -199,16 +199,16 @@ class SamplerEvaluator(_WithBase, gm.evals.SamplerEvaluator):
   off to `sampling_base`. As `g4.evals.Evaluator`, it samples from the base once;
   texts are written then, metrics at each evaluation.
 
-  With `g4.data.ChatTask(sampling=True, in_images=...)` the model sees the images
-  that stand in the prompts. Rows with other images, or with none, take no new
-  compilation.
+  With `g4.data.ChatTask(sampling=True, in_images=...)` the model sees the
+  images of the prompts. Rows with other images, or without images, compile
+  nothing new.
 
   Attributes:
     with_base: Whether to sample with LoRA off, too.
   """
 
   def update_from_root_cfg(self, root_cfg: kd.train.Trainer) -> Any:
-    """Takes what it lacks from the Trainer.
+    """Fills missing fields from the Trainer.
 
     Args:
       root_cfg: The Trainer.
@@ -256,7 +256,7 @@ def _check_sees(model: Any, *, who: str) -> None:
 
 
 class _Recorder:
-  """A writer that keeps the metrics that go through it."""
+  """A writer that also keeps the metrics that it writes."""
 
   def __init__(self, writer: kd.train.metric_writer.WriterBase):
     self.writer = writer
@@ -273,14 +273,14 @@ class _Recorder:
 
 
 class _Base:
-  """Evaluates LoRA off: once, as long as the base stays what it is."""
+  """Evaluates with LoRA off: once, while the base does not change."""
 
   def __init__(self, evaluator: kd.evals.EvaluatorBase, writer: _Recorder):
     self._evaluator, self._recorder = evaluator, writer
     self._checksums: dict[str, str] | None = None
 
   def evaluate(self, state: kd.train.TrainState, step: int) -> None:
-    # In a train loop, transfers have to be asked for.
+    # In a train loop, transfers must be explicit.
     with jax.transfer_guard('allow'):
       checksums = _checksums.checksums(
           {

@@ -15,7 +15,7 @@ from gemma4_lora.quant import _arrays
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-  """What the loss is, and in what pieces it is computed."""
+  """Settings of the loss, and the sizes of its pieces."""
 
   soft_cap: float | None
   label_smoothing: float
@@ -35,23 +35,23 @@ def softmax_cross_entropy(
     chunk_size: int | None = None,
     vocab_tile: int = _tiles.VOCAB,
 ) -> jax.Array:
-  """Returns the cross-entropy of each token, and never makes the logits.
+  """Returns the cross-entropy of each token, without making the logits.
 
   Equal to `optax.softmax_cross_entropy_with_integer_labels` on `soft_cap *
   tanh(hidden @ embedding.T / soft_cap)`, in float32 whatever the inputs have.
 
-  Where the loss is differentiated, its gradient to `hidden` is formed beside it
-  and kept, in `hidden`'s dtype, for the backward pass, which then has nothing
-  to recompute. The gradient to `embedding` is computed in the backward pass,
-  and costs nothing if it is not used: LoRA leaves the table frozen.
+  If the loss is differentiated, its gradient to `hidden` is computed together
+  with it and kept, in `hidden`'s dtype. The backward pass then recomputes
+  nothing. The gradient to `embedding` is computed in the backward pass, and
+  costs nothing if it is not used: LoRA leaves the table frozen.
 
   Args:
     hidden: `[*B, L, D]`
     embedding: `[V, D]`; or quantised by row, and then it has no gradient.
-    labels: Integers, `[*B, L]`, in `[0, V)`. What is outside gets a finite loss
-      without meaning: mask it.
+    labels: Integers, `[*B, L]`, in `[0, V)`. Labels outside get a finite loss
+      without meaning: mask them.
     soft_cap: Bound of the logits: 30 for Gemma 4. None: logits as they are.
-    label_smoothing: Part of the target that is spread over all tokens.
+    label_smoothing: Share of the target that is spread over all tokens.
     z_loss: Weight of `log(Z)^2` (https://arxiv.org/abs/2204.02311, section 5).
     chunk_size: Tokens of a device whose logits are computed at once. Default:
       2048, over all devices of Kauldron's mesh if they divide the batch.
@@ -145,8 +145,9 @@ def _losses(
 ) -> dict[str, jax.Array]:
   """Returns the losses of a chunk, and their gradients to its hidden states.
 
-  The label's own entry is kept apart from the sums: for a token that the model
-  is sure of, `p - 1` would otherwise be a small difference of rounded numbers.
+  The label's own entry is kept out of the sums. Otherwise, for a token that the
+  model predicts with certainty, `p - 1` would be a small difference of rounded
+  numbers.
 
   Args:
     settings: Settings of the loss.
@@ -182,7 +183,7 @@ def _losses(
   def body(sums, tile):
     sums = dict(sums)
     is_other = ~tile.is_label & tile.is_new
-    if settings.soft_cap is None:  # Else no logit passes the bound.
+    if settings.soft_cap is None:  # Otherwise no logit exceeds the bound.
       largest = jnp.where(is_other, tile.logits, -jnp.inf).max(-1)
       bound = jnp.maximum(sums['bound'], largest)
       shrink = jnp.where(
@@ -216,8 +217,8 @@ def _losses(
       soft_cap=settings.soft_cap,
       vocab_tile=settings.vocab_tile,
   )
-  # log(Z) - label, without their difference: of large logits, that has lost
-  # digits; and so has exp(logit - log(Z)), which is why Z is kept in two parts.
+  # log(Z) - label, without their difference, which loses digits for large
+  # logits. So does exp(logit - log(Z)): therefore Z is kept in two parts.
   log_others = (sums['bound'] - sums['label']) + jnp.log(sums['others'])
   outputs = {'loss': jax.nn.softplus(log_others)}
   outputs['shift'] = shift = jnp.maximum(sums['bound'], sums['label'])

@@ -41,8 +41,8 @@ class DpoLoss(kd.losses.Loss):
     tokens: Key of the labels, integers `[*B, 2, L]`: chosen, rejected. One that
       is no token, as `-100`, makes the loss NaN, unless the mask leaves it out.
     sequence_mask: Key of the mask of the answers, `[*B, 2, L]`.
-    tau: Temperature: how dearly the policy pays for leaving the reference.
-    label_smoothing: Part of the pairs that are taken to be the wrong way round.
+    tau: Temperature: how strongly the policy is kept near the reference.
+    label_smoothing: Share of the pairs that are assumed to be swapped.
     chunk_size: See `SoftmaxCrossEntropyWithIntLabels`.
   """
 
@@ -75,10 +75,10 @@ class DpoLoss(kd.losses.Loss):
 
 @dataclasses.dataclass(eq=True, frozen=True, kw_only=True)
 class DpoAccuracy(kd.metrics.Metric):
-  """Part of the pairs of which the policy has come to prefer the chosen.
+  """Share of pairs that the policy ranks better than the reference does.
 
-  Its keys are those of `DpoLoss`. At the start, where policy and reference are
-  one, it is 0.
+  Its keys are those of `DpoLoss`. At the start, policy and reference are equal,
+  and it is 0.
   """
 
   head: kontext.Key = kontext.REQUIRED
@@ -115,7 +115,7 @@ def _margins(
   """Returns by how much the policy prefers the chosen, f32 `[*B]`.
 
   Raises:
-    ValueError: Tokens or masks that are no pairs.
+    ValueError: Tokens or masks are not pairs.
   """
   wanted = head.hidden.shape[:-1]
   for name, value in (('tokens', tokens), ('sequence_mask', mask)):

@@ -1,4 +1,4 @@
-"""What logits are made of, in place of the logits."""
+"""Hidden states and embedding, in place of the logits."""
 
 from typing import Any
 

@@ -1,8 +1,7 @@
-"""Labels that are no token of the vocabulary, and that a loss counts.
+"""Finds labels that are not in the vocabulary and that a loss counts.
 
-A loss would take such a label for a token of no logit: a finite number without
-meaning, which is then trained on. `-100`, which Hugging Face's losses leave out,
-is one of them.
+For such a label a loss would give a finite number without meaning, and it would
+be trained on. `-100`, which Hugging Face's losses leave out, is one of them.
 """
 
 from collections.abc import Mapping
@@ -25,14 +24,15 @@ _FIELDS = {
     gm.losses.DpoLoss: ('tokens', 'sequence_mask'),
     _dpo.DpoLoss: ('tokens', 'sequence_mask'),
 }
-# Methods of a loss that read labels. A subclass that has its own is no such loss.
+# Methods of a loss that read labels. A subclass that overrides one is left
+# alone.
 _READERS = ('get_values', 'get_state', 'get_state_from_context')
 
 
 def num_outside(
     losses: Any, context: Any, *, num_tokens: int
 ) -> dict[str, jax.Array]:
-  """Returns how many labels are no token, and count.
+  """Returns how many labels count and are not tokens.
 
   Args:
     losses: Losses, in nested mappings.
@@ -71,12 +71,12 @@ def check(
     where: str,
     losses: str = 'train_losses',
 ) -> None:
-  """Raises if labels are no token.
+  """Raises if labels are not tokens.
 
   Args:
     found: From `num_outside`.
     num_tokens: Size of the vocabulary.
-    where: What was done with them, for the message.
+    where: What the caller did with them, for the message.
     losses: The field that has the losses, for the message.
   """
   for name, num in found.items():
@@ -86,7 +86,7 @@ def check(
           f' token of the vocabulary, 0 to {num_tokens - 1}. Labels that are not'
           ' to be trained, such as -100, need a mask that is zero there:'
           ' mask="batch.loss_mask", sequence_mask= of a DpoLoss. Labels beyond'
-          ' the vocabulary are of the tokenizer of another model.'
+          ' the vocabulary come from the tokenizer of another model.'
       )
 
 
@@ -104,7 +104,7 @@ def _fields(cls: type[Any]) -> tuple[str, str] | None:
 
 
 def _of_batch(loss: Any, field: str, context: Any) -> Any:
-  """Returns what a key of a loss reads, if it is of the batch."""
+  """Returns the value at a loss's key, if it is in the batch."""
   key = kontext.get_keypaths(loss).get(field)
   if not isinstance(key, str) or not key.startswith('batch'):
     return None

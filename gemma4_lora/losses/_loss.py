@@ -1,4 +1,4 @@
-"""The cross-entropy as a loss of Kauldron's."""
+"""The cross-entropy as a Kauldron loss."""
 
 import dataclasses
 from typing import Any
@@ -50,7 +50,7 @@ class SoftmaxCrossEntropyWithIntLabels(kd.losses.Loss):
     """Returns the losses.
 
     Args:
-      head: Hidden states `[*B, L, D]`, and what makes logits of them.
+      head: Hidden states `[*B, L, D]`, embedding and soft cap.
       labels: Integers `[*B, L, 1]`.
 
     Returns:
@@ -78,17 +78,17 @@ class SoftmaxCrossEntropyWithIntLabels(kd.losses.Loss):
     """Returns the state of a batch.
 
     Args:
-      head: Hidden states `[*B, L, D]`, and what makes logits of them.
+      head: Hidden states `[*B, L, D]`, embedding and soft cap.
       labels: Integers `[*B, L, 1]`.
       mask: Weights `[*B, L, 1]`.
-      step: Of the run, for a scheduled weight.
+      step: Step of the run, for a scheduled weight.
     """
     state = super().get_state(head=head, labels=labels, mask=mask, step=step)
     num_tokens, _ = _arrays.shape_of(head.embedding)
     is_outside = (labels < 0) | (labels >= num_tokens)
     if mask is not None:
       is_outside &= jnp.broadcast_to(mask != 0, labels.shape)
-    # Not of each token: NaN times a mask of zero is NaN.
+    # Not per token: NaN times a mask of zero is NaN.
     value = jnp.where(is_outside.any(), jnp.nan, state.value)
     return dataclasses.replace(state, value=value)
 

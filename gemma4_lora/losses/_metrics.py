@@ -76,7 +76,7 @@ class _PerplexityState(kd.metrics.AverageState):
   """The mean cross-entropy of all batches so far."""
 
   def compute(self) -> jax.Array:
-    """Returns the perplexity over all batches, not a mean of theirs."""
+    """Returns the perplexity over all batches, not the mean of theirs."""
     return jnp.exp(super().compute())
 
 

@@ -1,8 +1,8 @@
 """Reduces over the logits of a vocabulary, a tile of them at a time.
 
-The one place that makes logits: `[B, C, tile]` of `[B, L, V]`, for C tokens of
-each sequence. Reading the table again for each chunk of tokens, and the
-accumulators for each tile, is what is paid for it.
+The only place that makes logits: `[B, C, tile]` of `[B, L, V]`, for C tokens of
+each sequence. The cost: the table is read once per chunk of tokens, and the
+accumulators once per tile.
 """
 
 from collections.abc import Callable
@@ -31,8 +31,8 @@ class Tile:
     slope: f32 `[B, C, tile]`, the soft-cap's derivative; or 1.
     is_label: bool `[B, C, tile]`
     column: i32 `[tile]`, which entries of the vocabulary these are.
-    is_new: bool `[tile]`. False for entries that the tile before has had: the
-      last one reaches back into it where the vocabulary does not divide.
+    is_new: bool `[tile]`. False for entries that the previous tile has, too: if
+      the vocabulary size is not a multiple, the last tile overlaps it.
   """
 
   table: jax.Array
@@ -101,8 +101,8 @@ def over_tokens(
 ) -> Any:
   """Applies `body` to chunks of each sequence, and joins what it gives.
 
-  Chunks are cut from the sequences, not from the batch, which is what is
-  sharded over devices.
+  Chunks are cut from the sequences. The batch, which is sharded over devices,
+  is not cut.
 
   Args:
     body: Takes `[B, C, ...]` each, returns a tree of `[B, C, ...]`.

@@ -1,4 +1,4 @@
-"""Losses that had nothing to count, because a mask is zero everywhere."""
+"""Losses without a token to count, because a mask is zero everywhere."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +12,7 @@ _is_state = kd.metrics.State.isinstance
 
 
 def uncounted(states: Any) -> Iterator[str]:
-  """Yields the names of losses that are a mean of nothing.
+  """Yields the names of losses that are a mean over nothing.
 
   Args:
     states: States of losses, by name; None for one that was not computed.

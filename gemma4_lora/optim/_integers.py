@@ -1,4 +1,4 @@
-"""Optimizers for parameters of which some are integers, as codes are."""
+"""Optimizers for parameters some of which are integers, such as codes."""
 
 from typing import Any
 
@@ -18,9 +18,10 @@ def keep_integers(
   )
   ```
 
-  `jax.grad` gives them gradients of dtype `float0`, which nothing can be added
-  to, and an optimizer that freezes them hands these on. `g4.train.TrainStep`
-  does this itself; with `kd.train.TrainStep` a quantised base needs it.
+  `jax.grad` gives them gradients of dtype `float0`. Nothing can be added to
+  these, and an optimizer that freezes the leaves passes them on.
+  `g4.train.TrainStep` does this itself; with `kd.train.TrainStep` a quantised
+  base needs it.
 
   Args:
     optimizer: What trains the rest.
@@ -37,7 +38,7 @@ def keep_integers(
 
 
 def has_integers(params: Any) -> bool:
-  """Whether some leaf has no gradient."""
+  """Whether a leaf has no gradient."""
   return not all(
       jnp.issubdtype(x.dtype, jnp.inexact) for x in jax.tree.leaves(params)
   )

@@ -21,10 +21,10 @@ def lora_plus(
   )
   ```
 
-  The updates of B are those of `optimizer` times `lr_ratio`. As optimizers end
-  in a multiplication by the learning rate, this is a larger learning rate,
-  schedules included; as there, decoupled weight decay grows with it. All other
-  leaves keep the updates of `optimizer`.
+  The updates of B are those of `optimizer` times `lr_ratio`. Optimizers end
+  with a multiplication by the learning rate, so this is a larger learning rate,
+  schedules included. Decoupled weight decay grows with it. All other leaves
+  keep the updates of `optimizer`.
 
   B are the leaves at `….lora.<projection>.b`.
 
@@ -33,8 +33,8 @@ def lora_plus(
     lr_ratio: Learning rate of B over that of A. The paper's choice is 16.
 
   Raises:
-    ValueError: `lr_ratio` is no positive number, or, on `init`, the parameters
-      that the optimizer is given hold no B.
+    ValueError: `lr_ratio` is not a positive number, or, on `init`, the
+      parameters that the optimizer is given hold no B.
 
   References:
     Hayou et al., LoRA+: https://arxiv.org/abs/2402.12354

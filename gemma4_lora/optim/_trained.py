@@ -1,4 +1,4 @@
-"""Which leaves an optimizer changes, from its program and no run of it."""
+"""Which leaves an optimizer changes, read from its program, without a run."""
 
 from typing import Any
 
@@ -16,10 +16,11 @@ def trained(
 ) -> list[_trees.Path]:
   """Returns the leaves that the optimizer changes.
 
-  Those whose update is computed from gradients, values or moments of their own
-  kind: of the base, or of LoRA. The state's structure would not tell:
-  `optax.sgd` keeps none. Nor would a step: a warm-up starts at zero. Nor other
-  leaves: what clips updates of zero by the norm of all leaves them at zero.
+  A leaf counts if its update is computed from gradients, values or moments of
+  leaves of its kind (base or LoRA). The state's structure does not show it:
+  `optax.sgd` keeps none. A trial step does not, as a warm-up starts at zero.
+  Leaves of the other kind do not count: clipping by the global norm reads all
+  leaves, and keeps updates of zero at zero.
 
   Args:
     optimizer: What trains.
@@ -57,11 +58,11 @@ def trained(
 
 
 def explain_nothing(params: Any, *, who: str) -> str:
-  """Returns why nothing trains, and what there is to select.
+  """Returns why nothing trains, and the names that a mask can select.
 
   Args:
     params: Nested; arrays or shapes.
-    who: What asks.
+    who: The caller, for messages.
   """
   paths = list(_trees.flatten(params))
   lora = [path for path in paths if _trees.is_lora(path)]

@@ -1,8 +1,8 @@
-"""Does an optimizer bring the gradients of frozen leaves back?
+"""Finds optimizers that bring the gradients of frozen leaves back.
 
 `kd.optim.partial_updates` gives frozen leaves updates of zero, and XLA then
-drops their gradients. Whatever stands around it and looks at all gradients
-brings them back: the whole backward pass for weights that never change.
+drops their gradients. A transform around it that reads all gradients brings
+them back: the whole backward pass for weights that never change.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ def frozen_gradients(
 
   Returns:
     Dotted paths of leaves whose gradients reach another leaf's update, or the
-    optimizer's state, but not their own update. Empty is what should be.
+    optimizer's state, but not their own update. Should be empty.
   """
   program, state = _program(optimizer, params)
   paths = [_keys(path) for path, _ in _with_path(params)]
@@ -58,7 +58,7 @@ def frozen_gradients(
 
 
 def explain(paths: Sequence[str]) -> str:
-  """Returns what is wrong with an optimizer, and the fix.
+  """Returns the problem of an optimizer, and the fix.
 
   Args:
     paths: What `frozen_gradients` returned; not empty.
@@ -67,7 +67,7 @@ def explain(paths: Sequence[str]) -> str:
       f'optimizer= reads the gradients of {len(paths)} leaves that it never'
       f' changes ({", ".join(paths[:_SHOWN])}, …): each step computes the'
       ' backward pass for frozen weights, as much again as LoRA takes.'
-      ' What looks at all gradients goes inside of partial_updates:'
+      ' Move transforms that read all gradients into partial_updates:'
       ' kd.optim.partial_updates(optax.chain(optax.clip_by_global_norm(1.0),'
       ' optax.adamw(…)), mask=kd.optim.select("lora")), which also clips by the'
       ' norm of what is trained. To accumulate gradients, rather than'

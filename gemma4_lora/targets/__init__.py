@@ -1,11 +1,11 @@
 """Selectors: which linears LoRA adapts, and with what settings.
 
-`targets=` of `g4.nn.LoRA` takes a rule or an ordered list of rules, of which
-the first that matches a linear decides. A string is short for a rule:
+`targets=` of `g4.nn.LoRA` takes a rule or an ordered list of rules. The first
+rule that matches a linear decides. A string is short for a rule:
 
 | string | linears |
 |---|---|
-| `'text'` (the default) | every live linear of the text tower but experts and the router |
+| `'text'` (the default) | every linear of the text model whose output is used, except experts and the router |
 | `'attention'`, `'mlp'`, `'per_layer_inputs'` | those of one kind, in the text tower |
 | `'experts'`, `'shared_expert'` | of a mixture of experts: the routed ones, and the dense MLP beside them |
 | `'vision'`, `'audio'` | the layers of a tower |
@@ -28,14 +28,14 @@ g4.nn.LoRA(
 ```
 
 `modules_to_save=` takes the same, for what is trained in full beside LoRA. It
-reaches what is no linear too: `'norms'`, `'embeddings'`, `'scalars'`,
+takes parts that are not linears, too: `'norms'`, `'embeddings'`, `'scalars'`,
 `'final_norm'`, `'layer_*.pre_attention_norm'`, and Hugging Face's `'norm'`,
 `'embed_tokens'`, `'input_layernorm'`.
 
-Linears whose result the model never uses (k and v of a KV-shared layer) are
-left out, except by a rule that can mean nothing else: that is an error. So is a
-rule that matches nothing, or only what earlier rules took. The router is taken
-only by its own name.
+Linears whose output the model never uses (k and v of a KV-shared layer) are
+left out; a rule that matches only these is an error. So is a rule that matches
+nothing, or only linears of earlier rules. Only the router's own name selects
+it.
 """
 
 from collections.abc import Callable
@@ -69,9 +69,9 @@ __all__ = [
     'vision',
 ]
 
-# Public until 0.1, and callable in a config, with what JSON holds: configs that
-# were saved with them still resolve. Other names that left took rows of the
-# table, which no config holds.
+# Public before 0.1, and callable in a config with JSON values: configs that
+# were saved with them still resolve. Other removed names took rows of the
+# table, which no config can hold.
 _IN_SAVED_CONFIGS: dict[str, Callable[..., Any]] = {
     'normalize': _rule.normalize,
     'normalize_full': _full.normalize_full,

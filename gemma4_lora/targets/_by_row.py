@@ -25,8 +25,8 @@ def rules(
     rows: The table.
 
   Returns:
-    Rank and alpha of most rows, and rules, of which those for other rows have a
-    rank and an alpha of their own. No two take the same row.
+    Rank and alpha of most rows, and rules. Rules for other rows have their own
+    rank and alpha. No two rules take the same row.
   """
   counts = collections.Counter(settings.values())
   default, _ = counts.most_common(1)[0]
@@ -45,7 +45,7 @@ def _cover(
 ) -> Iterator[_rule.Rule]:
   """Yields rules that take these rows: by kind, by projection, by layer."""
   left = dict.fromkeys(row.name for row in rows if row.name in names)
-  selects = {}  # By tower that the rule names.
+  selects = {}  # By the tower that the rule names.
   for select, tower in _candidates(rows):
     taken = _taken(_rule.Rule(select, tower=tower), rows)
     if taken and taken <= left.keys():
@@ -59,7 +59,7 @@ def _cover(
 def _candidates(
     rows: Sequence[_linears.Linear],
 ) -> Iterator[tuple[str, Any]]:
-  """Yields what may be selected at once, and in which tower; widest first."""
+  """Yields rows that one rule can select, and their tower; widest first."""
   for kind in _match.KINDS:
     yield kind, None
   for tower, projection in dict.fromkeys((r.tower, r.projection) for r in rows):

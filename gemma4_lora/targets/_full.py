@@ -1,4 +1,4 @@
-"""What is trained in full beside LoRA: `modules_to_save`, as PEFT calls it."""
+"""Parts of the base that are trained in full: PEFT's `modules_to_save`."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -18,10 +18,10 @@ _ARGUMENT = 'modules_to_save'
 class Saved:
   """A part of the base that is trained in full.
 
-  What is trained is a copy: the base leaf stays, frozen and unused.
+  A copy is trained; the base leaf stays, frozen and unused.
 
   Attributes:
-    row: A projection, or a leaf that is no linear.
+    row: A projection, or a leaf that is not a linear.
   """
 
   row: _linears.Linear | _leaves.Leaf
@@ -49,15 +49,15 @@ def resolve_full(
     rules: Sequence[_rule.Rule],
     rows: Sequence[_linears.Linear | _leaves.Leaf],
 ) -> tuple[Saved, ...]:
-  """Returns what the rules mean, in the table's order.
+  """Returns the rows that the rules select, in the table's order.
 
   Args:
     rules: They add up.
     rows: All of the model, linears and others.
 
   Raises:
-    ValueError: A rule that matches nothing, or only what the model never uses;
-      one with a setting of LoRA's.
+    ValueError: A rule matches nothing, or only rows that the model never uses;
+      or it has a setting of LoRA.
   """
   chosen = set()
   for rule in rules:

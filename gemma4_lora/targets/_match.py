@@ -35,13 +35,13 @@ def matches(
   Args:
     target: A string of `g4.targets`.
     row: A row of the table.
-    tower: Whose projections a bare name means; None for the text tower's,
-      where it has one of that name.
+    tower: The tower of bare names of projections. None: the text tower, if it
+      has one of that name.
     regex: Whether `target` is a regular expression on Hugging Face's names.
 
   Raises:
-    ValueError: It names some layers of Hugging Face's, of a weight that holds
-      all layers of its tower.
+    ValueError: It names some of Hugging Face's layers, but the weight holds all
+      layers of its tower.
   """
   if regex:
     pattern = re.compile(target)
@@ -94,7 +94,7 @@ def _below_layer(row: _rows.Row) -> str:
 
 
 def _hf_modules(row: _rows.Row) -> list[list[str]]:
-  """What it may call each module: one, or one per layer if they are stacked."""
+  """Hugging Face's names of a row's modules: one per layer if stacked."""
   prefixes = _hf_names.prefixes(row.tower)
   return [[prefix + name for prefix in prefixes] for name in row.hf_names]
 
@@ -102,7 +102,7 @@ def _hf_modules(row: _rows.Row) -> list[list[str]]:
 def _ends_name(target: str, row: _rows.Row) -> bool:
   """Whether a string is a Hugging Face name of a row, or the end of one."""
   if isinstance(row, _rows.Leaf) and row.tower == 'audio' and '.' not in target:
-    return False  # Two of them are a `norm` there, as the text's last one is.
+    return False  # Two are a `norm` there, as is the text's last one.
   return _any_name(lambda n: f'.{n}'.endswith(f'.{target}'), target, row)
 
 
@@ -120,7 +120,7 @@ def _any_name(fits: Callable[[str], Any], target: str, row: _rows.Row) -> bool:
 
 
 def _is_of_kind(kind: str, row: _rows.Row, *, tower: str | None) -> bool:
-  """Whether a row is of a kind; kinds of the text tower mean `tower`'s."""
+  """Whether a row belongs to a kind; text kinds mean those of `tower`."""
   if kind in ('text', 'all-linear'):
     return row.tower == 'text' and row.group in _TEXT
   if kind in ('vision', 'audio'):

@@ -1,4 +1,4 @@
-"""From rules to adapted rows, or to an error that helps."""
+"""Resolves rules to adapted rows."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -23,7 +23,7 @@ class Adapted:
     rank: Rank of A and B.
     alpha: Numerator of the branch's scale.
     dropout: Rate on the branch's input.
-    variant: What LoRA adds, and which leaves it has for that.
+    variant: The LoRA variant.
   """
 
   row: _linears.Linear
@@ -43,7 +43,7 @@ class Adapted:
     return sum(map(math.prod, self.shapes.values()))
 
   def scale(self, *, use_rslora: bool) -> float:
-    """What the product of A and B is multiplied by."""
+    """Factor of the product of A and B."""
     return _scale.scale(self.alpha, self.rank, use_rslora=use_rslora)
 
 
@@ -56,7 +56,7 @@ def resolve(
     dropout: float = 0.0,
     variant: variants.Variant = variants.PLAIN,
 ) -> tuple[Adapted, ...]:
-  """Returns what the rules adapt, in the table's order.
+  """Returns the rows that the rules adapt, in the table's order.
 
   Args:
     rules: The first that matches a row decides.
@@ -70,13 +70,13 @@ def resolve(
     The live rows that are adapted, each once.
 
   Raises:
-    ValueError: No rule; a rule that matches nothing, only what earlier rules
-      took, or only what the model never uses.
+    ValueError: There is no rule; or a rule matches nothing, only rows of
+      earlier rules, or only rows that the model never uses.
   """
   if not rules:
     raise ValueError(
-        'targets=() adapts nothing. Leave targets out for every live text'
-        f' linear, or name some: {", ".join(_known(rows))}.'
+        'targets=() adapts nothing. Leave targets out for every text linear'
+        f' whose output is used, or name some: {", ".join(_known(rows))}.'
     )
   taken: dict[str, Adapted] = {}
   owners: dict[str, _rule.Rule] = {}
@@ -112,7 +112,7 @@ def rows_of[R: _rows.Row](
   Args:
     rule: The rule.
     rows: The table.
-    argument: What the user wrote the rule in, for messages.
+    argument: The argument in which the user wrote the rule, for messages.
 
   Raises:
     ValueError: It selects or excludes nothing, or means only dead rows.
@@ -149,7 +149,7 @@ def _matching[R: _rows.Row](
 def _placed[R: _rows.Row](
     target: str, rule: _rule.Rule, rows: Sequence[R]
 ) -> list[R]:
-  """Returns those rows that one string means, where the rule looks."""
+  """Returns the rows that one string means, at the rule's place."""
   found = _matching(target, rule, rows)
   return [row for row in found if _is_placed(rule, row, rows)]
 
@@ -159,7 +159,7 @@ def _is_placed(
     row: _rows.Row,
     rows: Sequence[_rows.Row],
 ) -> bool:
-  """Whether a row stands where the rule looks."""
+  """Whether a row is at the rule's place."""
   if rule.tower is not None and row.tower != rule.tower:
     return False
   if rule.attention is not None and row.attention != rule.attention:
@@ -187,7 +187,7 @@ def _is_placed(
 def _check_live(
     target: str, rule: _rule.Rule, found: Sequence[_rows.Row]
 ) -> None:
-  """Raises if a string means nothing but rows that the model never uses."""
+  """Raises if a string means only rows that the model never uses."""
   if not any(row.live for row in found):
     raise ValueError(
         f'{rule}: {target!r} names what the model never uses'
@@ -203,7 +203,7 @@ def _nothing(
     *,
     argument: str,
 ) -> str:
-  """Says that a string matches nothing, and what may have been meant."""
+  """Returns the error for a string that matches nothing, with close matches."""
   anywhere = _matching(target, dataclasses.replace(rule, tower=None), rows)
   if anywhere:
     return (
@@ -226,7 +226,7 @@ def _nothing(
 
 
 def _known(rows: Sequence[_rows.Row]) -> list[str]:
-  """What a message offers: the kinds and projections that the model has."""
+  """The kinds and projections of the model, for messages."""
   kinds = [
       kind
       for kind in _match.KINDS
@@ -236,7 +236,7 @@ def _known(rows: Sequence[_rows.Row]) -> list[str]:
 
 
 def _names(rows: Sequence[_rows.Row]) -> list[str]:
-  """Everything that a misspelt string may have meant, each once."""
+  """All names that a misspelt string may mean, each once."""
   names = [*_known(rows), 'all-linear']
   for row in rows:
     starred = row.starred(row.module_path)

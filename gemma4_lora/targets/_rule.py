@@ -15,14 +15,15 @@ _SMALLEST, _LARGEST = 1e-37, 3e38
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-  """Which linears, and settings of their own.
+  """Selects linears, and may give them their own settings.
 
   ```python
   g4.targets.Rule('mlp', layers=[0, -1], exclude='down', rank=4)
   ```
 
   Attributes:
-    select: A string of `g4.targets`, or several, which add up.
+    select: A string of `g4.targets`, or several; all their linears are
+      selected.
     layers: Only these layers: a number, several, or a slice as a string:
       `'20:'`, `'-4:'`, `'0:10:2'`. Negative ones count from the last.
     attention: Only layers of `'local'` (sliding window) or `'global'`
@@ -55,7 +56,7 @@ class Rule:
   def __post_init__(self):
     for name in _SEQUENCES:
       value = getattr(self, name)
-      if isinstance(value, list):  # As JSON and configs have it.
+      if isinstance(value, list):  # JSON and configs hold lists.
         object.__setattr__(self, name, tuple(value))
     _check_strings('select', self.select)
     _check_strings('exclude', self.exclude)
@@ -90,7 +91,7 @@ class Rule:
 
 
 def text(**kwargs: Any) -> Rule:
-  """Every live linear of the text tower except experts and the router.
+  """Every used linear of the text model except experts and the router.
 
   Args:
     **kwargs: Arguments of `Rule`; all ready rules take them.
@@ -171,7 +172,7 @@ def normalize(targets: Any, *, argument: str = 'targets') -> tuple[Rule, ...]:
 
   Args:
     targets: A rule or a string, or several.
-    argument: Where the user wrote them, for messages.
+    argument: The argument in which the user wrote them, for messages.
 
   Raises:
     ValueError: Anything else.
@@ -220,13 +221,14 @@ def _is_number(value: Any) -> bool:
 def check_no_settings(
     rule: Rule, *, argument: str, what: str, hint: str = ''
 ) -> None:
-  """Raises for a rule with settings of A and B, where there are none.
+  """Raises for settings of A and B in a rule for parts without these.
 
   Args:
     rule: A rule.
-    argument: Where the user wrote it.
-    what: What the rule selects: `'what is quantised'`.
-    hint: What else the user may do, `', or …'`.
+    argument: The argument in which the user wrote it.
+    what: The kind of parts that the rule selects, for messages: `'what is
+      quantised'`.
+    hint: Another fix, for messages: `', or …'`.
 
   Raises:
     ValueError: It has a rank, an alpha or a dropout.
@@ -277,7 +279,7 @@ def parse_slice(layers: str) -> slice:
   """Returns `'20:'` as `slice(20, None)`.
 
   Raises:
-    ValueError: `layers` is no slice.
+    ValueError: `layers` is not a slice.
   """
   parts = [int(part) if part.strip() else None for part in layers.split(':')]
   if not 2 <= len(parts) <= 3:

@@ -1,10 +1,10 @@
-"""What the product of A and B is multiplied by."""
+"""The factor of the product of A and B."""
 
 import math
 
 
 def scale(alpha: float, rank: int, *, use_rslora: bool) -> float:
-  """Returns `alpha / rank`, of rsLoRA `alpha / sqrt(rank)`."""
+  """Returns `alpha / rank`, or for rsLoRA `alpha / sqrt(rank)`."""
   return alpha / _divisor(rank, use_rslora)
 
 

@@ -1,8 +1,8 @@
-"""Runs little of a large program, without compiling it as one.
+"""Runs a small part of a large program, without compiling it as one.
 
-What LoRA leaves need of a model's `init` are hundreds of small draws. XLA takes
-minutes to compile them as one program of 35 layers, and nothing to compile one
-draw of each shape.
+LoRA leaves need hundreds of small draws of a model's `init`. XLA takes minutes
+to compile them as one program of 35 layers, and nothing to compile one draw of
+each shape.
 """
 
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ import jax
 from jax.extend import core
 from jax.interpreters import partial_eval
 
-# A call of more operations than this is run operation by operation.
+# Calls with more operations than this run operation by operation.
 _MAX_OPS = 100
 
 _CALLS = ('jit', 'pjit', 'closed_call')
 
 
 def run(closed: core.Jaxpr, wanted: Sequence[bool]) -> list[jax.Array]:
-  """Returns some results of a program, computing what they need.
+  """Returns some results of a program, and computes only what they need.
 
   Args:
     closed: The program, without arguments.

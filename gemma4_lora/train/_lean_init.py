@@ -1,8 +1,8 @@
 """A train state whose base leaves are read, not drawn at random first.
 
 Kauldron's order is: draw all leaves at random, then let `init_transform=` put
-others in their place. For a model that is restored, the first is what takes the
-time and the memory.
+others in their place. For a restored model, the first step takes most of the
+time and memory.
 """
 
 from collections.abc import Callable
@@ -25,13 +25,13 @@ from gemma4_lora.quant import _formats
 from gemma4_lora.train import _eager
 
 _PARAMS = 'params'
-# Not their subclasses: `LoRACheckpointer` does without the base.
+# Not their subclasses: `LoRACheckpointer` does not save the base.
 _SAVE_ALL = (kd.ckpts.Checkpointer, _checkpointer.Checkpointer)
 
 
 @dataclasses.dataclass(frozen=True)
 class Traced:
-  """What makes a state, traced once: Python takes seconds for a real model.
+  """A traced program that makes a state. Traced once: that takes seconds.
 
   Attributes:
     jaxpr: Its results are the leaves of the state.
@@ -46,11 +46,11 @@ def trace(
     init_model: Callable[[], kd.train.TrainState],
     sharding: kd.sharding.ShardingStrategy,
 ) -> Traced:
-  """Traces what makes a state.
+  """Traces a function that makes a state.
 
   Args:
     init_model: Makes a state without an optimizer.
-    sharding: Of the run.
+    sharding: Sharding of the run.
   """
   jaxpr, shapes = jax.make_jaxpr(init_model, return_shape=True)()
   shapes = kd.sharding.with_sharding_constraint(shapes, sharding.state)
@@ -63,12 +63,12 @@ def without(
   """Returns the state, without computing some of it.
 
   Args:
-    traced: What makes it.
+    traced: The traced program.
     restored: Leaves that will be restored.
 
   Returns:
     The state, with `jax.ShapeDtypeStruct`s for those leaves. LoRA leaves that
-    start as the base does wait for it, see `_pending`.
+    start from the base have no values yet, see `_pending`.
   """
   flat = _trees.flatten(traced.shapes)
   follow = {
@@ -90,11 +90,11 @@ def without(
 
 
 def _put(value: jax.Array, like: Any) -> jax.Array:
-  """Returns a value where it is to be.
+  """Returns a value with the sharding of another one.
 
   Args:
-    value: Of several processes, each has all of it, or it is on the devices of
-      all: what draws it may say where it is to be.
+    value: With several processes, each has all of it, or it is sharded over the
+      devices of all, if the function that draws it has a sharding.
     like: Has the sharding.
   """
   if like.sharding is None:
@@ -121,7 +121,7 @@ def _follows(
 
 
 def check_storable(shapes: kd.train.TrainState, checkpointer: Any) -> None:
-  """Raises if a checkpointer would fail at its first save.
+  """Raises if the checkpointer would fail at its first save.
 
   Args:
     shapes: The state's shapes.

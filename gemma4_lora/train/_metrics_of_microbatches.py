@@ -10,7 +10,8 @@ import jax
 from kauldron import kd
 from kauldron import kontext
 
-# What only a microbatch's forward pass has, and what only the whole batch has.
+# Context fields that only a microbatch has, and those that only the whole batch
+# has.
 _OF_MICROBATCH = ('preds', 'interms')
 _OF_WHOLE = ('grads', 'updates', 'opt_state')
 
@@ -21,7 +22,8 @@ _is_state = kd.metrics.State.isinstance
 class MicrobatchStates:
   """States of a metric, of each microbatch.
 
-  They are merged outside of the compiled step: some states cannot be inside.
+  They are merged outside the compiled step, as some states cannot be merged
+  inside.
   """
 
   states: tuple[Any, ...]
@@ -42,7 +44,7 @@ def merge(tree: Any) -> Any:
 def of_microbatch(
     step: kd.train.TrainStep, context: kd.train.Context, *, who: str
 ) -> dict[tuple[str, str], Any]:
-  """Returns the states of what reads the forward pass, of one microbatch.
+  """Returns the states of metrics that read the forward pass of one microbatch.
 
   Args:
     step: Gives the metrics.
@@ -50,7 +52,7 @@ def of_microbatch(
     who: What asks, for messages.
 
   Raises:
-    ValueError: A metric reads the whole batch, too; or is a norm over it.
+    ValueError: A metric also reads the whole batch, or is a norm over it.
   """
   states = {}
   for kind, metrics in _all_metrics(step).items():
@@ -67,8 +69,8 @@ def of_microbatch(
       if any(_norms_examples(m, context) for m in jax.tree.leaves(metric)):
         raise ValueError(
             f'{who}: train_{kind}.{name} takes one norm over all examples of a'
-            ' batch, which is no mean of those of its parts. Set axis= of'
-            ' kd.metrics.Norm to axes within an example, as -1,'
+            ' batch, which is not the mean of the norms of its parts. Set axis='
+            ' of kd.metrics.Norm to axes within an example, as -1,'
             ' aggregation_type="concat", or num_microbatches=1.'
         )
       states[kind, name] = _state(metric, context)
@@ -120,9 +122,9 @@ def _state(metric: Any, context: kd.train.Context) -> Any:
 
 
 def _roots(metric: Any) -> set[str]:
-  """Returns what of the context a metric, or a tree of them, reads."""
+  """Returns the context keys that a metric, or a tree of metrics, reads."""
   keys = [
-      # Of what goes around another metric (`kd.metrics.TreeReduce`), a path.
+      # In a metric around another one (`kd.metrics.TreeReduce`), it is a path.
       str(key)
       for m in jax.tree.leaves(metric)
       for key in jax.tree.leaves(kontext.get_keypaths(m))

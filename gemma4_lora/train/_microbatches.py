@@ -1,8 +1,8 @@
-"""Gradients of a batch, a microbatch at a time: those of the whole batch.
+"""Gradients of a whole batch, computed one microbatch at a time.
 
-Averaging the losses of the microbatches would weigh a token more in one that
-has few. Here each microbatch's loss is divided by what the whole batch's would
-be: the number of its tokens that count.
+A mean over the losses of microbatches would give more weight to tokens of
+microbatches with few tokens. Here each microbatch's loss is divided by the
+number of counted tokens of the whole batch.
 """
 
 from collections.abc import Mapping
@@ -36,7 +36,8 @@ def run(
     step: Gives model, losses, metrics, rngs and shardings.
     context: With the state and the whole batch.
     num: Number of microbatches.
-    needed: Per leaf of the parameters, whether its gradient is. Others are 0.
+    needed: Per leaf of the parameters, whether its gradient is needed. Other
+      gradients are 0.
 
   Returns:
     The context with gradients, collections and losses, and the states of those
@@ -75,7 +76,8 @@ def run(
 def split(batch: Any, num: int, sharding: Any) -> Any:
   """Splits a batch; microbatches are along a new first axis.
 
-  A microbatch has every `num`th example, so that each device keeps its own.
+  A microbatch has every `num`th example, so that examples stay on their
+  devices.
 
   Args:
     batch: Arrays whose first axis is examples.
@@ -111,7 +113,7 @@ def split(batch: Any, num: int, sharding: Any) -> Any:
 
 
 def microbatch(microbatches: Any, index: Any, sharding: Any) -> Any:
-  """Returns one microbatch of what `split` made."""
+  """Returns one microbatch of the output of `split`."""
   batch = jax.tree.map(
       lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False),
       microbatches,
@@ -121,12 +123,12 @@ def microbatch(microbatches: Any, index: Any, sharding: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class _Params:
-  """Parameters, of which some get a gradient.
+  """Parameters; some of them get a gradient.
 
   Attributes:
     leaves: All of them.
     treedef: Their structure.
-    needed: Per leaf, whether its gradient is.
+    needed: Per leaf, whether its gradient is needed.
   """
 
   leaves: Sequence[Any]
@@ -144,7 +146,7 @@ class _Params:
     return [x for x, needed in self._each() if needed]
 
   def replace(self, trained: Sequence[Any]) -> Any:
-    """Returns the parameters with others of those leaves."""
+    """Returns the parameters with those leaves replaced."""
     new = iter(trained)
     leaves = [next(new) if needed else leaf for leaf, needed in self._each()]
     return self.treedef.unflatten(leaves)
@@ -204,7 +206,7 @@ class _Forward:
 
 
 def _counts(forward: _Forward, num: int) -> Any:
-  """Returns what each loss of the whole batch is divided by."""
+  """Returns the divisor of each loss of the whole batch."""
   trained = forward.params.trained
 
   # jax drops the forward pass here, unless a mask depends on it.
@@ -222,7 +224,7 @@ def _sums(forward: _Forward, counts: Any, num: int) -> Any:
 
   Args:
     forward: The forward pass.
-    counts: What each loss is divided by.
+    counts: The divisor of each loss.
     num: Number of microbatches.
 
   Returns:
@@ -259,7 +261,7 @@ def _sums(forward: _Forward, counts: Any, num: int) -> Any:
 
 
 def _summed(state: Any) -> Any:
-  """Returns the state of a loss, of its states of all microbatches."""
+  """Returns the state of a loss from its states of all microbatches."""
   return dataclasses.replace(
       state, value=state.value.sum(0), count=state.count.sum(0)
   )
@@ -278,5 +280,5 @@ def _check_losses(states: Any) -> None:
 
 
 def _sum_dtype(dtype: Any) -> Any:
-  """Sums of many microbatches in bfloat16 would lose the small ones."""
+  """In bfloat16, sums over many microbatches would lose small terms."""
   return jnp.promote_types(dtype, jnp.float32)

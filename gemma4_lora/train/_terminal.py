@@ -1,4 +1,4 @@
-"""What a run shows in a terminal."""
+"""Output of a run in a terminal."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -21,9 +21,9 @@ _SUMMARIES = "summaries/"
 class TerminalWriter(kd.train.KDMetricWriter):
   """Kauldron's metric writer, which also prints losses, metrics and texts.
 
-  Kauldron writes them to TensorBoard, and to a log in which hundreds of other
-  lines hide them. One thing is left out: the table `context_spec`, for which
-  Kauldron compiles the model's `init` a second time.
+  Kauldron writes them to TensorBoard, and to a log among hundreds of other
+  lines. The table `context_spec` is left out, for which Kauldron compiles the
+  model's `init` a second time.
 
   ```python
   trainer = kd.train.Trainer(
@@ -49,7 +49,7 @@ class TerminalWriter(kd.train.KDMetricWriter):
     # Single strings are descriptions of the run: config, parameters, ...
     columns = {
         name.removeprefix(_SUMMARIES): list(np.ravel(value))
-        # What `SamplerEvaluator` writes comes as prompt, gt, answer.
+        # `SamplerEvaluator` writes prompt, gt, answer.
         for name, value in sorted(texts.items(), reverse=True)
         if not isinstance(value, str)
     }
@@ -79,7 +79,7 @@ class TerminalWriter(kd.train.KDMetricWriter):
 class QuietSetup(kd.train.Setup):
   """Kauldron's setup, which also silences the log of other packages.
 
-  Of messages below a warning, only those of `gemma4_lora` are shown.
+  Below the level of warnings, it shows only messages of `gemma4_lora`.
   """
 
   def run(self, trainer: kd.train.Trainer) -> None:

@@ -1,4 +1,4 @@
-"""Kauldron's train step, without what a mostly frozen model does not need."""
+"""Kauldron's train step, without work that a frozen base does not need."""
 
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -52,34 +52,33 @@ class TrainStep(kd.train.TrainStep):
 
   The numbers are those of `kd.train.TrainStep`, bit for bit. What differs:
 
-  * `init` draws no random weights for what `init_transform=` restores: they are
-    read from the file into the devices' memory. On resume nothing is drawn,
-    unless a transform of the user's own needs it.
-  * Rows of `g4.data.PackedSource` for a model that does not read their
-    positions, masks that are zero for a whole batch, and labels that are no
-    token, are errors; so is a loss that stays NaN. What a step says of itself is
-    looked at two steps later, or at the run's end, and before a checkpoint is
-    saved: nobody waits for the device to find out.
+  * `init` draws no random weights for leaves that `init_transform=` restores:
+    they are read from the file into the devices' memory. On resume nothing is
+    drawn, unless a transform of the user needs it.
+  * These are errors: rows of `g4.data.PackedSource` for a model that does not
+    read their positions, masks that are zero for a whole batch, labels that are
+    not tokens, and a loss that stays NaN. The numbers of a step are checked two
+    steps later, at the run's end, and before a checkpoint is saved, so that the
+    host does not wait for the device.
   * One program for the step, where Kauldron compiles one for each of the
     combinations of what it logs; one for `init`, where Kauldron compiles two.
 
   Attributes:
-    num_microbatches: In how many parts to take a batch, one after the other, to
-      save memory. Loss and gradients are those of the whole batch, whatever
-      the numbers of tokens in the parts. Takes the place of
-      `optax.MultiSteps`.
+    num_microbatches: Number of parts of a batch, which are taken one after the
+      other to save memory. Loss and gradients are those of the whole batch, for
+      any number of tokens in the parts. Replaces `optax.MultiSteps`.
     compile_once: Whether metrics and summaries are computed at each step, and
-      dropped where they are not logged. Set to False where they cost much, as
-      those that need logits which the loss does without.
-    allow_empty_masks: Whether to go on where a loss has a mask that is zero for
-      a whole batch.
+      dropped if they are not logged. Set to False if they cost much, such as
+      metrics that need logits when the loss does not.
+    allow_empty_masks: Whether to go on if the mask of a loss is zero for a
+      whole batch.
     max_bad_steps: How many steps in a row may have a loss that is NaN or
-      infinite, while what is trained stays finite, as under
-      `optax.apply_if_finite`: with the last of them the run ends in a
-      `FloatingPointError`. Once what is trained is NaN or infinite, it ends
+      infinite, while the trained leaves stay finite, as under
+      `optax.apply_if_finite`. With the last of them the run ends in a
+      `FloatingPointError`. If a trained leaf is NaN or infinite, the run ends
       with that step. None or 0: it goes on.
-    allow_random_base: Whether LoRA on a base that nothing restores is meant. If
-      not, `init` warns of it.
+    allow_random_base: Whether LoRA on a base that nothing restores is intended.
+      If False, `init` warns of it.
     base_cfg: The trainer (set automatically).
   """
 
@@ -137,7 +136,7 @@ class TrainStep(kd.train.TrainStep):
       skip_optimizer: Whether to leave the optimizer out.
 
     Raises:
-      FileNotFoundError: What `init_transform=` restores is not there.
+      FileNotFoundError: The path of `init_transform=` does not exist.
       ValueError: It does not fit the model; or rows are packed, and the model
         does not read their positions.
     """
@@ -265,7 +264,7 @@ class TrainStep(kd.train.TrainStep):
       )
 
   def _look_at(self, said: _bad_steps.Said, state: kd.train.TrainState) -> None:
-    """Looks at what steps said of themselves, and at a state that is kept.
+    """Checks the numbers of steps, and a state that is saved.
 
     Args:
       said: What a step said.
@@ -285,7 +284,7 @@ class TrainStep(kd.train.TrainStep):
         waits=waits,
     )
     checkpointer = self.base_cfg.checkpointer
-    # Ours look for themselves.
+    # Our checkpointers check themselves.
     is_ours = isinstance(checkpointer, _checkpointer.Checkpointer)
     if self.max_bad_steps and is_kept and not is_ours:
       _bad_steps.check_state(
@@ -295,7 +294,7 @@ class TrainStep(kd.train.TrainStep):
   def _check_late(
       self, state: kd.train.TrainState, said: _bad_steps.Said, step: int
   ) -> None:
-    """Raises for what a step said of itself.
+    """Raises for a step whose numbers are wrong.
 
     Args:
       state: The newest.
@@ -318,15 +317,15 @@ class TrainStep(kd.train.TrainStep):
       )
 
   def _is_saved(self, step: int) -> bool:
-    """Whether the state of a step is saved next."""
+    """Whether the state of a step will be saved next."""
     checkpointer = self.base_cfg.checkpointer
-    # Not that of ours, which ends the run if a signal asks for it.
+    # Not our own method, which ends the run at a signal.
     return isinstance(
         checkpointer, kd.ckpts.Checkpointer
     ) and kd.ckpts.Checkpointer.should_save(checkpointer, step)
 
   def _num_steps(self) -> int | None:
-    """How many steps the state has behind it when the run ends."""
+    """The step of the state when the run ends."""
     cfg = self.base_cfg
     if cfg.num_train_steps is None:
       return cfg.stop_after_steps
@@ -345,7 +344,7 @@ class TrainStep(kd.train.TrainStep):
     return next_state, _bad_steps.Context.of(context, self._numbers(context))
 
   def _numbers(self, context: kd.train.Context) -> _bad_steps.Numbers:
-    """Returns what a step says of itself, beside its losses."""
+    """Returns the numbers of a step, beside its losses."""
     labels = {}
     if self._num_tokens is not None:
       labels = _labels.num_outside(
@@ -356,14 +355,14 @@ class TrainStep(kd.train.TrainStep):
     )
 
   def _optimizer_of(self, params: Any) -> optax.GradientTransformation:
-    """Returns the optimizer, for parameters of which some may be integers."""
+    """Returns the optimizer, for parameters some of which may be integers."""
     if _integers.has_integers(params):
       return _integers.keep_integers(self.optimizer)
     return self.optimizer
 
   @property
   def _num_tokens(self) -> int | None:
-    """The size of the model's vocabulary; None if it does not say."""
+    """The size of the model's vocabulary; None if it is unknown."""
     return _labels.num_tokens_of(self.model)
 
   def _placed_step(
@@ -414,7 +413,7 @@ class TrainStep(kd.train.TrainStep):
         logging.warning('%s: %s', _WHO, optim.explain(paths))
 
   def _remember_specs(self, state: kd.train.TrainState) -> None:
-    """Gives the trainer what it would compile `init` again to know.
+    """Gives the trainer its state specs, which else take a compiled `init`.
 
     `Trainer.state_specs` is a cached property, which the table of the context
     that Kauldron's writers show at the start asks for.
@@ -431,7 +430,7 @@ class TrainStep(kd.train.TrainStep):
     vars(self.base_cfg).setdefault('state_specs', specs)
 
   def _will_resume(self) -> bool:
-    """Whether a state without transforms is one to restore a checkpoint into."""
+    """Whether a state without transforms is for a checkpoint to restore."""
     checkpointer = self.base_cfg.checkpointer
     is_known = isinstance(checkpointer, kd.ckpts.Checkpointer)
     return is_known and checkpointer.latest_step is not None
@@ -459,7 +458,7 @@ class TrainStep(kd.train.TrainStep):
     return shapes.replace(step=step)
 
 
-# What `kd.inspect.lower_trainstep` and others ask for: of the same program.
+# For `kd.inspect.lower_trainstep` and others: it is the same program.
 for _name in ('lower', 'eval_shape', 'trace'):
   setattr(TrainStep.step, _name, getattr(kd.train.TrainStep.step, _name))
 

@@ -1,8 +1,8 @@
-"""LoRA variants: what each adds to a linear, and the table of them.
+"""LoRA variants, and their table.
 
-Every variant has A and B. `LoRA` adds `scale * (x @ A) @ B`; others have leaves
-of their own beside A and B. To add a variant, write its file, add it to
-`_table.ALL`, and give `g4.nn.LoRA` the argument that chooses it.
+Every variant has A and B. `LoRA` adds `scale * (x @ A) @ B`; others have more
+leaves. To add a variant, write its file, add it to `_table.ALL`, and give
+`g4.nn.LoRA` the argument that chooses it.
 """
 
 from gemma4_lora.variants._leaf import A

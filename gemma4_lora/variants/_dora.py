@@ -57,7 +57,7 @@ class _Dora(_variant.Variant):
 def _magnitude(weight: jax.Array, row: _linears.Linear) -> jax.Array:
   """Returns the magnitude of a base weight, `float32[*out]`.
 
-  For a stacked weight `float32[L, *out]`: its layers are no input.
+  For a stacked weight `float32[L, *out]`: the layer axis is not an input.
 
   Args:
     weight: The whole base weight.
@@ -75,11 +75,11 @@ def _ratio(
     *,
     scale: float,
 ) -> jax.Array:
-  """Returns what DoRA multiplies each output feature by, `float32[*out]`.
+  """Returns DoRA's factor of each output feature, `float32[*out]`.
 
   That is `m / norm(W + s B A)`. No merged weight is formed: its squared norm is
-  the sum of those of W and of s B A and of twice their product, of which the
-  latter two are products of low rank.
+  the squared norm of W, plus that of s B A, plus twice their inner product. The
+  last two are low-rank products.
 
   Args:
     m: The magnitude, `[*out]`.
@@ -87,7 +87,7 @@ def _ratio(
     a: A, `[*in, rank]`.
     b: B, `[rank, *out]`.
     row: The projection.
-    scale: Alpha / rank; what the base multiplies its weight by cancels out.
+    scale: Alpha / rank; the base's own factor cancels out.
   """
   part = _weights.part(weight, row)
   in_axes, out_axes = _weights.axes(row)
@@ -95,7 +95,7 @@ def _ratio(
   ins = ''.join(letters[axis] for axis in in_axes)
   outs = ''.join(letters[axis] for axis in out_axes)
 
-  # Where a weight is bfloat16, its products are not rounded to it.
+  # Products of a bfloat16 weight are not rounded to bfloat16.
   w32, a32, b32 = (x.astype(jnp.float32) for x in (part, a, b))
   product = functools.partial(jnp.einsum, precision='highest')
   across = product(f'{letters},{ins}y->y{outs}', w32, a32)
@@ -122,8 +122,8 @@ def _delta(
 
   Args:
     base: The base's output for the projection.
-    branch: What LoRA would add.
-    ratio: What `_ratio` returned, laid out for broadcasting against the output.
+    branch: The output of the low-rank branch.
+    ratio: The result of `_ratio`, laid out for broadcasting against the output.
   """
   change = (ratio - 1) * base.astype(jnp.float32)
   return (change + ratio * branch.astype(jnp.float32)).astype(base.dtype)

@@ -20,8 +20,8 @@ class Leaf:
     name: Its key in the parameters.
     sides: Its axes in order, after those of the batch (experts, or the layers
       of a stacked weight). A is `('in', 'rank')`.
-    peft: How PEFT's name of the tensor ends. The first is written; the others
-      are read too.
+    peft: Suffixes of PEFT's tensor names. The first is written; the others are
+      also read.
   """
 
   name: str
@@ -58,11 +58,11 @@ class OwnLeaf(Leaf):
   """A leaf that one variant has beside A and B.
 
   Attributes:
-    plural: What several of them are called, for messages.
+    plural: Plural of its name, for messages.
     start: Returns the leaf at step 0, `float32[*batch, *sides]`, from the whole
       base weight and the projection. It is kept in float32.
-    from_base: Whether `start` reads the base weight. Such a leaf must follow a
-      restore of the base.
+    from_base: Whether `start` reads the base weight. Such a leaf must be set
+      again after the base is restored.
   """
 
   plural: str
@@ -70,6 +70,6 @@ class OwnLeaf(Leaf):
   from_base: bool
 
 
-# How they start is up to `init_lora_weights=`.
+# `init_lora_weights=` decides how they start.
 A = Leaf(name='a', sides=('in', 'rank'), peft=('lora_A.weight',))
 B = Leaf(name='b', sides=('rank', 'out'), peft=('lora_B.weight',))

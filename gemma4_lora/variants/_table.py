@@ -1,4 +1,4 @@
-"""The table of LoRA variants, and who chooses one: an argument, or a leaf."""
+"""The table of LoRA variants: chosen by an argument, or by a leaf's name."""
 
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ def chosen(settings: Mapping[str, Any]) -> _variant.Variant:
       Those left out are off.
 
   Raises:
-    ValueError: They choose two.
+    ValueError: They choose two variants.
   """
   default, *others = ALL
   found = [x for x in others if settings.get(x.argument or '')]
@@ -56,6 +56,6 @@ def owner(name: str) -> tuple[_variant.Variant, _leaf.OwnLeaf] | None:
 
 
 def from_base(name: str) -> bool:
-  """Whether a leaf of this name starts from the base and follows a restore."""
+  """Whether a leaf starts from the base and is set again after a restore."""
   found = owner(name)
   return found is not None and found[1].from_base

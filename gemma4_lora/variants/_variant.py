@@ -1,4 +1,4 @@
-"""What every LoRA variant declares, and what it knows about a call."""
+"""The interface of LoRA variants."""
 
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -15,12 +15,12 @@ class Call:
   """One call of an adapted linear.
 
   Attributes:
-    row: The projection; of a stacked weight, that of one layer.
+    row: The projection; for a stacked weight, the projection of one layer.
     leaves: The projection's LoRA leaves by name, in their own dtypes.
-    scale: What A times B is multiplied by.
-    branch: `scale * (x @ A) @ B`, laid out as the projection's output. What the
-      base multiplies its weight by is in it.
-    base_output: Returns what the base makes of the branch's input, without a
+    scale: Factor of A times B.
+    branch: `scale * (x @ A) @ B`, laid out as the projection's output. Includes
+      the base's own factor.
+    base_output: Returns the base's output for the branch's input, without a
       bias, for the projection alone.
     base_weight: Returns the whole base weight, dequantised.
     spread: Lays out `[*out]` for broadcasting against the projection's output.
@@ -40,14 +40,14 @@ class Variant:
   """A kind of LoRA; this one adds the branch as it is.
 
   Attributes:
-    name: What the field calls it.
+    name: Its usual name.
     argument: The bool of `g4.nn.LoRA` that chooses it, and the field of PEFT's
       `LoraConfig` of the same name. None for the default.
     own: Its leaves beside A and B.
-    is_branch_alone: Whether it adds A times B and nothing else. Only then are
-      base and branch computed as one product, do routed experts have it, and
-      can several be mixed.
-    can_unfuse: Whether `fused` of the negated change gives the base back.
+    is_branch_alone: Whether it adds A times B and nothing else. Only such
+      variants compute base and branch as one product, support routed experts,
+      and can be mixed.
+    can_unfuse: Whether `fused` with the negated change recovers the base.
     fuses_whole_inputs: Whether `fused` needs all inputs of an output feature at
       once.
   """
@@ -70,7 +70,7 @@ class Variant:
     return f'{self.argument}=True'
 
   def delta(self, call: Call) -> jax.Array:
-    """Returns what is added to the projection's output, in its dtype."""
+    """Returns the addition to the projection's output, in its dtype."""
     return call.branch
 
   def fused(
@@ -80,7 +80,7 @@ class Variant:
       own: Mapping[str, jax.Array],
       row: _linears.Linear,
   ) -> jax.Array:
-    """Returns the weight that does what base and branch do, `float32`.
+    """Returns the weight equal to base and branch, `float32`.
 
     Args:
       part: The projection's part of the base weight, `float32`.

@@ -75,7 +75,7 @@ def test_not_as_many(said, wanted, match):
 
 
 def test_tokens_are_no_texts():
-  with pytest.raises(ValueError, match='batch.target is no text but a int'):
+  with pytest.raises(ValueError, match='batch.target is not a text but a int'):
     g4.evals.Bleu().get_state(predictions='a', references=np.arange(3))
 
 

@@ -1,6 +1,6 @@
 """What is broken in gemma 4.0.1, of which the README tells.
 
-A test that fails here says that gemma has mended it: then the README's table
+A test that fails here says that gemma has corrected it: then the README's table
 and, perhaps, what we do about it can go.
 """
 

@@ -1,1 +1,1 @@
-"""What is wrong with a run, seen at its start or while it trains."""
+"""Checks of a run, at its start and while it trains."""

@@ -16,7 +16,7 @@ _WHO = 'g4.train.TrainStep'
 
 @flax.struct.dataclass
 class Numbers:
-  """What a step says of itself, beside its losses.
+  """Numbers of a step, beside its losses.
 
   Attributes:
     is_bad: bool: the loss is NaN or infinite.
@@ -40,7 +40,7 @@ class Context(kd.train.Context):
   """Kauldron's context, whose numbers leave the compiled step with the losses.
 
   Attributes:
-    numbers: What the step says of itself.
+    numbers: Numbers of the step.
   """
 
   numbers: Any = None
@@ -59,9 +59,9 @@ class Context(kd.train.Context):
 class Counter:
   """Counts bad steps in a row.
 
-  A NaN that a step leaves in what it trains makes the loss of the next one NaN:
-  all that a step needs to say is its loss. The parameters, of which there are
-  many arrays, are looked at when a loss was bad, and before they are saved.
+  A NaN in a trained leaf makes the loss of the next step NaN, so it is enough
+  to look at the loss. The parameters, which are many arrays, are checked after
+  a bad loss, and before they are saved.
   """
 
   def __init__(self):
@@ -79,14 +79,14 @@ class Counter:
       most: int,
       checkpointer: Any,
   ) -> None:
-    """Raises if a run cannot go on, or goes on for nothing.
+    """Raises if a run cannot go on, or can no longer train.
 
     Args:
       is_bad: Whether the loss of the step is NaN or infinite.
       step: The step.
       state: The newest state.
-      most: How many steps in a row may have a bad loss.
-      checkpointer: The run's; says from where to go on.
+      most: The most steps in a row that may have a bad loss.
+      checkpointer: The run's checkpointer, for the step to go on from.
 
     Raises:
       FloatingPointError: What is trained is NaN; or too many losses in a row.
@@ -107,19 +107,19 @@ class Counter:
 def check_state(
     state: kd.train.TrainState, checkpointer: Any, *, what: str
 ) -> None:
-  """Raises if no later step can mend a state.
+  """Raises if no later step can recover from a state.
 
   Args:
     state: The state.
-    checkpointer: The run's; says from where to go on.
-    what: What the state is, for the message.
+    checkpointer: The run's checkpointer, for the step to go on from.
+    what: Name of the state, for the message.
 
   Raises:
     FloatingPointError: What is trained is NaN or infinite.
   """
   problem = _good_state.problem(state)
   if problem:
-    _fail(f'{what} cannot be mended: {problem}', checkpointer)
+    _fail(f'{what} cannot recover: {problem}', checkpointer)
 
 
 def _fail(what: str, checkpointer: Any) -> NoReturn:
@@ -128,13 +128,13 @@ def _fail(what: str, checkpointer: Any) -> NoReturn:
       ' warm-up, or clipping:'
       ' kd.optim.partial_updates(optax.chain(optax.clip_by_global_norm(1.0),'
       ' …), mask=kd.optim.select("lora")); optax.apply_if_finite(…) within'
-      ' partial_updates leaves single bad steps out. To go on nevertheless:'
+      ' partial_updates leaves single bad steps out. To go on anyway:'
       f' {_WHO}(max_bad_steps=None).'
   )
 
 
 def _last_good(checkpointer: Any) -> str:
-  """Returns what is left to go on from."""
+  """Returns the step to go on from, as a sentence."""
   cls = kd.ckpts.Checkpointer
   if not isinstance(checkpointer, cls):
     return 'The run has no checkpoint.'

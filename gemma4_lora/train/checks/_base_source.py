@@ -1,4 +1,4 @@
-"""Does a run restore the base under LoRA, and by a transform that can?"""
+"""Checks that a run restores the base under LoRA, by a transform that can."""
 
 from collections.abc import Iterator
 import contextlib
@@ -12,7 +12,7 @@ from gemma4_lora import _trees
 from gemma4_lora.ckpts import _requests
 
 _WHO = 'g4.train.TrainStep'
-_LONGEST = 160  # What is shown of another library's message, in characters.
+_LONGEST = 160  # The most characters shown of another library's message.
 _LINE = (
     'init_transform=g4.ckpts.SkipLoRA4(wrapped=gm.ckpts.LoadCheckpoint(path='
     'gm.ckpts.CheckpointPath.GEMMA4_…))'
@@ -25,7 +25,7 @@ def check(transform: Any, params: Any, *, allow_random_base: bool) -> None:
   Args:
     transform: The `init_transform=`.
     params: Parameters of the model; arrays or shapes.
-    allow_random_base: Whether that is meant.
+    allow_random_base: Whether a random base is intended.
 
   Raises:
     ValueError: The transform restores a base, but not under LoRA.
@@ -45,8 +45,8 @@ def check(transform: Any, params: Any, *, allow_random_base: bool) -> None:
   if all(x.request is None for x in steps):
     logging.warning(
         '%s: THE BASE MODEL IS RANDOM.\n  init_transform= restores none: LoRA'
-        ' would be trained on random weights, and is of no use on others.\n '
-        ' Write %s.\n  If it is meant: trainstep=%s(allow_random_base=True).',
+        ' would be trained on random weights, and would not fit others.\n'
+        '  Write %s.\n  If it is meant: trainstep=%s(allow_random_base=True).',
         _WHO,
         _LINE,
         _WHO,
@@ -55,7 +55,7 @@ def check(transform: Any, params: Any, *, allow_random_base: bool) -> None:
 
 @contextlib.contextmanager
 def explained(transform: Any) -> Iterator[None]:
-  """Says what to write in the place of `gm.ckpts.SkipLoRA`, where it fails.
+  """Explains a failure of `gm.ckpts.SkipLoRA`: what to write instead.
 
   gemma 4.0.1 does not restore a Gemma 4 by it; its git HEAD does.
 

@@ -1,4 +1,4 @@
-"""Batches of which nothing is trained, because a mask is zero everywhere."""
+"""Finds batches without a trained token: a mask is zero everywhere."""
 
 from typing import Any
 
@@ -17,6 +17,6 @@ def check(states: Any, step: int) -> None:
         f'g4.train.TrainStep: in step {step}, the mask of train_losses.{name} was'
         ' zero for the whole batch: nothing of it was trained. Look at what'
         ' writes the mask (g4.data.show; tasks of g4.data refuse rows without'
-        ' a token to train), or go on nevertheless: '
-        'g4.train.TrainStep(allow_empty_masks=True).'
+        ' a token to train), or go on anyway:'
+        ' g4.train.TrainStep(allow_empty_masks=True).'
     )

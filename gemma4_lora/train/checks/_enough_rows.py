@@ -1,4 +1,4 @@
-"""Do the rows of a run's datasets fill its batches, and its steps?"""
+"""Checks that datasets have enough rows for the batches and steps of a run."""
 
 from collections.abc import Iterator
 import dataclasses
@@ -34,7 +34,7 @@ def check(trainer: kd.train.Trainer, *, num_steps: int | None) -> None:
     raise ValueError(
         f'{_WHO}: train_ds ends after {length} batches (num_epochs='
         f'{ds.num_epochs}, batch_size={ds.batch_size}), and the run takes'
-        f' {num_steps}. Set num_epochs=None, to begin it anew, or'
+        f' {num_steps}. Set num_epochs=None, to repeat it, or'
         f' num_train_steps={length - 1}: Kauldron counts from step 0 to'
         ' num_train_steps, that one included.'
     )

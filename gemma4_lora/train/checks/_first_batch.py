@@ -1,4 +1,4 @@
-"""Does the data speak to Gemma 4, or to the model before it?"""
+"""Checks that the data have Gemma 4's turns, not Gemma 3's."""
 
 from typing import Any
 
@@ -28,13 +28,13 @@ def check(trainer: kd.train.Trainer, batch: Any) -> None:
   reasons = [
       f'{type(x).__name__} is of Gemma {x.VERSION}'
       for x in parts
-      # 0: a class of the user's own, which need not say.
+      # 0: a class of the user, which need not have a version.
       if isinstance(x, gm.text.Tokenizer) and x.VERSION not in (0, _VERSION)
   ]
   is_text = any(isinstance(x, data.TextTask) for x in parts)
   if not reasons and not is_text and _lacks_turns(trainer.model, batch):
     reasons = [f'no row of the first batch has <|turn> (token {_TURN})']
-    # As they are: a subclass may spell its own.
+    # Exactly these classes: a subclass may write other turns.
     reasons += [
         f"gm.data.{type(x).__name__} writes Gemma 3's turns"
         for x in parts
@@ -51,7 +51,7 @@ def check(trainer: kd.train.Trainer, batch: Any) -> None:
 
 
 def _lacks_turns(model: Any, batch: Any) -> bool:
-  """Whether no turn begins in the tokens of a batch, as far as they are here."""
+  """Whether no turn begins in the tokens of a batch that this host has."""
   key = kontext.get_keypaths(model).get('tokens')
   if not isinstance(key, str):
     return False

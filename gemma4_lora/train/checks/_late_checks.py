@@ -1,4 +1,4 @@
-"""Looks at numbers of a step after the fact, so that nobody waits for a device."""
+"""Checks numbers of a step later, so that the host need not wait for them."""
 
 import collections
 from collections.abc import Callable
@@ -6,13 +6,14 @@ from typing import Any
 
 
 class Watch:
-  """Hands a step's numbers to a check when they are there in any case.
+  """Gives a step's numbers to a check once the device has computed them.
 
-  Those of a step are looked at when the step after the next begins: by then they
-  are there, and one step is still under way. Those of the first step, which has
-  waited for the compiler, and of steps after which all wait, at once.
+  They are checked when the step after the next begins: by then they are
+  computed, and one step is still running. The first step, which has waited for
+  the compiler, and steps after which the host waits anyway, are checked at
+  once.
 
-  All hosts look at the same numbers after the same step, so that all stop
+  All hosts check the same numbers after the same step, so that all stop
   together.
   """
 
@@ -43,10 +44,10 @@ class Watch:
     Args:
       numbers: What the step computed, on the device.
       check: Raises for the numbers of a step, given the step.
-      step: Of the train state that the step returned; an array is read in the
-        first step alone.
-      waits: Whether all wait for the device after a step, given that of the
-        state: it is the last, or is saved next.
+      step: Step of the train state that the step returned. An array is read in
+        the first step only.
+      waits: Whether the host waits for the device after the given step: it is
+        the last, or will be saved next.
 
     Returns:
       The step of the state.

@@ -1,4 +1,4 @@
-"""Rows of several conversations, and a model that is not told of them."""
+"""Checks that a model reads the positions of packed rows."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +13,7 @@ from gemma4_lora.data import _pipeline
 def check(trainer: kd.train.Trainer) -> None:
   """Raises if conversations of a row would see each other.
 
-  Nothing else would notice: a batch may have fields that nobody reads.
+  No other check sees it: a batch may have fields that are not read.
 
   Raises:
     ValueError: A dataset has packed rows, whose positions the model does not
@@ -38,6 +38,7 @@ def check(trainer: kd.train.Trainer) -> None:
 def _datasets(trainer: kd.train.Trainer) -> Iterator[tuple[str, Any]]:
   yield 'train_ds', trainer.train_ds
   for name, evaluator in (trainer.evals or {}).items():
-    # None: that of training. Fakes stand in a trainer that is not resolved.
+    # None: the training dataset. A trainer that is not resolved has
+    # placeholders.
     if isinstance(ds := getattr(evaluator, 'ds', None), kd.data.Pipeline):
       yield f'evals.{name}.ds', ds

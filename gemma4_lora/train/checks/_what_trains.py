@@ -1,4 +1,4 @@
-"""Does a run train what its user means: something, and not the base unasked?"""
+"""Checks that a run trains something, and does not train the base unasked."""
 
 from typing import Any
 
@@ -13,17 +13,17 @@ _WHO = 'g4.train.TrainStep'
 
 
 def check(optimizer: optax.GradientTransformation, params: Any) -> None:
-  """Raises if nothing trains, or all of the base beside LoRA.
+  """Raises if nothing trains, or the whole base trains beside LoRA.
 
-  A mask that selects some of the base is taken to mean it. Without LoRA, all of
-  a model may be trained.
+  A mask that selects a part of the base is taken as intended. Without LoRA, all
+  of a model may be trained.
 
   Args:
     optimizer: What trains.
     params: Nested; arrays or shapes.
 
   Raises:
-    ValueError: The optimizer's mask selects nothing, or is not there.
+    ValueError: The optimizer's mask selects nothing, or is missing.
   """
   leaves = {
       path: x

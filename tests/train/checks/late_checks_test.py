@@ -161,7 +161,9 @@ def test_losses_alone_may_be_bad_for_a_while():
   ):
     check(3, True)
   counter.restart()
-  with pytest.raises(FloatingPointError, match=r'step 4 .*mended: .*lora\.a\.'):
+  with pytest.raises(
+      FloatingPointError, match=r'step 4 .*recover: .*lora\.a\.'
+  ):
     check(4, True, np.nan)
 
 
