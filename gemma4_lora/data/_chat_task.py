@@ -50,47 +50,47 @@ class ChatTask(_row_task.ConversationTask, gm.data.Seq2SeqTask):
   Bonjour.<turn|>
   ```
 
-  Loss is on what the model says and on the `<turn|>` that ends it, at which
-  samplers stop; after a call of a tool, on the `<|tool_response>` at which they
-  stop, also if the call is the last message, and not on the tool's answer. What
-  the model is given and what it says are tokenized apart, so the prompt's tokens
-  are those that `gm.text.ChatSampler` feeds for the same text, and an exact
-  prefix of the sequence.
+  The loss is on the model's text and on the `<turn|>` that ends it, at which
+  samplers stop. After a tool call it is on the `<|tool_response>` at which they
+  stop, also if the call is the last message; the tool's answer has no loss.
+  Prompt and answer are tokenized separately. So the prompt's tokens are those
+  that `gm.text.ChatSampler` feeds for the same text, and an exact prefix of the
+  sequence.
 
   Layouts, by the names that datasets use:
 
   {layouts}
 
-  Thoughts are those fields, and with `inline_markup='parse'` also what texts of
-  the model have in `<|channel>thought\n...<channel|>` or `<think>...</think>`.
-  What becomes of them, in training, in preference pairs
-  (`g4.data.PreferenceTask`) and in sampling alike:
+  Thoughts are in fields of the layout and, with `inline_markup='parse'`, also
+  in texts of the model between `<|channel>thought\n...<channel|>` or
+  `<think>...</think>`. `thinking` decides about them, in the same way in
+  training, in preference pairs (`g4.data.PreferenceTask`) and in sampling:
 
   * `'keep'`: trained as the rest.
   * `'mask'`: in the context, and not trained.
   * `'strip'`: left out of all turns of the model but the last.
   * `'strip_all'`: left out.
-  * `'empty'`: left out, and each turn that is trained begins with the empty
-    thought that the larger models expect where thinking is off. It is part of
-    the prompt, not trained.
+  * `'empty'`: left out, and each trained turn begins with the empty thought
+    that the larger models expect if thinking is off. It is part of the prompt,
+    not trained.
 
   Texts go in as they are: nothing is stripped. `template='transformers'` is
   Google's chat template instead, which servers read from the model's folder:
-  texts are stripped, arguments of tools sorted by name, ... `'strip'` keeps the
-  thoughts that it keeps, those behind the last message of a user. Arguments of
-  calls as JSON are read first, as servers do; the template itself raises.
+  texts are stripped, arguments of tools sorted by name, ... `'strip'` then
+  keeps the thoughts that the template keeps: those after the last message of a
+  user. Call arguments in JSON are parsed first, as servers do; the template
+  itself raises for them.
 
-  Rows that cannot be trained on are errors: a field that is missing or of
-  another kind, a role that is unknown, an answer that is empty, a call of a tool
-  without its answer, a control tag in a text, a response that `truncate=True`
-  would cut away whole, no token with a loss. `max_malformed` leaves some of them
-  out, whatever they raise.
+  Rows that cannot be trained on are errors: a missing field or one of another
+  type, an unknown role, an empty answer, a tool call without its answer, a
+  control tag in a text, a response that `truncate=True` would cut completely,
+  no token with a loss. `max_malformed` allows some of them and leaves them out.
 
   Calls of tools and their answers must match: an answer with a `tool_call_id`
-  answers the call of that id, whatever its `name`, as in Google's template; one
-  with a `name` alone the first call of that name without an answer; any other the
-  first call without one. Each call has one answer; those of the last message may
-  have none.
+  belongs to the call of that id, for any `name`, as in Google's template. An
+  answer with only a `name` belongs to the first call of that name without an
+  answer; any other answer to the first call without one. Each call has one
+  answer; calls of the last message may have none.
 
   Attributes:
     layout: How the row is laid out, see above.
@@ -98,19 +98,22 @@ class ChatTask(_row_task.ConversationTask, gm.data.Seq2SeqTask):
     in_response: Key of the response.
     in_messages: Key of the messages. Default: that of the layout.
     in_system: Key of a system text that is not among the messages.
-    in_tools: Key of the declared tools: as OpenAI's or MCP's, or that as JSON.
+    in_tools: Key of the declared tools, in OpenAI's or MCP's form, or as JSON
+      of it.
     in_images: Key of the images, for a model with `text_only=False` and
       `images="batch.images"`: one or a list, as many as the conversation has
       `<|image|>` or parts of type `image`; None or none for a row of text alone.
       Batches may mix both. An image is uint8 or uint16, `[H, W]` or
       `[H, W, C]`; a PIL image; or an encoded file: `bytes`, a path, or
-      `{"bytes": ..., "path": ...}` as in Parquet. It is taken as viewers show
-      it: EXIF's orientation is applied, what is transparent is white, and of an
-      animation the first frame counts. One that cannot be read is malformed.
-    max_images: How many images a row has room for: each takes its time in the
-      tower, also where it is missing.
-    max_soft_tokens: The most tokens that an image may take. It is scaled, with
-      its aspect ratio kept, to at most so many tokens of 48 x 48 pixels.
+      `{"bytes": ..., "path": ...}` as in Parquet. It is read as viewers show
+      it: EXIF's orientation is applied, transparent parts are white, and an
+      animation counts as its first frame. An image that cannot be read is
+      malformed.
+    max_images: How many images a row has room for. Each takes time in the
+      tower, also if a row has fewer.
+    max_soft_tokens: The most tokens that an image may take. Images are scaled,
+      with their aspect ratio kept, to at most that many tokens of 48 x 48
+      pixels.
     patch_size: Patch size of the vision tower, in pixels.
     out_input: Key to write the model's input to.
     out_target: Key to write the labels to.
@@ -122,32 +125,30 @@ class ChatTask(_row_task.ConversationTask, gm.data.Seq2SeqTask):
     max_length: Length of the outputs, in tokens. Shorter examples are padded
       with 0. Not needed with `sampling=True`.
     truncate: Whether to cut longer examples at the end. If False they are an
-      error. An example whose response would be cut away whole is an error in
+      error. An example whose response would be cut completely is an error in
       both cases: see `g4.data.DropLongPrompts`.
-    thinking: What becomes of thoughts, see above.
+    thinking: How thoughts are treated, see above.
     loss_on: `'all'` turns of the model, or the `'last'`.
-    template: Whose rendering: `'dialog'`, which gemma's samplers use;
-      `'transformers'`, Google's chat template of 2026-07-09; or an older one for
-      models that are served with it, `'transformers-2026-05'` (of 05-28) and
-      `'transformers-2026-04'` (of 04-28).
-    enable_thinking: Whether the system turn says `<|think|>`.
+    template: How turns are rendered: `'dialog'`, which gemma's samplers use;
+      `'transformers'`, Google's chat template of 2026-07-09; or an older
+      revision for models that are served with it, `'transformers-2026-05'` (of
+      05-28) and `'transformers-2026-04'` (of 04-28).
+    enable_thinking: Whether the system turn has `<|think|>`.
     token_weights: Whether the mask is f32 and has each message's `weight`. If
       False a weight other than 0 and 1 is an error.
     empty_answers: Whether the model may say nothing: content that is `''` or
       spaces, or a thought alone that `thinking` leaves out or masks. `'refuse'`:
       such a row is malformed; `'train'`: the end of the turn alone is trained.
-    inline_markup: What becomes of thoughts and calls that texts have in the tags
-      of others: `<think>...</think>`, Hermes' `<tool_call>` and
-      `<tool_response>`, Gemma's `<|channel>thought`; and of the fields `thought`,
-      `thoughts` and `reasoning_details`. `'refuse'`: the row is malformed;
-      `'parse'`: they are thoughts, calls and answers as those of fields are;
-      `'text'`: they are trained as written (fields are refused, and Gemma's own
-      tags are read).
-    null_arguments: What becomes of nulls in arguments of tools, which Hugging
-      Face's datasets put where a row has nothing. `'schema'`: they are left out
-      where the declared tool has no such parameter, or one that cannot be null,
-      unless the arguments are JSON in a text; `'keep'`; `'drop'`: all are left
-      out.
+    inline_markup: How to treat thoughts and calls that texts have in tags:
+      `<think>...</think>`, Hermes' `<tool_call>` and `<tool_response>`, Gemma's
+      `<|channel>thought`; and of the fields `thought`, `thoughts` and
+      `reasoning_details`. `'refuse'`: the row is malformed; `'parse'`: they are
+      read like thoughts, calls and answers in fields; `'text'`: they are
+      trained as written (fields are refused, and Gemma's own tags are read).
+    null_arguments: How to treat nulls in tool arguments, which Hugging Face's
+      datasets fill in for missing fields. `'schema'`: left out if the declared
+      tool has no such parameter, or one that cannot be null, unless the
+      arguments are JSON in a text; `'keep'`; `'drop'`: all nulls are left out.
     allowed_tags: Control tokens whose names texts may have: of `'<pad>'`,
       `'<eos>'`, `'<bos>'`, `'<unk>'`, `'<mask>'`, `'[multimodal]'`. A row with
       another of the vocabulary's tags in any text is malformed: `<|turn>`,
@@ -155,9 +156,9 @@ class ChatTask(_row_task.ConversationTask, gm.data.Seq2SeqTask):
     max_malformed: How many rows may be left out, as a number (int) or as a share
       of those read (float; the first hundred rows count as a hundred). They are
       counted in each worker process, and logged.
-    sampling: Whether to give the prompt and the response as text, turn tags
-      included, for `g4.evals.SamplerEvaluator`: all up to the model's last turn,
-      and that turn.
+    sampling: Whether to return the prompt and the response as text, turn tags
+      included, for `g4.evals.SamplerEvaluator`: all up to the model's last
+      turn, and that turn.
   """
 
   layout: str = 'prompt_response'
@@ -232,14 +233,14 @@ class ChatTask(_row_task.ConversationTask, gm.data.Seq2SeqTask):
           self.out_target: rendered.response,
       }
     ids, weights = self.tokens_of(conversation, images)
-    # An image that is cut has no place for its first soft tokens either.
+    # Places of soft tokens (-2) have no label: their targets are 0.
     return self.pad_fields(ids[:-1], np.maximum(ids[1:], 0), weights[1:])
 
   def field_specs(self, max_length: int | None = None) -> dict[str, Any]:
     """Returns the shapes of the output fields of an example, without data.
 
     Args:
-      max_length: Another than the task's.
+      max_length: Replaces the task's.
     """
     length = max_length or self.row_length
     mask = np.float32 if self.token_weights else np.bool_
@@ -330,17 +331,18 @@ class ChatTask(_row_task.ConversationTask, gm.data.Seq2SeqTask):
     """Returns all tokens of an example and the weight of each in the loss.
 
     Raises:
-      ValueError: None has a weight, or one that a mask cannot say.
+      ValueError: No token has a weight, or one has a weight that the mask
+        cannot hold.
     """
     ids, weights = _tokens.tokenize(rendered, self._checked_tokenizer)
     _loss_weights.check(weights, self._style, token_weights=self.token_weights)
     return ids, weights
 
   def conversation(self, element: Any) -> _conversation.Conversation:
-    """Returns what the row says, whatever its layout.
+    """Returns the conversation of a row in any layout.
 
     Raises:
-      ValueError: Fields that say nothing.
+      ValueError: A field has no content.
       KeyError: A field is missing.
     """
     conversation = self._layout.conversation(element, self._columns)
@@ -353,10 +355,10 @@ class ChatTask(_row_task.ConversationTask, gm.data.Seq2SeqTask):
 
     Args:
       element: The example.
-      num_images: How many the conversation has places for.
+      num_images: How many images the conversation has places for.
 
     Raises:
-      ValueError: Another number of images, or one that cannot be read.
+      ValueError: The number of images differs, or an image cannot be read.
       KeyError: The field is missing.
     """
     if self.in_images is None:

@@ -1,4 +1,4 @@
-"""Batches that end in words, where Kauldron ends in an empty `StopIteration`."""
+"""Batches whose end is an error with a message; Kauldron's is an empty one."""
 
 import dataclasses
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Self
 
 from kauldron.data import iterators
 
-# Ahead, `g4.train.TrainStep` can only know of data that it can count: not of
-# those behind a filter.
+# `g4.train.TrainStep` sees it in advance only if it can count the data, which
+# it cannot behind a filter.
 MESSAGE = (
-    'train_ds ended before num_train_steps: set its num_epochs=None, to begin it'
-    ' anew, or fewer steps.'
+    'train_ds ended before num_train_steps: set its num_epochs=None, to repeat'
+    ' it, or fewer steps.'
 )
 
 
@@ -23,8 +23,8 @@ class Batches(iterators.Iterator):
   """Kauldron's iterator of a run, saved and restored as it is.
 
   Attributes:
-    inner: What gives the batches.
-    then: What the message says of going on.
+    inner: The iterator of the batches.
+    then: The advice in the message on how to go on.
   """
 
   inner: iterators.Iterator
@@ -51,11 +51,11 @@ class Batches(iterators.Iterator):
 
 
 def explained(item: Any, *, then: str) -> Any:
-  """Returns an item of Kauldron's trainer, whose batches end in words.
+  """Returns an item of Kauldron's trainer, with a message at the data's end.
 
   Args:
     item: A `CheckpointState`, or anything else, which stays as it is.
-    then: What the message says of going on.
+    then: The advice in the message on how to go on.
   """
   fields = getattr(item, '_asdict', dict)()
   found = {

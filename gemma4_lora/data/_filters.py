@@ -52,7 +52,7 @@ class DropLongPrompts(grain.FilterTransform):
     """Returns whether to keep the example."""
     try:
       text, length = self._length(element)
-    except Exception:  # `ChatTask` counts it, and says what is wrong.
+    except Exception:  # `ChatTask` counts it, and reports the error.
       return True
     keep = length <= self.max_length
     if not keep:

@@ -10,10 +10,10 @@ def first_fit_decreasing(
 ) -> list[list[int]]:
   """Returns the items of each bin, all bins within their capacity.
 
-  Items are taken by size, the largest first and of equal ones the earlier, and
-  put into the first bin with room: at most 11/9 of the fewest bins (and one)
-  (https://doi.org/10.1137/0203025). Bins, and items in them, then stand in the
-  order of the items.
+  Items are taken by size, the largest first, and the earlier of equal ones
+  first. Each goes into the first bin with room: at most 11/9 of the fewest
+  bins, plus one (https://doi.org/10.1137/0203025). Bins, and items in them, are
+  then sorted in the order of the items.
 
   Args:
     sizes: Sizes of the items, in `[0, capacity]`; items of negative size are
@@ -21,7 +21,7 @@ def first_fit_decreasing(
     capacity: Capacity of each bin.
 
   Returns:
-    Indices of items. Depends on nothing but the arguments.
+    Indices of items. The result depends only on the arguments.
 
   Raises:
     ValueError: An item is larger than a bin.

@@ -1,4 +1,4 @@
-"""Weights of tokens in the loss: which ones a task can train with."""
+"""Checks the weights of tokens in the loss."""
 
 import numpy as np
 
@@ -8,15 +8,16 @@ from gemma4_lora.data.templates import _style
 def check(
     weights: np.ndarray, style: _style.Style, *, token_weights: bool
 ) -> None:
-  """Raises for weights that train nothing, or that the mask cannot hold.
+  """Raises for weights that train nothing or do not fit the mask.
 
   Args:
     weights: The weight of each token of an example, f32 `[L]`.
-    style: Its policies decide what has a weight.
+    style: Its policies decide which tokens have a weight.
     token_weights: Whether the mask holds weights, not bools.
 
   Raises:
-    ValueError: All are 0; or the mask is of bools, and some are not 0 or 1.
+    ValueError: All are 0; or the mask has bools, and some weights are not 0 or
+      1.
   """
   if not weights.any():
     raise ValueError(
@@ -28,5 +29,5 @@ def check(
   if other.size and not token_weights:
     raise ValueError(
         f"ChatTask: a message has the 'weight' {float(other[0])}, which a mask"
-        ' of bools cannot say. Set `token_weights=True`.'
+        ' of bools cannot hold. Set `token_weights=True`.'
     )

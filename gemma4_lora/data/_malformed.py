@@ -1,4 +1,4 @@
-"""Counts the rows that cannot be trained on, and stops where there are many."""
+"""Counts the rows that cannot be trained on, and stops if there are many."""
 
 import collections
 import re
@@ -11,14 +11,14 @@ from gemma4_lora.data.layouts import _fields
 from gemma4_lora.data.rows import _short
 from gemma4_lora.data.sources import _origins
 
-# A share of fewer rows than this says nothing.
+# A share of fewer rows than this is not meaningful.
 _FEWEST = 100
-# Rows of each reason that are shown in full.
+# How many rows of each reason are shown in full.
 _SHOWN = 3
 # Reasons that are counted one by one; later ones count as `_OTHER`.
 _MOST_REASONS = 200
 _OTHER = 'other reasons'
-# Rows whose places are kept.
+# How many rows keep their places.
 _MOST_PLACES = 100_000
 
 
@@ -33,7 +33,7 @@ def check_limit(limit: float, *, name: str) -> None:
 
 
 def with_row(error: Exception, row: Any) -> Exception:
-  """Returns the error, saying in which row it is.
+  """Returns the error with its row.
 
   Returns:
     A KeyError for a field that is missing; a ValueError for all else.
@@ -43,7 +43,7 @@ def with_row(error: Exception, row: Any) -> Exception:
 
 
 def explained(error: Exception) -> str:
-  """Returns what an error says, for a person who reads about one row."""
+  """Returns the message of an error, for a person who reads about one row."""
   if isinstance(error, RecursionError):
     return 'The row is nested too deep to be read.'
   text = str(error.args[0]) if error.args else ''
@@ -80,12 +80,12 @@ class Counter:
     self.places: dict[str, list[str]] = {}
 
   def add(self) -> None:
-    """Counts a row that is as it should be."""
+    """Counts a good row."""
     with self._lock:
       self.num_rows += 1
 
   def add_malformed(self, row: Any, error: Exception) -> None:
-    """Counts a row that is not, and shows the first of each reason.
+    """Counts a malformed row, and shows the first of each reason.
 
     Raises:
       ValueError: There are more than the limit.
@@ -105,7 +105,7 @@ class Counter:
       if is_shown:
         examples.append(f'{text:.300}\n    In {_shown(row, 200)}')
     if not self._limit:
-      # Errors of libraries are shown whole; ours say all that there is to say.
+      # Errors of libraries are shown in full; our messages are complete.
       cause = None if type(error) in (ValueError, KeyError) else error
       raise with_row(error, row) from cause
     if self.num_malformed > self._allowed:
@@ -138,7 +138,7 @@ class Counter:
     )
 
   def _count(self, text: str) -> str:
-    """Counts a reason, and returns by what name."""
+    """Counts a reason, and returns its name."""
     reason = _reason(text)
     if reason not in self.reasons and len(self.reasons) >= _MOST_REASONS:
       reason = _OTHER
@@ -153,8 +153,8 @@ class Counter:
 
 
 def _reason(text: str) -> str:
-  """Returns an error's text without what differs from row to row."""
-  # Task names come before what is wrong.
+  """Returns an error's text without the parts that differ from row to row."""
+  # The task's name comes before the reason.
   text = re.sub(r'^\w+Task: ', '', text)
   text = re.split(r':|\. |\n| \(', text, maxsplit=1)[0]
   text = re.sub(r" is '[^']*'", " is '...'", text)

@@ -1,4 +1,4 @@
-"""Cuts examples to `max_length`, or says why they cannot be cut."""
+"""Cuts examples to `max_length`, or raises an error that says why not."""
 
 from kauldron import kd
 import numpy as np

@@ -38,24 +38,24 @@ class PackedSource(grain.RandomAccessDataSource):
   model=g4.nn.LoRA(..., positions="batch.positions"),
   ```
 
-  Without the model's `positions=` conversations of a row would see each other.
+  Without the model's `positions=`, attention would cross conversations of a
+  row.
 
-  Each row is what `ChatTask` gives for one conversation, but of several one
-  behind the other, and `positions`, which restart at 0. No token is trained to
-  predict the next conversation's first. All other fields are left out.
+  Each row has the fields of `ChatTask` for several conversations, concatenated,
+  and `positions`, which restart at 0. No token is trained to predict the first
+  token of the next conversation. Other fields are left out.
 
-  What goes where is decided once, when the first row is asked for: all
-  conversations are tokenized to learn their lengths. It depends on the data and
-  the task alone, so that each host and each worker process finds the same rows,
-  and Kauldron shards, shuffles and resumes rows as those of any source.
+  The packing is planned once, when the first row is read: all conversations are
+  tokenized to get their lengths. The plan depends only on the data and the
+  task, so that all hosts and worker processes have the same rows. Kauldron
+  shards, shuffles and resumes rows as those of any source.
 
   Attributes:
     data_source: Source of conversations: a grain source, or a Kauldron dataset
-      (`Json`, `Tfds`, `HuggingFace`, ...), of which only the source is read,
-      unshuffled.
+      (`Json`, `Tfds`, `HuggingFace`, ...), whose source is read, unshuffled.
     transforms: Transforms from dataset rows to examples, as in `transforms=` of
       a dataset; the last is a `ChatTask` or a `TextTask`, whose `max_length` is
-      that of the rows.
+      the length of the rows.
     out_positions: Key to write the positions to.
   """
 
@@ -116,11 +116,10 @@ class PackedSource(grain.RandomAccessDataSource):
   def bins(self) -> list[list[int]]:
     """The conversations of each row, by their index in the source.
 
-    Texts of `TextTask` are counted by their pieces: those that were split are
-    several.
+    A split text of `TextTask` counts as several.
 
     Raises:
-      ValueError: There are none; or too many malformed.
+      ValueError: There are no conversations, or too many malformed ones.
     """
     sizes = self._plan[0]
     bins = _first_fit.first_fit_decreasing(
@@ -144,7 +143,7 @@ class PackedSource(grain.RandomAccessDataSource):
 
   @functools.cached_property
   def _plan(self) -> tuple[np.ndarray, np.ndarray]:
-    """What is packed: rows of the source, or pieces of long texts.
+    """Returns the items to pack: rows of the source, or pieces of long texts.
 
     Returns:
       The tokens of each item, -1 if it is left out, i64 `[M]`; and its row and
@@ -190,7 +189,7 @@ class PackedSource(grain.RandomAccessDataSource):
     return _recent_texts.RecentTexts()
 
   def _before(self, i: int) -> Any:
-    """Returns a row as `ChatTask` gets it; None if a filter drops it."""
+    """Returns a row as passed to `ChatTask`; None if a filter drops it."""
     row = self._source[i]
     for transform in self._transforms_before:
       if isinstance(transform, grain.FilterTransform):

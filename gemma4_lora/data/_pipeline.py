@@ -9,7 +9,7 @@ from typing import Any
 
 @functools.singledispatch
 def walk(x: Any) -> Iterator[Any]:
-  """Yields an object, and all that it holds in its fields and containers."""
+  """Yields an object, and all objects in its fields and containers."""
   yield x
   if dataclasses.is_dataclass(x) and not isinstance(x, type):
     for field in dataclasses.fields(x):

@@ -1,7 +1,8 @@
-"""Tokens of the rows that were read last, within a limit of memory.
+"""Tokens of the rows that were read last, up to a memory limit.
 
-Packing reads each row twice: for its length, and for its tokens. And each piece of
-a long text is in another row: a book would be tokenized once for each of its pages.
+Packing reads each row twice: for its length, and for its tokens. The pieces of
+a long text are in different rows, so a book would be tokenized once for each of
+its pages.
 """
 
 import threading
@@ -15,7 +16,7 @@ _MAX_TOKENS = 8_000_000  # 64 MB, with their weights.
 
 
 class RecentTexts:
-  """Keeps the pieces of rows, and forgets the first of them when there are many."""
+  """Keeps the pieces of rows, and drops the oldest above the limit."""
 
   def __init__(self, max_tokens: int = _MAX_TOKENS):
     self._max_tokens = max_tokens
@@ -39,7 +40,7 @@ class RecentTexts:
         self._num_tokens -= _size(self._kept.pop(first))
 
   def __reduce__(self) -> Any:
-    # Worker processes keep their own.
+    # Each worker process has its own.
     return RecentTexts, (self._max_tokens,)
 
 

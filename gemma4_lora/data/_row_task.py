@@ -1,4 +1,4 @@
-"""What tasks have in common that make an example of each row, or leave it out."""
+"""Base of tasks that make an example of each row, or leave the row out."""
 
 import abc
 from collections.abc import Callable
@@ -27,7 +27,7 @@ class RowTask(abc.ABC):
   def map(self, element: Any) -> Any:
     """Returns the example with the output fields, and without the inputs.
 
-    None, which grain leaves out, for a malformed one that may be.
+    Returns None, which grain leaves out, for a malformed row within the limit.
     """
     read = self.or_none(self._read, element)
     if read is None:
@@ -38,9 +38,9 @@ class RowTask(abc.ABC):
     return element
 
   def or_none[T](self, read: Callable[[Any], T], element: Any) -> T | None:
-    """Returns what `read` gives; None for a malformed row that may be left out.
+    """Returns the result of `read`; None for a malformed row within the limit.
 
-    A row is malformed whatever it raises: libraries that decode it have errors
+    Any exception counts as malformed: libraries that decode a row have errors
     of their own.
 
     Args:
@@ -79,7 +79,7 @@ class RowTask(abc.ABC):
       counter = _malformed.Counter(
           name=type(self).__name__, limit=self.max_malformed
       )
-      # Grain reads in threads: the first that comes here sets it.
+      # Grain reads in threads: the first one sets it.
       counter = self.__dict__.setdefault('malformed', counter)
     return counter
 
@@ -100,17 +100,17 @@ class RowTask(abc.ABC):
 
   @abc.abstractmethod
   def _check(self) -> None:
-    """Raises for what is wrong with the task, not with a row."""
+    """Raises for errors of the task, not of a row."""
 
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
 class ConversationTask(RowTask):
-  """A task whose rows are conversations: what they must be.
+  """A task whose rows are conversations, and the rules for these.
 
   Attributes:
     empty_answers: See `ChatTask`, also for the others.
-    inline_markup: What becomes of thoughts and calls in texts.
-    null_arguments: What becomes of nulls in arguments of tools.
+    inline_markup: How thoughts and calls in texts are treated.
+    null_arguments: How nulls in tool arguments are treated.
     allowed_tags: Control tokens whose names texts may have.
   """
 
@@ -121,10 +121,10 @@ class ConversationTask(RowTask):
 
   @functools.cached_property
   def rules(self) -> _rules.Rules:
-    """What a conversation must be.
+    """The rules for a conversation.
 
     Raises:
-      ValueError: An argument has a value that it cannot have.
+      ValueError: An argument has an invalid value.
     """
     return _rules.Rules(
         empty_answers=self.empty_answers,

@@ -16,8 +16,8 @@ from gemma4_lora.host import _escapes
 
 _BYTE = re.compile(r'<0x([0-9A-F]{2})>')
 
-# Two shades each, so that neighbours can be told apart: 256-colour codes of
-# terminals, and colours of notebooks, dark text on them in any theme.
+# Two shades each, to tell neighbours apart: 256-colour codes of terminals, and
+# colours of notebooks, with dark text in any theme.
 _ANSI = {
     True: ('\033[30;48;5;114m', '\033[30;48;5;151m'),
     False: ('\033[38;5;245m', '\033[38;5;250m'),
@@ -54,7 +54,7 @@ class Shown:
     return self.as_text(colour=True)
 
   def as_text(self, *, colour: bool) -> str:
-    """Returns the text: in ANSI colours, or with what is trained in ⟦⟧."""
+    """Returns the text: in ANSI colours, or with trained tokens in ⟦⟧."""
     texts = []
     for i, tokens in enumerate(self.rows):
       body = _ansi(tokens) if colour else _plain(tokens)
@@ -95,13 +95,12 @@ def show(
   g4.data.show(ds[0])
   ```
 
-  Prints, where there is a terminal: in colours, or, if it has none or `NO_COLOR`
-  is set, with what is trained in ⟦⟧. In a notebook the result is what a cell
-  shows.
+  In a terminal it prints in colours; without colours, or if `NO_COLOR` is set,
+  with trained tokens in ⟦⟧. A notebook's cell shows the result.
 
   Args:
-    example: What `ChatTask`, `PackedSource` or `PreferenceTask` gives, or a batch
-      of it.
+    example: An example of `ChatTask`, `PackedSource` or `PreferenceTask`, or a
+      batch.
     tokenizer: The task's tokenizer. Default: Gemma 4's.
     in_input: Key of the model's input.
     in_target: Key of the labels.
@@ -166,7 +165,7 @@ def _field(example: Any, key: str, argument: str) -> np.ndarray:
     fields = list(kd.kontext.flatten_with_path(example))
     raise ValueError(
         f'g4.data.show: the example has no field {key!r}. Its fields are:'
-        f' {fields}. Set `{argument}=`, or show what a task gives.'
+        f' {fields}. Set `{argument}=`, or show an example of a task.'
     )
   return np.asarray(value)
 
@@ -216,7 +215,7 @@ def _decoded(pairs: Any, tokenizer: gm.text.Tokenizer) -> list[_Token]:
 
 
 def _visible(text: str) -> str:
-  """Newlines are tokens too: seen, and acted upon, as nothing else is."""
+  """Shows newlines, which are tokens, too: as a sign and a line break."""
   return _escapes.escaped(text).replace('\n', '⏎\n')
 
 

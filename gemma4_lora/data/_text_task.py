@@ -36,13 +36,13 @@ class TextTask(_row_task.RowTask, grain.MapTransform):
   }
   ```
 
-  Pack texts with `g4.data.PackedSource(transforms=[..., TextTask(...)])`. It puts
-  several into a row, which do not see each other, and splits those that are
-  longer than a row. Each piece begins with `<bos>`, as models of Gemma expect, and
-  each token of a text is trained once.
+  Pack texts with `g4.data.PackedSource(transforms=[..., TextTask(...)])`. It
+  puts several into a row, without attention between them, and splits texts that
+  are longer than a row. Each piece begins with `<bos>`, as Gemma models expect,
+  and each token of a text is trained once.
 
   With `in_prompt=` a text completes another one, which is context and not
-  trained. The two are tokenized apart and follow each other as they are. Set
+  trained. The two are tokenized separately and joined unchanged. Set
   `add_eos=True`, so that the model learns where a completion ends.
 
   Attributes:
@@ -55,8 +55,9 @@ class TextTask(_row_task.RowTask, grain.MapTransform):
     tokenizer: A Gemma 4 tokenizer.
     max_length: Length of the outputs, in tokens. Shorter examples are padded
       with 0.
-    truncate: Whether to cut longer examples at the end. If False, `PackedSource`
-      splits texts without a prompt, and all others are an error.
+    truncate: Whether to cut longer examples at the end. If False,
+      `PackedSource` splits texts without a prompt; other long texts are an
+      error.
     add_bos: Whether each example begins with `<bos>`.
     add_eos: Whether each text ends with `<eos>`, which is trained.
     allowed_tags: Gemma 4's tags that may stand in a text, as `('<mask>',)`, and
@@ -229,7 +230,7 @@ class TextTask(_row_task.RowTask, grain.MapTransform):
 def _piece(
     context: Sequence[int], text: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns tokens, of which the text has a weight."""
+  """Returns tokens; those of the text have a weight."""
   weights = np.zeros(len(context) + len(text), np.float32)
   weights[len(context) :] = 1
   if len(weights) < 2:

@@ -43,8 +43,8 @@ def tokenize(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns the tokens, `<bos>` included, and the weight of each as a target.
 
-  Each span is tokenized by itself: what a sampler is given for a turn, and
-  what the model says to it, are tokens of their own.
+  Each span is tokenized by itself, so that a sampler's prompt and the model's
+  answer have separate tokens.
 
   Returns:
     i32 `[L]` and f32 `[L]`.
@@ -59,7 +59,7 @@ def tokenize(
 
 
 def pad(values: np.ndarray, length: int) -> np.ndarray:
-  """Returns the first `length` values, or as many with zeros behind."""
+  """Returns the first `length` values, padded with zeros."""
   padded = np.zeros(length, values.dtype)
   values = values[:length]
   padded[: len(values)] = values

@@ -1,4 +1,4 @@
-"""Values that an argument may have, and which of them was meant."""
+"""Checks values of arguments, and suggests close ones."""
 
 from collections.abc import Iterable
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-  """Raises a ValueError for a value that an argument does not have."""
+  """Raises ValueError for an invalid value of an argument."""
   if value not in choices:
     raise ValueError(
         f'{name}={value!r} is none of {list(choices)}.'

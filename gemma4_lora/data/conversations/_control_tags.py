@@ -1,7 +1,7 @@
-"""Tags of Gemma 4's vocabulary, which no text of a row may have.
+"""Tags of Gemma 4's vocabulary, which are refused in texts of rows.
 
-A tag in a text is a token, whoever wrote the text: in a tool's answer `<turn|>`
-ends the turn, and what follows is said by whom it likes.
+A tag in a text is a token, whoever wrote the text. In a tool's answer,
+`<turn|>` would end the turn, and the text after it could pose as any role.
 """
 
 from collections.abc import Collection
@@ -35,8 +35,8 @@ STRUCTURE = (
     '<|audio|>',
     '<|video|>',
 )
-# Names of other control tokens. SentencePiece makes the first four of no text,
-# but the tokenizers of servers do.
+# Names of other control tokens. SentencePiece never makes the first four from a
+# text, but the tokenizers of servers do.
 NAMES = ('<pad>', '<eos>', '<bos>', '<unk>', '<mask>', '[multimodal]')
 
 
@@ -46,11 +46,11 @@ def check(
     field: str,
     allowed: Collection[str] = (),
 ) -> None:
-  """Raises for a text that would not be only text to the model.
+  """Raises for a text that has control tokens for the model.
 
   Args:
     text: Any text of a row.
-    field: Where it stands, for the error.
+    field: Its field, for the error.
     allowed: Tags that it may have.
 
   Raises:
@@ -58,7 +58,7 @@ def check(
   """
   if not text.isascii():
     _check_characters(text, field)
-  # Most texts have neither; code and HTML have many a `<`.
+  # Most texts have neither; code and HTML have many `<`.
   if '<|' not in text and '|>' not in text and not _has_name(text):
     return
   for found in _TAGS.finditer(text):

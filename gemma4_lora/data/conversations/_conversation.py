@@ -1,7 +1,7 @@
-"""A conversation, whatever the fields of the dataset were.
+"""A conversation, independent of the dataset's fields.
 
-Messages stay apart here: turns are made of them on rendering, as the two
-renderers differ in which they join.
+Messages are kept separate. Rendering makes turns of them, as the two renderers
+join different ones.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ _THOUGHT = re.compile(
 )
 IMAGE_TAG = _control_tags.IMAGE_TAG
 
-# Tags that a text may have, as they are read, or checked behind it.
+# Tags that a text may have: they are read here, or checked later.
 _READ = frozenset((IMAGE_TAG, *_control_tags.NAMES))
 _READ_OF_MODEL = _READ | {_CHANNEL_OPEN, _CHANNEL_CLOSE}
 
@@ -31,7 +31,7 @@ class Text:
   """Text, without tags.
 
   Attributes:
-    text: As it is.
+    text: The text, unchanged.
     item: Its entry of the content, if that was a list.
   """
 
@@ -41,13 +41,13 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Thought:
-  """What the model thought.
+  """A thought of the model.
 
   Attributes:
     text: Without tags.
-    is_inline: Whether it stood in the text with its tags, rather than in a
-      field of its own.
-    found: Where it stood, if it is only read with `inline_markup='parse'`.
+    is_inline: Whether it was in the text with its tags, and not in its own
+      field.
+    found: Its place, if it is only read with `inline_markup='parse'`.
   """
 
   text: str
@@ -57,7 +57,7 @@ class Thought:
 
 @dataclasses.dataclass(frozen=True)
 class Image:
-  """The place of an image, and which entry of the content it stood in."""
+  """The place of an image, and its entry of the content."""
 
   item: int = 0
 
@@ -72,8 +72,8 @@ class ToolCall:
   Attributes:
     name: The name of the tool.
     arguments: Its arguments.
-    id: What an answer refers to, if the dataset has it.
-    is_json: Whether the arguments were JSON in a text, in which no reader fills in
+    id: Id for the answer, if the dataset has one.
+    is_json: Whether the arguments were JSON in a text, where no reader fills in
       nulls.
   """
 
@@ -85,16 +85,16 @@ class ToolCall:
 
 @dataclasses.dataclass(frozen=True)
 class ToolResponse:
-  """What a tool answered.
+  """The answer of a tool.
 
   Attributes:
     name: The name of the tool; `''` until answers are matched with calls.
-    response: A dict, or anything that JSON has.
+    response: A dict, or another JSON value.
     num_images: How many images it shows.
     call_id: Which call it answers, if the dataset says so.
     given_name: The name that the answer itself has in the dataset.
-    field: The field that it stood in, for Google's template, which reads some
-      their own way: `'content'` of a message of its own, as OpenAI's, or
+    field: Its field, for Google's template, which treats some fields
+      differently: `'content'` of a message of its own, as OpenAI's, or
       `'tool_responses'` of the model's; `''` of others.
   """
 
@@ -108,7 +108,7 @@ class ToolResponse:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Message:
-  """What one side says.
+  """A message of one side.
 
   Attributes:
     role: One of `ROLES`. A tool's answers belong to the model's message that
@@ -120,7 +120,7 @@ class Message:
     is_developer: Whether a system message is the developer's, in the dataset.
     is_list: Whether the content was a list, whose texts Hugging Face's template
       strips one by one.
-    field: Where it stands in the row, for errors.
+    field: Its place in the row, for errors.
   """
 
   role: str
@@ -163,7 +163,7 @@ def parse_text(
     item: The text's entry of the content, if that is a list.
 
   Raises:
-    ValueError: A tag that it may not have, or half a thought.
+    ValueError: A tag is not allowed, or a thought has only one of its tags.
   """
   _control_tags.check(
       text, field=field, allowed=_READ_OF_MODEL if role == MODEL else _READ
@@ -197,7 +197,7 @@ def _half_a_thought(tag: str, text: str, field: str) -> ValueError:
 
 
 def said(text: str) -> str:
-  """Returns what a model says in a text that was sampled, or is its turn.
+  """Returns the model's answer in a sampled text or in its turn.
 
   Args:
     text: Text with tags. Everything up to the end of the turn counts, except

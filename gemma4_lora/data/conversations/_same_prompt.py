@@ -1,9 +1,9 @@
-"""Whether conversations have one prompt, however their rows spell it.
+"""Whether conversations have the same prompt, in any spelling of the row.
 
-Datasets of preferences say a prompt up to three times: in a field of its own,
-and before each answer. The copies differ in white space, in fields that are
-None, in ids of calls, in lists of parts, and in whether the system message is
-among them.
+Preference datasets hold a prompt up to three times: in a field of its own, and
+before each answer. The copies differ in white space, in fields that are None,
+in ids of calls, in lists of parts, and in whether the system message is among
+them.
 """
 
 from collections.abc import Sequence
@@ -30,15 +30,15 @@ def joined(
 
   Args:
     prompt: Messages of the prompt; none if the answer is a whole conversation.
-    messages: The same, with those of the answer behind. They say the prompt again
-      if the first of them that is no system message is the user's. Then the
-      prompt's own messages are taken, and a system message from where there is
-      one.
+    messages: The messages of the prompt and the answer, or of the answer alone.
+      They repeat the prompt if the first message that is not a system message
+      is the user's. Then the prompt's own messages are taken, and a system
+      message from either.
     in_prompt: Field of the prompt, for errors.
     in_answer: Field of the answer, for errors.
 
   Raises:
-    ValueError: The answer says another prompt; or there is none.
+    ValueError: The answer has another prompt; or there is no prompt.
   """
   answer = list(messages[len(prompt) :])
   own_system, answer_rest = _split_system(answer)
@@ -133,7 +133,7 @@ def _are_same(a: Sequence[Message], b: Sequence[Message]) -> bool:
 
 
 def _normalized(message: Message) -> Any:
-  """Returns what a message says, and nothing of how it is written."""
+  """Returns the content of a message, without its spelling."""
   texts = {_conversation.Text: '', _conversation.Thought: ''}
   num_images = 0
   for part in message.parts:
@@ -155,7 +155,7 @@ def _without_space(text: str) -> str:
 
 
 def _bare(value: Any) -> Any:
-  """Returns a value without space in texts, and keys whose value is None."""
+  """Returns a value without white space in texts and without keys of None."""
   if isinstance(value, str):
     return _without_space(value)
   if isinstance(value, dict):

@@ -19,8 +19,8 @@ class Rendered:
   Attributes:
     spans: Spans in order; each is tokenized by itself. Neighbours have
       different weights, except at the end of the prompt.
-    num_prompt: How many of the characters a sampler is given for the model's
-      last turn: all up to where the model begins.
+    num_prompt: How many characters are the sampler's prompt for the model's
+      last turn.
   """
 
   spans: tuple[Span, ...]
@@ -48,7 +48,7 @@ class Rendered:
 
 
 def rendered(spans: Sequence[Span], *, num_prompt: int) -> Rendered:
-  """Returns a conversation, of which the first spans are the prompt."""
+  """Returns a conversation; the first spans are the prompt."""
   prompt = spans[:num_prompt]
   return Rendered(
       # Tokens must not reach from the prompt of a sampler into the response.
@@ -58,7 +58,7 @@ def rendered(spans: Sequence[Span], *, num_prompt: int) -> Rendered:
 
 
 def _merged(spans: Sequence[Span]) -> list[Span]:
-  """Joins neighbours of one weight: they are tokenized as one text."""
+  """Joins neighbours of equal weight, to tokenize them as one text."""
   merged: list[Span] = []
   for span in spans:
     if merged and merged[-1].weight == span.weight:

@@ -1,4 +1,4 @@
-"""What a field of images holds: arrays, PIL images, encoded files, paths."""
+"""Reads a field of images: arrays, PIL images, encoded files, paths."""
 
 import io
 import os
@@ -44,14 +44,14 @@ def as_rgb(image: Any, *, field: str) -> np.ndarray:
   """Returns an image of `images` as a person sees it, u8 `[H, W, 3]`.
 
   Raises:
-    ValueError: It is no image, it is damaged, or its file is not there.
+    ValueError: It is not an image, is damaged, or its file is missing.
   """
   try:
     image = _opened(image, field=field)
     return _rgb.rgb(image)
   except _NoImageError as e:
     raise ValueError(str(e)) from None
-  # Decoders raise anything: SyntaxError, EOFError, struct.error, ...
+  # Decoders raise many types: SyntaxError, EOFError, struct.error, ...
   except Exception as e:  # pylint: disable=broad-exception-caught
     raise ValueError(
         f'Field {field!r} has an image that cannot be read:'
@@ -60,7 +60,7 @@ def as_rgb(image: Any, *, field: str) -> np.ndarray:
 
 
 class _NoImageError(ValueError):
-  """What the field holds is no image at all."""
+  """The field does not hold an image."""
 
 
 def _of_dict(value: dict[str, Any], *, field: str) -> list[Any]:

@@ -10,7 +10,7 @@ import numpy as np
 from gemma4_lora.data.images import _decode
 from gemma4_lora.gemma4 import _upstream
 
-# What gemma's samplers put in the place of `<|image|>`.
+# The tokens that gemma's samplers put in the place of `<|image|>`.
 _SOFT_TOKEN = -2
 _TWO_NEWLINES = 108
 # Soft tokens are pooled from squares of as many patches a side.
@@ -39,7 +39,7 @@ def preprocess(
     max_soft_tokens: int,
     patch_size: int,
 ) -> Images:
-  """Returns the patches of the images, and of as many blank ones as are missing.
+  """Returns the patches of the images, filled up with blank images.
 
   All conversations have arrays of the same shapes: those without images, too.
 
@@ -67,7 +67,7 @@ def preprocess(
     )
   num_patches = max_soft_tokens * _POOLING**2
   patches = np.zeros((max_images, num_patches, 3 * patch_size**2), np.float32)
-  # A blank image has one soft token, which goes nowhere.
+  # A blank image has one soft token, which is not used.
   grid = np.stack(np.meshgrid(range(_POOLING), range(_POOLING)), axis=-1)
   positions = np.full((max_images, num_patches, 2), -1, np.int32)
   positions[:, : _POOLING**2] = grid.reshape(-1, 2)
@@ -96,7 +96,7 @@ def preprocess(
 def specs(
     *, max_images: int, max_soft_tokens: int, patch_size: int
 ) -> _upstream.PreprocessedVisionInput:
-  """Returns the shapes of what `preprocess` gives."""
+  """Returns the shapes of the output of `preprocess`."""
   num_patches = max_images * max_soft_tokens * _POOLING**2
   return _upstream.PreprocessedVisionInput(
       patches=enp.ArraySpec(

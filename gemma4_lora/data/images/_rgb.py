@@ -1,6 +1,6 @@
 """Images of any kind in the colours that a person sees, in 8 bits.
 
-Where files leave open what a number means, these are the rules:
+Rules for files that do not define their numbers:
 
 * Transparent is white.
 * EXIF's orientation is applied.
@@ -8,7 +8,7 @@ Where files leave open what a number means, these are the rules:
 * 16 bits are scaled to 8. Whole numbers without a size (mode `I`) are of 8 bits
   if none is above 255, else of 16; in files that have 16 bits, of 16.
 * Real numbers (mode `F`) are from 0 to 1 if none is above 1, else from 0 to 255.
-* Colour profiles are not applied: CMYK is what Pillow makes of it.
+* Colour profiles are not applied: CMYK is converted by Pillow.
 """
 
 import functools
@@ -28,8 +28,8 @@ def rgb(image: Any) -> np.ndarray:
   """Returns u8 `[H, W, 3]` for a PIL image, or an array that `is_image`.
 
   Raises:
-    Exception: Whatever Pillow's decoders raise.
-    ValueError: It has no pixels, or numbers that are no colours.
+    Exception: Any error of Pillow's decoders.
+    ValueError: It has no pixels, or numbers that are not colours.
   """
   if isinstance(image, Image.Image):
     image = _pixels(_upright(_first_frame(image)))
@@ -66,7 +66,7 @@ def _first_frame(image: Image.Image) -> Image.Image:
 def _upright(image: Image.Image) -> Image.Image:
   try:
     orientation = image.getexif().get(ExifTags.Base.Orientation)
-  # Pillow raises anything for EXIF that is damaged.
+  # Pillow raises many types for damaged EXIF.
   except Exception:  # pylint: disable=broad-exception-caught
     _say_once(
         'g4.data: an image has EXIF that cannot be read. Viewers show it as it'

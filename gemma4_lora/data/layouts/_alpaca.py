@@ -81,7 +81,7 @@ def _key(row: Any, given: str, *, default: str, name: str) -> str:
 
 
 def _prompt(row: Any, key: str) -> str:
-  """Returns what the user says: as LLaMA-Factory and ms-swift join the two."""
+  """Returns instruction and input, joined as in LLaMA-Factory and ms-swift."""
   instruction = _fields.get_text(row, key)
   name = next((x for x in _INPUTS if x in row), _INPUTS[0])
   given = _fields.get_optional(row, name)
@@ -93,7 +93,7 @@ def _prompt(row: Any, key: str) -> str:
 
 
 def _pairs(row: Any) -> list[list[Any]]:
-  """Returns the earlier turns: what the user and the model said in each."""
+  """Returns the earlier turns of user and model."""
   history = _fields.get_optional(row, _HISTORY)
   if isinstance(history, str) and history.strip():
     history = _fields.from_json(history, field=_HISTORY)

@@ -1,4 +1,4 @@
-"""Reads fields of a row, and says which one is wrong."""
+"""Reads fields of a row; errors name the field."""
 
 from collections.abc import Iterable
 from collections.abc import Mapping
@@ -94,7 +94,7 @@ def plain(value: Any) -> Any:
   Readers differ: TFDS gives bytes and arrays of objects, Parquet arrays of
   dicts. An array of numbers stays an array: it may be an image.
   """
-  if type(value) in _PLAIN:  # Most are; one look says so.
+  if type(value) in _PLAIN:  # Most values are.
     return value
   if isinstance(value, bytes):
     return value.decode('utf-8')
@@ -114,7 +114,7 @@ def plain(value: Any) -> Any:
 
 
 def is_nothing(value: Any) -> bool:
-  """Whether a field of a message has nothing: as datasets fill it in.
+  """Whether a field of a message is empty, as datasets fill it in.
 
   None, an empty text or list, and a dict of these.
   """
@@ -126,7 +126,7 @@ def is_nothing(value: Any) -> bool:
 def dicts(value: Any, *, field: str) -> list[dict[str, Any]]:
   """Returns a list of dicts, from one, or from a dict of lists, or from JSON.
 
-  TFDS and old Hugging Face datasets turn a list of dicts inside out.
+  TFDS and old Hugging Face datasets turn a list of dicts into a dict of lists.
 
   Raises:
     ValueError: It is none of these.
@@ -157,7 +157,7 @@ def dicts(value: Any, *, field: str) -> list[dict[str, Any]]:
 
 
 def from_json(value: str, *, field: str) -> Any:
-  """Returns what the text says.
+  """Returns the parsed text.
 
   Raises:
     ValueError: It is not JSON.
@@ -199,7 +199,7 @@ def put(element: Any, key: kd.kontext.Key, value: Any) -> None:
   kd.kontext.set_by_path(element, _path(key, kd.kontext.GlobPath), value)
 
 
-# To parse a key takes longer than to read what is there.
+# Parsing a key takes longer than reading the value.
 @functools.cache
 def _path(key: kd.kontext.Key, cls: Any = kd.kontext.Path) -> Any:
   return cls.from_str(key)

@@ -28,7 +28,7 @@ _NAMES = {
     'parametersJsonSchema': 'parameters',
     'parameters_json_schema': 'parameters',
 }
-# What a part may have beside what it says.
+# Other fields that a part may have.
 _BESIDE = ('thought', 'thoughtSignature', 'thought_signature', 'videoMetadata')
 
 
@@ -129,10 +129,10 @@ class Gemini(_message_list.MessageList):
 
 
 def _read(entry: dict[str, Any], *, field: str) -> tuple[str, Any, bool]:
-  """Returns what kind of part it is, what it has, and whether it is a thought.
+  """Returns the kind of a part, its value, and whether it is a thought.
 
   Raises:
-    ValueError: It is none that Gemma 4 can be given.
+    ValueError: Gemma 4 has no such part.
   """
   entry = _camel(entry)
   is_thought = bool(entry.get('thought'))
@@ -185,6 +185,6 @@ def _declarations(tools: Any) -> Any:
 
 
 def _camel(entry: dict[str, Any]) -> dict[str, Any]:
-  """Returns the fields that are there, by their names in JSON."""
+  """Returns the fields that are not None, by their names in JSON."""
   # Parquet gives each part all fields, most of them None.
   return {_NAMES.get(k, k): v for k, v in entry.items() if v is not None}

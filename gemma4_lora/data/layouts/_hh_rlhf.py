@@ -21,7 +21,7 @@ _ROLES = {'Human': 'user', 'Assistant': 'model'}
 class HhRlhf(_layout.Layout):
   r"""one text, `"\n\nHuman: Hello\n\nAssistant: Hi"`, at `in_messages`.
 
-  Space around what each side says is of the format, and taken away. The default
+  White space around each text belongs to the format and is removed. The default
   of `in_messages` is `chosen`. A prompt in a field of its own may end with
   `"\n\nAssistant:"`.
   """
@@ -45,7 +45,7 @@ class HhRlhf(_layout.Layout):
   def prompt(self, row: Any, key: kd.kontext.Key) -> list[Message]:
     messages = _messages(_fields.get_text(row, key), 'user', field=key)
     if messages and messages[-1].role == 'model' and not messages[-1].parts:
-      messages.pop()  # Where the answer goes.
+      messages.pop()  # The place of the answer.
     return messages
 
   def add_answer(

@@ -1,4 +1,4 @@
-"""What each layout says: how the fields of a row hold a conversation."""
+"""The interface of layouts: how the fields of a row hold a conversation."""
 
 import abc
 import dataclasses
@@ -20,13 +20,13 @@ Message = _conversation.Message
 class Layout(abc.ABC):
   """How a dataset lays out conversations in rows.
 
-  A subclass's docstring is what `g4.data.ChatTask` documents of it.
+  The docstring of `g4.data.ChatTask` includes those of the subclasses.
 
   Attributes:
     name: The value of `layout=`.
     in_messages: Default key of the messages; None if a conversation is a prompt
       and a response in fields of their own.
-    text_keys: Keys of those two, where the task does not name them.
+    text_keys: Keys of those two, if the task does not name them.
   """
 
   name: ClassVar[str]
@@ -80,7 +80,7 @@ class Layout(abc.ABC):
 
   @abc.abstractmethod
   def parse(self, row: Any, columns: Columns) -> Conversation:
-    """Returns the conversation, without what stands in fields of its own.
+    """Returns the conversation, without system text and tools of other fields.
 
     Raises:
       ValueError: A field does not hold what the layout wants.
@@ -91,13 +91,13 @@ class Layout(abc.ABC):
     """Returns the tools that a field declares.
 
     Raises:
-      ValueError: They are none.
+      ValueError: They are not tools.
     """
     return _tool_fields.parse_tools(value)
 
   @abc.abstractmethod
   def prompt(self, row: Any, key: kd.kontext.Key) -> list[Message]:
-    """Returns the messages of a prompt, of a row that has answers to it.
+    """Returns the messages of the prompt of a row with answers.
 
     Raises:
       ValueError: A field does not hold what the layout wants.
@@ -110,7 +110,7 @@ class Layout(abc.ABC):
   ) -> None:
     """Adds the messages of an answer to those of its prompt.
 
-    They may be a whole conversation, which says the prompt again.
+    They may be a whole conversation, which repeats the prompt.
 
     Args:
       row: The row.
@@ -126,11 +126,11 @@ class Layout(abc.ABC):
   def write(
       self, prompt: str | None, answer: str, *, num_images: int | None = None
   ) -> Any:
-    """Returns an answer as datasets hold it.
+    """Returns an answer in the dataset's form.
 
     Args:
       prompt: Goes before the answer if it is a chat; None for an answer alone.
-      answer: What the model says.
+      answer: The model's text.
       num_images: How many images go before the prompt. None for a dataset
         without images.
     """
@@ -142,7 +142,7 @@ def _with_system(
   """Returns the conversation after a system message.
 
   Raises:
-    ValueError: It has one already.
+    ValueError: It already has one.
   """
   if conversation.messages and conversation.messages[0].role == 'system':
     raise ValueError(

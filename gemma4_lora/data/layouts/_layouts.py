@@ -31,7 +31,7 @@ def by_name(name: str) -> _layout.Layout:
   """Returns the layout of `layout=`.
 
   Raises:
-    ValueError: There is none of that name.
+    ValueError: The name is unknown.
   """
   _choices.check_choice('layout', name, tuple(LAYOUTS))
   return LAYOUTS[name]

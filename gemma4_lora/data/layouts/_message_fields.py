@@ -1,4 +1,4 @@
-"""What a message says, by the names that datasets use for its fields."""
+"""Reads a message, by the names that datasets use for its fields."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,10 +7,9 @@ from gemma4_lora.data.conversations import _choices
 from gemma4_lora.data.conversations import _conversation
 from gemma4_lora.data.layouts import _fields
 
-# Where datasets keep what the model thought; the first two are those that
-# Hugging Face's template reads.
+# Fields of the model's thoughts; Hugging Face's template reads the first two.
 _THOUGHT_FIELDS = ('reasoning', 'reasoning_content', 'thinking')
-# Fields that are read with `inline_markup='parse'` alone.
+# Fields that are only read with `inline_markup='parse'`.
 _ALL_THOUGHT_FIELDS = (
     *_THOUGHT_FIELDS,
     'thought',
@@ -31,7 +30,7 @@ def role_of(
     item: The message, as the dataset has it.
     key: Its field of the role.
     roles: Our role of each name.
-    field: Where the message stands, for errors.
+    field: The message's place, for errors.
 
   Raises:
     ValueError: The role is missing or unknown.
@@ -57,7 +56,7 @@ def weight_of(item: dict[str, Any], *, field: str) -> float:
   False, or `masked` True.
 
   Raises:
-    ValueError: It is no number, or negative; or a switch is neither on nor off.
+    ValueError: It is not a number, or negative; or a switch is not a bool.
   """
   weight = item.get('weight')
   if weight is None:
@@ -88,7 +87,7 @@ def weight_of(item: dict[str, Any], *, field: str) -> float:
 def thoughts_of(
     item: dict[str, Any], *, role: str
 ) -> tuple[_conversation.Thought, ...]:
-  """Returns the thought that stands in a field of its own, if there is one.
+  """Returns the thought in its own field, if there is one.
 
   Raises:
     ValueError: It is not text; or two fields have different ones.
@@ -125,10 +124,10 @@ def _thought(value: Any, name: str) -> str:
 
 
 def content_of(item: dict[str, Any], key: str, *, field: str) -> Any:
-  """Returns what a message says: at `key`, or at OpenAI's `refusal`.
+  """Returns the content of a message: at `key`, or at OpenAI's `refusal`.
 
   Raises:
-    ValueError: It says both; or it has audio, which is not read.
+    ValueError: It has both; or it has audio, which is not read.
   """
   if not _fields.is_nothing(item.get('audio')):
     raise ValueError(

@@ -17,7 +17,7 @@ Columns = _columns.Columns
 Conversation = _conversation.Conversation
 Message = _conversation.Message
 
-# Where messages have the role, of which a list of them would have a list.
+# Fields of the role. A dict of lists has a list there.
 _ROLES = ('role', 'from')
 
 
@@ -35,7 +35,7 @@ class MessageList(_layout.Layout):
   def parse_message(
       self, item: dict[str, Any], *, field: str, before: list[Message]
   ) -> Message | None:
-    """Returns a message; None if it was added to the last of those before.
+    """Returns a message; None if it was added to the message before it.
 
     Raises:
       ValueError: It is malformed.
@@ -45,11 +45,11 @@ class MessageList(_layout.Layout):
   def message(
       self, name: str, text: str, *, num_images: int | None = None
   ) -> dict[str, Any]:
-    """Returns a message as datasets hold it.
+    """Returns a message in the dataset's form.
 
     Args:
       name: One of `roles`.
-      text: What is said.
+      text: The text.
       num_images: How many images go before it. None for a dataset without
         images.
     """

@@ -117,7 +117,7 @@ class Responses(_message_list.MessageList):
   def _add(
       self, item: dict[str, Any], *, field: str, before: list[Message]
   ) -> None:
-    """Adds an item: what the model thinks, says and calls is one message."""
+    """Adds an item: thoughts, text and calls of the model are one message."""
     # Parquet gives each item all fields, most of them None.
     item = {k: v for k, v in item.items() if v is not None}
     message = self.parse_message(item, field=field, before=before)
@@ -137,10 +137,10 @@ class Responses(_message_list.MessageList):
 
 
 def _continues(last: Message, message: Message) -> bool:
-  """Whether an item goes on with the message of the model before it."""
+  """Whether an item belongs to the model's message before it."""
   if last.role != 'model' or message.role != 'model' or last.responses:
     return False
-  # Calls may follow what is said, and thoughts come before it.
+  # Calls may follow the text, and thoughts come before it.
   return bool(message.calls) or not _said(last) and not last.calls
 
 

@@ -38,7 +38,7 @@ def parse_call(call: Any, *, field: str) -> _conversation.ToolCall:
     ValueError: It has no name, or its arguments are no dict.
   """
   outer = call if isinstance(call, dict) else {}
-  # Where rows differ, datasets fill in None.
+  # Datasets fill in None for fields of other rows.
   function = outer if outer.get('function') is None else outer['function']
   function = function if isinstance(function, dict) else {}
   name = function.get('name')
@@ -93,7 +93,7 @@ def calls_of(
 def responses_of(
     item: dict[str, Any], *, field: str
 ) -> tuple[_conversation.ToolResponse, ...]:
-  """Returns the answers that stand in the message that called the tools.
+  """Returns the answers in the message that called the tools.
 
   Raises:
     ValueError: One is none.
@@ -130,17 +130,17 @@ def add_response(
 ) -> None:
   """Adds a tool's answer to the message that called it, the last before.
 
-  Which of its calls it answers is found when the whole conversation is known.
+  The call that it answers is found later, from the whole conversation.
 
   Args:
     item: The answer, as the dataset has it.
-    content: What it says.
-    field: Where it stands, for errors.
+    content: Its content.
+    field: Its place, for errors.
     before: The messages before.
     of: See `ToolResponse.field`.
 
   Raises:
-    ValueError: That message is not the model's; or the answer is not there.
+    ValueError: That message is not the model's; or the answer is missing.
   """
   if not before or before[-1].role != _conversation.MODEL:
     raise ValueError(
@@ -213,7 +213,7 @@ def _entries(value: Any, *, field: str) -> list[Any]:
 def _split_parts(content: Any) -> tuple[Any, int]:
   """Returns the text of a list of parts, and how many images it has.
 
-  Anything else is what the tool answered, as it is.
+  Any other value is the tool's answer, unchanged.
   """
   kinds = ('text', 'image', 'image_url')
   if not isinstance(content, list) or not all(

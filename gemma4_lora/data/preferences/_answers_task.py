@@ -1,4 +1,4 @@
-"""What tasks of judged answers have in common: prompts, answers and images."""
+"""Base of tasks of judged answers: prompts, answers and images."""
 
 import abc
 import dataclasses
@@ -88,7 +88,8 @@ class AnswersTask(_row_task.ConversationTask, grain.MapTransform):
     """Returns the conversation that ends with the answer at a key.
 
     Raises:
-      ValueError: An answer that is none, or one to another prompt.
+      ValueError: An answer has no text of the model, or belongs to another
+        prompt.
       KeyError: A field is missing.
     """
     self._check_is_no_dialogue(element, key)
@@ -109,7 +110,7 @@ class AnswersTask(_row_task.ConversationTask, grain.MapTransform):
     """Returns the arrays of conversations with one prompt, and its images.
 
     Returns:
-      `[N L]` for each of `N` conversations, and what else goes into the example.
+      `[N L]` for each of `N` conversations, and further fields of the example.
 
     Raises:
       ValueError: One cannot be trained on.
@@ -149,7 +150,7 @@ class AnswersTask(_row_task.ConversationTask, grain.MapTransform):
     return self._layout.prompt(element, self.in_prompt)
 
   def _check_is_no_dialogue(self, element: Any, key: kd.kontext.Key) -> None:
-    """Raises for a text that is a whole dialogue, which would be trained as it is."""
+    """Raises for a text that is a whole dialogue, which would not be parsed."""
     is_read = isinstance(self._layout, _hh_rlhf.HhRlhf)
     if not is_read and _hh_rlhf.is_dialogue(_fields.get(element, key)):
       raise ValueError(
@@ -208,8 +209,8 @@ class AnswersTask(_row_task.ConversationTask, grain.MapTransform):
   @property
   @abc.abstractmethod
   def _in_answers(self) -> tuple[str, ...]:
-    """Keys of the answers, and of what is said about them."""
+    """Keys of the answers and of their labels."""
 
 
-# What `ChatTask` calls them.
+# Their names in `ChatTask`.
 _ARRAYS = ('input', 'target', 'loss_mask')

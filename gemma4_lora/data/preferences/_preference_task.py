@@ -1,4 +1,4 @@
-"""Pairs of answers, of which one is preferred, to tokens and masks."""
+"""Pairs of a preferred and a rejected answer, to tokens and masks."""
 
 import dataclasses
 from typing import Any
@@ -25,16 +25,16 @@ class PreferenceTask(_answers_task.AnswersTask):
   }
   ```
 
-  These are what `g4.losses.DpoLoss` and `gm.losses.DpoLoss` take. The mask is on
-  the last turn of the model.
+  `g4.losses.DpoLoss` and `gm.losses.DpoLoss` take these. The mask is on the
+  last turn of the model.
 
   Layouts are those of `ChatTask`. A prompt is a text or a list of messages, at
   `in_prompt`. An answer is a text, a message, a list of messages, or a whole
   conversation that begins with the prompt. With `in_prompt=None` both answers
   are whole conversations.
 
-  A prompt that a row says several times is taken once. The copies may differ in
-  white space, in fields that are None, in ids of calls, in lists of parts, and in
+  A prompt that a row repeats is taken once. The copies may differ in white
+  space, in fields that are None, in ids of calls, in lists of parts, and in
   whether the system message is among them. A row whose answers have different
   prompts is malformed.
 
@@ -78,7 +78,7 @@ class PreferenceTask(_answers_task.AnswersTask):
     """Returns the output fields of an example.
 
     Raises:
-      ValueError: It is no pair to learn from.
+      ValueError: It is not a pair that can be trained on.
       KeyError: It lacks a field.
     """
     chosen, rejected = (self.answered(element, x) for x in self._in_answers)

@@ -1,1 +1,1 @@
-"""What a config's data are: counts and pictures, for people."""
+"""Reports on a config's data: counts and examples."""

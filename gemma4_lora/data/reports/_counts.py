@@ -12,13 +12,13 @@ from gemma4_lora.data import _row_task
 from gemma4_lora.data import _text_task
 from gemma4_lora.data.reports import _parts
 
-# Nothing is longer: the length of a row that is cut is looked for up to it.
+# The limit up to which the length of a cut row is searched.
 _LONGEST = 1 << 22
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class Counts:
-  """What was counted of one part of a dataset.
+  """Counts of one part of a dataset.
 
   Attributes:
     num_rows: How many rows it has.
@@ -56,7 +56,7 @@ def count(part: _parts.Part, *, most: int | None, num_shown: int) -> Counts:
   """
   rows = part.rows()
   number = len(part.source)
-  # All are let pass: they are counted here.
+  # No limit: they are counted here.
   task = dataclasses.replace(part.task, max_malformed=number + 1)
   counter = _malformed.Counter(
       name=type(task).__name__, limit=number + 1, num_examples=num_shown

@@ -20,9 +20,9 @@ class Part:
   """Rows of one source, and the task that makes examples of them.
 
   Attributes:
-    name: Where in the config, as `train_ds.datasets[0]`.
-    kind: What has the rows, as `Files`.
-    source: What has the rows.
+    name: Its place in the config, as `train_ds.datasets[0]`.
+    kind: Class of the source, as `Files`.
+    source: The source of the rows.
     before: Transforms of rows before the task.
     task: The task.
     is_packed: Whether examples are packed.
@@ -50,7 +50,7 @@ def parts_of(
 
   Args:
     ds: A dataset of Kauldron.
-    name: Where in the config it is.
+    name: Its place in the config.
     after: Transforms that follow those of the dataset.
 
   Raises:

@@ -35,12 +35,12 @@ def run(
     show_malformed: Whether to show malformed rows, and no others.
 
   Returns:
-    Whether training would take the rows that were read.
+    Whether training would accept the rows that were read.
 
   Raises:
     ValueError: There is no such dataset, or it cannot be read.
   """
-  # A row may have what a terminal cannot print.
+  # A row may have characters that a terminal cannot print.
   reconfigure = getattr(sys.stdout, 'reconfigure', None)
   if reconfigure is not None:
     reconfigure(errors='backslashreplace')
@@ -121,7 +121,7 @@ def _lines(part: _parts.Part, counts: _counts.Counts) -> Iterator[str]:
 
 
 def _filled(part: _parts.Part, lengths: np.ndarray) -> str:
-  """Says how much of the batches is no padding."""
+  """Returns how much of the batches is not padding."""
   task: Any = part.task
   # The last token of a sequence is a target only.
   sizes = np.minimum(lengths - 1, task.max_length)
@@ -153,7 +153,7 @@ def _malformed_lines(counts: _counts.Counts) -> Iterator[str]:
 
 
 def _pictures(part: _parts.Part, counts: _counts.Counts) -> Iterator[str]:
-  """Yields what `g4.data.show` prints of each example."""
+  """Yields the output of `g4.data.show` for each example."""
   task: Any = part.task
   tokenizer = getattr(task, 'tokenizer', None)
   for example in counts.examples:

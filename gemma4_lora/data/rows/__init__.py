@@ -1,1 +1,1 @@
-"""Dataset rows as they come: shown in messages, and what damages them."""
+"""Raw dataset rows: shortened for messages, without nulls of datasets."""

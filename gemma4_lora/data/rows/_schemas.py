@@ -1,4 +1,4 @@
-"""JSON schemas of tools, and the nulls that datasets put where nothing was.
+"""JSON schemas of tools, and the nulls that datasets fill in.
 
 Arrow has one type for all rows of a column. Hugging Face's `datasets` and Parquet
 therefore give every struct the fields of all the others, as None.
@@ -47,7 +47,7 @@ def parameters(value: Any, *, field: str) -> dict[str, Any]:
 
 
 def cleaned(schema: Any, *, field: str) -> dict[str, Any]:
-  """Returns a schema without nulls that say nothing.
+  """Returns a schema without nulls that have no meaning.
 
   Raises:
     ValueError: It is no schema.
@@ -78,7 +78,7 @@ def without_nulls(value: Any, schema: Any, root: Any) -> Any:
 
   Args:
     value: Arguments of a call, or a part of them.
-    schema: Its schema; None where all nulls go.
+    schema: Its schema; None to drop all nulls.
     root: The whole schema, which `$ref` refers to.
   """
   if isinstance(value, dict):
@@ -89,7 +89,7 @@ def without_nulls(value: Any, schema: Any, root: Any) -> Any:
         if v is not None or allows_null(inner, root)
     }
   if isinstance(value, list):
-    # An entry of a list is no field that another row has.
+    # An entry of a list is not a field of another row.
     inner = _items(schema, root)
     return [without_nulls(v, inner, root) for v in value]
   return value
@@ -117,7 +117,7 @@ def allows_null(schema: Any, root: Any) -> bool:
 
 
 def _branches(schema: Any, root: Any, depth: int = 8) -> Iterator[dict]:
-  """Yields a schema and all that it may be instead."""
+  """Yields a schema and its alternatives."""
   if not isinstance(schema, dict) or not depth:
     return
   yield schema
@@ -180,7 +180,7 @@ def _is_flat(value: dict[str, Any]) -> bool:
 
 
 def _from_flat(value: dict[str, Any], *, field: str) -> dict[str, Any]:
-  """Returns the schema of parameters that stand there by name alone."""
+  """Returns the schema of parameters that are given by name only."""
   properties, required = {}, []
   for name, parameter in value.items():
     kind, is_optional = _kind(
@@ -195,7 +195,7 @@ def _from_flat(value: dict[str, Any], *, field: str) -> dict[str, Any]:
 
 
 def _kind(kind: Any, *, field: str) -> tuple[dict[str, Any], bool]:
-  """Returns the schema of a type as Python writes it, and if it is optional."""
+  """Returns the schema of a Python type name, and whether it is optional."""
   if isinstance(kind, list) or kind in _TYPES:
     return {'type': kind}, False
   name, *rest = str(kind).split(',')

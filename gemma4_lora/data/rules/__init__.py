@@ -1,1 +1,1 @@
-"""What a conversation must be to be trained on, whatever its layout."""
+"""Rules for conversations of any layout, before they are trained on."""

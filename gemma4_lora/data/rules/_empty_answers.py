@@ -1,4 +1,4 @@
-"""Answers that say nothing: a turn of them would train the model to be silent."""
+"""Refuses empty answers, which would train the model to be silent."""
 
 from gemma4_lora.data.conversations import _conversation
 
@@ -6,9 +6,9 @@ CHOICES = ('refuse', 'train')
 
 
 def check(conversation: _conversation.Conversation, *, thinking: str) -> None:
-  """Raises for a message of the model that says nothing.
+  """Raises for an empty message of the model.
 
-  Thoughts count if they are trained: by `thinking` some are left out or masked.
+  Thoughts count if they are trained; `thinking` leaves some out or masks them.
 
   Raises:
     ValueError: There is one.

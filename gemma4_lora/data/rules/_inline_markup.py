@@ -1,4 +1,4 @@
-"""Thoughts and calls that a dataset writes in texts, in the tags of others.
+"""Thoughts and calls that a dataset has in texts, in tags of other models.
 
 `<think>...</think>` of R1 and Qwen, `<tool_call>{...}</tool_call>` and
 `<tool_response>...</tool_response>` of Hermes, Gemma's own `<|channel>thought`.
@@ -35,11 +35,11 @@ def read(conversation: Conversation, *, policy: str) -> Conversation:
   """Returns the conversation with thoughts and calls read from texts.
 
   Args:
-    conversation: What a layout read.
+    conversation: The output of a layout.
     policy: `'refuse'`, `'parse'` or `'text'`, see `ChatTask`.
 
   Raises:
-    ValueError: There are some, and the policy refuses them; or they are broken.
+    ValueError: There is markup and the policy refuses it; or it is broken.
   """
   marked = [
       (i, found)
@@ -61,7 +61,7 @@ def read(conversation: Conversation, *, policy: str) -> Conversation:
 
 
 def _found(message: Message) -> str:
-  """Returns what markup a message has, in words; `''` for none."""
+  """Returns a description of a message's markup; `''` if there is none."""
   if message.role != _conversation.MODEL:
     return ''
   for part in message.parts:
@@ -113,7 +113,7 @@ class _Reader:
     self.calls: list[ToolCall] = []
 
   def read(self, part: Text, *, is_first: bool) -> None:
-    """Adds what a text says."""
+    """Adds the content of a text."""
     tags = list(_TAG.finditer(part.text))
     if not tags:
       self._say(part.text, part)
@@ -125,7 +125,7 @@ class _Reader:
       tags = tags[1:]
     else:
       begin = 0
-    end = ''  # The tag that the text up to the next one waits for.
+    end = ''  # The tag that must close the current one.
     for tag in tags:
       if end and tag[0] != end:
         continue  # In a thought, or in JSON.
@@ -188,7 +188,7 @@ def _answers(answer: ToolResponse, message: Message) -> Iterator[ToolResponse]:
 
 
 def _answer(answer: ToolResponse, text: str) -> ToolResponse:
-  """Returns what stands between the tags: Hermes' dict, or a text."""
+  """Returns the content between the tags: Hermes' dict, or a text."""
   try:
     value = _fields.from_json(text, field='<tool_response>')
   except ValueError:
@@ -202,7 +202,7 @@ def _answer(answer: ToolResponse, text: str) -> ToolResponse:
 
 
 def _one_thought(parts: list[Part], field: str) -> tuple[Part, ...]:
-  """Returns the parts without a thought that stands there twice."""
+  """Returns the parts without a repeated thought."""
   kept: list[Part] = []
   for part in parts:
     if isinstance(part, Thought) and not part.is_inline:

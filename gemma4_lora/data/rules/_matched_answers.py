@@ -1,7 +1,7 @@
-"""Calls of tools and their answers: which answers which, and that all do.
+"""Matches tool calls and their answers, and checks that all match.
 
-Google's template writes answers behind the calls, by the calls' names; servers
-run all calls before the model goes on.
+Google's template writes answers after the calls, under the calls' names;
+servers run all calls before the model continues.
 """
 
 import dataclasses
@@ -14,12 +14,13 @@ ToolResponse = _conversation.ToolResponse
 
 
 def matched(conversation: Conversation) -> Conversation:
-  """Returns the conversation with the name of the tool at each answer.
+  """Returns the conversation with the tool's name at each answer.
 
-  An answer with an id answers the call of that id, whatever its name, as in
-  Google's template; one with a name alone the first call of that name that has no
-  answer yet; any other the first call that has none. Each call has one answer. The calls of the last message may have none:
-  they are what the model is to say.
+  An answer with an id belongs to the call of that id, for any name, as in
+  Google's template. An answer with only a name belongs to the first call of
+  that name without an answer; any other answer to the first call without one.
+  Each call has one answer. Calls of the last message may have none: the model
+  is trained to make them.
 
   Raises:
     ValueError: Calls and answers do not match.
@@ -71,7 +72,7 @@ def _matched(
 def _answered(
     answer: ToolResponse, message: Message, waiting: list[int]
 ) -> int:
-  """Returns which call is answered."""
+  """Returns the call that is answered."""
   field, calls = message.field, message.calls
   if answer.call_id:
     by_id = {str(c.id): i for i, c in enumerate(calls) if c.id}

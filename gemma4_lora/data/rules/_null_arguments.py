@@ -1,4 +1,4 @@
-"""Nulls in arguments and answers: values, or what a dataset filled in."""
+"""Nulls in arguments and answers: values, or filled in by a dataset."""
 
 import dataclasses
 from typing import Any
@@ -12,14 +12,15 @@ CHOICES = ('schema', 'keep', 'drop')
 
 
 def dropped(conversation: Conversation, *, policy: str) -> Conversation:
-  """Returns the conversation without nulls that are no values.
+  """Returns the conversation without nulls that are not values.
 
   Args:
     conversation: Its calls have arguments, its tools the schemas.
-    policy: `'schema'`: what the schema of a declared tool does not allow is
-      dropped, unless the arguments are JSON in a text, in which nothing is filled
-      in. A tool that is not declared allows all, and so does one that does not
-      declare its answer. `'keep'`: nothing is dropped; `'drop'`: all nulls are.
+    policy: `'schema'`: nulls that the schema of a declared tool does not allow
+      are dropped, unless the arguments are JSON in a text, where nothing is
+      filled in. A tool that is not declared allows all nulls; so does an answer
+      that is not declared. `'keep'`: nothing is dropped; `'drop'`: all nulls
+      are.
   """
   if policy == 'keep' or not any(map(_has_null, conversation.messages)):
     return conversation

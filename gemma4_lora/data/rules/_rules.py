@@ -15,12 +15,12 @@ Conversation = _conversation.Conversation
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rules:
-  """What a conversation must be; see `ChatTask` for the policies.
+  """The rules for conversations; see `ChatTask` for the policies.
 
   Attributes:
     empty_answers: Whether the model may say nothing.
-    inline_markup: What becomes of thoughts and calls that stand in texts.
-    null_arguments: What becomes of nulls in arguments of tools.
+    inline_markup: How thoughts and calls in texts are treated.
+    null_arguments: How nulls in tool arguments are treated.
     allowed_tags: Names of control tokens that texts may have.
   """
 
@@ -42,11 +42,11 @@ class Rules:
   def applied(
       self, conversation: Conversation, *, thinking: str
   ) -> Conversation:
-    """Returns the conversation as it is rendered.
+    """Returns the conversation to render.
 
     Args:
-      conversation: What a layout read.
-      thinking: What becomes of thoughts, see `ChatTask`.
+      conversation: The output of a layout.
+      thinking: How thoughts are treated, see `ChatTask`.
 
     Raises:
       ValueError: It breaks a rule.

@@ -1,4 +1,4 @@
-"""What a file of rows is, by its first bytes, and how it is decompressed."""
+"""Detects a file's format by its first bytes, and decompresses it."""
 
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -27,7 +27,7 @@ _OTHERS = {
     b'PK\x03\x04': 'zip',
     b'\x04"M\x18': 'lz4',
 }
-# As much as `zstd --long=31` needs.
+# The window of `zstd --long=31`.
 _MAX_WINDOW_BYTES = 1 << 31
 
 
@@ -39,7 +39,7 @@ def kind(path: epath.Path, *, who: str) -> str | None:
     who: What asks, for messages.
 
   Raises:
-    ValueError: It is something else, as a web page.
+    ValueError: It has another format, such as a web page.
   """
   _regular.check(path, who=who)
   with _storage_errors.explained(path, who=who), path.open('rb') as file:
@@ -93,7 +93,7 @@ def _decompressed(
       yield decoder.decompress(piece)
       piece = b''
       if decoder.eof:
-        # Tapes and some tools fill up with zeros.
+        # Tapes and some tools pad with zeros.
         piece, decoder = decoder.unused_data.lstrip(b'\0'), None
   if decoder is not None:
     raise EOFError('it ends in the middle')

@@ -67,14 +67,14 @@ class Files(kd.data.py.DataSourceBase):
   )
   ```
 
-  A file's first bytes say what it is: lines, lines compressed by gzip or zstd, or
-  Parquet. Nothing is loaded into memory: files are mapped, and those that are
-  compressed or in a bucket are written to `$TMPDIR` first, once for all worker
-  processes, for as long as the dataset lives. A process that is killed leaves its
-  copies there.
+  The format is read from a file's first bytes: lines, lines compressed by gzip
+  or zstd, or Parquet. Files are mapped, not loaded into memory. Files that are
+  compressed or in a bucket are first written to `$TMPDIR`, once for all worker
+  processes, and deleted with the dataset. A killed process leaves its copies
+  there.
 
-  A line that is no JSON object is a malformed row for the task, such as
-  `ChatTask`: it passes by the transforms before that.
+  A line that is not a JSON object is a malformed row for the task, such as
+  `ChatTask`; transforms before the task do not see it.
 
   Attributes:
     path: The file's path, here or in a bucket; a pattern, whose files are in the
@@ -99,12 +99,12 @@ class Files(kd.data.py.DataSourceBase):
     return _FilesSource(path=self.path)
 
 
-# Its name in earlier configs, when it read nothing else.
+# Its name in earlier configs, when it only read JSONL.
 Jsonl = Files
 
 
 def _opened(path: epath.Path) -> Any:
-  """Returns the rows of a file, as its first bytes say."""
+  """Returns the rows of a file, in the format of its first bytes."""
   kind = _compression.kind(path, who=_WHO)
   if kind == _compression.PARQUET:
     _parquet_rows.check_installed(path, who=_WHO)

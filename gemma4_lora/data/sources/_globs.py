@@ -1,4 +1,4 @@
-"""Which files a user means: one, a list of them, or patterns."""
+"""Finds the files of a path, of a list, or of patterns."""
 
 from collections.abc import Sequence
 import glob

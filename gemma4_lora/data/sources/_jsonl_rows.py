@@ -18,7 +18,7 @@ _BLANK = np.frombuffer(b' \t\r\n', np.uint8)
 
 
 class JsonlRows:
-  """Rows of a JSONL file; empty lines are none.
+  """Rows of a JSONL file; empty lines are not rows.
 
   The file is mapped: its pages are shared with other processes.
 
@@ -55,14 +55,14 @@ class JsonlRows:
     except RecursionError:
       return self._broken(index, 'The line is nested too deep', '', line)
     if not isinstance(row, dict):
-      # None, which grain would leave out unseen, too.
+      # Also None, which grain would leave out without a message.
       return self._broken(index, 'The line is no JSON object', '', line)
     return row
 
   def place(self, index: int) -> str:
-    """Returns where a row stands, for messages."""
+    """Returns the place of a row, for messages."""
     _, _, blank = self._lines
-    # Before it are as many rows as `index` says, and empty lines.
+    # Before it are `index` rows, and empty lines.
     number = index + 1 + int(np.searchsorted(blank, index, side='right'))
     return f'line {number} of {os.fspath(self._path)}'
 
@@ -73,7 +73,7 @@ class JsonlRows:
   def _broken(
       self, index: int, what: str, why: str, line: bytes
   ) -> _fields.Broken:
-    # Reasons are counted by what is before the colon.
+    # Reasons are counted by the text before the colon.
     text = repr(line[:200])
     return _fields.Broken(f'{what}: {self.place(index)}{why}: {text:.200}')
 

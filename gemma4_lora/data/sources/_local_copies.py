@@ -20,7 +20,7 @@ _PIECE_BYTES = 1 << 20
 
 
 class LocalCopy:
-  """A temporary file, which goes with the object that made it.
+  """A temporary file, deleted with the object that made it.
 
   A copy of the object in another process reads the same file, and makes one of
   its own if it is gone.
@@ -65,7 +65,7 @@ def write_pieces(
   Args:
     data: The pieces.
     path: The file.
-    source: What they are read from, for messages.
+    source: Their source, for messages.
 
   Raises:
     OSError: The disk is full. The message says how to use another.
@@ -84,7 +84,7 @@ def write_pieces(
 
 
 def pieces(path: epath.Path, *, who: str) -> Iterator[bytes]:
-  """Yields what a file holds, from a disk or a bucket."""
+  """Yields the content of a file, on a disk or in a bucket."""
   with _storage_errors.explained(path, who=who):
     with path.open('rb') as file:
       while piece := file.read(_PIECE_BYTES):

@@ -1,8 +1,8 @@
 """Where a dataset row came from: its index, file and line, for errors.
 
-A row is a plain dict, which transforms and grain's workers take as it is: it has
-no room for its origin. So each thread remembers the row that it read last, which
-is the one that its transforms then see.
+A row is a plain dict for transforms and grain's workers, without a field for
+its origin. So each thread remembers the row that it read last; its transforms
+get that row next.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ _LAST = threading.local()
 
 
 def note(row: Any, *, index: int, place: Callable[[], str]) -> None:
-  """Remembers where a row was read.
+  """Remembers the origin of a row.
 
   Args:
     row: The row, as the source returns it.
@@ -24,7 +24,7 @@ def note(row: Any, *, index: int, place: Callable[[], str]) -> None:
 
 
 def moved[T](row: Any, new: T) -> T:
-  """Returns what was made of a row, whose origin it has from now on."""
+  """Gives a transformed row the origin of its input, and returns it."""
   read, index, place = getattr(_LAST, 'read', (None, 0, str))
   if row is read and row is not None:
     note(new, index=index, place=place)
@@ -34,8 +34,8 @@ def moved[T](row: Any, new: T) -> T:
 def of(row: Any) -> str | None:
   """Returns `'row 2, line 3 of rows.jsonl'`; None if that is not known.
 
-  It is known for the very object that this thread read last, and for what
-  transforms before a task made of it, not for a copy.
+  It is known for the object that this thread read last, and for results of
+  transforms before a task, but not for a copy.
   """
   read, index, place = getattr(_LAST, 'read', (None, 0, str))
   if row is None or row is not read:

@@ -1,7 +1,7 @@
 """Rows of a Parquet file.
 
-Parquet is read by groups of rows, which are slow to read one row of. It is
-decoded once into a temporary file of Arrow's, which is mapped.
+Parquet is read by groups of rows, so reading one row is slow. The file is
+decoded once into a temporary Arrow file, which is mapped.
 """
 
 import functools
@@ -17,11 +17,11 @@ from gemma4_lora import host
 from gemma4_lora.data.layouts import _fields
 from gemma4_lora.data.sources import _local_copies
 
-with epy.lazy_imports():  # Most datasets need none of it.
+with epy.lazy_imports():  # Most datasets do not need it.
   import pyarrow as pa
   from pyarrow import parquet
 
-# Rows that are decoded at a time, and found by one step.
+# Rows that are decoded at a time.
 _BATCH_ROWS = 1024
 
 
@@ -58,7 +58,7 @@ class ParquetRows:
       )
 
   def place(self, index: int) -> str:
-    """Returns where a row stands, for messages."""
+    """Returns the place of a row, for messages."""
     return f'row {index} of {os.fspath(self._path)}'
 
   def __getstate__(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class ParquetRows:
 
 
 def check_installed(path: epath.Path, *, who: str) -> None:
-  """Raises ModuleNotFoundError, which says what to install for Parquet."""
+  """Raises ModuleNotFoundError with the package to install for Parquet."""
   try:
     importlib.import_module('pyarrow.parquet')
   except ImportError as e:
@@ -87,7 +87,7 @@ def check_installed(path: epath.Path, *, who: str) -> None:
 
 
 def _decode(path: epath.Path, target: str, *, who: str) -> None:
-  """Writes a Parquet file as a file of Arrow's."""
+  """Writes a Parquet file as an Arrow file."""
   check_installed(path, who=who)
   copy = None
   if not host.is_local(path):
@@ -98,7 +98,7 @@ def _decode(path: epath.Path, target: str, *, who: str) -> None:
   try:
     with parquet.ParquetFile(
         local,
-        page_checksum_verification=True,  # Where the file has checksums.
+        page_checksum_verification=True,  # If the file has checksums.
     ) as file:
       schema = _without_dictionaries(file.schema_arrow)
       with pa.ipc.new_file(target, schema) as sink:
@@ -106,7 +106,7 @@ def _decode(path: epath.Path, target: str, *, who: str) -> None:
           sink.write_batch(batch.cast(schema))
   except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
     if isinstance(e, OSError) and e.errno is not None:
-      raise  # The disk's error: Arrow's have no number.
+      raise  # An error of the disk; Arrow's errors have no number.
     line = ' '.join(str(e).split())
     raise ValueError(
         f'{who}: {os.fspath(path)} is no whole Parquet file ({line}). Download'

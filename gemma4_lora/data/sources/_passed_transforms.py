@@ -1,8 +1,8 @@
-"""Transforms that stand before a task, and rows that could not be read.
+"""Transforms before a task, which skip rows that could not be read.
 
-Such a row is malformed, which the task counts. A transform before it would raise,
-as it finds no field, and end the run: so the row passes by it. And what a transform
-gives has the origin of what it was given.
+The task counts such a row as malformed. A transform before the task would not
+find its fields, raise, and end the run; so it is skipped for such rows. The
+output of a transform has the origin of its input.
 """
 
 from collections.abc import Iterable
@@ -16,14 +16,14 @@ from gemma4_lora.data.sources import _origins
 
 
 def before_task(transforms: Iterable[Any]) -> list[Any]:
-  """Returns the transforms, which rows that could not be read pass by.
+  """Returns the transforms, each skipped for rows that could not be read.
 
   Args:
     transforms: Transforms of a dataset, of grain or Kauldron. Without a task of
       `g4.data`, which would count such rows, they stay as they are.
   """
   transforms = list(transforms)
-  # By what it has: tasks are in a room above.
+  # Recognised by its attributes: tasks are in a room above.
   tasks = [i for i, x in enumerate(transforms) if hasattr(type(x), 'malformed')]
   if not tasks:
     return transforms
@@ -31,7 +31,7 @@ def before_task(transforms: Iterable[Any]) -> list[Any]:
 
 
 def passed(transform: Any) -> Any:
-  """Returns a transform that rows that could not be read pass by."""
+  """Returns a transform that is skipped for rows that could not be read."""
   if isinstance(transform, grain.FilterTransform | kd.data.FilterTransform):
     return _Filter(transform)
   if isinstance(transform, grain.RandomMapTransform):

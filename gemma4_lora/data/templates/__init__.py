@@ -1,1 +1,1 @@
-"""Whose turns a conversation is written in: dialog's, Google's, a file's."""
+"""Chat templates: dialog's and Google's."""

@@ -11,7 +11,7 @@ Message = _conversation.Message
 
 
 class Dialog:
-  """Renders one conversation. Texts go in as they are."""
+  """Renders one conversation. Texts are not changed."""
 
   def __init__(
       self, conversation: _conversation.Conversation, style: _style.Style
@@ -32,14 +32,14 @@ class Dialog:
         self._turns.open(i)
       self._say(i)
       if following is None and message.calls and not message.responses:
-        # As `as_text()` of prompts, not of training: there samplers stop.
+        # As `as_text()` renders prompts: samplers stop there.
         self._turns.add(_dialog_tools.RESPONSE_OPEN, self._turns.weight(i))
       elif following is None or following.role != message.role:
         self._turns.add('<turn|>', self._turns.weight(i))
     return self._turns.rendered()
 
   def _say(self, i: int) -> None:
-    """Adds what a message says."""
+    """Adds the content of a message."""
     message, turns = self._messages[i], self._turns
     weight = turns.weight(i)
     is_first_system = i == 0 and message.role == 'system'
@@ -69,7 +69,7 @@ class Dialog:
 def _with_system(
     conversation: _conversation.Conversation, style: _style.Style
 ) -> tuple[Message, ...]:
-  """Returns the messages, with a system one where something must go there."""
+  """Returns the messages, with a system message if one is needed."""
   messages = conversation.messages
   if not conversation.tools and not style.enable_thinking:
     return messages

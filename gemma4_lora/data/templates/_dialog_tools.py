@@ -1,6 +1,6 @@
 """Tools in Gemma 4's own notation, as `dialog` writes it.
 
-`dialog.Tool` itself is of no use with mcp 2, which pip installs beside it: it
+`dialog.Tool` itself does not work with mcp 2, which pip installs with it: it
 then writes `input_schema` and types in lower case, and `dialog.ToolResponse`
 raises. (dialog 1.1.0, mcp 2.3.0.)
 """

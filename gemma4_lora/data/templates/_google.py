@@ -1,7 +1,7 @@
 """Renders as Google's chat template does, which servers read from the model.
 
-Its revisions are in `_templates`. This is our own code, held to the real file by
-texts that it rendered: see `tests/lib/template_reference.py`.
+Its revisions are in `_templates`. This is our own code, tested against texts
+that the real file rendered: see `tests/lib/template_reference.py`.
 """
 
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ class Google:
     return self._turns.rendered()
 
   def _system(self, message: _conversation.Message | None) -> None:
-    """Adds the first turn: whether to think, the system text, and tools."""
+    """Adds the first turn: the thinking switch, the system text, and tools."""
     turns = self._turns
     turns.add('<|turn>system\n')
     if self._style.enable_thinking:
@@ -82,7 +82,7 @@ class Google:
     self._close(i, has_content=any(x.text.strip() for x in content))
 
   def _begins_thought(self, previous: _conversation.Message | None) -> bool:
-    """Whether servers begin the thought that follows, behind a tool's answer."""
+    """Whether servers begin the next thought, after a tool's answer."""
     return (
         self._revision.continues_with_thought
         and self._style.enable_thinking
@@ -91,7 +91,7 @@ class Google:
     )
 
   def _begun(self, thought: Span) -> list[Span]:
-    """Returns a thought whose begin is the prompt's."""
+    """Returns a thought whose opening tag is in the prompt."""
     rest = thought.text.removeprefix(_thoughts.OPEN)
     return [Span(_thoughts.OPEN), Span(rest, thought.weight)]
 
@@ -113,7 +113,7 @@ class Google:
     return spans
 
   def _call(self, i: int) -> None:
-    """Adds the calls of tools, and what the tools answered."""
+    """Adds tool calls and the answers of the tools."""
     message, turns = self._messages[i], self._turns
     for call in message.calls:
       turns.add(_google_tools.call(call, self._revision), turns.weight(i))
@@ -141,7 +141,7 @@ class Google:
     if not silent:
       self._end(weight)
     elif not is_last:
-      self._end()  # The model said nothing behind the tool's answer.
+      self._end()  # The model said nothing after the tool's answer.
 
   def _end(self, weight: float = 0.0) -> None:
     self._turns.add('<turn|>', weight)

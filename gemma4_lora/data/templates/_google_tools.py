@@ -1,8 +1,8 @@
 """Tools as Google's chat template writes them, its oddities included.
 
-A schema is what the template makes of it, brace for brace: models were trained
-with that, and servers write it. So `{}` is not closed where a type is missing,
-and a list of types is a Python list in upper case.
+Schemas are written exactly as the template does, brace for brace: models were
+trained with that, and servers write it. So `{}` is not closed if a type is
+missing, and a list of types is a Python list in upper case.
 """
 
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ from gemma4_lora.data.templates import _templates
 
 RESPONSE_OPEN = '<|tool_response>'
 
-# Keys of a schema that are no properties, where `properties` is missing.
+# Keys of a schema that are not properties, if `properties` is missing.
 _SCHEMA_KEYS = ('description', 'type', 'properties', 'required', 'nullable')
 
 
@@ -58,7 +58,7 @@ def response(
   """
   body = answer.response
   if answer.field == 'content' and body in ({}, []):
-    body = ''  # To the template, no parts.
+    body = ''  # The template does not see it as parts.
   if answer.field == 'content' and isinstance(body, dict | list):
     raise ValueError(
         f'The answer of the tool {answer.name!r} is a {type(body).__name__}, at which the template raises. Give'
@@ -82,7 +82,7 @@ def _name(
 ) -> str:
   """Returns the name that the template finds for an answer.
 
-  Of calls and answers without ids, that is the name of the last call.
+  Without ids, it is the name of the last call.
   """
   if not answer.field:
     return answer.name
@@ -98,7 +98,7 @@ def _name(
 def _parameters(
     parameters: Mapping[str, Any], revision: _templates.Revision
 ) -> str:
-  """Returns a schema of parameters, behind its first brace."""
+  """Returns a schema of parameters, after its first brace."""
   text = ''
   if properties := _get(parameters, 'properties'):
     text += f'properties:{{{_properties(properties, revision)}}},'

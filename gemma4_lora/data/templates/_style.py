@@ -16,9 +16,9 @@ class Style:
   """How conversations are rendered, the same in all tasks.
 
   Attributes:
-    thinking: What becomes of thoughts.
+    thinking: How thoughts are treated.
     loss_on: Which of the model's turns are trained.
-    template: Whose rendering: a name of `_templates`.
+    template: A name of `_templates`.
     enable_thinking: Whether the system turn has `<|think|>`.
   """
 
@@ -33,6 +33,6 @@ class Style:
     _templates.check(self.template)
     if self.enable_thinking and self.thinking == 'empty':
       raise ValueError(
-          "thinking='empty' is the block of a model that shall not think:"
+          "thinking='empty' is the block of a model that should not think:"
           ' enable_thinking=True contradicts it. Drop one of the two.'
       )

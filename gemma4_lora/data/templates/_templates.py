@@ -7,7 +7,7 @@ from gemma4_lora.data.conversations import _choices
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Revision:
-  """What sets a revision of Google's chat template apart from others.
+  """Differences of one revision of Google's chat template from others.
 
   Attributes:
     null: How a null is spelled in arguments and in answers of tools.
@@ -42,5 +42,5 @@ DIALOG = 'dialog'
 
 
 def check(template: str) -> None:
-  """Raises a ValueError for a template that there is not."""
+  """Raises ValueError for an unknown template."""
   _choices.check_choice('template', template, (DIALOG, *REVISIONS))

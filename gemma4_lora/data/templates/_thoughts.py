@@ -18,7 +18,7 @@ def kept(
   """Returns the parts of a message, with its thoughts if they stay.
 
   Args:
-    parts: All that the message says.
+    parts: All parts of the message.
     style: Its `thinking` decides.
     is_last: Whether the message belongs to the model's last turn.
   """

@@ -10,7 +10,7 @@ Text = _conversation.Text
 
 
 def texts(parts: Sequence[Part]) -> list[str]:
-  """Returns the text of each part, trimmed where its entry begins and ends.
+  """Returns the text of each part, trimmed at the ends of its entry.
 
   A thought among the texts is an edge as well. Thoughts themselves are `''`.
   """
@@ -36,7 +36,7 @@ def system(message: _conversation.Message) -> str:
           'The system message has an image, which the template leaves out. Give'
           ' it in a message of the user.'
       )
-    assert not isinstance(part, _conversation.Thought)  # The model's alone.
+    assert not isinstance(part, _conversation.Thought)  # Only the model's.
     entries[part.item] = entries.get(part.item, '') + text
   return ''.join(f'{entry} ' for entry in entries.values())
 

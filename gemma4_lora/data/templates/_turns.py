@@ -11,12 +11,12 @@ MODEL = _conversation.MODEL
 
 
 class Turns:
-  """Knows which messages are trained, and collects the spans of all.
+  """Collects the spans of all messages, and decides which are trained.
 
   Attributes:
     messages: The messages.
     style: How they are rendered.
-    last_turn: The model's last turn are its messages behind this one.
+    last_turn: The index before the model's last turn.
   """
 
   def __init__(
@@ -34,7 +34,7 @@ class Turns:
     self._answer = 0  # The span with which the model's last turn begins.
 
   def is_trained(self, i: int) -> bool:
-    """Whether a message is one of the model, of a turn that is trained."""
+    """Whether a message belongs to a trained turn of the model."""
     if self.messages[i].role != MODEL:
       return False
     return self.style.loss_on == 'all' or i > self.last_turn
@@ -49,7 +49,7 @@ class Turns:
       self._spans.append(_spans.Span(text, weight))
 
   def add_spans(self, spans: Sequence[_spans.Span]) -> None:
-    """Adds texts that have their weights."""
+    """Adds texts with weights."""
     for span in spans:
       self.add(span.text, span.weight)
 
@@ -69,7 +69,7 @@ class Turns:
     return not self._spans
 
   def rendered(self) -> _spans.Rendered:
-    """Returns all that was added, without a newline behind the last turn.
+    """Returns all spans, without the newline after the last turn.
 
     Samplers stop at the end of the turn: the newline is not sampled.
     """
