@@ -22,6 +22,7 @@ from gemma4_lora.ckpts import _stoppable
 from gemma4_lora.ckpts import _workdir
 from gemma4_lora.ckpts.lora import _lora_item
 from gemma4_lora.ckpts.sources import _bounded
+from gemma4_lora.ckpts.sources import _integrity
 from gemma4_lora.data import _ended
 from gemma4_lora.host import _live_owner
 from gemma4_lora.host import _stop_signals
@@ -177,6 +178,7 @@ class Checkpointer(kd.ckpts.Checkpointer):
 
   @functools.cached_property
   def _ckpt_mgr(self) -> Any:
+    self._files.check_kinds(who=self._who)
     manager = super()._ckpt_mgr
     return _live_run.CheckpointManager(
         directory=manager.directory,
@@ -217,13 +219,21 @@ class Checkpointer(kd.ckpts.Checkpointer):
     return state
 
   def _restore(self, state: Any, *, step: int, **kwargs: Any) -> Any:
-    """Is `kd.ckpts.Checkpointer.restore`, for as long as a bucket answers."""
+    """Is `kd.ckpts.Checkpointer.restore`, of files that are all there.
+
+    For as long as a bucket answers.
+    """
     restore = functools.partial(super().restore, state, step=step, **kwargs)
     arrays = None
-    if self._files.in_bucket and self._ckpt_mgr.latest_step() is not None:
-      arrays = self._files.arrays(self._absolute_step(step))
+    if self._ckpt_mgr.latest_step() is not None:
+      arrays = self._files.checked_arrays(
+          self._absolute_step(step), who=self._who
+      )
     if arrays is None:
       return restore()
+    if not self._files.in_bucket:
+      with _integrity.explained(arrays, who=self._who):
+        return restore()
     with _storage_errors.explained(arrays, who=self._who):
       return _bounded.call(restore, directory=arrays)
 

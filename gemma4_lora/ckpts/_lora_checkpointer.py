@@ -86,6 +86,7 @@ class LoRACheckpointer(_checkpointer.Checkpointer):
     # First what can be known before anything large is read.
     check(self._base.describe(train_state, content=False))
     item.check(who=_WHO, where=os.fspath(folder))
+    self._files.checked_arrays(self._absolute_step(step), who=_WHO)
     train_state, fingerprint = self._base.restore(train_state, donate=donate)
     check(fingerprint)
     item = dataclasses.replace(

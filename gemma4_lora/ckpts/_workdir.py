@@ -11,9 +11,11 @@ import jax
 from kauldron import kd
 
 from gemma4_lora import host
+from gemma4_lora.ckpts.sources import _integrity
 from gemma4_lora.ckpts.sources import _locate
 from gemma4_lora.host import _paths
 from gemma4_lora.host import _storage_errors
+from gemma4_lora.host.files import _regular
 from gemma4_lora.host.folders import _in_the_way
 from gemma4_lora.host.folders import _upload
 
@@ -87,12 +89,35 @@ class Workdir:
     """Returns the folder of a step."""
     return self.folder / f'ckpt_{step}'
 
-  def arrays(self, step: int) -> epath.Path | None:
-    """Returns the folder of a step's arrays; None if it has none of Orbax's."""
+  def checked_arrays(self, step: int, *, who: str) -> epath.Path | None:
+    """Returns the folder of a step's arrays; None if it has none of Orbax's.
+
+    Args:
+      step: The step.
+      who: The checkpointer, for messages.
+
+    Raises:
+      ValueError: On a disk, a file of it is missing or shorter than its data.
+    """
     for folder in _upload.children(self.step(step)):
       if (folder / _locate.METADATA).exists():
+        if not self.in_bucket:
+          _integrity.check(folder, who=who)
         return folder
     return None
+
+  def check_kinds(self, *, who: str) -> None:
+    """Raises if a file is a pipe or a device, for which Orbax would wait.
+
+    Args:
+      who: The checkpointer, for messages.
+
+    Raises:
+      ValueError: One is.
+    """
+    # Another process may delete a step meanwhile.
+    with contextlib.suppress(FileNotFoundError):
+      _regular.check_below(self.folder, who=who)
 
   def steps(self) -> list[int]:
     """Returns the steps that have a folder."""

@@ -395,6 +395,41 @@ def test_a_part_of_a_copy_is_said_to_be_one(tmp_path):
     made.checkpointer._saved(7)
 
 
+def test_what_a_copy_left_out_is_named(saved, released):
+  """Whatever it is, and before the base is read."""
+  workdir, state = saved
+  step = workdir / 'checkpoints' / 'ckpt_3'
+  trainer = runs.trainer(workdir, released[0].with_name('none'))
+  for name, match in (
+      (
+          'default',
+          'ckpt_3 is a part of .* no default, in which the arrays were',
+      ),
+      (
+          'fingerprint',
+          'ckpt_3 is a part of .*fingerprint/metadata is not there',
+      ),
+      ('timer', 'ckpt_3 is a part of .*timer/metadata is not there'),
+      ('default/manifest.ocdbt', 'default is half-written: it has no manifest'),
+      ('default/d', 'the index .* is damaged .*ckpt_3/default. Copy'),
+  ):
+    (step / name).rename(workdir / 'away')
+    with pytest.raises(ValueError, match=match):
+      _restore(trainer, _item(trainer, state))
+    if name == 'fingerprint':  # Not: there is no LoRA.
+      with pytest.raises(ValueError, match=match):
+        _lora_item.read_lora(workdir, who='WHO')
+    (workdir / 'away').rename(step / name)
+
+
+def test_a_pipe_in_a_step_is_not_waited_for(saved):
+  step = saved[0] / 'checkpoints' / 'ckpt_3'
+  (step / '_CHECKPOINT_METADATA').unlink()
+  os.mkfifo(step / '_CHECKPOINT_METADATA')
+  with pytest.raises(ValueError, match='ckpt_3/_CHECKPOINT_METADATA is a pipe'):
+    assert runs.trainer(saved[0]).checkpointer.latest_step
+
+
 def test_a_run_of_kauldrons_checkpointer_is_refused(plain):
   made = runs.trainer(plain[0])
   with pytest.raises(ValueError, match='no fingerprint: another checkpointer'):

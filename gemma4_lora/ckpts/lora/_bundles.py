@@ -6,9 +6,11 @@ itself.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Mapping
 from concurrent import futures
 import math
+import re
 from typing import Any
 
 import jax
@@ -21,6 +23,8 @@ from gemma4_lora.host import _intact
 
 # Size of a chunk; chunks are compressed, written and read in parallel.
 _CHUNK_BYTES = 2**26
+
+_BUNDLE = re.compile(r'(params|opt_state|step)_[a-z]+\d+')
 
 # By the name of an array, its dtype and what lies in it one after the other:
 # `{'params_float32': ['float32', [[['layer_0', ..., 'a'], [32, 4]], ...]]}`. An
@@ -61,6 +65,11 @@ def bundle(
       for name, paths in groups.items()
   }
   return arrays, index
+
+
+def are_bundles(names: Iterable[str]) -> bool:
+  """Whether arrays are named as `bundle` names those of a train state."""
+  return any(map(_BUNDLE.fullmatch, names))
 
 
 def unbundle(arrays: Mapping[str, Any], index: Index) -> dict[_trees.Path, Any]:

@@ -17,6 +17,7 @@ import numpy as np
 from gemma4_lora import _trees
 from gemma4_lora import nn as g4_nn
 from gemma4_lora import variants
+from gemma4_lora.ckpts.lora import _bundles
 from gemma4_lora.ckpts.lora import _fingerprint_fields
 from gemma4_lora.host import _checksums
 from gemma4_lora.host import _intact
@@ -28,6 +29,8 @@ from gemma4_lora.nn.branches import _init
 # The item of a checkpoint, and its file: that of Orbax's JSON handler.
 ITEM = 'fingerprint'
 _FILE = 'metadata'
+# What Orbax says of the arrays beside it.
+_ARRAYS = 'default/_METADATA'
 
 _FORMAT = 1
 _PACKAGES = ('gemma4_lora', 'gemma', 'kauldron', 'jax', 'flax', 'optax')
@@ -176,10 +179,18 @@ def base_differences(saved: Fingerprint, params: Any) -> list[str]:
 
 
 def read(step_dir: epath.Path) -> Fingerprint | None:
-  """Returns the fingerprint in one `ckpt_N` folder, `None` if it has none."""
+  """Returns the fingerprint in one `ckpt_N` folder, `None` if it never had one.
+
+  Args:
+    step_dir: The folder.
+
+  Raises:
+    ValueError: It is damaged, or gone: the arrays are those of LoRA alone.
+  """
   file = step_dir / ITEM / _FILE
   with _storage_errors.explained(file, who='LoRA'):
     if not file.exists():
+      _check_has_none(step_dir, file)
       return None
     values = parse(_regular.read(file), file=file)
   if values.get('format') == _FORMAT and 'index' not in values:
@@ -188,6 +199,22 @@ def read(step_dir: epath.Path) -> Fingerprint | None:
         ' again.'
     )
   return values
+
+
+def _check_has_none(step_dir: epath.Path, file: epath.Path) -> None:
+  """Raises if a step's arrays say that there was a fingerprint."""
+  metadata = step_dir / _ARRAYS
+  if not metadata.exists():
+    return
+  tree = _json_objects.read(metadata).get('tree_metadata')
+  # Orbax spells the path `('step_int32',)`.
+  paths = tree if isinstance(tree, dict) else ()
+  if _bundles.are_bundles(x.strip("(',)") for x in paths):
+    raise ValueError(
+        f'{step_dir} is a part of a checkpoint: {file} is not there, which'
+        ' LoRACheckpointer writes, and which says what lies in the arrays. Copy'
+        ' that step again; or remove its folder, to go on from the step before.'
+    )
 
 
 def to_write(values: Fingerprint) -> dict[str, Any]:

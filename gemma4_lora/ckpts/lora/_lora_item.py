@@ -70,6 +70,12 @@ class LoRAItem(kd.ckpts.items.CheckpointItem):
     """
     names = _items(self.item.__kd_ocp_restore_args__())
     saved = self.fingerprint.get(_ITEMS, {})
+    if not (epath.Path(where) / self._key).exists():
+      raise ValueError(
+          f'{who}: {where} is a part of a checkpoint: it has no {self._key}, in'
+          ' which the arrays were. Copy that step again; or remove its folder,'
+          ' to go on from the step before.'
+      )
     _small_items.check(epath.Path(where), saved, names)
     old = _bundles.specs(self.fingerprint[_INDEX])
     new = {k: (str(x.dtype), tuple(x.shape)) for k, x in self.leaves.items()}

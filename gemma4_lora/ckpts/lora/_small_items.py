@@ -48,7 +48,13 @@ def check(
       continue
     try:
       now = _intact.json_digest(json.loads((folder / file).read_bytes()))
-    except (FileNotFoundError, ValueError) as e:
+    except FileNotFoundError as e:
+      raise ValueError(
+          f'{folder} is a part of a checkpoint: {folder / file} is not there.'
+          ' Copy that step again; or remove its folder, to go on from the step'
+          ' before.'
+      ) from e
+    except ValueError as e:
       now = f'none: {e}'
     if now != digest:
       raise ValueError(

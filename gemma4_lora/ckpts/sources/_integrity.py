@@ -8,6 +8,8 @@ the sizes of files alone.
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
+import contextlib
+import re
 from typing import Any
 
 from etils import epath
@@ -15,11 +17,18 @@ import tensorstore as ts
 
 from gemma4_lora.ckpts.sources import _array_specs
 from gemma4_lora.ckpts.sources import _locate
+from gemma4_lora.host import _paths
 from gemma4_lora.host.files import _json_objects
 from gemma4_lora.host.files import _regular
 from gemma4_lora.host.ranges import _bucket_reads
 
 _MANIFEST = 'manifest.ocdbt'
+# How errors of tensorstore begin, which are ValueErrors and others; then a page of
+# what it was asked for.
+_DAMAGED = re.compile(
+    r'(DATA_LOSS|FAILED_PRECONDITION|INVALID_ARGUMENT|NOT_FOUND|OUT_OF_RANGE)'
+    r': (?P<what>.*?)( \[(tensorstore_spec|source location)|\n|$)'
+)
 
 
 def check(
@@ -52,6 +61,32 @@ def check(
     # Before Orbax said so here, it did not write chunks that are all zero.
     is_full = metadata.get('store_array_data_equal_to_fill_value', False)
     _check_folders(directory, names, is_full=is_full, who=who)
+
+
+@contextlib.contextmanager
+def explained(directory: epath.Path, *, who: str) -> Iterator[None]:
+  """Raises what tensorstore says of damaged data as an error with its folder.
+
+  Other errors, and those of buckets, pass.
+
+  Args:
+    directory: The folder of the arrays.
+    who: The transform that asks, for messages.
+
+  Raises:
+    ValueError: Data is damaged.
+  """
+  try:
+    yield
+  except Exception as e:
+    said = _DAMAGED.match(str(e))
+    if said is None or not _paths.is_local(directory):
+      raise
+    raise ValueError(
+        f'{who}: {directory} is damaged: {said["what"]}. Copy or download it'
+        ' again; or, of a run, remove the folder of that step, to go on from the'
+        ' step before.'
+    ) from e
 
 
 def has_index(directory: epath.Path) -> bool:

@@ -83,13 +83,11 @@ class OrbaxSource(Source):
     restore_args = jax.tree_util.tree_map_with_path(
         pick(lambda k, _: args.get(k, ocp.RestoreArgs())), self.tree
     )
-    restored = _bounded.call(
-        lambda: _handler().restore(
-            self.path,
-            args=ocp.args.PyTreeRestore(item=item, restore_args=restore_args),
-        ),
-        directory=self.path,
-    )
+    asked = ocp.args.PyTreeRestore(item=item, restore_args=restore_args)
+    with _integrity.explained(self.path, who='restore'):
+      restored = _bounded.call(
+          lambda: _handler().restore(self.path, args=asked), directory=self.path
+      )
     return {k: v for k, v in _trees.flatten(restored).items() if k in args}
 
   def _open_rows(self, key: _trees.Path) -> _stream.Rows | None:
