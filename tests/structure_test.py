@@ -24,6 +24,7 @@ _ROOMS = (
     'doctor',
     'train',
     'train/checks',
+    'train/progress',
     'evals',
     'runs',
     'testing',

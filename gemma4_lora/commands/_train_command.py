@@ -1,5 +1,8 @@
 """`train`: Kauldron's command, on one host or several."""
 
+import os
+import sys
+
 import click
 
 from gemma4_lora.commands import _options
@@ -27,12 +30,18 @@ from gemma4_lora.commands import _options
     metavar='NAMES',
     help='Evaluate these evaluators of the config, and do not train.',
 )
+@click.option(
+    '--verbosity',
+    metavar='N',
+    help='Log level: -1 warnings (default), 0 notes, 1 all.',
+)
 @click.pass_context
 def train(
     ctx: click.Context,
     cfg: str | None,
     workdir: str | None,
     eval_names: str | None,
+    verbosity: str | None,
 ) -> None:
   """Train a config, as python -m kauldron.main does.
 
@@ -40,12 +49,20 @@ def train(
   and of absl, too. Exit status: 0 the run is complete; 75 it was stopped, all is
   saved, and the same command goes on; 76 another host is gone; 1 an error.
   """
+  if not sys.stderr.isatty():
+    # Before it is imported. In a log, each of its updates is a line.
+    os.environ.setdefault('TQDM_DISABLE', '1')
   _options.be_quiet()
   from gemma4_lora.jobs import _train  # pylint: disable=g-import-not-at-top
   from gemma4_lora.jobs.command_line import _shipped  # pylint: disable=g-import-not-at-top
 
   cfg = cfg and _shipped.find(cfg)
-  given = {'cfg': cfg, 'workdir': workdir, 'eval_names': eval_names}
+  given = {
+      'cfg': cfg,
+      'workdir': workdir,
+      'eval_names': eval_names,
+      'verbosity': verbosity,
+  }
   _train.run(
       [
           *(f'--{name}={value}' for name, value in given.items() if value),

@@ -9,8 +9,10 @@ import warnings
 
 from absl import app
 from absl import flags
+from absl import logging
 from etils import epath
 import jax
+from kauldron import konfig
 
 from gemma4_lora import host
 from gemma4_lora.data import _ended
@@ -30,6 +32,9 @@ from gemma4_lora.jobs.command_line import _overrides
 _CLASS = '__qualname__'  # Where `konfig` keeps it.
 _KAULDRONS = 'kauldron.kd:ckpts.Checkpointer'
 _OURS = 'gemma4_lora.g4:ckpts.Checkpointer'
+_TRAINER = 'kauldron.kd:train.Trainer'
+_WRITER = 'kauldron.kd:train.KDMetricWriter'
+_OUR_WRITER = 'gemma4_lora.g4:train.TerminalWriter'
 
 
 def run(argv: Sequence[str]) -> None:
@@ -63,6 +68,8 @@ def run(argv: Sequence[str]) -> None:
   from kauldron import main  # pylint: disable=g-import-not-at-top
 
   def checked_main(rest: Sequence[str]) -> Any:
+    if not flags.FLAGS['verbosity'].present:
+      logging.set_verbosity(logging.WARNING)
     try:
       if rest[1:]:
         raise ValueError(f'train takes flags alone. Got: {rest[1:]}.')
@@ -123,10 +130,11 @@ def _line(e: Exception) -> str | None:
 
 
 def _prepare(flag: flags.Flag, *, trains: bool) -> None:
-  """Checks the workdir, and gives a run a checkpointer that saves at SIGTERM.
+  """Checks the workdir; gives a run a checkpointer that saves at SIGTERM.
 
   `g4.ckpts.Checkpointer` is Kauldron's, with the same options and files. It
-  also saves to buckets.
+  also saves to buckets. `g4.train.TerminalWriter` is Kauldron's writer, which
+  also prints.
 
   Args:
     flag: `--cfg`.
@@ -143,16 +151,29 @@ def _prepare(flag: flags.Flag, *, trains: bool) -> None:
   if cfg.get('workdir'):
     workdir = host.path(cfg.workdir, who='--cfg.workdir')
     _check_workdir(workdir, trains=trains)
+  if not trains:
+    return
+  _print_to_terminal(cfg)
+  warnings.filterwarnings('ignore', 'The value of the flag is not')
+  flag.value = cfg
   checkpointer = cfg.get('checkpointer')
-  if trains and checkpointer and checkpointer.get(_CLASS) == _KAULDRONS:
+  if checkpointer and checkpointer.get(_CLASS) == _KAULDRONS:
     checkpointer[_CLASS] = _OURS
-    warnings.filterwarnings('ignore', 'The value of the flag is not')
-    flag.value = cfg
     _stop_signals.tell(
         'checkpointer=kd.ckpts.Checkpointer: g4.ckpts.Checkpointer takes its'
         ' place, which writes the same files and also saves when the run is'
         ' stopped.'
     )
+
+
+def _print_to_terminal(cfg: konfig.ConfigDict) -> None:
+  """Gives a trainer with Kauldron's own writer one that also prints."""
+  if cfg.get(_CLASS) != _TRAINER:
+    return
+  if 'writer' not in cfg:
+    cfg.writer = konfig.ConfigDict({_CLASS: _OUR_WRITER})
+  elif cfg.writer and cfg.writer.get(_CLASS) == _WRITER:
+    cfg.writer[_CLASS] = _OUR_WRITER
 
 
 def _check_workdir(workdir: epath.Path, *, trains: bool) -> None:

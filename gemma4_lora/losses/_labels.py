@@ -64,6 +64,30 @@ def num_tokens_of(model: Any) -> int | None:
   return getattr(getattr(model, 'config', None), 'num_embed', None)
 
 
+def num_counted(losses: Any, context: Any) -> list[jax.Array]:
+  """Returns how many labels each loss counts.
+
+  Args:
+    losses: Losses, in nested mappings.
+    context: Has the batch.
+
+  Returns:
+    f32 scalars, of those losses that read their labels from the batch.
+  """
+  found = []
+  for loss in jax.tree.leaves(losses):
+    fields = _fields(type(loss))
+    if fields is None:
+      continue
+    labels, mask = (_of_batch(loss, x, context) for x in fields)
+    if labels is not None:
+      is_counted = jnp.ones(labels.shape, bool)
+      if mask is not None:
+        is_counted = jnp.broadcast_to(mask != 0, labels.shape)
+      found.append(is_counted.sum(dtype=jnp.float32))
+  return found
+
+
 def check(
     found: Mapping[str, Any],
     *,

@@ -15,6 +15,7 @@ from kauldron import kd
 from kauldron.utils import config_util
 import optax
 
+from gemma4_lora import _trees
 from gemma4_lora.ckpts import _checkpointer
 from gemma4_lora.ckpts import _lora_checkpointer
 from gemma4_lora.ckpts import _needs_logits
@@ -23,6 +24,7 @@ from gemma4_lora.ckpts import _workdir
 from gemma4_lora.host import _placement
 from gemma4_lora.losses import _labels
 from gemma4_lora.optim import _integers
+from gemma4_lora.optim import _trained
 from gemma4_lora.optim import _used_gradients as optim
 from gemma4_lora.train import _lean_init
 from gemma4_lora.train import _metrics_of_microbatches
@@ -35,6 +37,9 @@ from gemma4_lora.train.checks import _first_batch
 from gemma4_lora.train.checks import _late_checks
 from gemma4_lora.train.checks import _packed_rows
 from gemma4_lora.train.checks import _what_trains
+from gemma4_lora.train.progress import _interval
+from gemma4_lora.train.progress import _start_lines
+from gemma4_lora.train.progress import _step_counts
 
 _WHO = 'g4.train.TrainStep'
 
@@ -60,6 +65,8 @@ class TrainStep(kd.train.TrainStep):
     not tokens, and a loss that stays NaN. The numbers of a step are checked two
     steps later, at the run's end, and before a checkpoint is saved, so that the
     host does not wait for the device.
+  * The log also has the learning rate, the norm of the gradients, tokens per
+    step, the peak of memory and the time that is left.
   * One program for the step, where Kauldron compiles one for each of the
     combinations of what it logs; one for `init`, where Kauldron compiles two.
 
@@ -79,6 +86,8 @@ class TrainStep(kd.train.TrainStep):
       with that step. None or 0: it goes on.
     allow_random_base: Whether LoRA on a base that nothing restores is intended.
       If False, `init` warns of it.
+    print_start: Whether to print what is trained, from what and on which data,
+      before the first step.
     base_cfg: The trainer (set automatically).
   """
 
@@ -87,12 +96,16 @@ class TrainStep(kd.train.TrainStep):
   allow_empty_masks: bool = False
   max_bad_steps: int | None = 3
   allow_random_base: bool = False
+  print_start: bool = True
 
   _watch: _late_checks.Watch = dataclasses.field(
       default_factory=_late_checks.Watch, init=False, repr=False, compare=False
   )
   _in_a_row: _bad_steps.Counter = dataclasses.field(
       default_factory=_bad_steps.Counter, init=False, repr=False, compare=False
+  )
+  _since_logged: _interval.Interval = dataclasses.field(
+      default_factory=_interval.Interval, init=False, repr=False, compare=False
   )
   base_cfg: kd.train.Trainer = dataclasses.field(
       default=config_util.ROOT_CFG_REF, repr=False, compare=False
@@ -143,6 +156,7 @@ class TrainStep(kd.train.TrainStep):
     self._assert_root_cfg_resolved()
     self._watch.restart()
     self._in_a_row.restart()
+    self._since_logged.restart()
     _packed_rows.check(self.base_cfg)
     if isinstance(elem_spec, dict):
       elem_spec = flax.core.freeze(elem_spec)
@@ -177,13 +191,25 @@ class TrainStep(kd.train.TrainStep):
     traced = _lean_init.trace(init_model, self.sharding)
     shapes = traced.shapes
     _lean_init.check_storable(shapes, self.base_cfg.checkpointer)
+    trained: set[_trees.Path] = set()
     if self.optimizer is not None and not skip_optimizer:
-      _what_trains.check(self._optimizer_of(shapes.params), shapes.params)
+      trained = _what_trains.check(
+          self._optimizer_of(shapes.params), shapes.params
+      )
     if not kwargs['skip_transforms']:
       _base_source.check(
           self.init_transform,
           shapes.params,
           allow_random_base=self.allow_random_base,
+      )
+    if self.print_start and trained:
+      _start_lines.say(
+          _start_lines.of_model(
+              self.base_cfg,
+              shapes.params,
+              trained,
+              resumes=kwargs['skip_transforms'],
+          )
       )
     if any(x.sharding is None for x in jax.tree.leaves(shapes.params)):
       logging.info(
@@ -244,6 +270,8 @@ class TrainStep(kd.train.TrainStep):
     if self._watch.is_first and not isinstance(state.step, jax.core.Tracer):
       with jax.transfer_guard('allow'):
         _first_batch.check(self.base_cfg, batch)
+        if self.print_start:
+          _start_lines.say(_start_lines.of_data(self.base_cfg, batch))
     state, aux = super().step(
         state,
         batch,
@@ -252,8 +280,8 @@ class TrainStep(kd.train.TrainStep):
     )
     said: Any = aux.loss_states
     with jax.transfer_guard('allow'):
-      self._look_at(said, state)
-      return state, aux.replace(
+      step = self._look_at(said, state)
+      states = dict(
           loss_states=said.loss_states if return_losses else None,
           metric_states=_metrics_of_microbatches.merge(aux.metric_states)
           if return_metrics
@@ -262,13 +290,26 @@ class TrainStep(kd.train.TrainStep):
           if return_summaries
           else None,
       )
+      if not any(wanted.values()):
+        return state, aux.replace(**states)
+      return state, self._since_logged.aux(
+          said.numbers.counts,
+          trainer=self.base_cfg,
+          step=step,
+          last_step=self._num_steps(),
+          **states,
+          error=aux.error,
+      )
 
-  def _look_at(self, said: _bad_steps.Said, state: kd.train.TrainState) -> None:
+  def _look_at(self, said: _bad_steps.Said, state: kd.train.TrainState) -> int:
     """Checks the numbers of steps, and a state that is saved.
 
     Args:
       said: What a step said.
       state: What it made.
+
+    Returns:
+      The step of the state.
     """
     is_kept = False
 
@@ -290,6 +331,7 @@ class TrainStep(kd.train.TrainStep):
       _bad_steps.check_state(
           state, checkpointer, what=f'the state after step {step - 1}'
       )
+    return step
 
   def _check_late(
       self, state: kd.train.TrainState, said: _bad_steps.Said, step: int
@@ -301,6 +343,7 @@ class TrainStep(kd.train.TrainStep):
       said: What a step said.
       step: The step.
     """
+    self._since_logged.add(said.numbers.counts)
     if not self.allow_empty_masks:
       _empty_masks.check(said.loss_states, step)
     where = f'{_WHO}: in step {step}'
@@ -341,9 +384,13 @@ class TrainStep(kd.train.TrainStep):
     )
     with _placement.within(placement):
       next_state, context = self._placed_step(state, batch)
-    return next_state, _bad_steps.Context.of(context, self._numbers(context))
+    return next_state, _bad_steps.Context.of(
+        context, self._numbers(context, state.params)
+    )
 
-  def _numbers(self, context: kd.train.Context) -> _bad_steps.Numbers:
+  def _numbers(
+      self, context: kd.train.Context, params: Any
+  ) -> _bad_steps.Numbers:
     """Returns the numbers of a step, beside its losses."""
     labels = {}
     if self._num_tokens is not None:
@@ -351,7 +398,14 @@ class TrainStep(kd.train.TrainStep):
           self.aux.losses, context, num_tokens=self._num_tokens
       )
     return _bad_steps.Numbers(
-        is_bad=~jnp.isfinite(context.loss_total), labels=labels
+        is_bad=~jnp.isfinite(context.loss_total),
+        labels=labels,
+        counts=_step_counts.of_step(
+            context,
+            model=self.model,
+            losses=self.aux.losses,
+            trained=_trained.trained(self._optimizer_of(params), params),
+        ),
     )
 
   def _optimizer_of(self, params: Any) -> optax.GradientTransformation:

@@ -177,6 +177,15 @@ def test_other_checkpointers_stay(prepare, capsys):
   assert not capsys.readouterr().err
 
 
+def test_kauldrons_writer_is_one_that_prints(prepare):
+  trainer = '--cfg.__qualname__=kauldron.kd:train.Trainer'
+  ours = 'gemma4_lora.g4:train.TerminalWriter'
+  assert prepare(trainer).writer['__qualname__'] == ours
+  assert prepare(trainer, '--cfg.writer=None').writer is None
+  assert 'writer' not in prepare(trainer, trains=False)
+  assert 'writer' not in prepare()
+
+
 def test_a_workdir_that_is_no_path(prepare):
   with pytest.raises(ValueError, match="--cfg.workdir: 'gs:/b/x' .*'gs://b/x'"):
     prepare('--cfg.workdir=gs:/b/x')

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from gemma4_lora import g4
 from gemma4_lora.train import _terminal
+from tests.lib import events
 
 
 @pytest.fixture
@@ -24,7 +25,48 @@ def test_losses_and_metrics_are_printed_and_nothing_else(writer, capsys):
   writer.write_scalars(20, scalars)
   writer.write_scalars(21, {"perf_stats/steps_per_sec": 3.0})
   out = capsys.readouterr().out
-  assert out == "step    20  eval      xentropy 1.5000  accuracy 0.2500\n"
+  assert out == "step    20  eval      xentropy  1.5000  accuracy  0.2500\n"
+
+
+_SCALARS = {
+    "losses/xentropy": np.float32(1.5),
+    "losses/total": np.float32(1.5),
+    "schedules/learning_rate": 1e-4,
+    "metrics/grad_norm": 0.25,
+    "perf_stats/peak_memory_gib": 12.5,
+    "perf_stats/steps_per_sec": 2.0,
+}
+_KNOWN_LATER = {
+    "perf_stats/tokens_per_step": 1000.0,
+    "perf_stats/trained_tokens_per_step": 250.5,
+    "perf_stats/hours_left": 1.51,
+}
+
+
+def test_a_line_of_the_training_has_what_the_step_says(writer, capsys):
+  writer.write_scalars(0, _SCALARS)
+  writer.write_scalars(5, _SCALARS | _KNOWN_LATER)
+  first, second = capsys.readouterr().out.splitlines()
+  assert first == (
+      "step     0  eval      xentropy  1.5000  lr 1.00e-04  grad   0.250"
+      "  peak  12.50 GiB"
+  )
+  assert second == first.replace("     0", "     5", 1) + (
+      "      2,000 tokens/s        501 trained/s  1:30:36 left"
+  )
+
+
+def test_one_loss_is_one_chart(writer, tmp_path):
+  writer.write_scalars(0, _SCALARS | _KNOWN_LATER)
+  two = {"losses/a": 1.0, "losses/b": 2.0, "losses/total": 3.0}
+  writer.write_scalars(1, two)
+  writer.flush()
+  found = events.scalars(tmp_path / "eval")
+  steps = {name: set(values) for name, values in found.items()}
+  assert steps["losses/xentropy"] == {0}
+  assert steps["losses/total"] == {1}
+  assert found["perf_stats/tokens_per_sec"] == {0: 2000.0}
+  assert steps["schedules/learning_rate"] == {0}
 
 
 def test_texts_are_printed_example_by_example(writer, capsys):

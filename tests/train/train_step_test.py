@@ -74,6 +74,7 @@ def test_the_run_is_kauldrons_bit_for_bit(tmp_path):
   got, aux = run('ours', ours)
   _assert_same(got, want)
   assert aux.compute().loss_values == want_aux.compute().loss_values
+  assert aux.compute().metric_values['metrics/grad_norm'] > 0
 
 
 @pytest.mark.parametrize(

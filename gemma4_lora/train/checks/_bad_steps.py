@@ -21,10 +21,12 @@ class Numbers:
   Attributes:
     is_bad: bool: the loss is NaN or infinite.
     labels: i32 scalars: labels that are no token, by loss.
+    counts: Tokens and the like: see `progress._step_counts.of_step`.
   """
 
   is_bad: jax.Array
   labels: Mapping[str, jax.Array]
+  counts: Any = None
 
 
 @flax.struct.dataclass

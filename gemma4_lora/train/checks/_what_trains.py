@@ -12,7 +12,9 @@ from gemma4_lora.optim import _trained
 _WHO = 'g4.train.TrainStep'
 
 
-def check(optimizer: optax.GradientTransformation, params: Any) -> None:
+def check(
+    optimizer: optax.GradientTransformation, params: Any
+) -> set[_trees.Path]:
   """Raises if nothing trains, or the whole base trains beside LoRA.
 
   A mask that selects a part of the base is taken as intended. Without LoRA, all
@@ -21,6 +23,9 @@ def check(optimizer: optax.GradientTransformation, params: Any) -> None:
   Args:
     optimizer: What trains.
     params: Nested; arrays or shapes.
+
+  Returns:
+    Paths of what trains.
 
   Raises:
     ValueError: The optimizer's mask selects nothing, or is missing.
@@ -36,7 +41,7 @@ def check(optimizer: optax.GradientTransformation, params: Any) -> None:
   base = [path for path in leaves if not _trees.is_lora(path)]
   of_base = [path for path in base if path in trained]
   if len(base) == len(leaves) or not of_base:
-    return
+    return trained
   if len(of_base) == len(base):
     raise ValueError(
         f'{_WHO}: optimizer= changes all {len(base)} leaves of the base model,'
@@ -53,3 +58,4 @@ def check(optimizer: optax.GradientTransformation, params: Any) -> None:
       len(base),
       _trees.join(of_base[0]),
   )
+  return trained
