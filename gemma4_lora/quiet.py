@@ -63,4 +63,5 @@ set_defaults(
     os.environ,
     has_tpu=any(map(os.path.exists, ('/dev/accel0', '/dev/vfio/0'))),
 )
-say_what_takes_long(sys.stderr)
+# Notebooks show what is on stderr in red.
+say_what_takes_long(sys.stdout if 'ipykernel' in sys.modules else sys.stderr)

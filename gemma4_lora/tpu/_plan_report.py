@@ -60,13 +60,14 @@ def bar(plan: _plan_numbers.PlanNumbers, *, width: int = 640) -> str:
     width: Width in pixels.
   """
   parts = [(name, num) for name, num in _memory_items(plan) if num]
+  unit = _unit(plan.peak_bytes)
   limit = plan.hbm_bytes
   largest = max(limit or 0, sum(num for _, num in parts), 1)
   scale = width / largest / 1.02
   shapes, x = [], 0.0
   for i, (name, num) in enumerate(parts):
     color = _COLORS[i % len(_COLORS)]
-    title = html.escape(f'{name}: {_gib(num)}')
+    title = html.escape(f'{name}: {_in_unit(num, unit)}')
     shapes.append(
         f'<rect x="{x:.1f}" y="18" width="{num * scale:.1f}" height="32"'
         f' fill="{color}"><title>{title}</title></rect>'
@@ -131,22 +132,23 @@ def _memory_items(plan: _plan_numbers.PlanNumbers) -> Iterator[tuple[str, int]]:
 
 
 def _memory_rows(plan: _plan_numbers.PlanNumbers) -> list[tuple[str, str, str]]:
+  unit = _unit(plan.peak_bytes)  # One for the column.
   rows = [('memory per device', '', '')]
-  rows += [(name, _gib(num), '') for name, num in _memory_items(plan)]
+  rows += [(name, _in_unit(num, unit), '') for name, num in _memory_items(plan)]
   if plan.memory is None and plan.temporary_bytes is not None:
     name, num, _ = rows.pop()
     rows.append((name, num, 'what the compiler wanted, less the rows above'))
-  rows.append(('peak', _gib(plan.peak_bytes), 'sum of the above'))
+  rows.append(('peak', _in_unit(plan.peak_bytes, unit), 'sum of the above'))
   if plan.memory is not None and 0 < plan.memory.in_use < plan.peak_bytes:
     if plan.memory.in_use > plan.memory.temporaries:
-      rows.append(
-          ('in use at once', _gib(plan.memory.in_use), "the compiler's count")
-      )
+      in_use = _in_unit(plan.memory.in_use, unit)
+      rows.append(('in use at once', in_use, "the compiler's count"))
   if plan.hbm_bytes is not None:
     source = plan.chip.hbm_source
     if plan.too_large is not None and plan.too_large.available:
       source = "the compiler's own word"
-    rows.append((f'{plan.chip.name} has', _gib(plan.hbm_bytes), source))
+    limit = _in_unit(plan.hbm_bytes, unit)
+    rows.append((f'{plan.chip.name} has', limit, source))
   return rows
 
 
@@ -253,10 +255,21 @@ def _table(rows: Sequence[tuple[str, str, str]]) -> str:
 
 def _gib(num_bytes: float) -> str:
   """`8.73 GiB`, and smaller units for tiny models."""
-  for unit, size in (('GiB', _GIB), ('MiB', 2**20), ('KiB', 2**10)):
-    if abs(num_bytes) >= size / 10:
-      return f'{num_bytes / size:.2f} {unit}'
-  return f'{num_bytes:.0f} B'
+  return _in_unit(num_bytes, _unit(num_bytes))
+
+
+def _unit(largest: float) -> tuple[str, int]:
+  for name, size in (('GiB', _GIB), ('MiB', 2**20), ('KiB', 2**10)):
+    if abs(largest) >= size / 10:
+      return name, size
+  return 'B', 1
+
+
+def _in_unit(num_bytes: float, unit: tuple[str, int]) -> str:
+  name, size = unit
+  if 0 < num_bytes < size / 200:
+    return f'<0.01 {name}'
+  return f'{num_bytes / size:,.{2 * (size > 1)}f} {name}'
 
 
 def _si(value: float, unit: str) -> str:

@@ -118,9 +118,10 @@ def rounded(model: _lora.LoRA, found: Mapping[str, float]) -> Iterator[str]:
       'rounding' in found
   ):
     yield (
-        f'LoRA and fused weights are {found["adapter_vs_fused"]:.2g} apart. So'
-        f' is rounding to {_dtype(model)} in this model, which makes'
-        f' {found["rounding"]:.2g} of a last bit of the adapted weights.'
+        'Fusing LoRA changes the logits by'
+        f' {found["adapter_vs_fused"]:.1%} of their size, which is no fault:'
+        f' rounding the adapted weights to {_dtype(model)} alone changes them by'
+        f' {found["rounding"]:.1%}.'
     )
 
 

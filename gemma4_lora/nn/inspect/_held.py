@@ -74,7 +74,7 @@ def held(model: _lora.LoRA) -> tuple[Held, ...]:
 
 def as_lines(parts: Sequence[Held]) -> list[str]:
   """Returns the lines of the table, and its sum."""
-  cells = [_COLUMNS, *map(_cells, parts)]
+  cells = [_COLUMNS, *_cells(parts)]
   widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
   lines = [
       '  '.join(
@@ -95,21 +95,25 @@ def as_html(parts: Sequence[Held]) -> str:
         f'<tr>{"".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells)}</tr>'
     )
 
-  body = ''.join(tr(_cells(x), 'td') for x in parts)
+  body = ''.join(tr(row, 'td') for row in _cells(parts))
   return (
       f'<table><thead>{tr(_COLUMNS, "th")}</thead><tbody>{body}</tbody></table>'
       f'<p>{html.escape(_total(parts))}</p>'
   )
 
 
-def _cells(x: Held) -> tuple[str, ...]:
-  return (
-      x.name,
-      f'{x.num_params:,}',
-      f'{x.bits:.2f}'.rstrip('0').rstrip('.'),
-      _bytes(x.num_bits / 8),
-      '; '.join(x.formats),
-  )
+def _cells(parts: Sequence[Held]) -> list[tuple[str, ...]]:
+  unit = _unit(max(x.num_bits for x in parts) / 8)  # One for the column.
+  return [
+      (
+          x.name,
+          f'{x.num_params:,}',
+          f'{x.bits:.2f}'.rstrip('0').rstrip('.'),
+          _in_unit(x.num_bits / 8, unit),
+          '; '.join(x.formats),
+      )
+      for x in parts
+  ]
 
 
 def _total(parts: Sequence[Held]) -> str:
@@ -123,11 +127,21 @@ def _total(parts: Sequence[Held]) -> str:
 
 
 def _bytes(num: float) -> str:
-  """`17.27 GB`, of 10**9 bytes; `105.3 MB`, `20.1 kB` where it is less."""
-  for unit, size, digits in (('GB', 1e9, 2), ('MB', 1e6, 1)):
-    if num >= size:
-      return f'{num / size:,.{digits}f} {unit}'
-  return f'{num / 1e3:,.1f} kB'
+  """`17.27 GB`, of 10**9 bytes; `105.30 MB`, `20.10 kB` where it is less."""
+  return _in_unit(num, _unit(num))
+
+
+def _unit(largest: float) -> tuple[str, float]:
+  for name, size in (('GB', 1e9), ('MB', 1e6)):
+    if largest >= size:
+      return name, size
+  return 'kB', 1e3
+
+
+def _in_unit(num: float, unit: tuple[str, float]) -> str:
+  name, size = unit
+  value = num / size
+  return f'{value:,.2f} {name}' if value >= 0.005 else f'<0.01 {name}'
 
 
 def _name(path: str, rows: Mapping[str, _rows.Row]) -> str:

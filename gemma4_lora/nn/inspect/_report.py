@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import html
 
 from gemma4_lora.nn.inspect import _effect
 
@@ -12,7 +13,7 @@ _COLUMNS = ('projection', 'layers', '‖B·A‖/‖W‖ least', 'most', 'without
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-  """What `g4.nn.check` found. Prints as a table and a verdict.
+  """What `g4.nn.check` found: a table and a verdict, in a notebook as HTML.
 
   Attributes:
     rows: Each adapted projection, and each part trained in full.
@@ -40,22 +41,38 @@ class Report:
     lines += self._logits_lines()
     lines += [f'note: {text}' for text in self.notes]
     lines += [f'PROBLEM: {text}' for text in self.problems]
-    if self.ok:
-      count = f'all {self.num_projections} projections are there'
-      effect = '' if self.logits else ' (logits not compared)'
-      lines.append(f'OK: {count}, and change the model{effect}.')
-    else:
-      lines.append(f'NOT OK: {len(self.problems)} problems.')
-    return '\n'.join(lines)
+    return '\n'.join([*lines, self._verdict])
 
   __repr__ = __str__
+
+  def _repr_html_(self) -> str:
+    """The verdict first, as a notebook shows the table's first lines alone."""
+    items = [
+        *(f'<b>PROBLEM</b>: {html.escape(text)}' for text in self.problems),
+        *map(html.escape, self._logits_lines()),
+        *(html.escape(f'note: {text}') for text in self.notes),
+    ]
+    listed = ''.join(f'<li>{item}</li>' for item in items)
+    head, *body = _cells(self.rows)
+    table = _tr(head, 'th') + ''.join(_tr(row, 'td') for row in body)
+    return f'<p><b>{html.escape(self._verdict)}</b></p><ul>{listed}</ul>' + (
+        f'<table>{table}</table>' if self.rows else ''
+    )
+
+  @property
+  def _verdict(self) -> str:
+    if not self.ok:
+      return f'NOT OK: {len(self.problems)} problems.'
+    count = f'all {self.num_projections} projections are there'
+    effect = '' if self.logits else ' (logits not compared)'
+    return f'OK: {count}, and change the model{effect}.'
 
   def _logits_lines(self) -> Iterator[str]:
     if self.logits:
       yield (
-          'logits, of their size: base and LoRA'
-          f' {self.logits["base_vs_adapter"]:.2g} apart, LoRA and fused'
-          f' {self.logits["adapter_vs_fused"]:.2g};'
+          'logits: LoRA changes them by'
+          f' {_percent(self.logits["base_vs_adapter"])} of their size, and fusing'
+          f' it by {_percent(self.logits["adapter_vs_fused"])};'
           f' {self.logits["changed_predictions"]:.0%} of predictions change'
       )
 
@@ -66,12 +83,24 @@ def some(names: list[str], most: int = 3) -> str:
   return ', '.join(names[:most]) + more
 
 
-def _table(rows: Sequence[_effect.Effect]) -> Iterator[str]:
-  """Yields the lines of the table, one for all layers of a projection."""
+def _percent(share: float) -> str:
+  """`140%`, `4.7%`, `0.032%`, `4e-05%`."""
+  percent = 100 * share
+  return f'{percent:.0f}%' if percent >= 10 else f'{percent:.2g}%'
+
+
+def _tr(cells: Sequence[str], tag: str) -> str:
+  return (
+      f'<tr>{"".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells)}</tr>'
+  )
+
+
+def _cells(rows: Sequence[_effect.Effect]) -> list[tuple[str, ...]]:
+  """Returns the table, one line for all layers of a projection."""
   kinds: dict[str, list[_effect.Effect]] = {}
   for row in rows:
     kinds.setdefault(row.kind, []).append(row)
-  cells = [_COLUMNS]
+  cells: list[tuple[str, ...]] = [_COLUMNS]
   for kind, same in kinds.items():
     sizes = [x.norm if x.relative is None else x.relative for x in same]
     zero = sum(x.num_zero for x in same)
@@ -85,6 +114,12 @@ def _table(rows: Sequence[_effect.Effect]) -> Iterator[str]:
             f'{zero} of {matrices}' if zero else '',
         )
     )
+  return cells
+
+
+def _table(rows: Sequence[_effect.Effect]) -> Iterator[str]:
+  """Yields the lines of the table."""
+  cells = _cells(rows)
   widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
   for i, line in enumerate(cells):
     text = '  '.join(c.ljust(w) for c, w in zip(line, widths, strict=True))

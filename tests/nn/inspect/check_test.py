@@ -56,6 +56,10 @@ def test_a_sound_one(sound):
   assert report.logits['base_vs_adapter'] > 0.01
   assert report.logits['adapter_vs_fused'] < 1e-4
   assert 'OK: all 5 projections' in str(report)
+  assert 'LoRA changes them by' in str(report)
+  shown = report._repr_html_()
+  assert shown.startswith('<p><b>OK: all 5 projections')
+  assert shown.count('<tr>') == 4  # A head, and q, v, down.
   # By the product itself.
   view = g4.nn.linears(model, params)['layer_0.attn.v']
   product = view.scale * np.einsum('dr,rkh->dkh', view.lora_a, view.lora_b)
@@ -166,7 +170,7 @@ def test_rounding_of_a_large_lora_is_no_problem(rounded):
   report = g4.nn.check(model, large)
   assert report.logits['adapter_vs_fused'] > 0.02
   assert report.ok, report.problems
-  assert 'So is rounding to bfloat16' in str(report)
+  assert 'is no fault: rounding the adapted weights to bfloat16' in str(report)
   # Which does not hide the scale of another alpha.
   other = g4.nn.fuse_params(model.clone(alpha=1), large)
   report = g4.nn.check(model, large, fused=other)

@@ -169,11 +169,11 @@ def test_how_a_quantized_base_is_held():
   assert rows['per-layer tables'][:2] == [f'{table:,}', '8.12']
   mlp = 3 * 1536 * (15 * 6144 + 20 * 12288)
   assert rows['mlp'] == [
-      *(f'{mlp:,}', '4.15', '808.7', 'MB'),
+      *(f'{mlp:,}', '4.15', '0.81', 'GB'),
       *('nf4,', 'groups', 'of', '64,', 'int8', 'scales'),
   ]
   assert rows['embeddings'][:2] == [f'{262144 * 1536:,}', '4.5']
-  assert rows['attention'][1:] == '4.5 167.2 MB int4, groups of 32'.split()
+  assert rows['attention'][1:] == '4.5 0.17 GB int4, groups of 32'.split()
   assert rows['norms'][1] == '16' and rows['norms'][-1] == 'bfloat16'
   assert lines[-1] == 'base: 3.61 GB, 38.9% of 9.29 GB in bfloat16'
 
