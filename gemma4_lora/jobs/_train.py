@@ -24,6 +24,7 @@ from gemma4_lora.host import _watched
 from gemma4_lora.host.folders import _in_the_way
 from gemma4_lora.jobs import _distributed
 from gemma4_lora.jobs.command_line import _arguments
+from gemma4_lora.jobs.command_line import _booleans
 from gemma4_lora.jobs.command_line import _config
 from gemma4_lora.jobs.command_line import _config_file
 from gemma4_lora.jobs.command_line import _gemmas_loaders
@@ -148,6 +149,7 @@ def _prepare(flag: flags.Flag, *, trains: bool) -> None:
     raise ValueError('--cfg=... is missing: the config of the run.')
   # Each time it is built anew.
   cfg = _config_file.read(flag, overrides=_arguments.overrides(sys.argv))
+  _booleans.check(flag, sys.argv)
   if cfg.get('workdir'):
     workdir = host.path(cfg.workdir, who='--cfg.workdir')
     _check_workdir(workdir, trains=trains)

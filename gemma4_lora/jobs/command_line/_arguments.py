@@ -64,6 +64,12 @@ def overrides(argv: Sequence[str], *, name: str = _CONFIG) -> list[str]:
   return [x[1] for x in found if x is not None]
 
 
+def without_value(argv: Sequence[str], *, name: str = _CONFIG) -> list[str]:
+  """Returns the names of what the command line sets without a value."""
+  found = (_override(x, name) for x in argv)
+  return [x[1] for x in found if x is not None and x[2] is None]
+
+
 def check_have_values(argv: Sequence[str], *, name: str = _CONFIG) -> None:
   """Raises for `--cfg.seed 7`, which would set `True` and leave the 7 aside.
 

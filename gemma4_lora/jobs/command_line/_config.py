@@ -11,6 +11,7 @@ from absl import flags
 from kauldron import konfig
 
 from gemma4_lora.jobs.command_line import _arguments
+from gemma4_lora.jobs.command_line import _booleans
 from gemma4_lora.jobs.command_line import _config_file
 from gemma4_lora.jobs.command_line import _overrides
 from gemma4_lora.jobs.command_line import _shipped
@@ -87,6 +88,7 @@ def load(
   finally:
     sys.argv = before
   value = _config_file.read(values[_NAME], overrides=_arguments.overrides(argv))
+  _booleans.check(values[_NAME], argv)
   return Config(path=path, argv=tuple(argv), value=value)
 
 

@@ -129,6 +129,55 @@ def explain_resolved(error: Exception) -> str | None:
   return f'cfg.{place}: {_one_line(root)}' if place else _one_line(root)
 
 
+def fields(qualname: str) -> dict[str, Any] | None:
+  """Returns the arguments of a class, and their defaults.
+
+  Args:
+    qualname: As `konfig` writes it, as in `kauldron.kd:train.Trainer`.
+
+  Returns:
+    By name; `inspect.Parameter.empty` or `dataclasses.MISSING` if there is no
+    default. None if it may take any argument.
+  """
+  module, _, attributes = qualname.partition(':')
+  try:
+    constructor: Any = importlib.import_module(module)
+    for attribute in attributes.split('.'):
+      constructor = getattr(constructor, attribute)
+    parameters = inspect.signature(constructor).parameters.values()
+  except Exception:  # Resolving the config says what is wrong.
+    return None
+  if not any(p.kind == p.VAR_KEYWORD for p in parameters):
+    return {p.name: p.default for p in parameters}
+  # `kd.train.Trainer` hides what it takes.
+  made = getattr(constructor, '__dataclass_params__', None)
+  if made is None or not made.init:
+    return None
+  return {x.name: x.default for x in dataclasses.fields(constructor) if x.init}
+
+
+def node_of(cfg: Any, name: str) -> tuple[Any, str]:
+  """Returns what an override sets a field of, and the name of the field.
+
+  Args:
+    cfg: The config.
+    name: As in `model.rank` or `evals[0].run`.
+
+  Returns:
+    None and the name if it cannot be found.
+  """
+  *parents, last = re.split(r'[.\[\]]+', name.rstrip(']'))
+  if _ARGS in (last, *parents):
+    return None, last
+  node = cfg
+  for key in parents:
+    try:
+      node = node[int(key)] if isinstance(node, (list, tuple)) else node[key]
+    except (KeyError, IndexError, ValueError, TypeError):
+      return None, last  # `konfig` has found it, in a way of its own.
+  return node, last
+
+
 def is_ours(error: BaseException | None) -> bool:
   """Whether this package raised an error, rather than what it calls."""
   return _raised(error) is not None
@@ -145,46 +194,21 @@ def is_told(error: BaseException | None) -> bool:
 
 def _check_is_field(cfg: Any, name: str, *, flag: str) -> None:
   """Raises if what an override sets is no argument of what it is set on."""
-  *parents, last = re.split(r'[.\[\]]+', name.rstrip(']'))
-  if _ARGS in (last, *parents) or last.startswith('__'):
-    return
-  node = cfg
-  for key in parents:
-    try:
-      node = node[int(key)] if isinstance(node, (list, tuple)) else node[key]
-    except (KeyError, IndexError, ValueError, TypeError):
-      return  # `konfig` has found it, in a way of its own.
+  node, last = node_of(cfg, name)
   if not isinstance(node, konfig.ConfigDict) or _CLASS not in node:
     return
-  fields = _fields(node[_CLASS])
-  if fields is None or last in fields or last.isdigit():
+  if last.startswith('__'):
     return
-  close = difflib.get_close_matches(last, fields, n=1)
+  known = fields(node[_CLASS])
+  if known is None or last in known or last.isdigit():
+    return
+  close = difflib.get_close_matches(last, known, n=1)
   start = name[: len(name) - len(last)]
   hint = f' Did you mean --{flag}.{start}{close[0]}?' if close else ''
   raise ConfigError(
       f'--{flag}.{name}: {node[_CLASS].replace(":", ".")} has no field'
       f' {last!r}.{hint}'
   )
-
-
-def _fields(qualname: str) -> list[str] | None:
-  """Returns the arguments of a class by name; None if it may take any."""
-  module, _, attributes = qualname.partition(':')
-  try:
-    constructor: Any = importlib.import_module(module)
-    for attribute in attributes.split('.'):
-      constructor = getattr(constructor, attribute)
-    parameters = inspect.signature(constructor).parameters.values()
-  except Exception:  # Resolving the config says what is wrong.
-    return None
-  if not any(p.kind == p.VAR_KEYWORD for p in parameters):
-    return [p.name for p in parameters]
-  # `kd.train.Trainer` hides what it takes.
-  made = getattr(constructor, '__dataclass_params__', None)
-  if made is None or not made.init:
-    return None
-  return [x.name for x in dataclasses.fields(constructor) if x.init]
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
