@@ -1,7 +1,7 @@
-"""The metric by which a checkpointer keeps the best steps, before it is needed.
+"""Checks early the metric by which a checkpointer keeps the best steps.
 
-Kauldron looks at it when the first step too many is to be deleted, which may be
-an hour into the run.
+Kauldron reads it only when it first deletes a step, which may be an hour into
+the run.
 """
 
 from collections.abc import Iterator
@@ -20,11 +20,11 @@ STANDALONE = (
 )
 _TRAIN = 'train'
 _MODES = ('max', 'min')
-_SAVES = 3  # How many saves are looked at ahead.
+_SAVES = 3  # How many saves are checked in advance.
 
 
 def check_mode(mode: str, *, who: str) -> None:
-  """Raises unless `best_mode=` is one."""
+  """Raises for an unknown `best_mode=`."""
   if mode not in _MODES:
     raise ValueError(f'{who}: best_mode= takes one of {_MODES}. Got: {mode!r}')
 
@@ -35,12 +35,12 @@ def check(
   """Raises if a run could not compare its checkpoints.
 
   Args:
-    checkpointer: Has `best_metric_path=`, or not.
+    checkpointer: A checkpointer, with or without `best_metric_path=`.
     trainer: The run.
     who: The checkpointer, for messages.
 
   Raises:
-    ValueError: There is no such metric, or none when a step is saved.
+    ValueError: The metric does not exist, or has no value when a step is saved.
   """
   path = checkpointer.best_metric_path
   if path is None:
@@ -66,7 +66,7 @@ def comparable(metrics: Any, path: str | None, *, who: str) -> Any:
     who: The checkpointer, for messages.
 
   Raises:
-    ValueError: They have another metric of the same group, and not this one.
+    ValueError: They have other metrics of the group, but not this one.
   """
   group = (path or '').partition('.')[0]
   if path is None or metrics is None or group not in metrics:
@@ -85,7 +85,7 @@ def comparable(metrics: Any, path: str | None, *, who: str) -> Any:
 
 
 def _names(trainer: kd.train.Trainer) -> Iterator[str]:
-  """Yields what a metric may be called; `NAME.` where any may follow."""
+  """Yields names that a metric may have; `NAME.` if any may follow."""
   for name in trainer.train_metrics:
     yield f'{_TRAIN}.{name}'
   for evaluator in trainer.evals.values():
@@ -113,7 +113,7 @@ def _check_times(
     *,
     who: str,
 ) -> None:
-  """Raises if steps are saved that have no such metric."""
+  """Raises if some saved steps will not have the metric."""
   interval = checkpointer.save_interval_steps
   if checkpointer.max_to_keep is None or checkpointer.save_on_steps:
     return

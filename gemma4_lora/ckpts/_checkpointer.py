@@ -41,11 +41,11 @@ class Checkpointer(kd.ckpts.Checkpointer):
   checkpoints: the whole train state, base included. `g4.ckpts.LoRACheckpointer`
   leaves the frozen base out.
 
-  It has its workdir alone: a second run in it is an error while the first lives.
-  A state with NaN or infinite values is not saved, so that the last good one
-  stays. At SIGTERM or SIGINT, a run saves the step that it has done, and ends with
-  exit status 75. A second SIGINT ends it at once. On several hosts, a SIGTERM to one
-  ends all, at one step.
+  A workdir belongs to one run: a second run in it is an error while the first
+  one lives. A state with NaN or infinite values is not saved, so that the last
+  good one stays. At SIGTERM or SIGINT, a run saves its last step and ends with
+  exit status 75. A second SIGINT ends it at once. On several hosts, a SIGTERM
+  to one ends all, at one step.
 
   Attributes:
     base_cfg: The trainer (set automatically).
@@ -131,7 +131,7 @@ class Checkpointer(kd.ckpts.Checkpointer):
     """
     item = self._to_save(state)
     signal = self._run.asked_to_stop()
-    # Not left to Kauldron's `save`, which would log a failure and go on.
+    # Kauldron's `save` would log a failure and go on.
     self._wait()
     self._run.check_owner()
     problem = _good_state.problem(state)
@@ -143,8 +143,8 @@ class Checkpointer(kd.ckpts.Checkpointer):
           f'{self._who}: step {step} is not saved: {problem}'
           f' {self._last_saved()}'
       )
-    # Between two evaluations, where a signal stops it or before the first one,
-    # there is nothing to compare it by: it is kept.
+    # A step between two evaluations (at a signal) or before the first one
+    # cannot be compared: it is kept.
     metrics = _best_metric.comparable(
         metrics, self.best_metric_path, who=self._who
     )
@@ -157,7 +157,7 @@ class Checkpointer(kd.ckpts.Checkpointer):
     return saved
 
   def wait_until_finished(self) -> None:
-    """Waits for saves. A run calls it at its end, and gives up its workdir."""
+    """Waits for saves and releases the workdir. A run calls it at its end."""
     self._wait()
     self._run.end()
 
@@ -170,7 +170,7 @@ class Checkpointer(kd.ckpts.Checkpointer):
   @property
   def latest_step(self) -> int | None:
     if _live_run.settle(self._files.path):
-      vars(self).pop('_ckpt_mgr', None)  # It knows the steps of before.
+      vars(self).pop('_ckpt_mgr', None)  # It has an old list of steps.
     elif '_ckpt_mgr' in vars(self) and not self._run.is_training:
       self.reload()  # Another trainer may have gone on meanwhile.
     with self._explained():  # It makes the folder.
@@ -215,7 +215,7 @@ class Checkpointer(kd.ckpts.Checkpointer):
     return True
 
   def _to_save(self, state: Any) -> Any:
-    """Returns what of a state goes to disk."""
+    """Returns the part of a state that is saved."""
     return state
 
   def _restore(self, state: Any, *, step: int, **kwargs: Any) -> Any:
@@ -238,7 +238,7 @@ class Checkpointer(kd.ckpts.Checkpointer):
       return _bounded.call(restore, directory=arrays)
 
   def _start(self, state: kd.train.TrainState) -> None:
-    """Takes the workdir, before the first step, if it can be written.
+    """Takes the workdir before the first step, and checks that it is writable.
 
     Args:
       state: To train.
@@ -249,7 +249,7 @@ class Checkpointer(kd.ckpts.Checkpointer):
     """
     del state
     if isinstance(self.base_cfg, kd.train.Trainer):
-      # Kauldron's own train step does not look.
+      # Kauldron's own train step does not check it.
       step = self.base_cfg.trainstep
       _needs_logits.check(step.model, step.aux, who=self._who)
       _best_metric.check(self, self.base_cfg, who=self._who)
@@ -287,7 +287,7 @@ class Checkpointer(kd.ckpts.Checkpointer):
 
   @property
   def _goes_on_regardless(self) -> bool:
-    """Whether the user wants a run that turned NaN to go on."""
+    """Whether the user wants a run to go on after NaN."""
     if not isinstance(self.base_cfg, kd.train.Trainer):
       return False
     return not getattr(self.base_cfg.trainstep, 'max_bad_steps', True)
@@ -302,11 +302,11 @@ class Checkpointer(kd.ckpts.Checkpointer):
     )
 
   def _end(self, signal: str, what: str, step: int) -> NoReturn:
-    """Ends the run, once all that it did is on disk.
+    """Ends the run, once everything is on disk.
 
     Args:
-      signal: Which asked for it.
-      what: Happened to the step.
+      signal: The signal that stops the run.
+      what: What happened to the step, for the message.
       step: The last that was saved.
     """
     self._wait()
@@ -321,6 +321,6 @@ class Checkpointer(kd.ckpts.Checkpointer):
 
 
 def _state_of_run(item: Any) -> kd.train.TrainState | None:
-  """Returns what a trainer restores to train: evaluators take it alone."""
+  """Returns the train state among the items that a trainer restores."""
   state = _lora_item.train_state(item)
   return None if state is item else state

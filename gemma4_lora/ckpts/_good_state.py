@@ -1,4 +1,4 @@
-"""Is a state good to go on from?"""
+"""Checks that a state can be continued from."""
 
 from typing import Any
 
@@ -14,9 +14,9 @@ def problem(item: Any) -> str:
   """Returns why a state is not to be saved, or an empty string.
 
   Args:
-    item: What a checkpointer saves. Looked at are the LoRA leaves; or all
-      parameters, if there are none; and the optimizer's state, in which infinite
-      values may be meant.
+    item: What a checkpointer saves. It checks the LoRA leaves, or all
+      parameters if there are none, and the optimizer's state, where infinite
+      values are allowed.
   """
   if isinstance(item, _lora_item.LoRAItem):
     item = item.item

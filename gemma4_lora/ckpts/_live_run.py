@@ -1,4 +1,4 @@
-"""A run that trains: it has its workdir alone, and a signal may ask it to stop."""
+"""A run that trains: it owns its workdir, and stops at a signal."""
 
 from collections.abc import Callable
 import threading
@@ -15,10 +15,10 @@ from gemma4_lora.host import _live_owner
 from gemma4_lora.host import _stop_signals
 from gemma4_lora.host.folders import _in_the_way
 
-_MOST_BYTES = 1024  # Of what one host tells the others.
+_MOST_BYTES = 1024  # The longest message from one host to the others, in bytes.
 
-# Runs of this process that have not ended, by workdir: those that train, and
-# those whose cell was interrupted, or failed.
+# Runs of this process that have not ended, by workdir: training ones, and those
+# whose cell was interrupted or failed.
 _RUNS: dict[str, 'LiveRun'] = {}
 
 
@@ -26,8 +26,8 @@ class LiveRun:
   """A run of this process, from before its first step until it ends.
 
   Attributes:
-    first_step: At which it started, or went on.
-    saved_step: The last that is known to be complete on disk.
+    first_step: The step at which it started or resumed.
+    saved_step: The last step that is known to be complete on disk.
   """
 
   def __init__(self, workdir: epath.Path, *, who: str):
@@ -45,10 +45,10 @@ class LiveRun:
     return self._wait is not None
 
   def take(self, *, is_primary: bool) -> None:
-    """Takes the workdir. One process does it for all hosts.
+    """Takes the workdir; one process does it for all hosts.
 
     Args:
-      is_primary: Whether this is that process.
+      is_primary: Whether this process does it.
 
     Raises:
       OwnedError: Another live run has it.
@@ -75,7 +75,7 @@ class LiveRun:
 
     Args:
       wait: Waits for saves that this run has begun.
-      first_step: At which it starts, or goes on.
+      first_step: The step at which it starts or resumes.
     """
     self._wait = wait
     self._thread = threading.current_thread()
@@ -119,7 +119,7 @@ class LiveRun:
         raise _live_owner.OwnedError(self._explain(e)) from e
 
   def end(self) -> None:
-    """Gives back the workdir and the signals; a second call does nothing."""
+    """Releases the workdir and the signals; a second call does nothing."""
     if self.is_training:
       self._wait = None
       signals = _stop_signals.of_process()
@@ -132,7 +132,7 @@ class LiveRun:
       self._ownership = None
 
   def settle(self) -> None:
-    """Ends a run that was interrupted, once it has saved what it had begun to.
+    """Ends a run that was interrupted, once its pending saves are done.
 
     Raises:
       OwnedError: It trains still, in another thread.
@@ -211,10 +211,10 @@ class CheckpointManager(lazy_checkpoint_manager.LazyCheckpointManager):
 
 
 def settle(workdir: epath.Path) -> bool:
-  """Ends a run of this process in a workdir that was interrupted.
+  """Ends an interrupted run of this process in a workdir.
 
   Returns:
-    Whether there was one: what is known of the workdir may be old.
+    Whether there was one. If so, the known list of steps may be old.
 
   Raises:
     OwnedError: It trains still, in another thread.
@@ -227,7 +227,7 @@ def settle(workdir: epath.Path) -> bool:
 
 
 def _from_primary(text: str, *, is_primary: bool) -> str:
-  """Returns what the primary host says, on all hosts."""
+  """Returns the primary host's message on all hosts."""
   if jax.process_count() == 1:
     return text
   data = np.zeros(_MOST_BYTES, np.uint8)

@@ -29,7 +29,7 @@ _SHOWN = 8
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoadLoRA(kd.ckpts.InitTransform):
-  """Starts LoRA from what was trained before, the base from elsewhere.
+  """Starts LoRA from an earlier training; the base is restored separately.
 
   ```python
   init_transform = kd.ckpts.MultiTransform(
@@ -43,9 +43,8 @@ class LoadLoRA(kd.ckpts.InitTransform):
   By hand, for sampling, see `g4.ckpts.load_lora`.
 
   Attributes:
-    path: A folder of `g4.ckpts.save_lora`; a Kauldron workdir, whichever
-      checkpointer wrote it, our LoRA's or that of gemma's git HEAD in it; or a
-      PEFT folder.
+    path: A folder of `g4.ckpts.save_lora`; a Kauldron workdir of any
+      checkpointer, with our LoRA or that of gemma's git HEAD; or a PEFT folder.
     step: Which checkpoint of a workdir; -1 for the last.
     model: The `g4.nn.LoRA` that is trained, `cfg.ref.model` in a config. With
       it, alpha and the like are compared; gemma's layout and PEFT's need it.
@@ -157,7 +156,7 @@ class LoadLoRA(kd.ckpts.InitTransform):
       logging.warning(
           '%s: alpha and use_rslora are not compared: %s.',
           _WHO,
-          f'{found.what} does not say them'
+          f'{found.what} has none'
           if found.scales is None
           else 'give model=cfg.ref.model',
       )
@@ -215,7 +214,7 @@ def load_lora(
 def _unfit(
     found: _lora_sources.Found, shapes: Mapping[str, tuple[int, ...]]
 ) -> Iterator[str]:
-  """Says which leaves have another shape, or are no numbers."""
+  """Yields leaves that have another shape or are not numbers."""
   for name, leaf in found.leaves.items():
     shape = shapes.get(name)
     if shape is not None and tuple(leaf.shape) != tuple(shape):
@@ -236,7 +235,7 @@ def _unfit(
 def _other_settings(
     found: _lora_sources.Found, model: nn.LoRA | None
 ) -> Iterator[str]:
-  """Says where the model would multiply, or read, otherwise."""
+  """Yields settings and scales that differ in the model."""
   if model is None:
     return
   for name, value in variants.arguments(model.variant).items():

@@ -1,6 +1,7 @@
 """Loaders of a base that are read for their settings, not called.
 
-They are known by their exact type: a subclass may do anything, so it is called.
+They are recognised by their exact type: a subclass may do anything, so it is
+called.
 """
 
 import dataclasses
@@ -56,7 +57,7 @@ def request(loader: kd.ckpts.InitTransform) -> _prepare.Request | None:
 def _as_partial_load(
     loader: kd.ckpts.InitTransform, *, who: str
 ) -> _partial_load.PartialLoad:
-  """Returns a loader of Kauldron's, or ours, as ours."""
+  """Returns a loader of Kauldron or ours as ours."""
   if isinstance(loader, kd.ckpts.PartialKauldronLoader):
     return _partial_load.PartialLoad(
         path=loader.workdir,
@@ -68,7 +69,7 @@ def _as_partial_load(
   if isinstance(loader, kd.ckpts.SimpleCheckpointLoader):
     if loader.load_opt_state:
       raise _opt_state_error(who, 'load_opt_state=True')
-    # That loader passes over leaves that the state does not have.
+    # That loader skips leaves that the state does not have.
     return _partial_load.PartialLoad(
         path=loader.workdir, step=loader.step, unexpected='warn'
     )

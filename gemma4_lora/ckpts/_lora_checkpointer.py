@@ -22,7 +22,7 @@ _WHO = 'LoRACheckpointer'
 
 @dataclasses.dataclass(frozen=True, eq=True, kw_only=True)
 class LoRACheckpointer(_checkpointer.Checkpointer):
-  """Saves what training changes, and takes the base from where it came from.
+  """Saves what training changes, and restores the base from its source.
 
   ```python
   checkpointer = g4.ckpts.LoRACheckpointer(save_interval_steps=500)
@@ -33,10 +33,10 @@ class LoRACheckpointer(_checkpointer.Checkpointer):
   step, timings, the position in the data, and a fingerprint of the base and of
   the LoRA settings.
 
-  On resume, the config's own `init_transform=` restores the base, and what
-  training had made of the rest comes back: the run goes on bit for bit. Another
-  base, or other LoRA settings, is an error before the first step. Learning
-  rate, schedules, dropout and the number of steps may change.
+  On resume, the config's own `init_transform=` restores the base, and the saved
+  leaves are restored: the run goes on bit for bit. Another base, or other LoRA
+  settings, is an error before the first step. Learning rate, schedules, dropout
+  and the number of steps may change.
 
   Attributes:
     base_cfg: The trainer (set automatically).
@@ -63,7 +63,7 @@ class LoRACheckpointer(_checkpointer.Checkpointer):
   ) -> Any:
     """See `kd.ckpts.Checkpointer.restore`; restores the base as well."""
     train_state = _lora_item.train_state(state)
-    if train_state is None:  # Whatever is on disk, as it is.
+    if train_state is None:  # Whatever is on disk, unchanged.
       return super()._restore(
           state, step=step, noop_if_missing=noop_if_missing, donate=donate
       )
@@ -83,7 +83,7 @@ class LoRACheckpointer(_checkpointer.Checkpointer):
     check = functools.partial(
         _fingerprint.check, saved, who=_WHO, where=os.fspath(folder)
     )
-    # First what can be known before anything large is read.
+    # First the checks that need no large read.
     check(self._base.describe(train_state, content=False))
     item.check(who=_WHO, where=os.fspath(folder))
     self._files.checked_arrays(self._absolute_step(step), who=_WHO)
@@ -145,7 +145,7 @@ class LoRACheckpointer(_checkpointer.Checkpointer):
 
 
 def _check_is_whole(folder: epath.Path) -> None:
-  """Raises for what an interrupted copy leaves of a step."""
+  """Raises for a step that an interrupted copy left incomplete."""
   there = sorted(folder.iterdir())
   if not any((x / _locate.METADATA).exists() for x in there):
     names = [x.name for x in there]
@@ -157,7 +157,7 @@ def _check_is_whole(folder: epath.Path) -> None:
 
 
 def _check_evals(trainer: kd.train.Trainer) -> None:
-  """Raises where Kauldron would read checkpoints past the checkpointer."""
+  """Raises if Kauldron would read checkpoints without the checkpointer."""
   for name, evaluator in (trainer.evals or {}).items():
     if evaluator.discard_opt and isinstance(
         evaluator.run, _best_metric.STANDALONE

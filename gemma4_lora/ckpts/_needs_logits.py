@@ -1,4 +1,4 @@
-"""Losses and metrics of logits, and a model that returns none."""
+"""Checks that losses and metrics do not read logits that the model omits."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ _OURS = {
 
 
 def check(model: Any, aux: kd.train.Auxiliaries, *, who: str) -> None:
-  """Raises if something reads logits, and training returns none.
+  """Raises if something reads logits that training does not return.
 
   Args:
     model: The model.

@@ -31,10 +31,10 @@ class PartialLoad(kd.ckpts.InitTransform):
   Structure, shapes, dtypes and shardings of the state stay as they are, and so
   do LoRA leaves (leaves under a key `lora`), whose values are not touched.
 
-  What needs no permission: k, v and key norms of KV-shared layers, which are
-  never read, may be absent (then filled) or superfluous (then left out); towers
-  that the model does not have are left out; floats convert to floats. The log
-  says how many leaves each of these concerned.
+  Three differences are allowed without an argument, and counted in the log. k,
+  v and key norms of KV-shared layers, which are never read, may be absent (then
+  filled) or superfluous (then left out). Towers that the model does not have
+  are left out. Floats convert to floats.
 
   Attributes:
     path: A released Orbax checkpoint (nested, flat or stacked layout); a
@@ -126,7 +126,8 @@ class PartialLoad(kd.ckpts.InitTransform):
 
     Args:
       who: The transform that asks, for messages.
-      opt_state: Whether to restore the optimizer's state, or all but it.
+      opt_state: Whether to restore only the optimizer's state, or everything
+        else.
     """
     return _prepare.Request(
         who=who,

@@ -1,9 +1,9 @@
-"""What an `init_transform=` restores of the base: the only walk over its steps.
+"""Finds what an `init_transform=` restores: the only walk over its steps.
 
 Classes that we know are read for their settings, by their exact type, so that
 the base can be read leaf by leaf, or need not be initialised first. A subclass
-of them may do anything, as may a transform of the user's own: to know what it
-gives, it must be called.
+may do anything, and so may a transform of the user: its result is known only by
+calling it.
 """
 
 import collections
@@ -28,7 +28,7 @@ from gemma4_lora.ckpts.sources import _ahead
 from gemma4_lora.ckpts.sources import _open
 from gemma4_lora.host import _xla_memory
 
-# Known to leave the base alone.
+# Known not to change the base.
 _NOT_OF_BASE = (_load_lora.LoadLoRA, kd.ckpts.NoopTransform)
 _OURS = (_load_lora.LoadLoRA, _partial_load.PartialLoad)
 
@@ -39,7 +39,7 @@ _FROM_BASE = dict.fromkeys(
 
 
 class UnknownError(Exception):
-  """Only running the transform would tell; says why."""
+  """The result is known only by running the transform; says why."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,8 +49,8 @@ class Step:
   Attributes:
     transform: The transform.
     in_skip: Whether it is within a `SkipLoRA4` or a `gm.ckpts.SkipLoRA`.
-    is_ours: Whether what is around it restores its `request` by our own code,
-      or does nothing but call it.
+    is_ours: Whether the transforms around it restore its `request` by our own
+      code, or only call it.
   """
 
   transform: Any
@@ -63,7 +63,7 @@ class Step:
 
   @property
   def is_known(self) -> bool:
-    """Whether its settings say all that it does. Any other is called."""
+    """Whether its settings determine its result. If not, it is called."""
     is_loader = _loaders.is_known(self.transform)
     return is_loader or type(self.transform) in _NOT_OF_BASE
 
@@ -76,10 +76,10 @@ class Step:
 
   @property
   def request(self) -> _prepare.Request | None:
-    """What it restores of the base; None if nothing, or if it is unknown.
+    """Its restore of the base; None if there is none, or if it is unknown.
 
     Raises:
-      ValueError: What cannot be restored under LoRA.
+      ValueError: It cannot be restored under LoRA.
     """
     if type(self.transform) is _partial_load.PartialLoad and not self.in_skip:
       return self.transform.request(self.name)
@@ -102,37 +102,38 @@ def unknown(transform: Any) -> tuple[str, ...]:
 
 
 def base_request(transform: Any) -> _prepare.Request | None:
-  """Returns from where a transform restores the base; None if from nowhere.
+  """Returns the source of the base; None if the transform restores none.
 
   Args:
-    transform: An `init_transform=`, of which no step is unknown.
+    transform: An `init_transform=` without unknown steps.
 
   Raises:
-    ValueError: Several steps restore one, or what cannot be restored.
+    ValueError: Several steps restore a base, or one cannot be restored under
+      LoRA.
   """
   found = [x.request for x in steps(transform) if x.request is not None]
   if len(found) > 1:
     raise ValueError(
         f'init_transform= restores a base from {len(found)} checkpoints:'
-        f' {[str(x.path) for x in found]}. Leave the one that counts.'
+        f' {[str(x.path) for x in found]}. Keep one.'
     )
   return found[0] if found else None
 
 
 def restored(transform: Any, state: Any) -> frozenset[_trees.Path]:
-  """Returns the leaves of a state that a transform replaces in any case.
+  """Returns the leaves of a state that a transform always replaces.
 
   A transform may then be given `jax.ShapeDtypeStruct`s in their place.
 
   Args:
     transform: An `init_transform=`.
-    state: Arrays or shapes, with the shardings that they are to have.
+    state: Arrays or shapes, with the shardings to use.
 
   Returns:
     Paths in the state, of base leaves.
 
   Raises:
-    UnknownError: Only running the transform would tell.
+    UnknownError: The result is known only by running the transform.
     FileNotFoundError: There is no checkpoint.
     ValueError: The checkpoint cannot be read or does not fit the model.
   """
@@ -153,7 +154,7 @@ def restored(transform: Any, state: Any) -> frozenset[_trees.Path]:
 
 
 def check_known(transform: Any) -> None:
-  """Raises UnknownError unless a transform restores a base by what we know."""
+  """Raises UnknownError unless a transform is known to restore a base."""
   if names := unknown(transform):
     raise UnknownError(f'init_transform= has a {names[0]}')
   if not any(_loaders.is_known(x.transform) for x in steps(transform)):
@@ -163,12 +164,12 @@ def check_known(transform: Any) -> None:
 def ahead(
     transform: Any, model: Any
 ) -> contextlib.AbstractContextManager[None]:
-  """Reads the largest array of a transform's checkpoint meanwhile.
+  """Reads the largest array of a transform's checkpoint in the background.
 
   Args:
     transform: An `init_transform=`, to be run within.
-    model: The model. If it quantises what it restores, nothing is read: that
-      goes row by row.
+    model: The model. If it quantises the base, nothing is read, as that is done
+    row by row.
 
   Returns:
     A context. Errors are raised later, by the transform itself.
@@ -196,7 +197,7 @@ def ahead(
 def _walk(
     transform: Any, *, in_skip: bool = False, is_ours: bool = True
 ) -> Iterator[Step]:
-  """Yields the steps of a transform, given where it is as `Step` has it."""
+  """Yields the steps of a transform; arguments as the fields of `Step`."""
   kind = type(transform)
   if kind is kd.ckpts.MultiTransform:
     inner = vars(transform)['_transforms'].values()
@@ -212,10 +213,10 @@ def _walk(
 
 
 def _into_shapes(transform: Any) -> dict[int, _prepare.Request]:
-  """Returns what a transform restores into shapes, by the steps' places.
+  """Returns the requests of the steps that restore into shapes.
 
   Raises:
-    UnknownError: Nothing, or a step needs arrays.
+    UnknownError: There are none, or a step needs arrays.
   """
   requests = {}
   for i, one in enumerate(steps(transform)):

@@ -1,4 +1,4 @@
-"""What a run says when it goes on: from where, on what, and what is new."""
+"""Log lines of a resumed run: its step, its base, and changes of the config."""
 
 from collections.abc import Iterator
 import json
@@ -14,16 +14,16 @@ from gemma4_lora.ckpts import _requests
 _CONFIG = 'config.json'  # Kauldron writes it when a run starts.
 _METADATA = '_CHECKPOINT_METADATA'  # Of Orbax, in the folder of each step.
 _SHOWN = 8
-_LONGEST = 60  # Of a value, in characters.
+_LONGEST = 60  # The most characters of a value.
 
 
 def text(trainer: Any, folder: epath.Path, *, step: int, has_base: bool) -> str:
-  """Returns the lines for a run that goes on.
+  """Returns the lines for a resumed run.
 
   Args:
     trainer: The trainer.
     folder: The folder of the step.
-    step: It goes on from this one.
+    step: The step that it resumes from.
     has_base: Whether the base was in the folder, too.
   """
   workdir = folder.parent.parent
@@ -46,19 +46,19 @@ def text(trainer: Any, folder: epath.Path, *, step: int, has_base: bool) -> str:
 
 
 def base_of(init_transform: Any) -> str:
-  """Returns from where a transform takes the base, for people."""
+  """Returns the source of the base, for people."""
   if _requests.unknown(init_transform):
     return type(init_transform).__name__
   try:
     request = _requests.base_request(init_transform)
-  except ValueError:  # Several: who restores them says so.
+  except ValueError:  # Several: the restore raises for them.
     return type(init_transform).__name__
-  # Not what a `g4.testing.RandomCheckpoint` is, but where.
+  # The path of a `g4.testing.RandomCheckpoint`, not its repr.
   return str(os.fspath(request.path)) if request else 'none'
 
 
 def differences(old: Any, new: Any, path: str = '') -> Iterator[str]:
-  """Yields the lines of what differs between two configs as JSON.
+  """Yields the differences between two configs as JSON.
 
   ```
   schedules.lr.value: 0.001 → 0.0003
@@ -87,7 +87,7 @@ def _changed(path: epath.Path, config: Any) -> list[str]:
         differences(json.loads(path.read_text()), json.loads(config.to_json()))
     )
   except Exception as e:  # pylint: disable=broad-exception-caught
-    return [f'{path} cannot be read: {e}']  # No reason not to go on.
+    return [f'{path} cannot be read: {e}']  # Not a reason to stop.
 
 
 def _short(value: Any) -> str:

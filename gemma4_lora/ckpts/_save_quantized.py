@@ -1,4 +1,4 @@
-"""A quantised base on disk, to be opened again without quantising it."""
+"""Saves a quantised base, so that it need not be quantised again."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -36,7 +36,7 @@ def save_quantized(
   ```
 
   `g4.ckpts.PartialLoad(path='gemma4_e2b_int4')`, and with it `SkipLoRA4`, reads
-  codes and scales as they are, into a model with the same `quantize=`. The file
+  codes and scales unchanged, into a model with the same `quantize=`. The file
   `quantized.json` beside them names the format of each array.
 
   Args:
@@ -46,8 +46,8 @@ def save_quantized(
     overwrite: Whether to replace the folder if there is one.
 
   Raises:
-    FileExistsError: There is something at `path`, and not `overwrite`.
-    ValueError: `model` quantises nothing, or `params` are not as it has them.
+    FileExistsError: `path` exists, and `overwrite` is False.
+    ValueError: `model` quantises nothing, or `params` do not fit it.
   """
   check_model(model, who=_WHO)
   target = _new_folder.check_free(

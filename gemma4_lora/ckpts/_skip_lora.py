@@ -22,7 +22,7 @@ class SkipLoRA4(kd.ckpts.InitTransform):
   """Restores the base model and leaves the LoRA leaves as they are.
 
   Exceptions are leaves that start from the restored base: the magnitudes of
-  `use_dora`, and what `modules_to_save` trains in full.
+  `use_dora`, and the copies of `modules_to_save`.
 
   ```python
   init_transform = g4.ckpts.SkipLoRA4(
@@ -43,7 +43,8 @@ class SkipLoRA4(kd.ckpts.InitTransform):
       with a state that has no LoRA leaf, and must keep structure, shapes,
       dtypes and shardings.
     model: The `g4.nn.LoRA` that is trained, `cfg.ref.model` in a config. Needed
-      where its `init_lora_weights=` reads the restored base, see `g4.nn.init_from_base`.
+    if its `init_lora_weights=` reads the restored base, see
+    `g4.nn.init_from_base`.
   """
 
   wrapped: kd.ckpts.InitTransform
@@ -82,7 +83,7 @@ class SkipLoRA4(kd.ckpts.InitTransform):
     return start.apply(state)
 
   def _restore(self, state: Any, start: _starts.Start) -> Any:
-    """Restores the base, and shows what is quantised of it."""
+    """Restores the base, and reports each quantised leaf."""
     request = _loaders.request(self.wrapped)
     if request is None:
       return _apply(self.wrapped.transform, self.wrapped, state)

@@ -1,4 +1,4 @@
-"""Evaluations that end between two batches, in a run that is asked to stop."""
+"""Lets a stopping run end evaluations between two batches."""
 
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -13,11 +13,11 @@ _EVAL = 'maybe_eval'
 
 
 class _Ended(BaseException):
-  """Ends an evaluation. To an `Exception`, evaluators would add their name."""
+  """Ends an evaluation. No `Exception`: evaluators add their name to these."""
 
 
 class _Batches:
-  """The batches of an evaluator, until the run is asked to stop."""
+  """The batches of an evaluator, until the run should stop."""
 
   def __init__(self, batches: Any, asked: Callable[[], Any]):
     self._batches, self._asked = batches, asked
@@ -45,16 +45,17 @@ def make(
 ) -> None:
   """Lets evaluators of a trainer end before their last batch.
 
-  Such an evaluation writes and returns nothing: the run that goes on evaluates
-  its step again. Evaluators that read `ds=` in a way of their own end as a
-  whole, or do not begin.
+  Such an evaluation writes and returns nothing; the resumed run evaluates its
+  step again. Evaluators that read `ds=` in their own way run to their end, or
+  do not begin.
 
   Kauldron has no hook between two batches, so this changes the objects: their
-  `maybe_eval`, and what they iterate over. It goes when Kauldron's loop asks.
+  `maybe_eval`, and what they iterate over. Remove this when Kauldron's loop has
+  such a hook.
 
   Args:
     evaluators: Those of a trainer. A second call changes nothing.
-    asked: Whether the run is asked to stop. Of several hosts, each calls it once
+    asked: Whether the run should stop. Of several hosts, each calls it once
       before an evaluation and once for each batch.
     at_end: Is called after an evaluation that did not fail.
   """
@@ -74,7 +75,7 @@ def _maybe_eval(
     step: int,
     state: Any,
 ) -> Any:
-  """Is `maybe_eval` of an evaluator, or None if the run is to stop."""
+  """Calls `maybe_eval` of an evaluator; returns None if the run should stop."""
   if not evaluator.run.should_eval_in_train(step) or asked():
     return None
   batches = getattr(evaluator, _BATCHES, None)

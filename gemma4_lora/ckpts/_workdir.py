@@ -19,9 +19,9 @@ from gemma4_lora.host.files import _regular
 from gemma4_lora.host.folders import _in_the_way
 from gemma4_lora.host.folders import _upload
 
-# A step that is to go is renamed into this folder and deleted there: killed in
-# between, a run leaves no half of a checkpoint under the name of a whole one.
-# In a bucket, nothing is renamed.
+# A step is deleted by renaming it into this folder first: a run that is killed
+# in between leaves no partial checkpoint under the name of a complete one. In a
+# bucket, nothing is renamed.
 _DELETED = 'deleted'
 _CHECKPOINTS = 'checkpoints'
 _TMP = '.orbax-checkpoint-tmp'
@@ -33,7 +33,7 @@ class Workdir:
 
   Attributes:
     path: The workdir.
-    can_clean: Whether this process removes what no one reads. One does it for
+    can_clean: Whether this process removes leftovers. One process does it for
       all hosts; one that only reads does not.
   """
 
@@ -69,8 +69,8 @@ class Workdir:
       who: The checkpointer, for messages.
 
     Raises:
-      ValueError: What is saved there could not be restored.
-      OSError: It cannot, or what the storage raises.
+      ValueError: A save there could not be restored.
+      OSError: It cannot be written, or an error of the storage.
     """
     _paths.check_orbax_can_write(self.path, who=who)
     _in_the_way.check_length(self.path, who=who)
@@ -125,13 +125,13 @@ class Workdir:
     return sorted(int(n[5:]) for n in names if n[5:].isdigit())
 
   def remove_deleted(self) -> None:
-    """Removes what an earlier save has replaced."""
+    """Removes folders that an earlier save has replaced."""
     if self.can_clean and not self.in_bucket:
       for path in self.folder.glob(_DELETED):
         path.rmtree()
 
   def remove_unfinished(self) -> None:
-    """Removes what a run left that was killed: no run may live there."""
+    """Removes leftovers of a killed run; no live run may have the workdir."""
     if not self.can_clean:
       return
     for path in self.folder.glob(f'*{_TMP}*'):
@@ -143,12 +143,12 @@ class Workdir:
 
   @contextlib.contextmanager
   def explained(self, *, who: str, saved: int | None = None) -> Iterator[None]:
-    """Says what a failure to write means for the run.
+    """Explains what a failed write means for the run.
 
     Args:
       who: The checkpointer.
-      saved: The last step that this run knows to be complete, for when the
-        storage does not say.
+      saved: The last step that this run knows to be complete, used if the
+        storage does not answer.
     """
     try:
       yield
@@ -179,11 +179,11 @@ class Workdir:
 
 
 def check_modes(checkpointer: Any, *, who: str) -> None:
-  """Raises if a checkpointer of Kauldron's own cannot write its workdir.
+  """Raises if Kauldron's own checkpointer cannot write its workdir.
 
   Kauldron gives its folders a mode, which etils refuses in a bucket
   (`kauldron/checkpoints/checkpointer.py` of 1.4.4, `etils/epath/backend.py` of
-  1.14). This goes when Kauldron does so on disks alone.
+  1.14). Remove this when Kauldron sets modes only on disks.
 
   Args:
     checkpointer: The trainer's.

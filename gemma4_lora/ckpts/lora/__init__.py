@@ -1,1 +1,1 @@
-"""Files of LoRA alone, and what they say of the run that wrote them."""
+"""Files of LoRA alone, with the fingerprint of the run that wrote them."""

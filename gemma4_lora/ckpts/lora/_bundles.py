@@ -1,8 +1,8 @@
 """Many small leaves as a few long arrays.
 
 LoRA on a real model and its optimizer's state are thousands of small leaves.
-Orbax spends 2 to 5 kB and some milliseconds on each, often more than it has
-itself.
+Orbax spends 2 to 5 kB and some milliseconds on each, often more than the leaf's
+own size.
 """
 
 from collections.abc import Callable
@@ -26,9 +26,9 @@ _CHUNK_BYTES = 2**26
 
 _BUNDLE = re.compile(r'(params|opt_state|step)_[a-z]+\d+')
 
-# By the name of an array, its dtype and what lies in it one after the other:
-# `{'params_float32': ['float32', [[['layer_0', ..., 'a'], [32, 4]], ...]]}`. An
-# array under the path of its only leaf is that leaf, no bundle.
+# For each array, its dtype and the leaves in it, in order: `{'params_float32':
+# ['float32', [[['layer_0', ..., 'a'], [32, 4]], ...]]}`. An array with a leaf's
+# path as its name is that leaf, not a bundle.
 Index = Mapping[str, Any]
 
 
@@ -41,8 +41,8 @@ def bundle(
     leaves: For example `{('params', 'layer_0', ..., 'a'): f32[32, 4], ...}`.
 
   Returns:
-    For example `{'params_float32': f32[n], ...}`, and what lies in them. Leaves
-    of which this process has but a part stay as they are.
+    For example `{'params_float32': f32[n], ...}`, and the index of the leaves
+    in them. Leaves of which this process holds only a part are not bundled.
   """
   small = {path: x for path, x in leaves.items() if _is_here(x)}
   groups: dict[str, list[_trees.Path]] = {}
@@ -73,7 +73,7 @@ def are_bundles(names: Iterable[str]) -> bool:
 
 
 def unbundle(arrays: Mapping[str, Any], index: Index) -> dict[_trees.Path, Any]:
-  """Undoes `bundle`, for those arrays that are given."""
+  """Undoes `bundle` for the given arrays."""
   leaves = {}
   for name, array in arrays.items():
     start = 0
@@ -96,14 +96,14 @@ def unbundle(arrays: Mapping[str, Any], index: Index) -> dict[_trees.Path, Any]:
 def digests(
     arrays: Mapping[str, Any], index: Index
 ) -> Callable[[], dict[str, str]]:
-  """Returns what returns what tells an array from one with another bit.
+  """Returns a function that returns the digests of arrays.
 
-  That waits for bundles, which are hashed in the background. All processes must
-  call this function.
+  The returned function waits for bundles, which are hashed in the background.
+  All processes must call this function.
 
   Args:
-    arrays: Some of those that were bundled. What was no bundle may be cut among
-      devices and processes, other ones than before.
+    arrays: Some of those that were bundled. Arrays that are not bundles may be
+      sharded over other devices and processes than before.
     index: What was bundled.
   """
   bundles = {k: x for k, x in arrays.items() if not _is_whole(k, index)}
@@ -128,11 +128,11 @@ def check(
     who: str,
     where: str,
 ) -> None:
-  """Checks that arrays are what was saved.
+  """Checks that arrays equal those that were saved.
 
   Args:
-    digests: Digests of what was read.
-    saved: Digests then; none from before they were kept.
+    digests: Digests of the arrays that were read.
+    saved: Digests at the save; empty for files from before they were kept.
     who: What asks, for messages.
     where: Where the arrays are, for messages.
 
@@ -196,7 +196,7 @@ def _is_whole(name: str, index: Index) -> bool:
 
 
 def _is_here(leaf: Any) -> bool:
-  """Whether this process has all of a leaf, as numbers."""
+  """Whether this process has all values of a leaf."""
   if isinstance(leaf, jax.Array):
     has_all = leaf.is_fully_addressable or leaf.is_fully_replicated
     return has_all and not _is_random_key(leaf)

@@ -1,4 +1,4 @@
-"""What LoRA was trained on, and with which settings: written beside it."""
+"""The fingerprint of a LoRA: its base and its settings."""
 
 from collections.abc import Collection
 from collections.abc import Iterator
@@ -48,8 +48,8 @@ def describe(
 
   Args:
     model: The model that is trained: a `g4.nn.LoRA`, or a model around one.
-    params: Its parameters, nested. The base as LoRA is trained on it: of PiSSA
-      and OLoRA, what they left of the released one.
+    params: Its parameters, nested. The base on which LoRA is trained; with
+      PiSSA and OLoRA, the changed base.
     content: Whether to read a sample of the base. Without it, `params` may be
       shapes.
 
@@ -95,7 +95,7 @@ def describe(
 def check(
     saved: Fingerprint, current: Fingerprint, *, who: str, where: str
 ) -> None:
-  """Checks that LoRA fits the base and the model that it is to go on with.
+  """Checks that LoRA fits the base and the model of the config.
 
   Other rates of dropout, and other versions of packages, are lines in the log.
 
@@ -106,7 +106,7 @@ def check(
     where: Where `saved` is, for messages.
 
   Raises:
-    ValueError: They do not fit; says in what, with both sides.
+    ValueError: They do not fit; the message has both sides of each difference.
   """
   check_format(saved, who=who, where=where)
   problems = [
@@ -133,7 +133,7 @@ def check_format(saved: Fingerprint, *, who: str, where: str) -> None:
   """Checks that this version can read what was saved; see `check`.
 
   Raises:
-    ValueError: Another version must.
+    ValueError: Only another version can.
   """
   if saved.get('format') != _FORMAT:
     raise ValueError(
@@ -149,10 +149,10 @@ def _other_quantize(saved: Fingerprint, current: Fingerprint) -> bool:
 
 
 def base_differences(saved: Fingerprint, params: Any) -> list[str]:
-  """Says in what a base differs from the one that LoRA was trained on.
+  """Returns how a base differs from the one that LoRA was trained on.
 
-  Leaves that one of them lacks are none of it: a model without towers is the
-  same base.
+  Leaves present on only one side are not compared: a model without towers has
+  the same base.
 
   Args:
     saved: What was trained, from `read`.
@@ -218,7 +218,7 @@ def _check_has_none(step_dir: epath.Path, file: epath.Path) -> None:
 
 
 def to_write(values: Fingerprint) -> dict[str, Any]:
-  """Returns what is to stand in the file, so that `parse` sees damage."""
+  """Returns the text of the file, with a seal by which `parse` sees damage."""
   return _intact.sealed(values)
 
 
@@ -226,7 +226,7 @@ def parse(text: str | bytes, *, file: epath.Path) -> Fingerprint:
   """Returns the fingerprint that a file has.
 
   Args:
-    text: What is in the file.
+    text: The file's text.
     file: The file, for messages.
 
   Raises:
@@ -264,9 +264,9 @@ def _specs(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _settings(model: nn.Module) -> dict[str, Any]:
-  """Returns settings of LoRA that no shape shows."""
+  """Returns settings of LoRA that shapes do not show."""
   lora = find_lora(model)
-  if lora is None:  # gemma's own: its leaves are all that we know.
+  if lora is None:  # gemma's own LoRA: only its leaves are known.
     return {'projections': {}, 'settings': {}}
   return {
       'projections': {
@@ -282,7 +282,7 @@ def _settings(model: nn.Module) -> dict[str, Any]:
           **variants.arguments(lora.variant),
           'init_lora_weights': lora.init_lora_weights,
       }
-      # As earlier versions have it, where nothing is quantised.
+      # Earlier versions write it so if nothing is quantised.
       | (
           {_QUANTIZE: [repr(x) for x in lora.quantize]} if lora.quantize else {}
       ),
@@ -319,7 +319,7 @@ def _different_lora(saved: Fingerprint, current: Fingerprint) -> Iterator[str]:
 
 
 def _with_variant(lora: Mapping[str, Any]) -> Mapping[str, Any]:
-  """Returns the settings; variants that are younger than these are off."""
+  """Returns the settings; variants that are newer than the file are off."""
   settings = lora['settings']
   return variants.arguments(variants.PLAIN) | settings if settings else settings
 
@@ -327,11 +327,11 @@ def _with_variant(lora: Mapping[str, Any]) -> Mapping[str, Any]:
 def _different_formats(
     saved: Fingerprint, ours: Mapping[str, Any]
 ) -> Iterator[str]:
-  """Says which arrays are quantised in one base, and not so in the other."""
+  """Returns arrays that the two bases quantise differently."""
   old = saved['base']['leaves']
 
   def formats(leaves, others):
-    """By array, its dtype or that of its codes; of arrays that both have."""
+    """The dtype of each array, or of its codes, for arrays that both have."""
     found = {}
     for name, (dtype, _) in leaves.items():
       array = name.removesuffix('.codes')

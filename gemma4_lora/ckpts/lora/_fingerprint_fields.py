@@ -1,6 +1,6 @@
 """The fields of a fingerprint, checked once when it is read.
 
-A seal tells what was damaged; files of earlier versions have none.
+A seal shows damage; files of earlier versions have none.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ def check(values: Mapping[str, Any]) -> None:
     values: What the file holds; a run's with its index.
 
   Raises:
-    ValueError: A field is not what it should be; names it.
+    ValueError: A field is invalid; the message names it.
   """
   for name in ('base', 'lora'):
     _one(values, name, _is_object, 'an object')

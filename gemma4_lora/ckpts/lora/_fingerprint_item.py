@@ -12,8 +12,8 @@ def save_args(make: Callable[[], Mapping[str, Any]]) -> ocp.args.JsonSave:
   """Returns how Orbax should save it.
 
   Args:
-    make: Returns what is to stand in the file. It is called in the background,
-      while arrays are written.
+    make: Returns the content of the file. It is called in the background, while
+      arrays are written.
   """
   return ocp.args.JsonSave(_Later(make))
 
@@ -21,8 +21,8 @@ def save_args(make: Callable[[], Mapping[str, Any]]) -> ocp.args.JsonSave:
 class _Later(dict[str, Any]):
   """An object of JSON that is made when it is written.
 
-  Orbax calls `json.dumps` in a thread. That asks dicts which are none by their
-  exact type for `items()`, and needs them not to be empty.
+  Orbax calls `json.dumps` in a thread. For subclasses of dict it calls
+  `items()`, and the dict must not be empty.
   """
 
   def __init__(self, make: Callable[[], Mapping[str, Any]]):

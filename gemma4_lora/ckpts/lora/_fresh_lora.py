@@ -17,7 +17,8 @@ def with_fresh_lora(
 ) -> kd.train.TrainState:
   """Returns a state with LoRA leaves that a transform takes.
 
-  Their values do not matter, except that A says where it waits for the base.
+  Their values do not matter, except that A marks leaves which wait for the
+  base.
 
   Args:
     state: The state, of arrays or shapes with shardings.

@@ -1,4 +1,4 @@
-"""The frozen base of a run: where it comes from, and that it stays."""
+"""The frozen base of a run: restores it, and checks that it does not change."""
 
 import dataclasses
 from typing import Any
@@ -15,13 +15,13 @@ from gemma4_lora.optim import _trained
 
 
 class FrozenBase:
-  """Restores the base of a run, and knows it from then on."""
+  """Restores the base of a run, and remembers it."""
 
   def __init__(self, trainer: kd.train.Trainer, *, who: str):
     """Creates it.
 
     Args:
-      trainer: Whose base it is: gives model, optimizer and init_transform.
+      trainer: The trainer, with model, optimizer and init_transform.
       who: What asks, for messages.
     """
     self._trainstep = trainer.trainstep
@@ -30,7 +30,7 @@ class FrozenBase:
     self._arrays: dict[_trees.Path, weakref.ref] = {}
 
   def check_optimizer(self, state: kd.train.TrainState) -> None:
-    """Raises where the optimizer changes what is not LoRA.
+    """Raises if the optimizer changes leaves outside LoRA.
 
     Raises:
       ValueError: It does, or it changes nothing, or there is no LoRA.
@@ -66,7 +66,7 @@ class FrozenBase:
     )
 
   def remember(self, state: kd.train.TrainState) -> dict[str, Any]:
-    """Takes the state's base for that of the run; returns its fingerprint."""
+    """Remembers the state's base as the run's; returns its fingerprint."""
     self._fingerprint = self.describe(state)
     self._arrays = {k: weakref.ref(x) for k, x in _base(state).items()}
     return self._fingerprint
@@ -75,7 +75,7 @@ class FrozenBase:
     """Returns the fingerprint of a state that is to be saved.
 
     Raises:
-      ValueError: The base is not what it was at the start.
+      ValueError: The base has changed since the start.
     """
     if self._fingerprint is None:  # Saved by hand, without a restore.
       self.check_optimizer(state)
@@ -96,7 +96,7 @@ class FrozenBase:
   ) -> tuple[kd.train.TrainState, dict[str, Any]]:
     """Returns a state with the base restored, and its fingerprint.
 
-    An evaluation of many checkpoints hands the same arrays in again: these are
+    An evaluation of many checkpoints passes the same arrays again; these are
     not read twice.
 
     Args:
@@ -114,7 +114,8 @@ class FrozenBase:
       params = jax.tree.map(jnp.copy, state.params)
       state = dataclasses.replace(state, params=params)
     shardings = {k: x.sharding for k, x in _base(state).items()}
-    # As `kd.train.TrainStep.init`, for what depends on the base's origin.
+    # As in `kd.train.TrainStep.init`, for leaves that depend on the base's
+    # origin.
     transform = self._trainstep.init_transform
     state = _fresh_lora.with_fresh_lora(state, self._trainstep.model)
     state = transform.transform(state)
@@ -131,7 +132,7 @@ class FrozenBase:
     return state, self.remember(state)
 
   def _is_known(self, state: kd.train.TrainState) -> bool:
-    """Whether the state has the very arrays that we remember."""
+    """Whether the state has the same arrays that we remember."""
     leaves = _base(state)
     return leaves.keys() == self._arrays.keys() and all(
         self._arrays[path]() is leaf and not leaf.is_deleted()
@@ -147,7 +148,7 @@ def _base(state: kd.train.TrainState) -> dict[_trees.Path, Any]:
 def _with_shardings(
     state: kd.train.TrainState, shardings: dict[_trees.Path, Any]
 ) -> kd.train.TrainState:
-  """Returns the state sharded as said: a transform may forget it."""
+  """Returns the state with its shardings, which a transform may drop."""
 
   def put(keys, leaf):
     sharding = shardings.get(_trees.key_path(keys))

@@ -1,8 +1,8 @@
 """LoRA as gemma's own `gm.nn.LoRA` keeps it, from git HEAD (4.1.0) on.
 
 gemma's branch is beside an einsum, not on a projection: k and v share one A, as
-do gate and up, and B has an axis for them. It knows no alpha: its scale is 1.
-It leaves out what the base multiplies its weight by.
+do gate and up, and B has an axis for them. It has no alpha: its scale is 1. It
+does not apply the base's own factor.
 
 ```python
 {'layer_0': {
@@ -39,8 +39,8 @@ def to_ours(
 ) -> dict[str, np.ndarray]:
   """Returns the leaves as `g4.nn.LoRA` keeps them, at scale 1.
 
-  Those of a linear whose result the model never uses are left out: they
-  never had a gradient.
+  Leaves of a linear whose output the model never uses are left out: they never
+  had a gradient.
 
   Args:
     leaves: Arrays by dotted path.
@@ -73,7 +73,7 @@ def _path(row: _linears.Linear) -> str:
 
 
 def _weight_scale(row: _linears.Linear) -> float:
-  """What the base multiplies its weight by, and ours the branch too."""
+  """The base's own factor, which ours applies to the branch too."""
   if row.projection == 'per_layer_model_projection':
     return row.in_shape[0] ** -0.5
   return 1.0

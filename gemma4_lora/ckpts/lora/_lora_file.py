@@ -1,4 +1,4 @@
-"""Our own file of LoRA alone: what was trained, and on what.
+"""Our own file of LoRA alone, with its fingerprint.
 
 A folder with `lora.safetensors`, whose tensors have the dotted paths of the
 leaves, and `lora.json`, the fingerprint of base and settings.
@@ -40,8 +40,8 @@ def save_lora(
   g4.ckpts.save_lora('my_lora', model=model, params=state.params)
   ```
 
-  The dtypes stay. A fingerprint of the base and of LoRA's settings is beside
-  the leaves, by which `g4.ckpts.LoadLoRA` knows what they fit. For PEFT and
+  The dtypes stay. A fingerprint of the base and of LoRA's settings is saved
+  with the leaves. By it `g4.ckpts.LoadLoRA` checks what they fit. For PEFT and
   vLLM, use `g4.hf.save_peft`.
 
   Args:
@@ -52,7 +52,7 @@ def save_lora(
     overwrite: Whether to replace the folder if there is one.
 
   Raises:
-    FileExistsError: There is something at `path`, and not `overwrite`.
+    FileExistsError: `path` exists, and `overwrite` is False.
     ValueError: `model` has no LoRA, or `params` lacks a leaf, or has NaN.
   """
   who = 'g4.ckpts.save_lora'
@@ -125,7 +125,7 @@ def _check(
     *,
     path: epath.Path,
 ) -> None:
-  """Checks that tensors are those of which the fingerprint tells."""
+  """Checks that the tensors are those of the fingerprint."""
   file = path / _TENSORS
   for name, (dtype, shape) in said['lora']['leaves'].items():
     x = leaves.get(name)
@@ -135,7 +135,7 @@ def _check(
           f'{file} is damaged: {name} is {found} there, and {dtype}{shape} by'
           f' {_FINGERPRINT}. Copy the folder again.'
       )
-  # None from before they were kept.
+  # Older files have none.
   for name, digest in said.get(_DIGESTS, {}).items():
     if name not in leaves or _intact.digest(leaves[name]) != digest:
       raise ValueError(

@@ -36,7 +36,7 @@ _STEP = ('step',)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoRAItem(kd.ckpts.items.CheckpointItem):
-  """What a trainer saves: the train state less the base, and a fingerprint.
+  """The saved item: the train state without the base, and a fingerprint.
 
   Attributes:
     item: A `kd.train.TrainState`, or a named tuple of items with one in it.
@@ -58,14 +58,14 @@ class LoRAItem(kd.ckpts.items.CheckpointItem):
     }
 
   def check(self, *, who: str, where: str) -> None:
-    """Checks that what was saved is what the state has, except for values.
+    """Checks that the saved leaves are those of the state, except for values.
 
     Args:
       who: What asks, for messages.
-      where: What was saved, for messages.
+      where: The saved step, for messages.
 
     Raises:
-      ValueError: It differs, as after a change of the optimizer; or another
+      ValueError: They differ, as after a change of the optimizer; or another
         item of the step is damaged.
     """
     names = _items(self.item.__kd_ocp_restore_args__())
@@ -148,7 +148,7 @@ class LoRAItem(kd.ckpts.items.CheckpointItem):
       path = _trees.key_path(keys)
       if path in new:
         return _devices.place(new[path], leaf)
-      if path in saved:  # The count of a schedule that was not there.
+      if path in saved:  # The count of a schedule that is new.
         count = counts[0] if counts else new[_STEP]
         return _devices.place(np.asarray(count), leaf)
       return leaf  # A leaf of the base.
@@ -168,7 +168,7 @@ class LoRAItem(kd.ckpts.items.CheckpointItem):
 
   @property
   def _key(self) -> str:
-    """Under which name Orbax keeps the train state."""
+    """Orbax's name of the train state."""
     if self.item is self._state:
       return _DEFAULT
     names = self.item._fields
@@ -187,7 +187,7 @@ def train_state(item: Any) -> kd.train.TrainState | None:
 
 
 def with_train_state(item: Any, state: kd.train.TrainState) -> Any:
-  """Returns an item with a state in the place of its own."""
+  """Returns an item with its state replaced."""
   old = train_state(item)
   if item is old:
     return state
@@ -201,7 +201,7 @@ def read_lora(
   """Reads the LoRA leaves of a run, and what they were trained on.
 
   Args:
-    path: A workdir of Kauldron's, or what is in it, see `_locate.locate`.
+    path: A Kauldron workdir or a folder in it, see `_locate.locate`.
     step: Which checkpoint of a workdir; -1 for the last.
     who: The transform that asks, for messages.
 
@@ -213,7 +213,7 @@ def read_lora(
     FileNotFoundError: There is no checkpoint.
     ValueError: It cannot be read, or has no LoRA leaf.
   """
-  # Who asks says what NaN in LoRA means.
+  # The caller decides about NaN in LoRA.
   source = _open.open_source(path, step=step, who=who, nan=None)
   if not isinstance(source, _open.OrbaxSource):
     raise ValueError(
@@ -255,7 +255,7 @@ def _start_check(
     who: str,
     where: str,
 ) -> Callable[[], None]:
-  """Returns what raises if arrays are not what was saved."""
+  """Returns a function that raises if arrays differ from those saved."""
   saved = fingerprint.get(_DIGESTS, {})
   if not saved:
     return lambda: None

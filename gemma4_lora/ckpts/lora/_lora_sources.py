@@ -1,4 +1,4 @@
-"""LoRA from wherever it was saved, as one thing."""
+"""Reads LoRA from all kinds of folders into one form."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -27,9 +27,9 @@ class Found:
 
   Attributes:
     leaves: NumPy arrays by dotted path.
-    scales: What A times B was multiplied by, by path of the projection; None
-      where the checkpoint does not say.
-    settings: `use_rslora`, ... as far as the checkpoint says.
+    scales: Factor of A times B, by path of the projection; None if the
+      checkpoint does not have it.
+    settings: `use_rslora`, ... if the checkpoint has them.
     fingerprint: Fingerprint of base and settings; None if the file has none.
     what: Kind and path of the file, for messages.
   """
@@ -126,7 +126,7 @@ def _peft(path: epath.Path, model: nn.LoRA | None, who: str) -> Found:
 
 
 def scales_of(model: nn.LoRA) -> dict[str, float]:
-  """Returns what A times B is multiplied by, by path of the projection."""
+  """Returns the factor of A times B, by path of the projection."""
   return {
       linear.row.lora_path: linear.scale(use_rslora=model.use_rslora)
       for linear in model.adapted

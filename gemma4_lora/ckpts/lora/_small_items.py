@@ -1,7 +1,7 @@
 """Digests of a step's small items: the position in the data, and timings.
 
-Nothing in their files says that a digit of a position is another: the run would go
-on from other data.
+Their files have no checksum: with a changed digit of a position, the run would
+go on from other data.
 """
 
 from collections.abc import Collection
@@ -20,7 +20,7 @@ _PRIMARY = 0
 
 
 def digests(args: Mapping[str, Any]) -> dict[str, str]:
-  """Returns the digests of what Orbax is about to write, by its files.
+  """Returns the digests of the files that Orbax will write.
 
   Args:
     args: Arguments of each item. Only those of JSON are looked at.
@@ -31,18 +31,18 @@ def digests(args: Mapping[str, Any]) -> dict[str, str]:
 def check(
     folder: epath.Path, saved: Mapping[str, str], names: Collection[str]
 ) -> None:
-  """Checks that items are what was saved.
+  """Checks that items equal those that were saved.
 
   Args:
     folder: A step.
-    saved: What `digests` returned; none from before it was kept.
+    saved: The result of `digests`; empty for older files.
     names: Items to look at.
 
   Raises:
     ValueError: One is not.
   """
   if jax.process_index() != _PRIMARY:
-    return  # Whose digests these are.
+    return  # The file of the digests.
   for file, digest in saved.items():
     if file.partition('/')[0] not in names:
       continue
@@ -65,7 +65,7 @@ def check(
 
 
 def _contents(args: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-  """Yields the file of each item, and what will stand in it."""
+  """Yields the file of each item, and its future content."""
   for name, arg in args.items():
     item = getattr(arg, 'item', None)
     if isinstance(arg, ocp.args.JsonSave):

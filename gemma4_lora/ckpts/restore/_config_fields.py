@@ -1,4 +1,4 @@
-"""Which fields of a model's config explain that a leaf has another shape.
+"""Finds the fields of a model's config that explain another shape of a leaf.
 
 For error messages: a mismatch of shapes is one of a handful of fields.
 """

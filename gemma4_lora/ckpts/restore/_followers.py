@@ -1,9 +1,9 @@
-"""LoRA leaves that start as the base does follow it when it is restored.
+"""Sets LoRA leaves that start from the base again when it is restored.
 
 Some LoRA variants have leaves that start from the base, such as DoRA's
 magnitudes, which start at its norms. The copies of `modules_to_save` start as
 the base itself. `model.init` takes them from its random base. Once a transform
-has put other weights in its place, they must be taken anew, or step 0 would not
+has restored other weights, they must be set again; otherwise step 0 would not
 be the released model:
 
 ```python
@@ -12,8 +12,8 @@ state = ...  # Restores the base.
 state = _followers.follow(state, before)
 ```
 
-If the base is quantised, they start from what the forward pass sees: the
-dequantised base.
+If the base is quantised, they start from the dequantised base, as the forward
+pass sees it.
 """
 
 from collections.abc import Mapping
@@ -33,8 +33,8 @@ from gemma4_lora.gemma4 import _weights
 from gemma4_lora.nn.branches import _copies
 from gemma4_lora.quant import _arrays
 
-# Relative: float32 sums in another order. What was trained on another base is
-# farther away.
+# Relative: float32 sums in another order. Leaves that were trained are farther
+# away.
 _TOLERANCE = 1e-4
 
 
@@ -58,7 +58,7 @@ def fresh(state: Any) -> frozenset[_trees.Path]:
     state: The state before the base is restored.
 
   Raises:
-    ValueError: A follower stands beside no leaf that it could start as.
+    ValueError: A follower has no base leaf to start from.
   """
   paths = [p for p in _trees.flatten(state.params) if _copies.is_copy(p)]
   copies = frozenset(p for p in paths if _is_fresh_copy(state.params, p))
@@ -66,11 +66,11 @@ def fresh(state: Any) -> frozenset[_trees.Path]:
 
 
 def follow(state: Any, before: frozenset[_trees.Path]) -> Any:
-  """Sets followers to what the base is.
+  """Sets followers from the base.
 
   Args:
     state: After the base was restored.
-    before: What `fresh` returned.
+    before: The result of `fresh`.
 
   Returns:
     A state of the same structure, shapes, dtypes and shardings.
@@ -145,7 +145,7 @@ def _rows_of(params: Any) -> dict[_trees.Path, _linears.Linear]:
 def _weight(params: Any, path: _trees.Path, row: _linears.Linear) -> Any:
   """Returns the base weight of a leaf at `….lora.<projection>.<name>`.
 
-  As it is held: all of them dequantised would be the model in full width.
+  Not dequantised: all of them together would be the whole model.
   """
   return _trees.get_at(params, (*path[:-3], row.path.rpartition('.')[2]))
 
@@ -153,7 +153,7 @@ def _weight(params: Any, path: _trees.Path, row: _linears.Linear) -> Any:
 def _starts_of(
     params: Any, rows: Mapping[_trees.Path, _linears.Linear]
 ) -> dict[_trees.Path, jax.Array]:
-  """Returns what leaves start as, given the base."""
+  """Returns the start values of leaves, given the base."""
   weights = tuple(_weight(params, path, row) for path, row in rows.items())
   dtype = _dtype(params) if any(map(_arrays.is_quantized, weights)) else None
   makers = tuple(_owner(path)[1].start for path in rows)
@@ -168,7 +168,7 @@ def _is_abstract(weight: Any) -> bool:
 
 
 def _dtype(params: Any) -> Any:
-  """Returns that of the model: gemma casts to it all that it makes."""
+  """Returns the model's dtype, to which gemma casts all parameters."""
   return _trees.get_at(params, ('final_norm', 'scale')).dtype
 
 
@@ -189,7 +189,7 @@ def _near(
     leaves: Mapping[_trees.Path, jax.Array],
     starts: Mapping[_trees.Path, jax.Array],
 ) -> dict[_trees.Path, bool]:
-  """Returns where leaves are what they start as, up to rounding."""
+  """Returns which leaves still have their start values, up to rounding."""
 
   @jax.jit
   def near(xs, ys):
@@ -211,7 +211,7 @@ def _is_fresh_copy(params: Any, path: _trees.Path) -> bool:
   if isinstance(base, jax.ShapeDtypeStruct):
     return True  # A base without values yet.
   copy = _trees.get_at(params, path)
-  # XLA drops a pair of casts: of a compiled `model.init`, the copy is of values
+  # XLA drops a pair of casts: in a compiled `model.init`, the copy has values
   # that were never rounded to the base's dtype.
   return bool(jnp.all(copy.astype(base.dtype) == base))
 
@@ -224,7 +224,7 @@ def _follow_by_copies(params: Any, before: frozenset[_trees.Path]) -> Any:
   for path in to_set:
     old = _trees.get_at(params, path)
     new = _copied(params, path).astype(old.dtype)
-    # Not the base's own buffer, which a step may be given to overwrite.
+    # A new buffer: a step may overwrite the base's own.
     new = jax.device_put(jnp.copy(new), old.sharding)
     params = _trees.replace_at(params, path, new)
   logging.info(
@@ -236,7 +236,7 @@ def _follow_by_copies(params: Any, before: frozenset[_trees.Path]) -> Any:
 
 
 def _copied(params: Any, path: _trees.Path) -> Any:
-  """Returns what a copy is of."""
+  """Returns the row that a copy belongs to."""
   *scope, key, name = path
   if key == _trees.LORA_KEY:  # `final_norm.lora.scale`
     return _trees.get_at(params, (*scope, name))

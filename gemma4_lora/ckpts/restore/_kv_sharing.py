@@ -26,15 +26,15 @@ def prunable(
   """Returns the leaves that are absent because their layer is KV-shared.
 
   A transform sees a state and a file, not the model's config, so sharing is
-  read from the trees. Absent leaves are excused only if all of this holds:
+  read from the trees. Leaves may be absent only if all of this holds:
 
   * the tree has per-layer inputs in every layer (E2B, E4B);
   * the layers are the last ones, up to the very last, and not all of them;
   * each lacks all of k, v and key norm, and has its query projection;
   * the layer before the first of them is global and the one before that local:
     these are the two that gemma shares;
-  * where MLPs are of two widths (E2B doubles those of the shared layers), the
-    run starts where the width changes.
+  * if MLPs have two widths (E2B doubles those of the shared layers), the run
+    starts where the width changes.
 
   Only layers at the root of the tree count, so that leaves of the same names
   in another tower are never taken for them.

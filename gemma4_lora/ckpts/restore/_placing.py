@@ -1,4 +1,4 @@
-"""New leaves in the place of old ones, of which no device holds both."""
+"""Replaces leaves, so that no device holds the old and the new one."""
 
 from collections.abc import Iterable
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from gemma4_lora.host import _devices
 
 
 class Placing:
-  """Puts leaves where others are, which it frees.
+  """Replaces leaves, and frees the old ones.
 
   Attributes:
     old: The leaves of the state, by path. They give dtype and sharding.
@@ -33,7 +33,8 @@ class Placing:
 
     Args:
       old: See `Placing`.
-      state: The whole state. What it has elsewhere too is not freed.
+      state: The whole state. Arrays that are also used elsewhere in it are not
+        freed.
       replaced: All leaves that will be placed.
     """
     self.old = old

@@ -1,4 +1,4 @@
-"""Decides on a plan, and says what is wrong with it."""
+"""Accepts a plan, or raises an error with all its problems."""
 
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from gemma4_lora.gemma4 import _names
 
 Policy = _source.Policy
 
-# How many leaves of one kind a message shows where not all matter.
+# How many leaves of one kind a message shows.
 _SHOWN = 8
 
 
@@ -24,7 +24,7 @@ def check_choice(who: str, arg: str, value: str) -> None:
   """Checks a value of `missing=`, `unexpected=` or `nan=`.
 
   Raises:
-    ValueError: It is none of the choices.
+    ValueError: The value is unknown.
   """
   choices = typing.get_args(Policy)
   if value not in choices:
@@ -56,7 +56,7 @@ def check(
     spelled: See `Source.spelled`.
 
   Raises:
-    ValueError: Names all that is wrong, and the argument that changes it.
+    ValueError: Lists all problems, and the argument that changes each.
   """
   for arg, glob, names in plan.unmatched_globs:
     raise ValueError(
@@ -120,9 +120,9 @@ def _layer_counts(trees: Sequence[_restore_plan.SubTree]) -> Iterable[str]:
     stored = _names.num_layers(tree.relative(x) for x in tree.stored)
     if in_model and stored and in_model != stored:
       yield (
-          f'The checkpoint has {stored} layers and the model {in_model}: it is'
-          ' of another model, or `attention_types` of the config differs'
-          ' (number of layers).'
+          f'The checkpoint has {stored} layers and the model {in_model}: it'
+          ' belongs to another model, or `attention_types` of the config'
+          ' differs (number of layers).'
       )
 
 
@@ -191,8 +191,8 @@ def _missing(
     plan: _restore_plan.Plan, how: str, spelled: Mapping[Any, str]
 ) -> Iterable[str]:
   yield f'{len(plan.missing)} leaves of the model are not in the checkpoint:'
-  # Close matches are dear to look for, and many missing leaves have another
-  # cause than a name.
+  # Finding close matches is slow, and many missing leaves have another cause
+  # than a name.
   names = [x.name for x in plan.unexpected]
   few = len(plan.missing) <= _SHOWN
   for x in plan.missing:
@@ -201,8 +201,8 @@ def _missing(
     yield f'{model_leaf(x)}{in_file}{close}'
   if all(_names.tower_of(x.rel) for x in plan.missing):
     yield (
-        'All are of vision or audio towers, which the checkpoint does not have:'
-        ' build the model with text_only=True, as'
+        'All belong to vision or audio towers, which the checkpoint does not'
+        ' have: build the model with text_only=True, as'
         ' gm.nn.Gemma4_E2B(tokens=…, text_only=True).'
     )
   elif all(x.path[0] == 'collections' for x in plan.missing):

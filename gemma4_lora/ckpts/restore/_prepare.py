@@ -1,4 +1,4 @@
-"""What a restore will do, decided before any array is read or freed."""
+"""Plans a restore before any array is read or freed."""
 
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ class Request:
 
   Attributes:
     who: The transform that asks, for messages.
-    path: Where the checkpoint is: see `PartialLoad`, as for all that follows.
+    path: Path of the checkpoint; see `PartialLoad`, also for the other fields.
     new_to_old: Sub-trees of the state, and of the checkpoint.
     step: Which checkpoint of a workdir.
     missing: Whether leaves that the checkpoint lacks are an error.

@@ -1,7 +1,7 @@
-"""Quantises what a restore reads, piece by piece.
+"""Quantises weights piece by piece while a restore reads them.
 
-Neither a second copy of a large array is made, nor one in float32: it is cut
-between groups. Large tables, half of a model, are only ever read in pieces.
+It makes no second copy of a large array, and none in float32: arrays are cut
+between groups. Large tables, which are half of a model, are read in pieces.
 """
 
 from collections.abc import Iterator
@@ -36,8 +36,8 @@ class Streamed:
     rows: Reads it.
     shape: Its shape.
     dtype: Its dtype in the file.
-    multiple: The best pieces have a multiple of so many rows, because of how
-      the file is cut.
+    multiple: The number of rows of a piece should be a multiple of it, as the
+      file is cut there.
   """
 
   rows: _stream.Rows
@@ -71,13 +71,13 @@ def quantize(
 
   Args:
     array: The array. What is streamed is read once.
-    encoding: How, such that `streams` is true of what is streamed.
+    encoding: The encoding; `streams` must be true for a streamed array.
   """
   abstract = encoding.abstract(array.shape)
   value = jax.tree.map(lambda x: _memory.empty(x.shape, x.dtype), abstract)
   axis = 0 if isinstance(array, Streamed) else _axis(array.shape, encoding)
   squares, is_exact = np.zeros(2), True
-  # The one more is read while all workers are at work.
+  # One more piece is read while all workers are busy.
   for start, made, sums, same in _threads.in_order(
       functools.partial(_on_cpu, encoding=encoding),
       _pieces(array, axis, encoding),
@@ -133,7 +133,7 @@ def _pieces(
 
 
 def _divisor(count: int, limit: int) -> int:
-  """Returns a size of pieces: of equal ones, each of which compiles anew."""
+  """Returns a size of pieces: few different sizes, as each is compiled."""
   limit = max(1, min(count, limit))
   near = range(limit, limit // 2, -1)
   return next((n for n in near if count % n == 0), limit)
@@ -159,8 +159,8 @@ def _on_cpu(
 ) -> tuple[int, Any, np.ndarray, np.ndarray]:
   """Returns codes and scales of a piece, and how far they are from it.
 
-  Computed on the CPU: the same on any kind of machine, and an accelerator's
-  memory is the model's.
+  Computed on the CPU: results are the same on any machine, and the
+  accelerator's memory stays free for the model.
 
   Args:
     piece: Its first row, which is returned first; and its values, on the host.
@@ -184,7 +184,7 @@ def _cpu() -> jax.Device:
 def _quantize(
     array: jax.Array, encoding: _format.Encoding
 ) -> tuple[Any, jax.Array, jax.Array]:
-  """Returns codes and scales; sums of squares; whether all is as before."""
+  """Returns codes and scales; sums of squares; whether nothing was lost."""
   made = quant.quantize(array, encoding)
   back = quant.dequantize(made, array.dtype)
   wide = array.astype(jnp.float32)

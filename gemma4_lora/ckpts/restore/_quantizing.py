@@ -23,7 +23,7 @@ class Quantizing:
   """Quantises weights, one after the other, and places codes and scales.
 
   Attributes:
-    made: What quantising did to each leaf.
+    made: The quantisation result of each leaf.
   """
 
   def __init__(

@@ -24,10 +24,10 @@ from gemma4_lora.host import _threads
 from gemma4_lora.host import _xla_memory
 
 # Arrays are read and decompressed in parallel within a group, two groups at a time:
-# an array that is most of a group keeps one core busy. What they hold, with one
-# group that waits and one that is placed, is what a restore needs on top of the
-# model: a fraction of it, or a little if that is little. A larger array is a group
-# of its own, and first, while there is room.
+# an array that is most of a group keeps one core busy. Two such groups, one
+# that waits and one that is placed are the memory that a restore needs beside
+# the model: a fraction of its size, or a small minimum. A larger array is a
+# group of its own, and first, while there is room.
 _NUM_READING = 2
 _MIN_GROUP_BYTES = 2**26
 _GROUPS_PER_MODEL = 128
@@ -41,26 +41,26 @@ def read(
     group_bytes: int | None = None,
     whole: bool = False,
 ) -> Iterator[dict[_trees.Path, Any]]:
-  """Reads the leaves of a plan, the largest first, and other large ones soon.
+  """Reads the leaves of a plan, the largest first, then other large ones.
 
-  Each array of the file is read and decompressed once, whatever the number of
-  devices and of leaves that it holds.
+  Each array of the file is read and decompressed once, for any number of
+  devices and of leaves in it.
 
   Args:
     source: The checkpoint.
     loads: What to read.
     old: The leaves of the state that are replaced, by path. They give dtype and
       sharding.
-    group_bytes: How much a group has, of which two are read at a time. A larger
-      array is a group. `None` for a choice by the size of the model.
+    group_bytes: Size of a group; two groups are read at a time. A larger array
+      is a group. `None`: chosen by the size of the model.
     whole: Whether weights that are to be quantised must come whole.
 
   Yields:
     New values by path: arrays as wanted, or values on the host, which are for
-    `_devices.place`. The caller may free an old array, and then place its value, so that
-    no device ever holds both. What is to be quantised comes as it is in the
-    file, or, if it is large, not read yet: `_quantize_on_load.Streamed`, to be used
-    before the next is asked for.
+    `_devices.place`. The caller may free an old array, then place its value,
+    so that no device holds both. Weights to be quantised come as in the file.
+    Large ones are not read yet: `_quantize_on_load.Streamed`, which must be
+    used before the next value is requested.
   """
   by_key: dict[_trees.Path, list[_restore_plan.Load]] = {}
   for load in loads:
@@ -200,7 +200,7 @@ def _restore_args(
 def _cuts_along_chunks(
     stored: _checkpoint_layouts.Stored, sharding: jax.sharding.Sharding
 ) -> bool:
-  """Whether no two devices need the same compressed chunk of the file.
+  """Whether each compressed chunk of the file is needed by one device only.
 
   Orbax would decompress a chunk once for each device that needs a part of it,
   all of them at the same time. Released checkpoints have one chunk per array,

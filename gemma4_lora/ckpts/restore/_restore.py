@@ -1,4 +1,4 @@
-"""The one function that restores; every transform is a thin face on it."""
+"""The only function that restores; all transforms call it."""
 
 from collections.abc import Mapping
 from concurrent import futures
@@ -24,8 +24,8 @@ from gemma4_lora.host import _storage_errors
 def restore(state: Any, request: _prepare.Request) -> Any:
   """Restores the base leaves of some sub-trees of a state.
 
-  All is checked before any array of the state is touched. LoRA leaves are
-  neither read nor written.
+  Everything is checked before any array of the state is touched. LoRA leaves
+  are neither read nor written.
 
   Args:
     state: The state. Leaves may be arrays or `jax.ShapeDtypeStruct`s.
@@ -109,8 +109,9 @@ def _carry_out(
 class _Trimming:
   """Gives memory back when most is placed, and each time half of the rest is.
 
-  What comes from a bucket passes through the memory of many threads, of which the
-  C library keeps some for each. There is room for it while much is still to come.
+  Data from a bucket passes through the memory of many threads, and the C
+  library keeps some memory for each. There is room for it while much is still
+  to be placed.
   """
 
   def __init__(self, source: _open.Source, plan: _restore_plan.Plan):

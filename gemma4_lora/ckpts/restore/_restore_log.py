@@ -1,4 +1,4 @@
-"""What a restore tells people: a progress bar, warnings, a line of the log."""
+"""Output of a restore: a progress bar, warnings, a log line."""
 
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from gemma4_lora.ckpts.sources import _quantized_leaves
 
 
 def progress(plan: _restore_plan.Plan) -> tqdm.tqdm:
-  """Returns a progress bar, for whom there is someone to see it."""
+  """Returns a progress bar, shown only in a terminal or notebook."""
   return tqdm.tqdm(
       desc='Restoring',
       total=sum(_open.num_bytes(x.stored) for x in plan.loads),
@@ -32,7 +32,7 @@ def warn(
     kept: Sequence[_restore_plan.ModelLeaf],
     who: str,
 ) -> None:
-  """Lists what the user chose to let pass.
+  """Logs differences that the user allowed.
 
   Args:
     plan: What is restored.
@@ -62,14 +62,14 @@ def log(
     who: str,
     seconds: float,
 ) -> None:
-  """Says what was restored, from where, and how fast.
+  """Logs what was restored, the source, and the speed.
 
   Args:
     plan: What was restored.
     source: The checkpoint.
-    made: How far each quantised weight is from the file's.
+    made: The quantisation result of each weight.
     who: The transform that asked.
-    seconds: It took.
+    seconds: Duration of the restore.
   """
   gb = sum(_open.num_bytes(x.stored) for x in plan.loads) / 1e9
   notes = [f'left out {len(v)} {k}' for k, v in plan.left_out.items()]

@@ -1,4 +1,4 @@
-"""What a restore will do, as data: made from shapes, before any array moves."""
+"""The plan of a restore, as data: made from shapes, before any read."""
 
 from collections.abc import Iterable
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ class ModelLeaf:
     path: Its path in the state: `('params', 'layer_0', …)`.
     rel: Its path in the sub-tree that is restored: `('layer_0', …)`.
     shape: Its shape.
-    dtype: Its dtype; of what is quantised, that of the codes.
+    dtype: Its dtype; if it is quantised, the dtype of the codes.
     encoding: How it is quantised; `None` if it is not.
   """
 
@@ -43,7 +43,7 @@ class ModelLeaf:
 
   @functools.cached_property
   def parts(self) -> dict[_trees.Path, 'ModelLeaf']:
-    """The arrays of the state that it is, by path below its own."""
+    """Its arrays in the state, by path below its own."""
     if self.encoding is None:
       return {(): self}
     return {
@@ -76,7 +76,7 @@ class Load:
 
   @property
   def arrays(self) -> Iterable['Load']:
-    """The same, of arrays: of codes and scales that the checkpoint has."""
+    """The same for each array, for codes and scales in the checkpoint."""
     if self.stored.encoding is None:
       return (self,)
     return tuple(
@@ -109,7 +109,7 @@ class SubTree:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-  """What becomes of each leaf.
+  """The result of matching, for each leaf.
 
   Attributes:
     loads: Base leaves of the state that take a value from the checkpoint, of
@@ -291,7 +291,7 @@ def _plan_tree(tree: SubTree, model_globs, stored_globs) -> Plan:
 
 
 def _is_readable(load: Load) -> bool:
-  """Whether what is quantised in the checkpoint is so in the model."""
+  """Whether checkpoint and model quantise the leaf in the same way."""
   return load.stored.encoding in (None, load.model.encoding)
 
 
@@ -301,7 +301,7 @@ def _converts(load: Load) -> bool:
     return True
   if load.quantizes:
     return _is_float(load.stored.dtype)
-  # Not `np.issubdtype`, to which bfloat16 is no float.
+  # Not `np.issubdtype`, for which bfloat16 is not a float.
   dtypes = {load.model.dtype, load.stored.dtype}
   return len(dtypes) == 1 or all(_is_float(d) for d in dtypes)
 

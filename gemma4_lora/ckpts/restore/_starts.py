@@ -19,7 +19,7 @@ class Start:
     """Creates it, before the base is restored.
 
     Args:
-      model: What is trained; None if nothing says.
+      model: The trained model; None if it is not given.
       who: The transform that asks, for messages.
     """
     self._model, self._who = model, who
@@ -29,20 +29,20 @@ class Start:
 
   @property
   def on_quantized(self) -> Callable[[_trees.Path, Any, Any], None] | None:
-    """What has to see each weight as it is quantised, as `Request` takes it."""
+    """Callback for each quantised weight, for `Request.on_quantized`."""
     loftq = self._loftq
     if loftq is None:
       return None
     return lambda path, *args: loftq.add(_trees.join(path), *args)
 
   def apply(self, state: Any) -> Any:
-    """Returns the state with A and B set, and what they take of the base gone.
+    """Returns the state with A and B set, and their part taken from the base.
 
     Args:
       state: After the base was restored.
 
     Raises:
-      ValueError: They need the model, or what was quantised before.
+      ValueError: The model is missing, or the base was quantised before.
     """
     if self._loftq is not None:
       params = self._loftq.set(state.params)
@@ -55,7 +55,7 @@ class Start:
 
 
 def _check_no_pending(params: Any, *, who: str) -> None:
-  """Raises where A and B wait for the base, and nothing sets them."""
+  """Raises if A and B wait for the base and nothing sets them."""
   # One is enough: `init_lora_weights=` holds for all of them.
   leaves = _trees.flatten(params).items()
   lora = {p: x for p, x in leaves if _trees.is_lora(p) and p[-1] == 'a'}

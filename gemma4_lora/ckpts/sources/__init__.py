@@ -1,1 +1,1 @@
-"""What is on disk, leaf by leaf."""
+"""Checkpoints on disk, leaf by leaf."""

@@ -2,7 +2,7 @@
 
 The largest array of E2B's checkpoint is half of it and takes one core as long to
 decompress as Python takes to trace the model's shapes, which say what will be
-restored. Neither needs to wait for the other.
+restored. Both are done at the same time.
 """
 
 from collections.abc import Callable
@@ -29,12 +29,12 @@ _started: contextvars.ContextVar[_Started | None] = contextvars.ContextVar(
 def reading(
     path: epath.Path, key: _trees.Path, reader: Callable[[], Any]
 ) -> Iterator[None]:
-  """Reads an array meanwhile, for the first who takes it within.
+  """Reads an array in the background, for the first caller that takes it.
 
   Args:
     path: The checkpoint's path.
     key: Path of the array in there.
-    reader: Reads it. What it raises is for who takes it.
+    reader: Reads it. Its errors are raised for the caller that takes the array.
   """
   pool = futures.ThreadPoolExecutor(1, thread_name_prefix=THREAD)
   token = _started.set({(str(path), key): pool.submit(reader)})

@@ -1,7 +1,8 @@
-"""What zarr says of an array, compared with the bytes that there are.
+"""Compares zarr's metadata of an array with the bytes on disk.
 
-tensorstore makes room for a chunk of the size that is said, and ends the process
-if there is none. A size that the files cannot hold is found here, before.
+tensorstore allocates a chunk of the size in the metadata, and ends the process
+if there is not enough memory. This module first finds sizes that the files
+cannot hold.
 """
 
 from collections.abc import Mapping
@@ -37,8 +38,8 @@ class ArraySpec:
     shape: Its shape.
     chunks: Shape of a chunk, which is a file or a value.
     itemsize: Bytes of a number.
-    separator: What stands between the numbers of a chunk.
-    is_third: Whether it is of zarr's third version.
+    separator: The separator between the numbers of a chunk.
+    is_third: Whether it is in zarr's third version.
   """
 
   where: str
@@ -72,7 +73,7 @@ class ArraySpec:
     ]
 
   def check_bytes(self, stored: int, *, who: str) -> None:
-    """Checks that the files may hold as much as is said.
+    """Checks that the files can hold an array of this size.
 
     Args:
       stored: How many bytes they have.
@@ -92,7 +93,7 @@ class ArraySpec:
 
 
 def parse(data: bytes, *, name: str, where: str, who: str) -> ArraySpec:
-  """Reads what `.zarray` or `zarr.json` says.
+  """Reads `.zarray` or `zarr.json`.
 
   Args:
     data: What the file holds.
@@ -145,7 +146,7 @@ def parse(data: bytes, *, name: str, where: str, who: str) -> ArraySpec:
 
 
 def _check_order(values: Mapping[str, Any], *, where: str, who: str) -> None:
-  """Raises for another order of axes or bytes than that in which Orbax writes."""
+  """Raises if the order of axes or bytes is not Orbax's."""
   order, filters = values.get('order', 'C'), values.get('filters')
   _check(order == 'C', 'order', order, where=where, who=who)
   _check(not filters, 'filters', filters, where=where, who=who)

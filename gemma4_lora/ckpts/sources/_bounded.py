@@ -1,9 +1,9 @@
-"""What Orbax reads of a bucket, for as long as the bucket answers.
+"""Limits how long Orbax waits for a bucket that does not answer.
 
 Orbax takes no bound on how often tensorstore tries again, which is 32 times: a
-quarter of an hour without the network. So who waits for it asks the bucket now and
-then. This goes when `ocp.PyTreeCheckpointHandler` (0.12) takes a context of
-tensorstore, with `gcs_request_retries`.
+quarter of an hour without the network. So the waiting thread asks the bucket
+from time to time. Remove this when `ocp.PyTreeCheckpointHandler` (0.12) takes a
+context of tensorstore, with `gcs_request_retries`.
 """
 
 from collections.abc import Callable
@@ -27,13 +27,13 @@ def call(
     directory: epath.Path,
     is_short: bool = False,
 ) -> Any:
-  """Returns what a function returns.
+  """Returns the result of a function.
 
   Args:
-    function: Reads a checkpoint. In a bucket, it runs in a thread, which is left
-      alone once the bucket does not answer.
+    function: Reads a checkpoint. In a bucket, it runs in a thread, which is
+      abandoned if the bucket does not answer.
     directory: The folder of the arrays.
-    is_short: Whether it reads so little that it must not take long.
+    is_short: Whether it reads so little that it must end soon.
 
   Raises:
     TimeoutError: It takes too long.
@@ -50,7 +50,7 @@ def call(
     except BaseException as e:
       done.set_exception(e)
 
-  # Not of a pool, for whose threads Python waits at its end.
+  # Not in a pool, as Python waits for its threads at exit.
   threading.Thread(target=run, daemon=True, name='g4-orbax').start()
   seconds = _bucket_reads.timeout_s()
   for asked in itertools.count():

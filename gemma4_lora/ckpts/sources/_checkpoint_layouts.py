@@ -73,7 +73,7 @@ def nested(leaves: Iterable[Stored]) -> tuple[str, list[Stored]]:
     released, come under `params`, where Kauldron's checkpoints have theirs.
 
   Raises:
-    ValueError: They are none of a model that Flax Linen has saved.
+    ValueError: They are not of a model that Flax Linen has saved.
   """
   leaves = list(leaves)
   params = [x for x in leaves if x.key[0] == 'params'] or leaves

@@ -1,7 +1,7 @@
-"""Checks arrays as they are read: digests, NaN, infinity, and scales of what is quantised.
+"""Checks arrays as they are read: digests, NaN, infinity, and scales.
 
 The file `digests.json`, beside the arrays that we write, has the digest of each,
-by Orbax's name. Checkpoints of others, and ours from before it was written, have
+by Orbax's name. Checkpoints of other programs, and older ones of ours, have
 none.
 """
 
@@ -49,7 +49,7 @@ def write(folder: os.PathLike[str], digests: Mapping[str, str]) -> None:
 
 
 def read(folder: epath.Path) -> dict[str, str]:
-  """Returns what the file says; nothing if there is none.
+  """Returns the digests of the file; empty if there is no file.
 
   Raises:
     ValueError: It is damaged.
@@ -68,7 +68,7 @@ def read(folder: epath.Path) -> dict[str, str]:
 
 
 def is_on_host(array: Any) -> bool:
-  """Whether all of an array can be looked at without a copy."""
+  """Whether a whole array can be checked without a copy."""
   if not isinstance(array, jax.Array):
     return True
   device, *others = array.devices()
@@ -76,7 +76,7 @@ def is_on_host(array: Any) -> bool:
 
 
 def problem(name: str, array: Any) -> str | None:
-  """Says what numbers no weight can be.
+  """Returns a problem of an array's values, or an empty string.
 
   Args:
     name: Name of the array.
@@ -86,7 +86,7 @@ def problem(name: str, array: Any) -> str | None:
     return None
   last = name.rpartition('.')[2]
   is_scales = last == _format.SCALES
-  # No bound is an infinite one.
+  # Infinite clip bounds mean no bound.
   infinite = last.removeprefix('clip_') not in _names.CLIP_BOUNDS
   for piece in _pieces(array):
     if _has_nan(piece, infinite):
@@ -99,7 +99,7 @@ def problem(name: str, array: Any) -> str | None:
 
 
 def _pieces(array: Any) -> list[Any]:
-  """Returns an array on the host, or what this process has on its devices."""
+  """Returns an array on the host, or this process's part on its devices."""
   if not isinstance(array, jax.Array):
     return [np.asarray(array)]
   pieces = [x.data for x in array.addressable_shards if x.replica_id == 0]
@@ -109,7 +109,7 @@ def _pieces(array: Any) -> list[Any]:
 
 
 def _has_nan(piece: Any, infinite: bool) -> bool:
-  """Whether there is NaN; or an infinite value, if that counts."""
+  """Whether there is NaN, or an infinite value if these count."""
   if isinstance(piece, np.ndarray):
     return _intact.has_nan(piece, infinite=infinite)
   return bool(_on_device(piece, infinite))

@@ -4,8 +4,8 @@
 {"layer_0.attn.q_einsum.w": "int4", "layer_0.mlp.linear": "nf4"}
 ```
 
-It stands beside the arrays. Checkpoints from before it was written, and those of
-Kauldron, have none: name and dtype of the codes tell the format there.
+It stands beside the arrays. Older checkpoints, and those of Kauldron, have
+none: there, the name and dtype of the codes determine the format.
 """
 
 from collections.abc import Iterable
@@ -44,7 +44,7 @@ def check(
     *,
     who: str,
 ) -> None:
-  """Checks that codes are of the formats that the file names, if there is one.
+  """Checks codes against the formats in the file, if there is one.
 
   Args:
     folder: Folder of the arrays.

@@ -82,8 +82,8 @@ class HuggingFaceSource(_source.Source):
 
   def _open_rows(self, key: _trees.Path) -> _stream.Rows | None:
     """See `Source`."""
-    # An array of several tensors would be put together again for each row, and
-    # a packed one unpacked; rows of a transposed tensor lie all over it.
+    # An array of several tensors would be assembled for each row, and a packed
+    # one unpacked; rows of a transposed tensor are spread over all of it.
     leaf = self.weights[key]
     tensor = leaf.tensors[0]
     if len(leaf.tensors) > 1 or not isinstance(tensor, _mapped.Tensor):
@@ -95,7 +95,7 @@ class HuggingFaceSource(_source.Source):
 
 @dataclasses.dataclass(frozen=True)
 class _MappedRows:
-  """A tensor, of which no more is mapped than what is read at once."""
+  """A tensor; only the rows that are read at once are mapped."""
 
   leaf: _base_weights.TensorLeaf
 
@@ -136,7 +136,7 @@ def open_source(path: epath.Path, *, who: str) -> HuggingFaceSource:
 
   Raises:
     FileNotFoundError: A file is not there.
-    ValueError: A file is damaged, or is no Gemma 4.
+    ValueError: A file is damaged, or is not of Gemma 4.
   """
   base = _base_weights.open_weights(path, who=who)
   weights: dict[_trees.Path, _base_weights.TensorLeaf] = {

@@ -1,4 +1,4 @@
-"""Arrays in memory as a source, for what reads a checkpoint leaf by leaf."""
+"""Arrays in memory as a source, for code that reads leaf by leaf."""
 
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -41,7 +41,7 @@ class InMemory(_source.Source):
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-  """An array, of which rows are views."""
+  """An array whose rows are views."""
 
   array: Any
 
@@ -55,7 +55,7 @@ def open_params(params: Mapping[str, Any], *, name: str) -> InMemory:
 
   Args:
     params: Nested; quantised leaves as their codes and scales.
-    name: What to call them in messages, in place of a path.
+    name: Their name in messages, in place of a path.
   """
   arrays: dict[_trees.Path, Any] = {
       ('params', *k): x for k, x in _trees.flatten(params).items()

@@ -1,8 +1,8 @@
 """Checks that the data of a checkpoint is all there, without reading it.
 
 Orbax reads arrays as late as it can, and by then the arrays of the state have
-been freed to make room. A file that was cut short is found here instead, from
-the sizes of files alone.
+been freed to make room. This module finds truncated files first, from their
+sizes.
 """
 
 from collections.abc import Iterable
@@ -38,8 +38,8 @@ def check(
 
   Args:
     directory: The folder of the arrays.
-    names: The arrays, as Orbax names them, whose own files to check where each
-      array has a folder; `None` checks what all arrays share.
+    names: The arrays, by Orbax's names, whose files to check if each array has
+      a folder; `None` checks the files that all arrays share.
     who: The transform that asks, for messages.
 
   Raises:
@@ -90,12 +90,12 @@ def explained(directory: epath.Path, *, who: str) -> Iterator[None]:
 
 
 def has_index(directory: epath.Path) -> bool:
-  """Whether all arrays share files, with an index of what is where."""
+  """Whether all arrays share files with an index."""
   return (directory / _MANIFEST).exists()
 
 
 def kvstore(directory: epath.Path) -> Any:
-  """Returns the folder of a checkpoint, as tensorstore says it."""
+  """Returns the folder of a checkpoint as tensorstore's key-value store."""
   path = f'{directory}/'
   if '://' not in path:
     return {'driver': 'file', 'path': path}
@@ -107,7 +107,7 @@ Place = tuple[epath.Path, int, int]
 
 
 def values(directory: epath.Path) -> dict[str, bytes | Place]:
-  """Returns what the index holds, or its file, offset and length, by key.
+  """Returns each value of the index, or its file, offset and length, by key.
 
   Args:
     directory: The folder of the arrays.
@@ -136,7 +136,7 @@ def values(directory: epath.Path) -> dict[str, bytes | Place]:
 
 
 def _check_ocdbt(directory: epath.Path, *, who: str) -> None:
-  """Compares the files' sizes to what the index says that they hold."""
+  """Compares the files' sizes to the index."""
   if not has_index(directory):
     raise ValueError(
         f'{who}: {directory} is half-written: it has no {_MANIFEST}, which'
@@ -167,7 +167,7 @@ def _check_ocdbt(directory: epath.Path, *, who: str) -> None:
 
 
 def _head(file: epath.Path) -> bytes:
-  """Returns how a file starts; nothing if it is none."""
+  """Returns the first bytes of a file; empty if it is not a file."""
   try:
     with file.open('rb') as f:
       return f.read(_regular.HEAD_BYTES)
@@ -178,7 +178,7 @@ def _head(file: epath.Path) -> bytes:
 def _check_specs(
     directory: epath.Path, entries: Iterable[Mapping[str, Any]], *, who: str
 ) -> None:
-  """Compares what is said of arrays with the bytes of their values."""
+  """Compares the metadata of arrays with the bytes of their values."""
   specs: dict[str, tuple[str, bytes]] = {}
   sizes: dict[str, int] = {}
   total = 0

@@ -1,4 +1,4 @@
-"""From the path that a user gives to the folder that holds the arrays."""
+"""Finds the folder of the arrays for a user's path."""
 
 import difflib
 import os
@@ -12,8 +12,8 @@ from gemma4_lora.host.folders import _commit
 
 # Written last by Orbax: a folder without it was not saved to its end.
 METADATA = '_METADATA'
-# Its last file of a step in Cloud Storage, and one of the first to go. Elsewhere,
-# it renames a step.
+# Orbax's last file of a step in Cloud Storage, and one of the first to be
+# deleted. Elsewhere, Orbax renames a step.
 _COMMITTED = 'commit_success.txt'
 _ITEM = 'default'
 _CHECKPOINTS = 'checkpoints'
@@ -38,8 +38,8 @@ def locate(path: epath.PathLike, *, step: int = -1, who: str) -> epath.Path:
 
   Raises:
     FileNotFoundError: There is nothing at `path`, or no checkpoint in it.
-    ValueError: What is there is not a checkpoint that can be read, or does not
-      have the step; or it is the rest of an interrupted write.
+    ValueError: It is not a readable checkpoint, does not have the step, or is
+      left from an interrupted write.
   """
   path = host.path(path, who=who).expanduser()
   if host.is_local(path):
@@ -97,7 +97,7 @@ def locate(path: epath.PathLike, *, step: int = -1, who: str) -> epath.Path:
 
 
 def is_committed(step: epath.Path) -> bool:
-  """Whether a step was saved to its end, and nothing of it is deleted."""
+  """Whether a step is complete: fully saved, and not partly deleted."""
   if os.fspath(step).startswith('gs://'):
     return (step / _COMMITTED).exists()
   return step.exists()
@@ -145,7 +145,7 @@ def _step_in(folder: epath.Path, *, step: int, who: str) -> epath.Path:
 
 
 def _check_items(step: epath.Path, *, who: str) -> None:
-  """Raises if a step has items that a user has named, and not ours."""
+  """Raises if a step has items with a user's names, and not ours."""
   if (step / _ITEM).exists():
     return
   named = sorted(x.name for x in step.iterdir() if (x / METADATA).exists())
@@ -159,14 +159,14 @@ def _check_items(step: epath.Path, *, who: str) -> None:
 
 
 def _lacks(step: epath.Path) -> str | None:
-  """Returns what Orbax writes last in a step, if it is not there."""
+  """Returns the file that Orbax writes last in a step, if it is missing."""
   if not (step / _ITEM / METADATA).exists():
     return f'{_ITEM}/{METADATA}'
   return None if is_committed(step) else _COMMITTED
 
 
 def _check_own_step(item: epath.Path, *, step: int, who: str) -> None:
-  """Checks `step` where the path names one checkpoint already."""
+  """Checks `step` if the path already names one checkpoint."""
   folder = item.parent if item.name == _ITEM else item
   match = _STEP.fullmatch(folder.name)
   if match and folder != item and not is_committed(folder):
@@ -240,7 +240,7 @@ def _is_bucketless(path: epath.Path) -> bool:
 
 
 def _siblings(path: epath.Path) -> str:
-  """Says what is beside a path that is not there."""
+  """Returns a hint for a missing path: what is beside it."""
   parent = path.parent
   while not _is_bucketless(parent) and not parent.exists():
     path, parent = parent, parent.parent

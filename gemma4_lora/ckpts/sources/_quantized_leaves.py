@@ -27,7 +27,7 @@ def group(
     who: The transform that asks, for messages.
 
   Raises:
-    ValueError: Codes and scales are of no format that is known.
+    ValueError: Codes and scales have no known format.
   """
   by_path = {x.path: x for x in leaves}
   grouped: dict[_trees.Path, _checkpoint_layouts.Stored] = {}
@@ -93,7 +93,7 @@ def _flat(tree: Mapping[str, Any]) -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Quality:
-  """What quantising an array did to it.
+  """The quantisation result of an array.
 
   Attributes:
     encoding: How it is quantised.
@@ -108,7 +108,7 @@ class Quality:
 
 
 def report(made: Mapping[_trees.Path, Quality]) -> str:
-  """Says what was quantised, and what it lost."""
+  """Returns a log line: what was quantised, and the error."""
   count: dict[str, int] = {}
   for x in made.values():
     name = x.encoding.constructor.removeprefix('g4.quant.')
@@ -130,14 +130,14 @@ def report(made: Mapping[_trees.Path, Quality]) -> str:
 
 
 def argument(encodings: Iterable[_format.Encoding | None]) -> str:
-  """Returns what `quantize=` was, as far as the encodings tell."""
+  """Returns the `quantize=` that fits the encodings."""
   count: dict[str, int] = {}
   for encoding in encodings:
     if encoding is None:
       continue
     name = encoding.constructor
     count[name] = count.get(name, 0) + 1
-  # Where an input is shorter than a group, it is the group.
+  # An input that is shorter than a group is one group.
   common: dict[str, str] = {}
   for name in sorted(count, key=count.__getitem__, reverse=True):
     common.setdefault(name.partition('(')[0], name)

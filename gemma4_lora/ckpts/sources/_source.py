@@ -1,4 +1,4 @@
-"""What a restore needs of a checkpoint, whatever its format."""
+"""The interface of checkpoints of any format."""
 
 import abc
 from collections.abc import Callable
@@ -61,7 +61,7 @@ class Source(abc.ABC):
   def spelled(
       self, shapes: Mapping[_trees.Path, tuple[int, ...]]
   ) -> dict[_trees.Path, str]:
-    """Returns the file's own names and shapes of leaves, where they are others.
+    """Returns the file's own names and shapes of leaves, where they differ.
 
     Args:
       shapes: Shapes of leaves of the model, by path below `params`.
@@ -78,11 +78,11 @@ class Source(abc.ABC):
 
     Args:
       args: How Orbax is to read each array, by the array's path in the file.
-      filled: Makes those that Orbax does not read.
+      filled: Allocates arrays that Orbax does not read.
 
     Returns:
-      The arrays, by path in the file. Those that have a `reader` are as
-      `filled` makes them, whatever `args` says.
+      The arrays, by path in the file. Arrays with a `reader` are those of
+      `filled`; `args` does not apply to them.
 
     Raises:
       ValueError: An array is damaged; or has NaN, and `nan` is 'error'.
@@ -108,7 +108,7 @@ class Source(abc.ABC):
           future.result()  # Raises, if it is the one that failed.
         return {key: future.result() for key, future in started.items()}
       except BaseException:
-        # Where the network is gone, each of the others would try for a minute.
+        # Without a network, each of the others would try for a minute.
         pool.shutdown(wait=False, cancel_futures=True)
         raise
 
@@ -121,7 +121,7 @@ class Source(abc.ABC):
     return array
 
   def written(self, key: _trees.Path) -> _contents.Written | None:
-    """Returns what is known of an array as it was written.
+    """Returns the digest of an array at its write, if known.
 
     Args:
       key: Path of the array in the file.
@@ -130,14 +130,14 @@ class Source(abc.ABC):
     return None
 
   def check_digest(self, key: _trees.Path, found: str | None) -> None:
-    """Checks what was read of an array, if both digests are known.
+    """Compares an array's digests, if both are known.
 
     Args:
       key: Path of the array in the file.
       found: Its digest.
 
     Raises:
-      ValueError: It is not what was written.
+      ValueError: It differs from the written array.
     """
     wanted = self.written(key)
     if found is not None and wanted is not None and found != wanted.digest:
@@ -179,7 +179,7 @@ class Source(abc.ABC):
   def reader(
       self, key: _trees.Path, filled: _memory.Filled = _memory.filled
   ) -> Callable[[], Any] | None:
-    """Returns what reads one array; None if Orbax does it better.
+    """Returns a function that reads one array; None if Orbax does it better.
 
     Args:
       key: Path of the array in the file.
@@ -189,7 +189,7 @@ class Source(abc.ABC):
   def _read_by_orbax(
       self, args: Mapping[_trees.Path, ocp.RestoreArgs]
   ) -> dict[_trees.Path, Any]:
-    """Reads what has no `reader`, which only an `OrbaxSource` has."""
+    """Reads arrays without a `reader`; only an `OrbaxSource` has such."""
     raise AssertionError(f'{type(self).__name__} reads all: {list(args)}')
 
   def open_rows(self, key: _trees.Path) -> _stream.Rows | None:

@@ -27,8 +27,8 @@ from gemma4_lora.host.ranges import _ranges
 
 # Tensorstore reads parts of chunks up to this size well enough.
 _SMALL_BYTES = 2**26
-# What is decompressed at once of rows that are skipped, and of those that are
-# not; and what is read of the file for it.
+# Sizes of pieces: of skipped rows and of read rows that are decompressed at
+# once, and of the file that is read for it.
 _SKIP_BYTES = 2**20
 _DECODE_BYTES = 2**24
 _READ_BYTES = 2**22
@@ -40,7 +40,7 @@ class Rows(Protocol):
   """An array of a checkpoint."""
 
   def read(self, start: int, stop: int) -> np.ndarray:
-    """Reads rows, fastest if they follow on those that were read last."""
+    """Reads rows; fastest if they follow the rows that were read last."""
 
 
 def open_rows(directory: epath.Path, name: str) -> Rows | None:
@@ -51,7 +51,7 @@ def open_rows(directory: epath.Path, name: str) -> Rows | None:
     name: Name of the array in the checkpoint.
 
   Returns:
-    None where rows cannot be had without the rest: what Orbax writes can.
+    None if rows cannot be read separately; Orbax's own files allow it.
   """
   has_index = _integrity.has_index(directory)
   kvstore = _integrity.kvstore(directory if has_index else directory / name)
@@ -60,7 +60,7 @@ def open_rows(directory: epath.Path, name: str) -> Rows | None:
   try:
     array = ts.open({'driver': 'zarr', 'kvstore': kvstore}, open=True).result()
   except (ValueError, OSError):
-    return None  # Zarr's third version. What is damaged is found elsewhere.
+    return None  # Zarr's third version. Other code finds damage.
   spec = array.spec().to_json()['metadata']
   if _num_bytes(spec['chunks'], array.dtype.numpy_dtype) <= _SMALL_BYTES:
     return _Small(array)
@@ -175,7 +175,7 @@ class Streamed:
     Args:
       filled: Makes the array.
     """
-    self._seek(0, 0)  # Before there is memory, which may take XLA a while.
+    self._seek(0, 0)  # First, as XLA may take a while to allocate memory.
     return filled(self.shape, self.dtype, functools.partial(self._read_into, 0))
 
   def _read_into(self, start: int, out: np.ndarray) -> None:
@@ -248,7 +248,7 @@ def _places(
     *,
     has_index: bool,
 ) -> list[_integrity.Place] | None:
-  """Returns where each chunk is; None if one is not there."""
+  """Returns the place of each chunk; None if one is missing."""
   count = math.ceil(spec['shape'][0] / spec['chunks'][0])
   keys = [f'{name}/{_chunk_key(spec, i)}' for i in range(count)]
   if has_index:
@@ -267,7 +267,7 @@ def _chunk_key(spec: Mapping[str, Any], i: int) -> str:
 
 
 def _is_plain(spec: Mapping[str, Any]) -> bool:
-  """Whether chunks are the array's own bytes, by zstd or as they are."""
+  """Whether chunks are the array's plain bytes, compressed by zstd or not."""
   return (
       (spec.get('compressor') or {'id': 'zstd'})['id'] == 'zstd'
       and spec.get('order') == 'C'
@@ -282,11 +282,11 @@ def _is_dtype(name: Any) -> bool:
   try:
     return isinstance(name, str) and _dtype(name).itemsize > 0
   except (TypeError, ValueError):
-    return False  # Orbax says what is wrong with it.
+    return False  # Orbax raises an error for it.
 
 
 def _dtype(name: str) -> np.dtype:
-  # Among numpy's own names, 'int4' is none.
+  # numpy itself has no name 'int4'.
   return np.dtype(getattr(ml_dtypes, name, name))
 
 
