@@ -117,7 +117,7 @@ def test_quickstart_trains_evaluates_samples_and_saves(tmp_path, capsys):
   # What a person sees.
   for step in (0, 2):
     for name in ("train", "eval"):
-      assert re.search(rf"step +{step} +{name} .*xentropy \d", run.out)
+      assert re.search(rf"step +{step} +{name} .*xentropy +\d", run.out)
     assert re.search(rf"step +{step} +sampling", run.out)
   sampled = re.findall(
       r"prompt  <\|turn>user⏎(.*)<turn\|>⏎<\|turn>model⏎\n"

@@ -248,7 +248,7 @@ def test_chat_with_what_is_no_run(run, run_command, monkeypatch, tmp_path):
       ((workdir, '--step=7'), 'Available steps: [3]'),
       ((workdir, '--cfg.model.rank=3'), 'checkpoint 2, config 3'),
       ((workdir, '--cfg.model.init_lora_weights=pissa'), 'pissa'),
-      ((), '--cfg.workdir=... is missing'),
+      ((), '--workdir=... is missing'),
   ):
     done = _say(run_command, monkeypatch, ['Hello'], cfg, *args)
     assert (done.returncode, done.stdout) == (1, '')
@@ -260,7 +260,10 @@ def test_chat_with_what_is_no_run(run, run_command, monkeypatch, tmp_path):
     ('args', 'message'),
     [
         (('fuse', '--format=peft', '--out=x'), "not one of 'gemma', 'hf'"),
-        (('fuse', '--out=x'), '--cfg.workdir=... is missing'),
+        (('fuse', '--out=x'), '--workdir=... is missing'),
+        (('eval',), '--workdir=... is missing'),
+        (('eval', '--workdir=/x', '--eval=smapling'), "mean 'sampling'?"),
+        (('eval', '--workdir=/no/such'), 'there is no checkpoint in /no/such'),
         (('export',), "Missing option '--out'"),
         (('vertex', '--workdir=gs://b/run'), '--region=... is missing'),
         (('vertex', '--region=us-east5'), '--workdir=gs://... is missing'),

@@ -14,15 +14,17 @@ class Row:
     name: What a user types.
     module: Module of this room that has the command, under `name`.
     help: What it does, in one line.
+    function: Its name in the module, where Python has that name itself.
   """
 
   name: str
   module: str
   help: str
+  function: str = ''
 
   def load(self) -> click.Command:
     module = importlib.import_module(f'gemma4_lora.commands.{self.module}')
-    return getattr(module, self.name)
+    return getattr(module, self.function or self.name)
 
 
 COMMANDS = {
@@ -41,6 +43,12 @@ COMMANDS = {
         Row('plan', '_fit_commands', 'Say whether the step fits on a chip.'),
         Row('train', '_train_command', 'Train, on one host or several.'),
         Row('vertex', '_fit_commands', 'Submit a job to Vertex AI.'),
+        Row(
+            'eval',
+            '_eval_command',
+            'Evaluate a checkpoint of a run.',
+            function='evaluate',
+        ),
         Row('chat', '_chat_command', 'Talk to a run.'),
         Row(
             'check', '_check_command', 'Say whether a LoRA does what it should.'

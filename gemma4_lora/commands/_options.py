@@ -7,7 +7,9 @@ any of its fields.
 from collections.abc import Callable
 import difflib
 import functools
+import os
 import re
+import sys
 from typing import Any
 
 import click
@@ -39,6 +41,10 @@ cache = click.option(
 
 def be_quiet() -> None:
   """Before a command imports TensorFlow and others, which print."""
+  if not sys.stderr.isatty():
+    # Of tqdm, which reads it at import. In a log, each update of a progress bar
+    # is a line.
+    os.environ.setdefault('TQDM_DISABLE', '1')
   import gemma4_lora.quiet  # noqa: F401  # pylint: disable=g-import-not-at-top
 
 

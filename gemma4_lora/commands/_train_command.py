@@ -1,8 +1,5 @@
 """`train`: Kauldron's command, on one host or several."""
 
-import os
-import sys
-
 import click
 
 from gemma4_lora.commands import _options
@@ -49,9 +46,6 @@ def train(
   and of absl, too. Exit status: 0 the run is complete; 75 it was stopped, all is
   saved, and the same command goes on; 76 another host is gone; 1 an error.
   """
-  if not sys.stderr.isatty():
-    # Before it is imported. In a log, each of its updates is a line.
-    os.environ.setdefault('TQDM_DISABLE', '1')
   _options.be_quiet()
   from gemma4_lora.jobs import _train  # pylint: disable=g-import-not-at-top
   from gemma4_lora.jobs.command_line import _shipped  # pylint: disable=g-import-not-at-top

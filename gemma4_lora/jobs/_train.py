@@ -158,14 +158,28 @@ def _prepare(flag: flags.Flag, *, trains: bool) -> None:
   _print_to_terminal(cfg)
   warnings.filterwarnings('ignore', 'The value of the flag is not')
   flag.value = cfg
-  checkpointer = cfg.get('checkpointer')
-  if checkpointer and checkpointer.get(_CLASS) == _KAULDRONS:
-    checkpointer[_CLASS] = _OURS
+  if take_our_checkpointer(cfg):
     _stop_signals.tell(
         'checkpointer=kd.ckpts.Checkpointer: g4.ckpts.Checkpointer takes its'
         ' place, which writes the same files and also saves when the run is'
         ' stopped.'
     )
+
+
+def take_our_checkpointer(cfg: konfig.ConfigDict) -> bool:
+  """Puts `g4.ckpts.Checkpointer` in the place of Kauldron's, if that is there.
+
+  Args:
+    cfg: Config of a trainer.
+
+  Returns:
+    Whether it was there.
+  """
+  checkpointer = cfg.get('checkpointer')
+  if not checkpointer or checkpointer.get(_CLASS) != _KAULDRONS:
+    return False
+  checkpointer[_CLASS] = _OURS
+  return True
 
 
 def _print_to_terminal(cfg: konfig.ConfigDict) -> None:

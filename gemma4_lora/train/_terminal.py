@@ -15,7 +15,7 @@ from gemma4_lora.train.progress import _interval
 
 _PACKAGE = str(pathlib.Path(__file__).parent.parent)
 
-_PRINTED_SCALARS = ("losses/", "metrics/")
+PRINTED_SCALARS = ("losses/", "metrics/")
 _TOTAL = "losses/total"
 _STEPS_PER_SEC = "perf_stats/steps_per_sec"
 _PER_SEC = {
@@ -48,9 +48,7 @@ class TerminalWriter(kd.train.KDMetricWriter):
   """
 
   def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-    scalars = dict(scalars)
-    if sum(name.startswith("losses/") for name in scalars) == 2:
-      scalars.pop(_TOTAL, None)
+    scalars = without_total(scalars)
     for name, per_step in _interval.PER_STEP.items():
       if per_step in scalars and _STEPS_PER_SEC in scalars:
         per_sec = float(scalars[per_step]) * scalars[_STEPS_PER_SEC]
@@ -59,31 +57,15 @@ class TerminalWriter(kd.train.KDMetricWriter):
     values = [
         f"{name.partition('/')[2]} {float(value):7.4f}"
         for name, value in scalars.items()
-        if name.startswith(_PRINTED_SCALARS) and name != _interval.GRAD_NORM
+        if name.startswith(PRINTED_SCALARS) and name != _interval.GRAD_NORM
     ]
     if values:
       self._print(step, "  ".join([*values, *_rest(scalars)]))
 
   def write_texts(self, step: int, texts: Mapping[str, Any]) -> None:
     super().write_texts(step, texts)
-    # Single strings are descriptions of the run: config, parameters, ...
-    columns = {
-        name.removeprefix(_SUMMARIES): list(np.ravel(value))
-        # `SamplerEvaluator` writes prompt, gt, answer.
-        for name, value in sorted(texts.items(), reverse=True)
-        if not isinstance(value, str)
-    }
-    if not columns:
-      return
-    width = max(map(len, columns))
-    blocks = [""]
-    for row in zip(*columns.values(), strict=True):
-      lines = [
-          f"    {name:<{width}}  {_one_line(text)}"
-          for name, text in zip(columns, row, strict=True)
-      ]
-      blocks.append("\n".join(lines))
-    self._print(step, "\n".join(blocks))
+    if shown := shown_texts(texts):
+      self._print(step, shown)
 
   def write_context_structure(
       self, step: int, trainer: kd.train.Trainer
@@ -105,6 +87,38 @@ class QuietSetup(kd.train.Setup):
   def run(self, trainer: kd.train.Trainer) -> None:
     super().run(trainer)
     logging.get_absl_handler().addFilter(_is_ours_or_warning)
+
+
+def without_total(scalars: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns scalars without the total of a single loss."""
+  is_single = sum(name.startswith("losses/") for name in scalars) == 2
+  return {
+      name: value
+      for name, value in scalars.items()
+      if name != _TOTAL or not is_single
+  }
+
+
+def shown_texts(texts: Mapping[str, Any]) -> str:
+  """Returns what a sampler writes, example by example; empty for other texts."""
+  # Single strings are descriptions of the run: config, parameters, ...
+  columns = {
+      name.removeprefix(_SUMMARIES): list(np.ravel(value))
+      # `SamplerEvaluator` writes prompt, gt, answer.
+      for name, value in sorted(texts.items(), reverse=True)
+      if not isinstance(value, str)
+  }
+  if not columns:
+    return ""
+  width = max(map(len, columns))
+  blocks = [""]
+  for row in zip(*columns.values(), strict=True):
+    lines = [
+        f"    {name:<{width}}  {_one_line(text)}"
+        for name, text in zip(columns, row, strict=True)
+    ]
+    blocks.append("\n".join(lines))
+  return "\n".join(blocks)
 
 
 def _rest(scalars: Mapping[str, Any]) -> list[str]:

@@ -97,8 +97,12 @@ def test_loss_and_gradients_are_those_of_the_whole_batch(num):
   _, parts, aux_parts = _step(num)
   for name, want in aux.loss_values.items():
     np.testing.assert_allclose(aux_parts.loss_values[name], want, rtol=1e-6)
-  for name, want in aux.metric_values.items():
-    np.testing.assert_allclose(aux_parts.metric_values[name], want, rtol=1e-6)
+  metrics = {x for x in aux.metric_values if x.startswith('metrics/')}
+  assert 'metrics/grad_norm' in metrics
+  for name in metrics:  # Others are of the machine.
+    np.testing.assert_allclose(
+        aux_parts.metric_values[name], aux.metric_values[name], rtol=1e-5
+    )
   old, one, many = map(training.flat, (before, whole, parts))
   for path, leaf in one.items():
     if 'lora' not in path:

@@ -54,7 +54,7 @@ class Config:
     """
     if not self.value.get('workdir'):
       raise _config_file.ConfigError(
-          f'{_WORKDIR}... is missing: the folder of the run.'
+          '--workdir=... is missing: the folder of the run.'
       )
     return self.value.workdir
 
