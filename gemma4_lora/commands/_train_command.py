@@ -46,6 +46,9 @@ def train(
   and of absl, too. Exit status: 0 the run is complete; 75 it was stopped, all is
   saved, and the same command goes on; 76 another host is gone; 1 an error.
   """
+  from gemma4_lora.host import _stop_signals  # pylint: disable=g-import-not-at-top
+
+  _stop_signals.of_process().begin()
   _options.be_quiet()
   from gemma4_lora.jobs import _train  # pylint: disable=g-import-not-at-top
   from gemma4_lora.jobs.command_line import _shipped  # pylint: disable=g-import-not-at-top

@@ -38,6 +38,16 @@ class StopSignals:
     self._pipe: tuple[int, int] | None = None
     self._forwards = False
 
+  def begin(self) -> None:
+    """Takes both signals while libraries are imported: see `install`.
+
+    Python's own handler raises, also where that is lost: jax has a callback in
+    the garbage collector.
+    """
+    if threading.current_thread() is threading.main_thread():
+      for number in _SIGNALS:
+        self._take(number)
+
   def install(self, *, several_hosts: bool) -> None:
     """Takes both signals, unless someone else has.
 
@@ -50,16 +60,8 @@ class StopSignals:
       return
     self._forwards = several_hosts
     for number in _SIGNALS:
-      if signal.getsignal(number) == self._on_signal:
-        continue
-      if number == signal.SIGTERM and several_hosts:
-        continue
-      default: Any = signal.SIG_DFL
-      if number == signal.SIGINT:
-        default = signal.default_int_handler
-      if signal.getsignal(number) is not default:
-        continue  # Of the user, who knows better.
-      self._previous[number] = signal.signal(number, self._on_signal)
+      if number != signal.SIGTERM or not several_hosts:
+        self._take(number)
     if not is_interactive():
       self._watch()
 
@@ -91,6 +93,14 @@ class StopSignals:
           ' checkpoint, if there is one.',
           self.received,
       )
+
+  def _take(self, number: signal.Signals) -> None:
+    default: Any = signal.SIG_DFL
+    if number == signal.SIGINT:
+      default = signal.default_int_handler
+    # Another one is ours, or of the user, who knows better.
+    if signal.getsignal(number) is default:
+      self._previous[number] = signal.signal(number, self._on_signal)
 
   def _on_signal(self, number: int, frame: Any) -> None:
     del frame

@@ -80,6 +80,7 @@ def run(argv: Sequence[str]) -> None:
       )
     except (ValueError, ModuleNotFoundError, OSError) as e:
       _arguments.end(str(e))
+    _stop_signals.of_process().check()
     try:
       return main.main(rest)
     except Exception as e:  # pylint: disable=broad-exception-caught

@@ -37,9 +37,10 @@ def _run(code, *, sends=()):
 
 
 @pytest.mark.parametrize('name', ['SIGTERM', 'SIGINT'])
-def test_before_a_run_it_ends_the_process(name):
+@pytest.mark.parametrize('how', ['begin()', 'install(several_hosts=False)'])
+def test_before_a_run_it_ends_the_process(name, how):
   status, errors = _run(f"""
-    signals.install(several_hosts=False)
+    signals.{how}
     send('{name}')
     print('goes on')
   """)
@@ -48,6 +49,21 @@ def test_before_a_run_it_ends_the_process(name):
       f'gemma4_lora: {name}: stopped. The same command goes on from the last'
       ' checkpoint, if there is one.\n'
   )
+
+
+def test_the_command_ends_while_it_imports():
+  status, errors = _run("""
+    class Finder:
+      def find_spec(self, name, *_):
+        if name == 'jax':
+          send('SIGINT')
+    from gemma4_lora import __main__
+    sys.meta_path.insert(0, Finder())
+    __main__.main(['train', '--cfg=config.py'])
+  """)
+  assert status == 75, errors
+  assert errors.startswith('gemma4_lora: SIGINT: stopped.')
+  assert errors.count('\n') == 1
 
 
 def test_a_run_does_not_begin_if_python_lost_what_the_handler_raised():

@@ -253,10 +253,10 @@ def _start(run, tmp_path):
   return start
 
 
-def _wait_for(what, folder, launch, hosts):
-  """Waits until the first host of a launch has printed something."""
+def _wait_for(what, many, folder, launch, hosts):
+  """Waits until the first host of a launch has printed so many of something."""
   deadline = time.monotonic() + 300
-  while not re.search(what, _log(folder, launch, 0)):
+  while len(re.findall(what, _log(folder, launch, 0))) < many:
     assert all(host.is_alive() for host in hosts), _log(folder, launch, 0)
     assert time.monotonic() < deadline, _log(folder, launch, 0)
     time.sleep(0.02)
@@ -278,7 +278,7 @@ def test_two_hosts_stopped_and_lost_and_resumed_are_the_whole_run(
 
   # One is told to stop while both evaluate, and both end at one step.
   hosts = start(launch=0, evaluates_at=3)
-  _wait_for(r'endless: [1-9]', tmp_path, 0, hosts)
+  _wait_for('endless: a batch', 3, tmp_path, 0, hosts)
   os.kill(hosts[1].pid, signal.SIGTERM)
   for host in hosts:
     host.join(timeout=25)
@@ -289,7 +289,7 @@ def test_two_hosts_stopped_and_lost_and_resumed_are_the_whole_run(
 
   # One is gone, and the other ends by itself, with a line.
   hosts = start(launch=1)
-  _wait_for(r'(step +\d+  train(.*\n)*.*){2}', tmp_path, 1, hosts)
+  _wait_for(r'step +\d+  train', 2, tmp_path, 1, hosts)
   hosts[1].kill()
   killed = time.monotonic()
   hosts[0].join(timeout=100)

@@ -62,10 +62,16 @@ def trainer(
   )
   if evaluates_at < 0:
     return made
-  endless = kd.evals.Evaluator(
-      run=kd.evals.Once(step=evaluates_at), ds=made.train_ds
-  )
+  endless = _Evaluator(run=kd.evals.Once(step=evaluates_at), ds=made.train_ds)
   return made.replace(evals={'endless': endless})
+
+
+class _Evaluator(kd.evals.Evaluator):
+  """Prints a line before each batch."""
+
+  def step(self, **kwargs: Any) -> Any:
+    print(f'{self.name}: a batch', flush=True)
+    return super().step(**kwargs)
 
 
 def run_command(
