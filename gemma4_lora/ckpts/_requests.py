@@ -177,7 +177,9 @@ def ahead(
   lora = _fingerprint.find_lora(model)
   try:
     request = next(iter(_into_shapes(transform).values()))
-    source = _open.open_source(request.path, step=request.step, who=request.who)
+    source = _open.open_source(
+        request.path, step=request.step, who=request.who, nan=request.nan
+    )
   except (UnknownError, FileNotFoundError, ValueError):
     return contextlib.nullcontext()
   if lora is not None and lora.quantize or request.ignore_restored_keys:

@@ -12,11 +12,15 @@ import numpy as np
 # Smaller arrays are no pages of their own.
 _SMALL_BYTES = 2**16
 _PAGE_OFFSET = 16
+# What is filled before it is looked at: a core's cache still has it.
+_PIECE_BYTES = 2**21
 
 
 # Fills the memory of an array; makes an array that one fills.
 Fill = Callable[[np.ndarray], None]
 Filled = Callable[[tuple[int, ...], np.dtype, Fill], Any]
+# Looks at what was filled.
+Look = Callable[[np.ndarray], None]
 
 
 def filled(shape: tuple[int, ...], dtype: np.dtype, fill: Fill) -> np.ndarray:
@@ -24,6 +28,29 @@ def filled(shape: tuple[int, ...], dtype: np.dtype, fill: Fill) -> np.ndarray:
   array = empty(shape, dtype)
   fill(array)
   return array
+
+
+def ignore(array: np.ndarray) -> None:
+  """Is a `Look` at nothing."""
+  del array
+
+
+def fill_in_pieces(read_into: Fill, look: Look, out: np.ndarray) -> None:
+  """Fills an array, and looks at each piece as soon as it is there.
+
+  Once all is there, nobody would read on while it is looked at.
+
+  Args:
+    read_into: Fills an array with what comes next.
+    look: Is given each piece, of one axis.
+    out: Contiguous.
+  """
+  flat = out.reshape(-1)
+  step = max(1, _PIECE_BYTES // out.dtype.itemsize)
+  for start in range(0, flat.size, step):
+    piece = flat[start : start + step]
+    read_into(piece)
+    look(piece)
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -9,6 +9,18 @@ import contextvars
 from typing import Any
 
 
+def started(function: Callable[[], Any]) -> Callable[[], Any]:
+  """Returns what waits for a function, and returns what it returns.
+
+  Args:
+    function: Runs in a thread, in the caller's context.
+  """
+  pool = futures.ThreadPoolExecutor(1)
+  future = pool.submit(contextvars.copy_context().run, function)
+  pool.shutdown(wait=False)
+  return future.result
+
+
 def in_order(
     function: Callable[[Any], Any], items: Iterable[Any], *, limit: int
 ) -> Iterator[Any]:

@@ -80,7 +80,7 @@ def of_transform(
 def of_workdir(workdir: Any, *, step: int, who: str) -> Places:
   """Returns where the base is in a run's own checkpoint, if that has one."""
   source = _open.open_source(workdir, step=step, who=who)
-  if _fingerprint.read(source.path.parent) is not None:
+  if _fingerprint.read_beside(source.path) is not None:
     return {}
   return _of_all(source, who=who)
 
@@ -126,7 +126,7 @@ def _opened(request: _prepare.Request, *, who: str) -> _open.Source:
         " must come whole, as new_to_old={'params': …}."
     )
   source = _open.open_source(request.path, step=request.step, who=who)
-  if _fingerprint.read(source.path.parent) is not None:
+  if _fingerprint.read_beside(source.path) is not None:
     raise ValueError(
         f'{who}: {source.path}, from which init_transform= restores, has LoRA'
         ' and no base.'

@@ -29,8 +29,9 @@ from gemma4_lora.nn.branches import _init
 # The item of a checkpoint, and its file: that of Orbax's JSON handler.
 ITEM = 'fingerprint'
 _FILE = 'metadata'
-# What Orbax says of the arrays beside it.
-_ARRAYS = 'default/_METADATA'
+# The arrays beside it, and what Orbax says of them.
+_ARRAYS = 'default'
+_METADATA = f'{_ARRAYS}/_METADATA'
 
 _FORMAT = 1
 _PACKAGES = ('gemma4_lora', 'gemma', 'kauldron', 'jax', 'flax', 'optax')
@@ -201,9 +202,18 @@ def read(step_dir: epath.Path) -> Fingerprint | None:
   return values
 
 
+def read_beside(item: epath.Path) -> Fingerprint | None:
+  """Returns the fingerprint beside the arrays of a step, None if there is none.
+
+  Args:
+    item: Folder of the arrays. Only the item of a step may have one.
+  """
+  return read(item.parent) if item.name == _ARRAYS else None
+
+
 def _check_has_none(step_dir: epath.Path, file: epath.Path) -> None:
   """Raises if a step's arrays say that there was a fingerprint."""
-  metadata = step_dir / _ARRAYS
+  metadata = step_dir / _METADATA
   if not metadata.exists():
     return
   tree = _json_objects.read(metadata).get('tree_metadata')

@@ -220,7 +220,7 @@ def read_lora(
         f'{who}: {source.path} is one of Hugging Face, not a run: LoRA of PEFT is'
         ' loaded by g4.hf.load_peft.'
     )
-  fingerprint = _fingerprint.read(source.path.parent)
+  fingerprint = _fingerprint.read_beside(source.path)
   if fingerprint is not None:
     _fingerprint.check_format(fingerprint, who=who, where=str(source.path))
     index = {

@@ -76,7 +76,7 @@ def prepare(
   source = _open.open_source(
       request.path, step=request.step, who=who, nan=request.nan
   )
-  if _fingerprint.read(source.path.parent):
+  if _fingerprint.read_beside(source.path):
     raise ValueError(
         f'{who}: {source.path} has LoRA leaves and no base model, as'
         ' g4.ckpts.LoRACheckpointer saves them. Restore the base from what that'

@@ -14,6 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from gemma4_lora import _trees
+from gemma4_lora import host
 from gemma4_lora.ckpts.restore import _quantize_on_load
 from gemma4_lora.ckpts.restore import _restore_plan
 from gemma4_lora.ckpts.sources import _checkpoint_layouts
@@ -29,6 +30,8 @@ from gemma4_lora.host import _xla_memory
 # the model: a fraction of its size, or a small minimum. A larger array is a
 # group of its own, and first, while there is room.
 _NUM_READING = 2
+# From a bucket, more of half the size: it must not wait while a group is placed.
+_NUM_FROM_BUCKET = 3
 _MIN_GROUP_BYTES = 2**26
 _GROUPS_PER_MODEL = 128
 
@@ -76,6 +79,9 @@ def read(
     if not any(load.quantizes for load in loads):
       total = sum(map(size, ordered))
       group_bytes = max(group_bytes, total // _GROUPS_PER_MODEL)
+  num_reading = _NUM_READING
+  if not host.is_local(source.path):
+    num_reading, group_bytes = _NUM_FROM_BUCKET, group_bytes // 2
   streamed = set()
   for key in ordered:
     if size(key) > group_bytes:
@@ -85,10 +91,15 @@ def read(
   ordered = [key for key in ordered if key not in streamed]
   groups = [
       {key: _restore_args(by_key[key], old) for key in keys}
-      for keys in _apart(_groups(ordered, size, group_bytes), size, group_bytes)
+      for keys in _apart(
+          _groups(ordered, size, group_bytes),
+          size,
+          group_bytes,
+          distance=num_reading + 1,
+      )
   ]
   read_group = functools.partial(source.read, filled=_xla_memory.filled)
-  for arrays in _threads.in_order(read_group, groups, limit=_NUM_READING):
+  for arrays in _threads.in_order(read_group, groups, limit=num_reading):
     new = {}
     while arrays:
       key, array = arrays.popitem()
@@ -157,7 +168,9 @@ def _groups(keys: Sequence, size, limit: int) -> Iterator[list]:
     yield group
 
 
-def _apart(groups: Iterable[list], size, limit: int) -> Iterator[list]:
+def _apart(
+    groups: Iterable[list], size, limit: int, *, distance: int
+) -> Iterator[list]:
   """Puts groups of a large array so far apart that no two are held at a time."""
   large, small = collections.deque(), collections.deque()
   for keys in groups:
@@ -166,7 +179,7 @@ def _apart(groups: Iterable[list], size, limit: int) -> Iterator[list]:
     if large:
       yield large.popleft()
     # While one is placed, others are read already.
-    for _ in range(min(len(small), _NUM_READING + 1)):
+    for _ in range(min(len(small), distance)):
       yield small.popleft()
 
 

@@ -1,9 +1,9 @@
 """A checkpoint of transformers as a source, in gemma's leaves."""
 
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Mapping
 import dataclasses
-import functools
 import math
 from typing import Any
 
@@ -78,7 +78,7 @@ class HuggingFaceSource(_source.Source):
 
     Not mapped: an array of jax must not depend on a file that may change.
     """
-    return functools.partial(self.weights[key].load, filled)
+    return self.weights[key].begin(filled, self.look(key))
 
   def _open_rows(self, key: _trees.Path) -> _stream.Rows | None:
     """See `Source`."""
@@ -127,18 +127,21 @@ class _RangeRows:
     return tensor.open(row * math.prod(self.leaf.shape[1:]))
 
 
-def open_source(path: epath.Path, *, who: str) -> HuggingFaceSource:
+def open_source(
+    path: epath.Path, *, names: Collection[str] | None = None, who: str
+) -> HuggingFaceSource:
   """Opens a checkpoint of transformers; reads no data.
 
   Args:
     path: A safetensors file, an index of several, or the folder of either.
+    names: What the folder has, if that is known.
     who: The transform that asks, for messages.
 
   Raises:
     FileNotFoundError: A file is not there.
     ValueError: A file is damaged, or is not of Gemma 4.
   """
-  base = _base_weights.open_weights(path, who=who)
+  base = _base_weights.open_weights(path, names=names, who=who)
   weights: dict[_trees.Path, _base_weights.TensorLeaf] = {
       ('params', *name.split('.')): leaf for name, leaf in base.leaves.items()
   }

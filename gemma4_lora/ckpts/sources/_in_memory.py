@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
-import functools
 from typing import Any
 
 from etils import epath
@@ -32,7 +31,14 @@ class InMemory(_source.Source):
       self, key: _trees.Path, filled: _memory.Filled = _memory.filled
   ) -> Callable[[], Any]:
     """See `Source`."""
-    return functools.partial(np.asarray, self.arrays[key])
+    look = self.look(key)
+
+    def read():
+      array = np.asarray(self.arrays[key])
+      look(array)
+      return array
+
+    return read
 
   def _open_rows(self, key: _trees.Path) -> '_Rows':
     """See `Source`."""

@@ -5,9 +5,11 @@ been freed to make room. This module finds truncated files first, from their
 sizes.
 """
 
+from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
+from concurrent import futures
 import contextlib
 import re
 from typing import Any
@@ -20,6 +22,7 @@ from gemma4_lora.ckpts.sources import _locate
 from gemma4_lora.host import _paths
 from gemma4_lora.host.files import _json_objects
 from gemma4_lora.host.files import _regular
+from gemma4_lora.host.folders import _commit
 from gemma4_lora.host.ranges import _bucket_reads
 
 _MANIFEST = 'manifest.ocdbt'
@@ -32,35 +35,66 @@ _DAMAGED = re.compile(
 
 
 def check(
-    directory: epath.Path, names: Iterable[str] | None = None, *, who: str
-) -> None:
-  """Checks the files of one checkpoint.
+    directory: epath.Path, names: Collection[str] | None = None, *, who: str
+) -> bool:
+  """Checks the files that all arrays of one checkpoint share.
 
   Args:
     directory: The folder of the arrays.
-    names: The arrays, by Orbax's names, whose files to check if each array has
-      a folder; `None` checks the files that all arrays share.
+    names: What it has, if that is known.
+    who: The transform that asks, for messages.
+
+  Returns:
+    Whether all arrays share files; else each has a folder, see `check_folders`.
+
+  Raises:
+    ValueError: A file is missing or shorter than its data.
+  """
+  _regular.check_below(directory, who=who)
+  if names is None:
+    names = {x.name for x in directory.iterdir()}
+  has_manifest = _MANIFEST in names
+  metadata = _metadata(directory, who=who)
+  is_shared = bool(metadata.get('use_ocdbt', has_manifest))
+  if is_shared:
+    if not has_manifest:
+      raise ValueError(
+          f'{who}: {directory} is half-written: it has no {_MANIFEST}, which'
+          ' Orbax writes when all data is there; or a part of a copy. Copy it'
+          ' again, or use an earlier step.'
+      )
+    _check_ocdbt(directory, who=who)
+  return is_shared
+
+
+def check_folders(
+    directory: epath.Path, names: Iterable[str], *, who: str
+) -> None:
+  """Checks the files of arrays of which each has a folder.
+
+  Args:
+    directory: The folder of the arrays.
+    names: The arrays, as Orbax names them.
     who: The transform that asks, for messages.
 
   Raises:
     ValueError: A file is missing or shorter than its data.
   """
-  if names is None:
-    _regular.check_below(directory, who=who)
+  # Before Orbax said so here, it did not write chunks that are all zero.
+  is_full = _metadata(directory, who=who).get(
+      'store_array_data_equal_to_fill_value', False
+  )
+  _check_folders(directory, names, is_full=is_full, who=who)
+
+
+def _metadata(directory: epath.Path, *, who: str) -> dict[str, Any]:
   try:
-    metadata = _json_objects.read(directory / _locate.METADATA)
+    return _json_objects.read(directory / _locate.METADATA)
   except ValueError as e:
     raise ValueError(
         f'{who}: {_locate.METADATA} of the checkpoint is damaged or cut short:'
         f' {e}'
     ) from e
-  if metadata.get('use_ocdbt', has_index(directory)):
-    if names is None:
-      _check_ocdbt(directory, who=who)
-  elif names is not None:
-    # Before Orbax said so here, it did not write chunks that are all zero.
-    is_full = metadata.get('store_array_data_equal_to_fill_value', False)
-    _check_folders(directory, names, is_full=is_full, who=who)
 
 
 @contextlib.contextmanager
@@ -137,12 +171,6 @@ def values(directory: epath.Path) -> dict[str, bytes | Place]:
 
 def _check_ocdbt(directory: epath.Path, *, who: str) -> None:
   """Compares the files' sizes to the index."""
-  if not has_index(directory):
-    raise ValueError(
-        f'{who}: {directory} is half-written: it has no {_MANIFEST}, which'
-        ' Orbax writes when all data is there; or a part of a copy. Copy it'
-        ' again, or use an earlier step.'
-    )
   try:
     entries = list(_entries(ts.KvStore.open(kvstore(directory)).result()))
     ends = _file_ends(entries)
@@ -154,9 +182,11 @@ def _check_ocdbt(directory: epath.Path, *, who: str) -> None:
         f'{who}: the index of the checkpoint is damaged or cut short:'
         f' {directory}. Copy or download it again.'
     ) from e
+  with futures.ThreadPoolExecutor(_commit.THREADS) as pool:
+    files = [directory / name for name in ends]
+    sizes = dict(zip(ends, pool.map(_commit.size_of, files), strict=True))
   for name, end in sorted(ends.items()):
-    file = directory / name
-    size = file.stat().length if file.exists() else None
+    file, size = directory / name, sizes[name]
     if size is None or size < end:
       has = 'is missing' if size is None else f'has {size} bytes'
       raise ValueError(

@@ -1,5 +1,8 @@
 """Finds the folder of the arrays for a user's path."""
 
+from collections.abc import Collection
+from concurrent import futures
+import dataclasses
 import difflib
 import os
 import re
@@ -8,6 +11,7 @@ from absl import logging
 from etils import epath
 
 from gemma4_lora import host
+from gemma4_lora.host import _paths
 from gemma4_lora.host.folders import _commit
 
 # Written last by Orbax: a folder without it was not saved to its end.
@@ -27,7 +31,25 @@ _OF_A_COPY = (
 )
 
 
-def locate(path: epath.PathLike, *, step: int = -1, who: str) -> epath.Path:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Located:
+  """Where the arrays of one checkpoint are.
+
+  Attributes:
+    path: A folder; or a file, of Hugging Face.
+    names: What the folder has; None for a file. In a bucket, each question takes as
+      long as an answer does: this is asked once.
+  """
+
+  path: epath.Path
+  names: Collection[str] | None
+
+  @property
+  def is_hugging_face(self) -> bool:
+    return _is_hugging_face(self.path, self.names)
+
+
+def locate(path: epath.PathLike, *, step: int = -1, who: str) -> Located:
   """Returns the folder of the arrays of one checkpoint.
 
   Args:
@@ -50,37 +72,40 @@ def locate(path: epath.PathLike, *, step: int = -1, who: str) -> epath.Path:
         ' name when it is complete, and saving this one was interrupted. Use'
         f' an earlier step.{_siblings(path)}'
     )
-  if not path.exists():
-    raise FileNotFoundError(
-        f'{who}: no checkpoint at {path}: there is no such'
-        f' path.{_siblings(path)}'
-    )
-  path = _commit.whole(path, who=who)
-  if is_hugging_face(path):
+  with futures.ThreadPoolExecutor(1) as pool:
+    whole = pool.submit(_commit.whole, path, who=who)
+    names = _names_in(path)
+    if names is None and not path.exists():
+      raise FileNotFoundError(
+          f'{who}: no checkpoint at {path}: there is no such'
+          f' path.{_siblings(path)}'
+      )
+    found = whole.result()
+  if found != path:  # It is being replaced.
+    path, names = found, _names_in(found)
+  if _is_hugging_face(path, names):
     if step != -1:
       raise ValueError(
           f'{who}: step={step} chooses among the checkpoints of a Kauldron'
           f' workdir, and {path} is one of Hugging Face: drop `step=`.'
       )
-    return path
-  if path.name.endswith(_GGUF) or (
-      path.is_dir() and any(x.name.endswith(_GGUF) for x in path.iterdir())
-  ):
+    return Located(path=path, names=names)
+  if any(x.endswith(_GGUF) for x in (path.name, *(names or ()))):
     raise ValueError(
         f'{who}: {path}: unknown packed format: gguf. Give the safetensors that'
         ' it was made from.'
     )
-  if not path.is_dir():
+  if names is None:
     raise ValueError(f'{who}: {path} is a file; a checkpoint is a folder.')
 
-  if (path / METADATA).exists():
+  if METADATA in names:
     found = path
-  elif (path / _ITEM / METADATA).exists():
+  elif _ITEM in names and (path / _ITEM / METADATA).exists():
     found = path / _ITEM
-  elif (path / _CHECKPOINTS).is_dir():
-    return _step_in(path / _CHECKPOINTS, step=step, who=who)
+  elif _CHECKPOINTS in names and (path / _CHECKPOINTS).is_dir():
+    return _listed(_step_in(path / _CHECKPOINTS, step=step, who=who))
   elif _steps(path) or path.name == _CHECKPOINTS:
-    return _step_in(path, step=step, who=who)
+    return _listed(_step_in(path, step=step, who=who))
   elif _looks_like_orbax(path):
     _check_items(path, who=who)
     raise ValueError(
@@ -93,7 +118,7 @@ def locate(path: epath.PathLike, *, step: int = -1, who: str) -> epath.Path:
         f'{_checkpoints_below(path)}'
     )
   _check_own_step(found, step=step, who=who)
-  return found
+  return Located(path=path, names=names) if found == path else _listed(found)
 
 
 def is_committed(step: epath.Path) -> bool:
@@ -208,13 +233,24 @@ def _looks_like_orbax(path: epath.Path) -> bool:
   )
 
 
-def is_hugging_face(path: epath.Path) -> bool:
-  """Whether it is safetensors, or a folder of them."""
+def _listed(path: epath.Path) -> Located:
+  return Located(path=path, names=_names_in(path))
+
+
+def _names_in(path: epath.Path) -> frozenset[str] | None:
+  """Returns what a folder has, None if a path is none."""
+  if isinstance(path, _paths.FsspecPath):
+    path.refresh()
   if not path.is_dir():
+    return None
+  return frozenset(x.name for x in path.iterdir())
+
+
+def _is_hugging_face(path: epath.Path, names: Collection[str] | None) -> bool:
+  """Whether it is safetensors, or a folder of them."""
+  if names is None:
     return path.name.endswith(_HF_FILES)
-  if (path / METADATA).exists():
-    return False
-  return any(child.name.endswith(_HF_FILES) for child in path.iterdir())
+  return METADATA not in names and any(x.endswith(_HF_FILES) for x in names)
 
 
 def _listing(path: epath.Path, limit: int = 8) -> str:

@@ -1,6 +1,7 @@
 """Opens a checkpoint: lists leaves without their data, reads some."""
 
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Iterator
 from collections.abc import Mapping
 import dataclasses
@@ -26,6 +27,7 @@ from gemma4_lora.ckpts.sources import _stream
 from gemma4_lora.host import _memory
 from gemma4_lora.host import _paths
 from gemma4_lora.host import _storage_errors
+from gemma4_lora.host import _threads
 
 Source = _source.Source
 num_bytes = _source.num_bytes
@@ -37,21 +39,29 @@ class OrbaxSource(Source):
 
   Attributes:
     tree: The tree as Orbax stores it, of array metadata.
+    names: What the folder has.
+    is_shared: Whether all arrays share files.
+    whole: See `_stream.list_whole`.
   """
 
   tree: Any
+  names: Collection[str]
+  is_shared: bool
+  whole: Callable[[], Mapping[str, _stream.Streamed]]
 
   def check(self, keys: set[_trees.Path], *, who: str) -> None:
     """See `Source`."""
+    if self.is_shared:
+      return  # It was checked when it was opened.
     names = [m.name for k, m in _trees.flatten(self.tree).items() if k in keys]
-    _integrity.check(self.path, names, who=who)
+    _integrity.check_folders(self.path, names, who=who)
 
   def reader(
       self, key: _trees.Path, filled: _memory.Filled = _memory.filled
   ) -> Callable[[], Any] | None:
     """See `Source`."""
     whole = self._whole.get(_trees.get_at(self.tree, key).name)
-    return None if whole is None else functools.partial(whole.read_all, filled)
+    return None if whole is None else whole.begin(filled, self.look(key))
 
   def written(self, key: _trees.Path) -> _contents.Written | None:
     """See `Source`."""
@@ -63,11 +73,11 @@ class OrbaxSource(Source):
 
   @functools.cached_property
   def _digests(self) -> Mapping[str, str]:
-    return _contents.read(self.path)
+    return _contents.read(self.path) if _contents.NAME in self.names else {}
 
   @functools.cached_property
   def _whole(self) -> Mapping[str, _stream.Streamed]:
-    return _stream.list_whole(self.path)
+    return self.whole()
 
   def _read_by_orbax(
       self, args: Mapping[_trees.Path, ocp.RestoreArgs]
@@ -122,17 +132,25 @@ def open_source(
 
 
 def _opened(path: epath.Path, *, step: int, who: str) -> Source:
-  directory = _locate.locate(path, step=step, who=who)
-  if _locate.is_hugging_face(directory):
-    return _hugging_face.open_source(directory, who=who)
+  located = _locate.locate(path, step=step, who=who)
+  directory, names = located.path, located.names
+  if names is None or located.is_hugging_face:
+    return _hugging_face.open_source(directory, names=names, who=who)
   _paths.check_orbax_can_read(directory, who=who)
-  _integrity.check(directory, who=who)
+  read_tree = functools.partial(
+      _bounded.call,
+      lambda: _handler().metadata(directory).tree,
+      directory=directory,
+      is_short=True,
+  )
+  whole = functools.partial(_stream.list_whole, directory)
+  if not _paths.is_local(directory):
+    # Each takes a few answers after one another. What is wrong with the files is
+    # said first.
+    read_tree, whole = map(_threads.started, (read_tree, whole))
+  is_shared = _integrity.check(directory, names, who=who)
   try:
-    tree = _bounded.call(
-        lambda: _handler().metadata(directory).tree,
-        directory=directory,
-        is_short=True,
-    )
+    tree = read_tree()
   except Exception as e:
     raise ValueError(
         f'{who}: cannot read the metadata of the checkpoint: {directory}:'
@@ -142,12 +160,16 @@ def _opened(path: epath.Path, *, step: int, who: str) -> Source:
     layout, leaves = _checkpoint_layouts.nested(_stored(tree))
   except ValueError as e:
     raise ValueError(f'{who}: {directory}: {e}') from e
-  _format_file.check(directory, leaves, who=who)
+  if _format_file.NAME in names:
+    _format_file.check(directory, leaves, who=who)
   return OrbaxSource(
       path=directory,
       layout=layout,
       leaves={x.path: x for x in leaves},
       tree=tree,
+      names=names,
+      is_shared=is_shared,
+      whole=whole,
   )
 
 

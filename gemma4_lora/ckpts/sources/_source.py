@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Mapping
 from concurrent import futures
 import dataclasses
@@ -88,19 +89,13 @@ class Source(abc.ABC):
       ValueError: An array is damaged; or has NaN, and `nan` is 'error'.
     """
     with futures.ThreadPoolExecutor(self._num_readers) as pool:
-      started = {}
-      for key in args:
-        future = _ahead.take(self.path, key)
-        reader = future.result if future else self.reader(key, filled)
-        if reader is not None:
-          started[key] = pool.submit(self._checked, key, reader)
+      started = self._start(args, filled, pool)
       try:
         rest = {key: arg for key, arg in args.items() if key not in started}
         arrays = self._read_by_orbax(rest) if rest else {}
         for key in arrays:
-          started[key] = pool.submit(
-              self._checked, key, functools.partial(arrays.get, key)
-          )
+          reader = functools.partial(self._looked_at, key, arrays[key])
+          started[key] = pool.submit(self._checked, key, reader)
         done, _ = futures.wait(
             started.values(), return_when=futures.FIRST_EXCEPTION
         )
@@ -110,15 +105,53 @@ class Source(abc.ABC):
       except BaseException:
         # Without a network, each of the others would try for a minute.
         pool.shutdown(wait=False, cancel_futures=True)
+        started.clear()  # The traceback may keep what is under way for long.
         raise
 
+  def _start(
+      self,
+      keys: Iterable[_trees.Path],
+      filled: _memory.Filled,
+      pool: futures.Executor,
+  ) -> dict[_trees.Path, futures.Future[Any]]:
+    """Starts to read the arrays that have a `reader`.
+
+    In a bucket, requests of all are under way at once, while there is room: each
+    small array would take as long as an answer does.
+    """
+    started = {}
+    for key in keys:
+      future = _ahead.take(self.path, key)
+      reader = future.result if future else self.reader(key, filled)
+      if reader is not None:
+        started[key] = pool.submit(self._checked, key, reader)
+    return started
+
   def _checked(self, key: _trees.Path, reader: Callable[[], Any]) -> Any:
-    """Reads an array, and checks it."""
+    """Reads an array, and compares its digest."""
     array = reader()
     if self.written(key) is not None and _contents.is_on_host(array):
       self.check_digest(key, _intact.digest(np.asarray(array)))
+    return array
+
+  def _looked_at(self, key: _trees.Path, array: Any) -> Any:
+    """Returns an array that Orbax has read, once it is checked."""
     self.check_numbers(key, array)
     return array
+
+  def look(self, key: _trees.Path) -> _memory.Look:
+    """Returns what checks the pieces of an array as `check_numbers` does.
+
+    Args:
+      key: Path of the array in the file.
+    """
+    found = []
+
+    def look(piece):
+      if not found and self.check_numbers(key, piece):
+        found.append(True)  # One warning is enough.
+
+    return look
 
   def written(self, key: _trees.Path) -> _contents.Written | None:
     """Returns the digest of an array at its write, if known.
@@ -147,27 +180,31 @@ class Source(abc.ABC):
           ' download the checkpoint again.'
       )
 
-  def check_numbers(self, key: _trees.Path, array: Any) -> None:
-    """Checks that an array, or rows of it, can be weights.
+  def check_numbers(self, key: _trees.Path, array: Any) -> bool:
+    """Checks that an array, or a part of it, can be weights.
 
     Args:
       key: Path of the array in the file.
       array: On the host or on devices.
 
+    Returns:
+      Whether there was a warning.
+
     Raises:
       ValueError: It has NaN, or scales below 0, and `nan` is 'error'.
     """
     if self.nan is None:
-      return
+      return False
     problem = _contents.problem(_trees.join(key), array)
     if problem is None:
-      return
+      return False
     if self.nan == 'error':
       raise ValueError(
           f'{self.path}: {problem}: the checkpoint is damaged, or its training'
           " went wrong. To load it all the same: PartialLoad(nan='warn')."
       )
     logging.warning('%s: %s.', self.path, problem)
+    return True
 
   @property
   def _num_readers(self) -> int:
@@ -180,6 +217,8 @@ class Source(abc.ABC):
       self, key: _trees.Path, filled: _memory.Filled = _memory.filled
   ) -> Callable[[], Any] | None:
     """Returns a function that reads one array; None if Orbax does it better.
+
+    It checks its numbers. In a bucket, it begins to read at once.
 
     Args:
       key: Path of the array in the file.

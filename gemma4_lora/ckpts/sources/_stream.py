@@ -6,6 +6,7 @@ decompressed and as it is in the file. Here it is decompressed as a stream, from
 its place in the file, here or in a bucket, straight into the array's memory.
 """
 
+from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
 import functools
@@ -32,6 +33,8 @@ _SMALL_BYTES = 2**26
 _SKIP_BYTES = 2**20
 _DECODE_BYTES = 2**24
 _READ_BYTES = 2**22
+# What is looked at, as soon as it is decompressed.
+_LOOK_BYTES = 2**21
 
 _SPEC = '.zarray'
 
@@ -162,6 +165,7 @@ class Streamed:
   _row: int = 0  # That comes next in it.
   _file: Any = None
   _stream: Any = None
+  _begun: Any = None  # Its first chunk, if that is read already.
 
   def read(self, start: int, stop: int) -> np.ndarray:
     """See `Rows`."""
@@ -169,14 +173,35 @@ class Streamed:
     fill = functools.partial(self._read_into, start)
     return _memory.filled(shape, self.dtype, fill)
 
-  def read_all(self, filled: _memory.Filled = _memory.filled) -> Any:
-    """Reads all rows.
+  def begin(
+      self,
+      filled: _memory.Filled = _memory.filled,
+      look: _memory.Look = _memory.ignore,
+  ) -> Callable[[], Any]:
+    """Returns what reads all rows; in a bucket, it begins to read at once.
 
     Args:
       filled: Makes the array.
+      look: Is given each number once.
     """
-    self._seek(0, 0)  # First, as XLA may take a while to allocate memory.
-    return filled(self.shape, self.dtype, functools.partial(self._read_into, 0))
+    begun = None
+    if self.file is not None and self.inline is None:
+      _, offset, length = self.chunks[0]
+      begun = self.file.open_at(offset, offset + length)
+
+    def read_all():
+      self._begun = begun
+      self._seek(0, 0)  # First, as XLA may take a while to allocate memory.
+      return filled(self.shape, self.dtype, fill)
+
+    def fill(out):
+      step = max(1, _LOOK_BYTES * len(out) // out.nbytes)
+      for start in range(0, len(out), step):
+        rows = out[start : start + step]
+        self._read_into(start, rows)
+        look(rows)
+
+    return read_all
 
   def _read_into(self, start: int, out: np.ndarray) -> None:
     """Reads as many rows as an array has."""
@@ -200,6 +225,8 @@ class Streamed:
       file: Any
       if self.inline is not None:
         file = io.BytesIO(self.inline)
+      elif self._begun is not None and not chunk:
+        file, self._begun = self._begun, None
       elif self.file is not None:
         file = self.file.open_at(*span)
       else:

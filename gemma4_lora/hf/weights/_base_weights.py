@@ -4,6 +4,7 @@ Linears and other leaves go by their tables, which give their names.
 """
 
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -48,18 +49,21 @@ class BaseWeights:
   config: _upstream.TransformerConfig
 
 
-def open_weights(path: epath.Path, *, who: str) -> BaseWeights:
+def open_weights(
+    path: epath.Path, *, names: Collection[str] | None = None, who: str
+) -> BaseWeights:
   """Lists gemma's leaves in a checkpoint of transformers; reads no data.
 
   Args:
     path: A safetensors file, an index of several, or the folder of either.
+    names: What the folder has, if that is known.
     who: The function that asks, for messages.
 
   Raises:
     FileNotFoundError: A file is not there.
     ValueError: A file is damaged, or has no Gemma 4.
   """
-  listed = _mapped.list_tensors(path, who=who)
+  listed = _mapped.list_tensors(path, names=names, who=who)
   unpacked = _four_bit.unpacked(listed, path=path, who=who)
   try:
     named = _by_name.by_name(unpacked)

@@ -1,6 +1,7 @@
 """Safetensors files: listed at once, then mapped, or loaded from where they are."""
 
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Mapping
 import dataclasses
 import functools
@@ -88,13 +89,16 @@ class Tensor:
     return self.file.open_at(first, self.end)
 
 
-def list_tensors(path: epath.Path, *, who: str) -> dict[str, Tensor]:
+def list_tensors(
+    path: epath.Path, *, names: Collection[str] | None = None, who: str
+) -> dict[str, Tensor]:
   """Lists the tensors of a file, of an index, or of a folder with either.
 
   Where an index says in which file a tensor is, that of other files is none.
 
   Args:
     path: `model.safetensors`, `model.safetensors.index.json`, or the folder.
+    names: What the folder has, if that is known.
     who: The function that asks, for messages.
 
   Raises:
@@ -103,8 +107,10 @@ def list_tensors(path: epath.Path, *, who: str) -> dict[str, Tensor]:
     ValueError: A file is truncated or no safetensors file, a tensor stands in two
       files, or the folder holds something else.
   """
-  if path.is_dir():
-    path = _in_folder(path, who=who)
+  if names is None and path.is_dir():
+    names = [x.name for x in path.iterdir()]
+  if names is not None:
+    path = _in_folder(path, sorted(names), who=who)
   if not path.name.endswith(INDEX):
     _check_is_alone(path, [path.name], who=who)
     return _list_file(path, who=who)
@@ -160,9 +166,8 @@ def _by_file(path: epath.Path, *, who: str) -> dict[str, list[str]]:
   return by_file
 
 
-def _in_folder(path: epath.Path, *, who: str) -> epath.Path:
-  """Returns the index or the file of a folder."""
-  names = sorted(x.name for x in path.iterdir())
+def _in_folder(path: epath.Path, names: list[str], *, who: str) -> epath.Path:
+  """Returns the index or the file of a folder, given what it has."""
   if 'adapter_model.safetensors' in names and 'model.safetensors' not in names:
     raise ValueError(
         f'{who}: {path} holds LoRA of PEFT, not base weights: load it by'

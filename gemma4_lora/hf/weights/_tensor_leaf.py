@@ -54,18 +54,37 @@ class TensorLeaf:
     """Makes the leaf; of one tensor, it may be mapped."""
     return self._made([tensor.read() for tensor in self.tensors])
 
-  def load(self, filled: _memory.Filled = _memory.filled) -> Any:
-    """Makes the leaf in memory of its own.
+  def load(self) -> Any:
+    """Makes the leaf in memory of its own."""
+    return self.begin()()
+
+  def begin(
+      self,
+      filled: _memory.Filled = _memory.filled,
+      look: _memory.Look = _memory.ignore,
+  ) -> Callable[[], Any]:
+    """Returns what makes the leaf in memory of its own.
+
+    In a bucket, it begins to read at once.
 
     Args:
       filled: Makes the array, if the leaf is the bytes of one tensor.
+      look: Is given each number once.
     """
     tensor = self.tensors[0]
     if self.is_one_tensor and isinstance(tensor, _mapped.Tensor):
       # Opened before there is memory, which may take XLA a while.
-      return filled(self.shape, self.dtype, tensor.open().read_into)
+      read_into = tensor.open().read_into
+      fill = functools.partial(_memory.fill_in_pieces, read_into, look)
+      return lambda: filled(self.shape, self.dtype, fill)
     begun = [tensor.begin() for tensor in self.tensors]
-    return self._made([load() for load in begun])
+
+    def load():
+      array = self._made([load() for load in begun])
+      look(array)
+      return array
+
+    return load
 
   def _made(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
     return self.make([x.astype(self.dtype, copy=False) for x in arrays])

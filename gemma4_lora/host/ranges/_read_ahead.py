@@ -20,9 +20,9 @@ import numpy as np
 from gemma4_lora.host.ranges import _bucket_reads
 
 # How many readers, and how many pieces of each, are under way at a time.
-_LEAST_READERS, _MOST_READERS = 4, 32
+_LEAST_READERS, _MOST_READERS = 2, 16
 _NUM_PIECES = 32
-PIECE_BYTES = 2**21
+PIECE_BYTES = 2**22
 # The bound on what is under way, as a part of what is left of a file: memory that
 # is for that is not in use yet. The least is 0.16 s of 200 MB/s: four answers of
 # 40 ms.
@@ -45,7 +45,8 @@ def num_readers() -> int:
   Few: each has many pieces under way, and the C library keeps memory for each thread
   that freed some.
   """
-  return min(max(_LEAST_READERS, os.cpu_count() or 1), _MOST_READERS)
+  half = (os.cpu_count() or 1) // 2
+  return min(max(_LEAST_READERS, half), _MOST_READERS)
 
 
 def cut(start: int, stop: int) -> list[_bucket_reads.Span]:

@@ -22,18 +22,20 @@ from tests.lib import training
 def reads(monkeypatch):
   """Sizes of the arrays that are read: `(ahead, by the restore)`."""
   sizes = ([], [])
-  for cls, name in (
-      (_stream.Streamed, 'read_all'),
-      (_tensor_leaf.TensorLeaf, 'load'),
-  ):
-    original = getattr(cls, name)
+  for cls in (_stream.Streamed, _tensor_leaf.TensorLeaf):
+    original = cls.begin
 
-    def read(self, filled, original=original):
-      is_ahead = threading.current_thread().name.startswith(_ahead.THREAD)
-      sizes[0 if is_ahead else 1].append(math.prod(self.shape))
-      return original(self, filled)
+    def begin(self, *args, original=original):
+      load = original(self, *args)
 
-    monkeypatch.setattr(cls, name, read)
+      def read():
+        is_ahead = threading.current_thread().name.startswith(_ahead.THREAD)
+        sizes[0 if is_ahead else 1].append(math.prod(self.shape))
+        return load()
+
+      return read
+
+    monkeypatch.setattr(cls, 'begin', begin)
   return sizes
 
 

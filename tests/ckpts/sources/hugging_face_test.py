@@ -7,6 +7,7 @@ import collections
 import itertools
 import json
 import shutil
+import time
 
 from etils import epath
 import numpy as np
@@ -83,6 +84,7 @@ def _read(buckets, local) -> None:
   for name in ('sharded', 'mm', 'packed'):
     _compare(local, name)
   _compare_orbax(buckets, local)
+  _count_questions(buckets)
   _change_meanwhile(buckets, local)
 
 
@@ -127,6 +129,27 @@ def _compare_orbax(buckets, local) -> None:
   key = max(streamed, key=lambda x: arrays[x].nbytes)
   rows = got.open_rows(key)
   np.testing.assert_array_equal(rows.read(1, 3), arrays[key][1:3])
+
+
+def _count_questions(buckets) -> None:
+  """Opening takes few answers after one another, and asks nothing twice."""
+  before = len(buckets.requests())
+  source = _open.open_source('gs://by-rows/mm', who='T')
+  asked = [
+      (x.object, x.range, x.target.partition('?')[2])
+      for x in buckets.requests()[before:]
+      if 'tensorstore=' not in x.target
+  ]
+  # Is it a file, is it a folder, what is in it, is it whole, how long is the file.
+  assert len(set(asked)) == len(asked) <= 5, asked
+  # What is read is on its way before anybody waits for it: here of many tensors.
+  before = len(buckets.requests())
+  loads = [source.reader(key) for key in source.leaves]
+  deadline = time.monotonic() + 20
+  while len(buckets.requests()) < before + 20 and time.monotonic() < deadline:
+    time.sleep(0.05)
+  assert len(buckets.requests()) >= before + 20
+  del loads
 
 
 def _change_meanwhile(buckets, local) -> None:

@@ -14,7 +14,7 @@ from tests.lib import states
 
 
 def _locate_it(path, **kwargs):
-  return _locate.locate(path, who='T', **kwargs)
+  return _locate.locate(path, who='T', **kwargs).path
 
 
 @pytest.fixture(scope='module')

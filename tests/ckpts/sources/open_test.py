@@ -24,7 +24,7 @@ def test_every_large_array_of_a_released_checkpoint_is(checkpoint):
     if name not in arrays:
       assert leaf.nbytes <= _INLINE_BYTES
       continue
-    got = arrays[name].read_all()
+    got = arrays[name].begin()()
     assert (got.shape, got.dtype) == (leaf.shape, leaf.dtype)
     assert got.tobytes() == leaf.tobytes()
   assert len(arrays) > 20

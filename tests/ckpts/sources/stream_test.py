@@ -118,7 +118,7 @@ def test_what_stands_in_the_index_is_taken_from_there(tmp_path, compressor):
   )
   found = _stream.list_whole(path)['layer.w']
   assert found.inline
-  np.testing.assert_array_equal(found.read_all(), array)
+  np.testing.assert_array_equal(found.begin()(), array)
   np.testing.assert_array_equal(found.read(1, 3), array[1:3])
 
 
