@@ -1,5 +1,6 @@
 """Conversations to tokens, targets and a loss mask, for Gemma 4."""
 
+from collections.abc import Mapping
 import dataclasses
 import functools
 from typing import Any
@@ -81,6 +82,14 @@ class ChatTask(_row_task.ConversationTask, gm.data.Seq2SeqTask):
   user. Call arguments in JSON are parsed first, as servers do; the template
   itself raises for them.
 
+  With a path, the template in that file is rendered, as servers render it, by
+  Jinja in a sandbox. What is trained begins where the template's prompt ends, and
+  ends where its text of the messages up to there does. A row whose text changes
+  once more messages follow is malformed: with thoughts in history,
+  `thinking='strip'` or `loss_on='last'` helps. Where the prompt of the larger
+  models has an empty thought, so has what is trained. Where a server begins a
+  thought after a tool's answer and the row has none, the log says so once.
+
   Rows that cannot be trained on are errors: a missing field or one of another
   type, an unknown role, an empty answer, a tool call without its answer, a
   control tag in a text, a response that `truncate=True` would cut completely,
@@ -109,6 +118,11 @@ class ChatTask(_row_task.ConversationTask, gm.data.Seq2SeqTask):
       it: EXIF's orientation is applied, transparent parts are white, and an
       animation counts as its first frame. An image that cannot be read is
       malformed.
+    in_template_kwargs: Key of arguments of the template for one row, a dict or
+      JSON, read where a row has it: `{"enable_thinking": True}`.
+    in_enable_thinking: Key of a bool, read where a row has it. With
+      `thinking='empty'`, rows with thinking on have no empty thought, and their
+      thoughts are treated as by `'strip'`.
     max_images: How many images a row has room for. Each takes time in the
       tower, also if a row has fewer.
     max_soft_tokens: The most tokens that an image may take. Images are scaled,
@@ -132,8 +146,12 @@ class ChatTask(_row_task.ConversationTask, gm.data.Seq2SeqTask):
     template: How turns are rendered: `'dialog'`, which gemma's samplers use;
       `'transformers'`, Google's chat template of 2026-07-09; or an older
       revision for models that are served with it, `'transformers-2026-05'` (of
-      05-28) and `'transformers-2026-04'` (of 04-28).
-    enable_thinking: Whether the system turn has `<|think|>`.
+      05-28) and `'transformers-2026-04'` (of 04-28). Or the path of a
+      `chat_template.jinja`, or of a folder that has one: see above.
+    enable_thinking: Whether the system turn has `<|think|>`, if the row does not
+      decide.
+    template_kwargs: Further arguments of the template: `preserve_thinking` of
+      `'transformers'`, and any arguments of a file.
     token_weights: Whether the mask is f32 and has each message's `weight`. If
       False a weight other than 0 and 1 is an error.
     empty_answers: Whether the model may say nothing: content that is `''` or
@@ -169,6 +187,8 @@ class ChatTask(_row_task.ConversationTask, gm.data.Seq2SeqTask):
   in_system: kd.kontext.Key | None = None
   in_tools: kd.kontext.Key | None = None
   in_images: kd.kontext.Key | None = None
+  in_template_kwargs: kd.kontext.Key | None = 'chat_template_kwargs'
+  in_enable_thinking: kd.kontext.Key | None = 'enable_thinking'
 
   max_images: int = 1
   max_soft_tokens: int = 280
@@ -186,6 +206,7 @@ class ChatTask(_row_task.ConversationTask, gm.data.Seq2SeqTask):
   loss_on: str = 'all'
   template: str = 'dialog'
   enable_thinking: bool = False
+  template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   token_weights: bool = False
 
   def __post_init__(self):
@@ -200,6 +221,7 @@ class ChatTask(_row_task.ConversationTask, gm.data.Seq2SeqTask):
           f' layout={self.layout!r}. Write {_layouts.chats()}.'
       )
     _ = self._style, self.rules  # Check their arguments.
+    _render.check(self._style)
 
   def fields(self, element: Any) -> dict[str, Any]:
     """Returns the output fields of an example.
@@ -400,6 +422,7 @@ class ChatTask(_row_task.ConversationTask, gm.data.Seq2SeqTask):
         loss_on=self.loss_on,
         template=self.template,
         enable_thinking=self.enable_thinking,
+        template_kwargs=dict(self.template_kwargs),
     )
 
   @property
@@ -414,9 +437,12 @@ class ChatTask(_row_task.ConversationTask, gm.data.Seq2SeqTask):
         in_messages=self.in_messages,
         in_system=self.in_system,
         in_tools=self.in_tools,
+        in_template_kwargs=self.in_template_kwargs,
+        in_enable_thinking=self.in_enable_thinking,
     )
 
   @property
   def _in_keys(self) -> list[str]:
     images = [] if self.in_images is None else [self.in_images]
-    return [*self._layout.keys(self._columns), *images]
+    columns = self._columns
+    return [*self._layout.keys(columns), *columns.of_template, *images]

@@ -102,7 +102,7 @@ class Chat:
     conversation = _conversation.Conversation(
         messages=(*messages, _message('model', []))
     )
-    return _render.render(conversation, self.style).prompt
+    return _render.prompt(conversation, self.style)
 
   def _sampler(self, lora: bool) -> gm.text.Gemma4Sampler:
     return gm.text.Gemma4Sampler(

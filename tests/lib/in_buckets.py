@@ -262,6 +262,28 @@ class Checks:
     assert [source[i]['a'] for i in range(len(source))] == [1, 2, 3, 4]
     with _raises(FileNotFoundError, r'no file matches gs://out/n\*'):
       len(g4.data.Files(path='gs://out/n*', shuffle=False).data_source)
+    self._template()
+
+  def _template(self):
+    from gemma4_lora import g4
+    from gemma4_lora import host
+    from tests.lib import chat_templates
+
+    folder = host.path('gs://out/served')
+    (folder / 'chat_template.jinja').write_text(chat_templates.DIALOG)
+    tokenizer = g4.testing.Gemma4Tokenizer()
+    row = {'prompt': 'Hi', 'response': 'Hi!'}
+    texts = [
+        g4.data.ChatTask(
+            template=template, tokenizer=tokenizer, max_length=64
+        ).render(row)
+        for template in (str(folder), 'dialog')
+    ]
+    assert texts[0] == texts[1]
+    with _raises(FileNotFoundError, "template='gs://out/none': there is no"):
+      g4.data.ChatTask(
+          template='gs://out/none', tokenizer=tokenizer, max_length=64
+      )
 
   def cut_anywhere(self):
     """From some request on, all are refused: the folder is old or new."""

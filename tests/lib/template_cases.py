@@ -112,6 +112,39 @@ def _prompts(case: Any, row: Any, revision: str) -> str:
   return 'prompts equal'
 
 
+def _count_file(
+    cases: Any, out: pathlib.Path, revision: str, thinking: str, **kwargs: Any
+) -> collections.Counter[str]:
+  """Counts where `template=PATH` and our own code differ, masks included."""
+  counts = collections.Counter()
+  path = str(out / revision)
+  name = f'transformers-{revision.removesuffix("-large")}'
+  ours = 'empty' if revision.endswith('-large') else thinking
+  for case in cases:
+    row = row_of(case, revision.removesuffix('-large'))
+    if ours == 'empty' and row['enable_thinking']:
+      continue
+    tasks = [
+        dataclasses.replace(task(name, row), thinking=ours, **kwargs),
+        dataclasses.replace(task(path, row), thinking=thinking, **kwargs),
+    ]
+    rendered = []
+    for chat in tasks:
+      try:
+        rendered.append(chat.render(row))
+      except ValueError as e:
+        rendered.append(e)
+    wanted, got = rendered
+    both = isinstance(wanted, ValueError) and isinstance(got, ValueError)
+    if both or got == wanted:
+      counts['both raise' if both else 'equal'] += 1
+      continue
+    counts['different'] += 1
+    if counts['different'] < 4:
+      print(f'{case["name"]}\n  {wanted!r}\n  {got!r}')
+  return counts
+
+
 def main(out: pathlib.Path) -> int:
   cases = json.loads((out / 'cases.json').read_text(encoding='utf-8'))
   bad = 0
@@ -120,6 +153,15 @@ def main(out: pathlib.Path) -> int:
     print(f'{revision}: {dict(sorted(counts.items()))}')
     bad += counts['different'] + counts['we raise'] + counts['prompt different']
     bad += counts['the template raises']
+  for revision, thinking, loss_on in (
+      ('2026-07', 'strip', 'last'),
+      ('2026-07', 'strip_all', 'all'),
+      ('2026-07-large', 'strip_all', 'last'),
+      ('2026-05', 'strip_all', 'all'),
+  ):
+    counts = _count_file(cases, out, revision, thinking, loss_on=loss_on)
+    print(f'the file of {revision}, {thinking}, {loss_on}: {dict(counts)}')
+    bad += counts['different']
   return int(bad > 0)
 
 

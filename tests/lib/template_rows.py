@@ -116,7 +116,7 @@ class _Row:
       message['tool_responses'] = [
           {
               'name': call['function']['name'],
-              'response': rng.choice([self._dict(1), self._value(1)]),
+              'response': rng.choice([self._dict(1), self._value(1) or 0]),
           }
           for call in message['tool_calls']
       ]

@@ -4,6 +4,7 @@ Messages are kept separate. Rendering makes turns of them, as the two renderers
 join different ones.
 """
 
+from collections.abc import Mapping
 import dataclasses
 import re
 from typing import Any
@@ -135,10 +136,17 @@ class Message:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Conversation:
-  """Messages, and the tools that are declared to the model."""
+  """What is said, and to whom.
+
+  Attributes:
+    messages: The messages.
+    tools: The tools that are declared to the model.
+    template_kwargs: What the row says of its template, beside the task's.
+  """
 
   messages: tuple[Message, ...]
   tools: tuple[dict[str, Any], ...] = ()
+  template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def num_images(self) -> int:

@@ -185,8 +185,9 @@ def without(element: Any, keys: Iterable[kd.kontext.Key]) -> Any:
   for *parents, last in paths:
     parent = row
     for name in parents:
-      parent = parent[name]
-    parent.pop(last, None)
+      parent = parent.get(name) if isinstance(parent, dict) else None
+    if isinstance(parent, dict):
+      parent.pop(last, None)
   return row
 
 

@@ -10,6 +10,7 @@ from kauldron import kd
 from gemma4_lora.data.conversations import _conversation
 from gemma4_lora.data.layouts import _columns
 from gemma4_lora.data.layouts import _fields
+from gemma4_lora.data.layouts import _template_fields
 from gemma4_lora.data.layouts import _tool_fields
 
 Columns = _columns.Columns
@@ -56,7 +57,9 @@ class Layout(abc.ABC):
   def completed(
       self, conversation: Conversation, row: Any, columns: Columns
   ) -> Conversation:
-    """Returns a conversation with the row's system text and its tools.
+    """Returns a conversation with what the row says in fields of its own.
+
+    Those are a system text, tools, and arguments of the template.
 
     Raises:
       ValueError: A field does not hold what the layout wants.
@@ -65,7 +68,15 @@ class Layout(abc.ABC):
     tools = (
         None if columns.in_tools is None else _fields.get(row, columns.in_tools)
     )
-    conversation = dataclasses.replace(conversation, tools=self.tools(tools))
+    conversation = dataclasses.replace(
+        conversation,
+        tools=self.tools(tools),
+        template_kwargs=_template_fields.template_kwargs(
+            row,
+            in_template_kwargs=columns.in_template_kwargs,
+            in_enable_thinking=columns.in_enable_thinking,
+        ),
+    )
     if columns.in_system is None:
       return conversation
     text = _fields.get(row, columns.in_system)

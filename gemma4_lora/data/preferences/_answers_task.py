@@ -1,6 +1,7 @@
 """Base of tasks of judged answers: prompts, answers and images."""
 
 import abc
+from collections.abc import Mapping
 import dataclasses
 import functools
 from typing import Any
@@ -47,7 +48,8 @@ class AnswersTask(_row_task.ConversationTask, grain.MapTransform):
     truncate: Whether to cut longer ones at the end. If False they are an error.
     thinking: See `ChatTask`.
     template: See `ChatTask`.
-    enable_thinking: See `ChatTask`.
+    enable_thinking: See `ChatTask`; rows may say it, too.
+    template_kwargs: See `ChatTask`.
   """
 
   layout: str = 'prompt_response'
@@ -73,6 +75,7 @@ class AnswersTask(_row_task.ConversationTask, grain.MapTransform):
   thinking: str = 'keep'
   template: str = 'dialog'
   enable_thinking: bool = False
+  template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
     name = type(self).__name__
@@ -177,6 +180,7 @@ class AnswersTask(_row_task.ConversationTask, grain.MapTransform):
         loss_on='last',
         template=self.template,
         enable_thinking=self.enable_thinking,
+        template_kwargs=self.template_kwargs,
         **dataclasses.asdict(self.rules),
     )
 
@@ -204,6 +208,7 @@ class AnswersTask(_row_task.ConversationTask, grain.MapTransform):
     if not self._layout.is_chat:
       keys += self._layout.conversation_keys(self._columns)
     keys += self._in_answers
+    keys += self._columns.of_template
     return [key for key in dict.fromkeys(keys) if key is not None]
 
   @property

@@ -62,7 +62,8 @@ class PreferenceTask(_answers_task.AnswersTask):
     truncate: Whether to cut longer ones at the end. If False they are an error.
     thinking: See `ChatTask`.
     template: See `ChatTask`.
-    enable_thinking: See `ChatTask`.
+    enable_thinking: See `ChatTask`; rows may say it, too.
+    template_kwargs: See `ChatTask`.
     empty_answers: See `ChatTask`, also for the next three.
     inline_markup: See `ChatTask`.
     null_arguments: See `ChatTask`.

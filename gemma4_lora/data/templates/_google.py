@@ -35,7 +35,9 @@ class Google:
     self._messages = messages = conversation.messages
     users = [i for i, m in enumerate(messages) if m.role == 'user']
     self._last_user = users[-1] if users else -1
+    self._preserves_thinking = style.template_kwargs.get('preserve_thinking')
     self._turns = _turns.Turns(messages, style)
+    self._ends_with_answer = False  # Of a tool: the text so far.
 
   def render(self) -> _spans.Rendered:
     """Returns the conversation in turns.
@@ -68,26 +70,31 @@ class Google:
     continues = previous is not None and previous.role == message.role == MODEL
     if not continues:
       turns.open(i, 'developer' if message.is_developer else None)
+    stays = bool(message.calls) and self._preserves_thinking
     parts = _thoughts.kept(
-        message.parts, self._style, is_last=i > self._last_user
+        message.parts, self._style, is_last=stays or i > self._last_user
     )
-    number = _num_leading_thoughts(parts)
+    number = _thoughts.num_leading(parts)
     thoughts = [self._thought(p, turns.weight(i)) for p in parts[:number]]
-    if continues and thoughts and self._begins_thought(previous):
-      thoughts[:1] = self._begun(thoughts[0])
+    if continues and self._begins_thought():
+      if thoughts:
+        thoughts[:1] = self._begun(thoughts[0])
+      elif turns.weight(i):
+        _thoughts.warn_of_none(message.field)
     turns.add_spans(thoughts)
     self._call(i)
     content = self._content(parts[number:], i)
     turns.add_spans(content)
-    self._close(i, has_content=any(x.text.strip() for x in content))
+    has_content = any(x.text.strip() for x in content)
+    self._ends_with_answer = bool(message.responses) and not has_content
+    self._close(i)
 
-  def _begins_thought(self, previous: _conversation.Message | None) -> bool:
+  def _begins_thought(self) -> bool:
     """Whether servers begin the next thought, after a tool's answer."""
     return (
         self._revision.continues_with_thought
         and self._style.enable_thinking
-        and previous is not None
-        and bool(previous.responses)
+        and self._ends_with_answer
     )
 
   def _begun(self, thought: Span) -> list[Span]:
@@ -123,7 +130,7 @@ class Google:
       turns.add(_google_tools.RESPONSE_OPEN, weight)
       turns.add(_google_tools.response(answer, message.calls, self._revision))
 
-  def _close(self, i: int, *, has_content: bool) -> None:
+  def _close(self, i: int) -> None:
     message, turns = self._messages[i], self._turns
     is_last = i + 1 == len(self._messages)
     following = None if is_last else self._messages[i + 1]
@@ -131,7 +138,7 @@ class Google:
     if message.calls and not message.responses:
       turns.add(_google_tools.RESPONSE_OPEN, weight)
       return
-    silent = bool(message.responses) and not has_content
+    silent = self._ends_with_answer
     if not self._revision.joins_messages:
       if not silent:
         self._end(weight)
@@ -146,11 +153,3 @@ class Google:
   def _end(self, weight: float = 0.0) -> None:
     self._turns.add('<turn|>', weight)
     self._turns.add('\n')
-
-
-def _num_leading_thoughts(parts: Sequence[Part]) -> int:
-  """Returns how many thoughts come before the calls: those of a field."""
-  for i, part in enumerate(parts):
-    if not isinstance(part, _conversation.Thought) or part.is_inline:
-      return i
-  return len(parts)

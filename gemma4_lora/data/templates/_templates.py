@@ -1,6 +1,8 @@
 """The table of templates: to add a revision of Google's, add its line here."""
 
+from collections.abc import Collection
 import dataclasses
+import re
 
 from gemma4_lora.data.conversations import _choices
 
@@ -16,16 +18,20 @@ class Revision:
     continues_with_thought: Whether the prompt behind a tool's answer begins a
       thought, if thinking is enabled.
     images_of_tools: Whether a tool's answer may show images.
+    kwargs: Arguments of the template, beside `enable_thinking`.
   """
 
   null: str = 'null'
   joins_messages: bool = True
   continues_with_thought: bool = True
   images_of_tools: bool = True
+  kwargs: tuple[str, ...] = ('preserve_thinking',)
 
 
 _JULY = Revision()
-_MAY = Revision(null='None', joins_messages=False, continues_with_thought=False)
+_MAY = Revision(
+    null='None', joins_messages=False, continues_with_thought=False, kwargs=()
+)
 
 # By the day of the file in the model's repository. SHA-256 of the file of the E
 # models, and of that of the larger ones, which differ in the prompt alone:
@@ -41,6 +47,30 @@ REVISIONS = {
 DIALOG = 'dialog'
 
 
-def check(template: str) -> None:
-  """Raises ValueError for an unknown template."""
-  _choices.check_choice('template', template, (DIALOG, *REVISIONS))
+# What is no name is a path: it has a slash, or the ending of a file.
+_PATH = re.compile(r'[/\\]|\.(jinja2?|json)$|^[.~]')
+
+
+def is_path(template: str) -> bool:
+  """Whether a template is one of a file."""
+  return template not in (DIALOG, *REVISIONS) and bool(_PATH.search(template))
+
+
+def check(template: str, kwargs: Collection[str] = ()) -> None:
+  """Raises ValueError for an unknown template, or unknown arguments of it."""
+  if isinstance(template, str) and is_path(template):
+    return
+  try:
+    _choices.check_choice('template', template, (DIALOG, *REVISIONS))
+  except ValueError as e:
+    raise ValueError(
+        f"{e} Or give the path of a chat_template.jinja, as './folder/'."
+    ) from None
+  revision = REVISIONS.get(template)
+  known = revision.kwargs if revision else ()
+  for name in kwargs:
+    if name not in known:
+      raise ValueError(
+          f'template={template!r} has no argument {name!r} for template_kwargs= or'
+          f" a row's chat_template_kwargs. It has: {['enable_thinking', *known]}."
+      )

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 import dataclasses
 
+from absl import logging
+
 from gemma4_lora.data.conversations import _conversation
 from gemma4_lora.data.conversations import _spans
 from gemma4_lora.data.templates import _style
@@ -27,6 +29,27 @@ def kept(
   if style.thinking == 'strip' and is_last:
     return list(parts)
   return _without_thoughts(parts)
+
+
+def num_leading(parts: Sequence[_conversation.Part]) -> int:
+  """Returns how many thoughts come before all else: those of a field."""
+  for i, part in enumerate(parts):
+    if not isinstance(part, _conversation.Thought) or part.is_inline:
+      return i
+  return len(parts)
+
+
+def warn_of_none(field: str) -> None:
+  """Says once that a message has no thought where its server begins one."""
+  logging.log_first_n(
+      logging.WARNING,
+      'Field %r has no thought, and behind the answer of a tool its server begins'
+      ' one, as enable_thinking is True: the prompt of that server is not what is'
+      ' trained. Give such messages thoughts (`reasoning`), or turn thinking off'
+      ' for such rows. Said once.',
+      1,
+      field,
+  )
 
 
 def span(
