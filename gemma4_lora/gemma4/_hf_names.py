@@ -9,13 +9,14 @@ from collections.abc import Iterator
 
 _Prefixes = tuple[str, str | None]
 
-# By class: what stands before the names of the language model, and of towers.
+# By class: the prefixes of the language model and of towers.
 _BY_CLASS: dict[str, _Prefixes] = {
     'Gemma4ForConditionalGeneration': ('model.language_model.', 'model.'),
     'Gemma4ForCausalLM': ('model.', None),
 }
 CLASSES = tuple(_BY_CLASS)
-# Longest first. The last ones are of older transformers, and of hand-made files.
+# Longest first. The last ones occur in older transformers and in hand-made
+# files.
 _TEXT_PREFIXES = (
     'model.language_model.',
     'language_model.model.',
@@ -33,7 +34,7 @@ def class_name(*, has_towers: bool) -> str:
 
 
 def prefix(base_model_class: str, tower: str) -> str | None:
-  """Returns what stands before the names of a tower, None if it has no such."""
+  """Returns the prefix of a tower's names, None without such a tower."""
   text, towers = _BY_CLASS[base_model_class]
   return text if tower == 'text' else towers
 
@@ -44,12 +45,12 @@ def towers_beside(text_prefix: str) -> str | None:
 
 
 def is_multimodal(modules: Iterable[str]) -> bool:
-  """Whether modules are named as in the class that has towers."""
+  """Whether modules have the names of the class with towers."""
   return any('language_model.' in name for name in modules)
 
 
 def prefixes(tower: str) -> tuple[str, ...]:
-  """Returns what may stand before the names of a tower, longest first."""
+  """Returns the possible prefixes of a tower's names, longest first."""
   return _TEXT_PREFIXES if tower == 'text' else _TOWER_PREFIXES
 
 
@@ -62,7 +63,7 @@ def candidates(module: str) -> Iterator[tuple[str, str]]:
 
 
 def short(module: str) -> str:
-  """Returns a module's name without what stands before those of a tower."""
+  """Returns a module's name without the prefix of its tower."""
   _, name = next(candidates(module))
   return name
 

@@ -1,7 +1,8 @@
-"""The table of the leaves that are no linears: norms, embeddings, scalars.
+"""The table of leaves that are not linears: norms, embeddings, scalars.
 
-LoRA cannot adapt them, but they can be trained in full. With `_linears` they
-are all that a Gemma 4 model has except clip bounds, which stay frozen.
+LoRA cannot adapt them, but they can be trained in full. Together with
+`_linears` it lists all leaves of a Gemma 4 model except clip bounds, which stay
+frozen.
 """
 
 from collections.abc import Iterator

@@ -2,8 +2,8 @@
 
 Gemma packs several projections in one tensor (`kv_einsum` holds k and v,
 `gating_einsum` gate and up). A row is a logical projection, as in Hugging Face
-and PEFT: what it adapts there is what it adapts here. Whatever needs to know
-Gemma 4's names reads rows.
+and PEFT: an adapter there means the same here. Code that needs Gemma 4's names
+reads rows.
 """
 
 from collections.abc import Iterator

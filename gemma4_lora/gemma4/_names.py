@@ -1,7 +1,7 @@
 """Names of Gemma 4's parameters in gemma's checkpoints.
 
-A leaf of one model may be spelt in several ways, of which `canonical` is what
-they have in common. Hugging Face's names are in `_hf_names`.
+A leaf of one model may be spelt in several ways; `canonical` returns one
+spelling for all. Hugging Face's names are in `_hf_names`.
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from gemma4_lora import _trees
 
 EMBEDDING = 'embedder.input_embedding'
 PER_LAYER_EMBEDDINGS = 'embedder.per_layer_embeddings'
-# Most of a small model, of which rows are looked up.
+# Tables: most of a small model. Their rows are looked up.
 TABLES = (EMBEDDING, PER_LAYER_EMBEDDINGS)
 
 POSITIONS = 'vision_encoder.entry.pos_emb'
@@ -25,13 +25,13 @@ CLIP_BOUNDS = ('input_min', 'input_max', 'output_min', 'output_max')
 _BARE = ('gating_einsum', 'linear')
 _MLPS = ('mlp', 'mlp2')
 _LAYER = re.compile(r'layer_(\d{1,9})')
-# Towers, and what stands in the embedder for one of them.
+# Towers, and their projections in the embedder.
 _ENCODERS = ('vision_encoder', 'audio_encoder')
 _EMBEDDER_PREFIXES = {'mm_': 'vision_encoder', 'audio_': 'audio_encoder'}
 
 
 def canonical(path: _trees.Path) -> _trees.Path:
-  """Returns what all spellings of one leaf have in common.
+  """Returns one spelling of a leaf for all its spellings.
 
   * MLP linears are `{'w': array}` in released files and bare arrays in
     `model.init`.
@@ -76,10 +76,10 @@ def num_layers(paths: Iterable[_trees.Path]) -> int:
 
 
 def tower_of(path: _trees.Path) -> str | None:
-  """Name of the part that a text-only model does not have, or `None`.
+  """Name of the tower that a leaf belongs to, or `None` for the text model.
 
   `model.init` creates the projections into the text tower only when it is
-  given an image or a clip, so that they stand for themselves.
+  given an image or a clip, so they count as parts of their own.
 
   Args:
     path: Path of a leaf below `params`.
@@ -91,7 +91,7 @@ def tower_of(path: _trees.Path) -> str | None:
 
 
 def encoder_of(path: _trees.Path) -> str | None:
-  """Field of the config that a leaf of `tower_of` is there for, or `None`."""
+  """Field of the config that requires a leaf of `tower_of`, or `None`."""
   if path[:1] and path[0] in _ENCODERS:
     return path[0]
   return _EMBEDDER_PREFIXES.get(_embedder_prefix(path) or '')
@@ -104,14 +104,14 @@ def _embedder_prefix(path: _trees.Path) -> str | None:
 
 
 def fill_value(path: _trees.Path) -> float:
-  """Value of a leaf that nothing gives one: 1 for scales, 0 for weights."""
+  """Value of a leaf without another source: 1 for scales, 0 for weights."""
   return 1.0 if path[-1].endswith('scale') else 0.0
 
 
 def older_gemma(
     model: Iterable[_trees.Path], stored: Iterable[_trees.Path]
 ) -> str | None:
-  """Recognises a checkpoint of a Gemma before Gemma 4.
+  """Recognises a checkpoint of an earlier Gemma.
 
   Every layer of Gemma 4, and no layer before it, has a `skip_scale`.
 

@@ -1,7 +1,7 @@
-"""Which row a leaf is, by its path alone.
+"""Finds the row of a leaf by its path alone.
 
-A transform sees a state and no model. The axes of a row depend on its path
-alone, so those of any released model will do; its shape will not.
+A transform sees a state and no model. The axes of a row depend only on its
+path, so any released model gives them; its shape does not.
 """
 
 import functools
@@ -14,7 +14,7 @@ from gemma4_lora.gemma4 import _sizes
 
 
 def row_of(path: _trees.Path) -> _linears.Linear | None:
-  """Returns the row of `….lora.<projection>`, None for no linear of Gemma 4.
+  """Returns the row of `….lora.<projection>`, or None for unknown linears.
 
   Args:
     path: The model may stand deeper in the parameters.
@@ -51,7 +51,7 @@ def leaves() -> tuple[_leaves.Leaf, ...]:
 
 @functools.cache
 def paths_in_layer(*projections: str) -> frozenset[_trees.Path]:
-  """Returns where, below a layer of the text tower, some rows stand.
+  """Returns the paths of some rows below a layer of the text tower.
 
   Args:
     *projections: For example `'k'`, which is in `kv_einsum` or in `k_einsum`.

@@ -1,6 +1,6 @@
-"""Rows of the table of parameters: linears, as Hugging Face cuts them, and leaves.
+"""Rows of the table of parameters: linears, split as in PEFT, and leaves.
 
-Whatever needs to know a name of Gemma 4's reads rows.
+Code that needs a name of Gemma 4 reads rows.
 """
 
 import dataclasses
@@ -15,14 +15,13 @@ Axes = tuple[str | None, ...]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-  """Where a parameter, or a part of one, stands.
+  """The place of a parameter, or of a part of one.
 
   Attributes:
     tower: `'text'`, `'vision'` or `'audio'`.
-    layer: Layer number, None for what stands outside the layers and for what is
-      stacked.
+    layer: Layer number; None outside the layers and for stacked weights.
     projection: Logical name: `'q'`, `'gate'`, `'pre_attention_norm'`, ...
-    group: What selectors go by: `'attention'`, `'norms'`, ...
+    group: The kind that selectors use: `'attention'`, `'norms'`, ...
     path: Dotted path of the base leaf in `params`.
     shape: Shape of the whole base leaf.
     axes: For each axis, the field of the config that decides its length.
@@ -32,10 +31,10 @@ class Row:
     slot: Index of this projection along `slot_axis`.
     attention: `'local'` or `'global'`: the attention of its layer, None outside
       the text tower's layers.
-    live: False where the model never uses the result.
+    live: False if the model never uses its output.
     hf_name: Name within Hugging Face's language model (for towers: within the
-      model around it). `*` stands for the layer of a stacked leaf, whose layers
-      are modules of their own there.
+      model around it). `*` is the layer number of a stacked leaf, whose layers
+      are separate modules there.
   """
 
   tower: str = 'text'
@@ -78,7 +77,7 @@ class Row:
 
   @property
   def is_routed(self) -> bool:
-    """Whether the leaf is of the experts that a router chooses from."""
+    """Whether the leaf belongs to routed experts."""
     return self.group == 'experts'
 
   @property
@@ -88,7 +87,7 @@ class Row:
 
   @property
   def is_selected_by_name_only(self) -> bool:
-    """Whether no kind of `g4.targets` has it: it is a group of its own."""
+    """Whether no kind of `g4.targets` includes it: it is a group of its own."""
     return self.group == self.projection
 
   @property
@@ -114,7 +113,7 @@ class Row:
 class Linear(Row):
   """One projection of one layer.
 
-  Example: `v` of a local layer of E2B, whose weight lies in `kv_einsum`:
+  Example: `v` of a local layer of E2B, whose weight is in `kv_einsum`:
 
   ```python
   Linear(
@@ -134,9 +133,9 @@ class Linear(Row):
   Attributes:
     in_axes: Axes of the base weight that the input is contracted over.
     out_axes: Axes of the base weight that the output gains.
-    batch_axes: Axes along which each index has a linear of its own: experts,
-      and the layers of a stacked weight, whose A and B are stacked too.
-    own_scopes: How many scopes hold this weight alone: `q_einsum` of
+    batch_axes: Axes along which each index is a separate linear: experts, and
+      the layers of a stacked weight, whose A and B are stacked too.
+    own_scopes: How many scopes hold only this weight: `q_einsum` of
       `layer_4.attn.q_einsum.w`, and none of a bare array.
   """
 
@@ -196,10 +195,10 @@ class Linear(Row):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Leaf(Row):
-  """A leaf that is no linear.
+  """A leaf that is not a linear.
 
   `group` is `'norms'`, `'embeddings'`, `'scalars'` or `'others'`. `hf_name` is
-  a module that has nothing but a `weight` (`norm`), or a tensor
+  a module that has only a `weight` (`norm`), or a tensor
   (`layers.0.layer_scalar`).
 
   Attributes:

@@ -1,4 +1,4 @@
-"""The leaves of the vision and audio towers that are no linears.
+"""The leaves of the vision and audio towers that are not linears.
 
 Names of transformers were read in its 5.24:
 https://github.com/huggingface/transformers/blob/main/src/transformers/models/gemma4/modeling_gemma4.py
@@ -63,7 +63,7 @@ def _vision_norms(tower: _upstream.VisionEncoder) -> Iterator[Leaf]:
 
 
 def audio(config: _upstream.TransformerConfig) -> Iterator[Leaf]:
-  """Convolutions, which are no linears, with their norms; layers; a bias."""
+  """Convolutions, which are not linears, with their norms; layers; a bias."""
   tower = config.audio_encoder
   if tower is None:
     return

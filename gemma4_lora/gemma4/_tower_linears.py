@@ -1,9 +1,9 @@
-"""The rows of the vision and audio towers, and of what joins them to the text.
+"""The rows of the vision and audio towers, and of their projections.
 
 A model with `text_only=False` has them. The vision tower runs its layers by
-`nn.scan`, so that one weight has all of them along its first axis; the layers
-of the audio tower (a conformer) are modules of their own. Convolutions are not
-linears, and have no row.
+`nn.scan`, so one weight has all of them along its first axis. The layers of the
+audio tower (a conformer) are separate modules. Convolutions are not linears,
+and have no row.
 """
 
 from collections.abc import Iterator
@@ -173,8 +173,8 @@ def _audio_layer(
   """Feed-forward, attention, convolution and feed-forward of one layer.
 
   Both feed-forwards have `up` and `down`. `relative_position` projects the
-  sinusoids of the attention's relative positions, not activations: it is in no
-  ready set.
+  sinusoids of the attention's relative positions, not activations: no kind
+  includes it.
   """
   width, heads = tower.model_dims, tower.atten_num_heads
   size = width // heads

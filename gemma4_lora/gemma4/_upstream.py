@@ -43,8 +43,8 @@ resize_image = _preprocessing.aspect_ratio_preserving_resize
 
 # The modules that hold a linear's weight and apply it in their own `__call__`.
 LINEARS = (Einsum, ClippedEinsum, nn.Dense, nn.DenseGeneral)
-# What the audio tower's two convolutions of stride 2 leave of 128 mel bins, and
-# their channels: gemma has neither in its config.
+# Size of 128 mel bins after the audio tower's two convolutions of stride 2, and
+# their channels: gemma's config has neither.
 AUDIO_SUBSAMPLED = (32, 32)
 # Filters of those convolutions.
 AUDIO_FILTERS = _audio.SubSamplingBlock.filters_list
@@ -56,7 +56,7 @@ EXPERTS_METHOD = '_run_ffw_and_routing'
 def weight(module: nn.Module) -> Any:
   """Returns the weight of a linear, once its call has made it.
 
-  An array, or what stands in its place where it is quantised.
+  An array, or its codes and scales if it is quantised.
 
   Args:
     module: One of `LINEARS`.
@@ -67,7 +67,7 @@ def weight(module: nn.Module) -> Any:
 
 
 def without_bias(module: nn.Module, output: jax.Array) -> jax.Array:
-  """Returns a linear's output less its bias: what its weight made of the input.
+  """Returns a linear's output without its bias.
 
   One linear of Gemma 4 has a bias, the audio tower's output projection.
 
@@ -83,8 +83,8 @@ def check_is_gemma4(model: nn.Module, *, argument: str) -> None:
   """Raises if `model` is not one of gemma's Gemma 4 models.
 
   Args:
-    model: What the user passed.
-    argument: How the user passed it, for the message: `g4.nn.LoRA(model=...)`.
+    model: The user's value.
+    argument: The user's argument, for the message: `g4.nn.LoRA(model=...)`.
 
   Raises:
     ValueError: Anything but gemma's Gemma 4, another wrapper included.
@@ -148,7 +148,7 @@ def weight_name(module: nn.Module) -> str:
 
 
 def weight_scale(module: nn.Module) -> float:
-  """What a linear, one of `LINEARS`, multiplies its weight by."""
+  """The factor of a linear's weight; the linear is one of `LINEARS`."""
   scale = getattr(module, 'w_scale', None)
   return 1.0 if scale is None else scale
 
@@ -238,7 +238,7 @@ def abstract_params(model: nn.Module) -> dict[str, Any]:
 
 
 def attention_types(is_global: Sequence[bool]) -> tuple[Any, ...]:
-  """Returns what a config has as `attention_types`."""
+  """Returns the `attention_types` of a config."""
   return tuple(
       AttentionType.GLOBAL if g else AttentionType.LOCAL_SLIDING
       for g in is_global
@@ -253,9 +253,9 @@ def is_blocks_method(module: nn.Module, method_name: str) -> bool:
 def block_arguments(
     module: Transformer, inputs: Any, layer: int
 ) -> dict[str, Any]:
-  """Returns what the method that runs the blocks gives one of them.
+  """Returns the arguments of one block in the method that runs the blocks.
 
-  But for its input and keys and values that it shares; without a cache.
+  Without its input and the keys and values that it shares; without a cache.
 
   Args:
     module: The model.
@@ -274,7 +274,7 @@ def block_arguments(
 
 
 def kv_sources(config: TransformerConfig) -> tuple[int, ...]:
-  """Per layer: whose keys and values it reads; its own number for its own."""
+  """Per layer: the layer whose keys and values it reads; itself if its own."""
   return tuple(
       _config.create_kv_cache_sharing_patterns(
           config.kv_cache_sharing_config,

@@ -1,4 +1,4 @@
-"""A projection's part of a base weight, whatever gemma packs around it."""
+"""A projection's part of a base weight that gemma may pack with others."""
 
 import dataclasses
 from typing import Any
@@ -27,7 +27,7 @@ def part(weight: Any, row: _rows.Row) -> Any:
 
 
 def with_part(weight: jax.Array, row: _rows.Row, value: jax.Array) -> jax.Array:
-  """Returns the whole weight with another part for the projection."""
+  """Returns the whole weight with the projection's part replaced."""
   if row.slot_axis is None:
     return value.astype(weight.dtype)
   weight = jnp.asarray(weight)

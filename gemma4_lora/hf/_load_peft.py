@@ -43,15 +43,16 @@ def load_peft(path: epath.PathLike, *, model: nn.Module) -> LoadedLoRA:
   logits = lora.model.apply({'params': params}, tokens).logits
   ```
 
-  The file decides which projections are adapted. Its config must say the same,
-  or the call fails: PEFT would ignore, or make anew, what does not fit.
+  The file decides which projections are adapted. Its config must agree, or the
+  call fails: PEFT would ignore tensors that do not fit, or initialise them
+  anew.
 
   gate and up of routed experts share one A in PEFT's layout: here each gets a
-  copy, and `save_peft` finds copies again.
+  copy, and `save_peft` recognises copies.
 
-  LoRA that started from PiSSA or OLoRA belongs to a base that it has changed;
-  `lora.model` knows it (`init_lora_weights`), and `g4.nn.init_from_base` changes
-  the base, before the leaves of the file replace its A and B.
+  LoRA that started from PiSSA or OLoRA belongs to a changed base. `lora.model`
+  has its `init_lora_weights`; call `g4.nn.init_from_base` to change the base,
+  before the leaves of the file replace its A and B.
 
   Args:
     path: Folder with `adapter_config.json` and `adapter_model.safetensors`, here
@@ -62,8 +63,9 @@ def load_peft(path: epath.PathLike, *, model: nn.Module) -> LoadedLoRA:
 
   Raises:
     FileNotFoundError: There is no such folder or file.
-    ValueError: Not a LoRA, not of this model, damaged, or at odds with its
-      config; each names tensor or setting, and both sides.
+    ValueError: The folder is not a LoRA, does not fit this model, is damaged,
+      or contradicts its config. The message has tensor or setting, and both
+      sides.
   """
   _check_bare(model)
   folder = _read_folder.read(path, model_config=model.config, who=_WHO)

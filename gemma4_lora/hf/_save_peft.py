@@ -57,8 +57,8 @@ def save_peft(
   ```
 
   Names, shapes, ranks, alphas and methods are PEFT's, in float32.
-  `target_modules` names exactly what is adapted: names alone would meet the
-  clipped linears of the towers, which PEFT refuses.
+  `target_modules` names exactly the adapted modules: short names would also
+  match the clipped linears of the towers, which PEFT refuses.
 
   The folder appears under its name once it is complete.
 
@@ -66,15 +66,15 @@ def save_peft(
     path: Folder to make, here or in a bucket.
     model: A `g4.nn.LoRA`.
     params: Its parameters, nested; the LoRA leaves are enough.
-    base_model_class: Class of transformers that is to load it: what AutoModel
-      gives, or the one of text alone. They name modules differently.
+    base_model_class: Class of transformers that will load it: the one of
+      AutoModel, or the one of text alone. They name modules differently.
     experts: Layout of routed experts: PEFT's own, or one module per expert and
-      projection, as vLLM takes them and PEFT does not.
+      projection, which vLLM takes and PEFT does not.
     overwrite: Whether to replace the folder if there is one.
     base_model_name_or_path: Name of the base model, for the config.
 
   Raises:
-    FileExistsError: There is something at `path`, and not `overwrite`.
+    FileExistsError: `path` exists, and `overwrite` is False.
     ValueError: `model` has no LoRA, `params` is not its parameters or has NaN, or
       what it adapts does not exist in `base_model_class`.
   """
@@ -145,7 +145,7 @@ def _row_loras(
 def _copies(
     model: _lora.LoRA, params: Mapping[str, Any]
 ) -> list[tuple[_full.Saved, np.ndarray]]:
-  """Returns what is trained in full, on the host."""
+  """Returns the parts that are trained in full, on the host."""
   copies = []
   for part in model.saved:
     value = np.asarray(jax.device_get(_trees.get(params, part.path)))
@@ -159,7 +159,7 @@ def _copies(
 def _branches(
     model: _lora.LoRA, loras: Sequence[_branch.RowLoRA], experts: str
 ) -> tuple[list[_branch.Branch], dict[str, list[int]]]:
-  """Returns the branches, and what the metadata has to say of them."""
+  """Returns the branches, and the metadata for them."""
   branches, ranks = [], {}
   stacked: dict[Any, dict[str, _branch.RowLoRA]] = {}
   for lora in loras:
@@ -201,7 +201,7 @@ def _named(
 
 
 def _dropout(model: _lora.LoRA, branches: Sequence[_branch.Branch]) -> float:
-  """Returns the one rate that PEFT can have."""
+  """Returns PEFT's only dropout rate."""
   rate = model.dropout
   stacked = any(branch.is_parameter for branch in branches)
   others = {linear.dropout for linear in model.adapted} - {rate}

@@ -1,4 +1,4 @@
-"""Reads `adapter_config.json`, and what it says of each module."""
+"""Reads `adapter_config.json`, and its settings of each module."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -14,8 +14,8 @@ from gemma4_lora.peft import _linear_regex
 
 NAME = 'adapter_config.json'
 
-# Settings under which PEFT computes what no variant here does.
-# The value is what is as good as not set, besides None, False and empty.
+# Settings under which PEFT computes something that no variant here does. The
+# value is a neutral one, besides None, False and empty.
 _UNSUPPORTED = {
     'bias': 'none',
     'fan_in_fan_out': None,
@@ -30,7 +30,7 @@ _UNSUPPORTED = {
     'use_qalora': None,
     'velora_config': None,
 }
-# What PEFT puts before and behind some expressions: whole segments.
+# What PEFT puts around some expressions, to match whole segments.
 _ABOVE, _BELOW = r'(?:.*\.)?', r'(?:\..*)?'
 # As PEFT names them -> as `g4.nn.LoRA(init_lora_weights=)` does.
 _INITS = {
@@ -40,7 +40,7 @@ _INITS = {
     'gaussian': 'gaussian',
     'orthogonal': 'orthogonal',
     'olora': 'olora',
-    'eva': 'default',  # Leaves the base alone.
+    'eva': 'default',  # These do not change the base.
 }
 # With the number of iterations of a randomised SVD.
 _PISSA = re.compile(r'pissa(_niter_[1-9]\d{0,8})?', re.ASCII)
@@ -91,8 +91,8 @@ class PeftConfig:
   def saves_module(self, name: str) -> bool:
     """Whether PEFT would train a module in full, by its name in the model.
 
-    PEFT compares ends of names, not whole segments: `norm` is `q_norm` too. What
-    is in such a module is trained with it.
+    PEFT compares ends of names, not whole segments: `norm` matches `q_norm`
+    too. Modules within such a module are trained with it.
 
     Args:
       name: The module's name.
@@ -118,7 +118,7 @@ class PeftConfig:
     return self._names('target_modules', name) and self._in_layers(name)
 
   def _in_layers(self, name: str) -> bool:
-    """Whether `layers_to_transform` lets a module be adapted."""
+    """Whether `layers_to_transform` allows a module."""
     layers = self.layers_to_transform
     if layers is None or layers == []:
       return True
@@ -160,7 +160,7 @@ class PeftConfig:
 
   @property
   def targets(self) -> str:
-    """What it says of modules, for messages."""
+    """Its settings of modules, for messages."""
     said = [f'target_modules={_field_types.short(self.target_modules)}']
     for name in ('exclude_modules', 'layers_to_transform'):
       value = getattr(self, name)
@@ -222,6 +222,6 @@ def _init(path: epath.Path, value: Any) -> str:
   if not known or value not in _INITS:
     raise ValueError(
         f'{path}: init_lora_weights={value!r} changes the base in a way that'
-        ' g4.nn.LoRA does not know: it knows pissa and olora.'
+        ' g4.nn.LoRA does not have: it knows pissa and olora.'
     )
   return _INITS[value]

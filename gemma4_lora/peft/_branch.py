@@ -1,4 +1,4 @@
-"""LoRA of a row, as we keep it, and of a module, as PEFT does."""
+"""LoRA of a row, in our form, and of a module, in PEFT's."""
 
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -46,15 +46,15 @@ class Branch:
   Attributes:
     tower: The tower of the module: `'text'`, `'vision'` or `'audio'`.
     name: Below the language model (or, of a tower, below the model around it):
-      `layers.0.self_attn.q_proj`. What targets and patterns are matched with.
-    module: The same, except for parameters: the module in whose place PEFT's
-      wrapper stands, `layers.0.experts.base_layer`.
+      `layers.0.self_attn.q_proj`. Targets and patterns are matched with it.
+    module: The same, except for parameters: the module that PEFT's wrapper
+      replaces, `layers.0.experts.base_layer`.
     rank: The configured rank; for stacked experts, the rank of each expert.
     alpha: Numerator of the scale.
     a: `[rank, in]`; of stacked experts `[experts * rank, in]`.
     b: `[out, rank]`; of stacked experts `[out, rank * experts]`.
-    own: Leaves that the variant has beside them, by name, their sides in the
-      reverse order too.
+    own: Leaves that the variant has beside them, by name, with their sides
+      reversed too.
   """
 
   tower: str
@@ -77,7 +77,7 @@ class Branch:
 
 
 def from_row(lora: RowLoRA, variant: variants.Variant) -> Iterator[Branch]:
-  """Yields one branch, or one per layer of a stacked weight. Not of experts."""
+  """Yields one branch, or one per layer of a stacked weight. Not experts."""
   row = lora.row
   for index, name in enumerate(row.hf_names):
     leaves = {

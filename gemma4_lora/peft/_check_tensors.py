@@ -22,7 +22,7 @@ def match(
     config: _adapter_config.PeftConfig,
     rows: Sequence[_linears.Linear],
 ) -> list[Found]:
-  """Returns all that the file adapts, once it is known to be sound.
+  """Returns all modules that the file adapts, after checks.
 
   Args:
     tensors: Tensors of the file.
@@ -49,7 +49,7 @@ def _check_fit(
     config: _adapter_config.PeftConfig,
     rows: Sequence[_linears.Linear],
 ) -> None:
-  """Raises if the model does not have what is adapted, in these shapes."""
+  """Raises if the model lacks an adapted module, or has another shape."""
   problems = []
   if unknown:
     problems.append(
@@ -76,7 +76,7 @@ def _check_fit(
 
 
 def _misshaped(x: Found, variant: variants.Variant) -> Iterator[str]:
-  """Yields what is wrong with the shapes of a module, its rank aside."""
+  """Yields problems of a module's shapes, without its rank."""
   count, fan_in, fan_out = _sizes(x)
   size = {'in': fan_in, 'out': fan_out, 'rank': count * x.branch.rank}
   for leaf in variant.leaves:
@@ -147,7 +147,7 @@ def _check_pairs(
 
 
 def _settings(config: _adapter_config.PeftConfig) -> str:
-  """Says which variant a config chooses."""
+  """Returns the variant of a config, for messages."""
   settings = variants.arguments(config.variant).items()
   return ', '.join(f'{name}={value}' for name, value in settings)
 
@@ -157,7 +157,7 @@ def _check_targets(
     tensors: _tensors.Tensors,
     config: _adapter_config.PeftConfig,
 ) -> None:
-  """Raises if the file has what its config does not target."""
+  """Raises if the file has modules that its config does not target."""
   if config.target_modules is None:  # Says nothing.
     return
   extra = [
@@ -179,7 +179,7 @@ def _check_missing(
     config: _adapter_config.PeftConfig,
     sites: Mapping[str, _sites.Site],
 ) -> None:
-  """Raises if the config targets what the file does not have."""
+  """Raises if the config targets modules that the file does not have."""
   there = {x.branch.name for x in found}
   prefixes = {x.branch.tower == 'text': x.prefix for x in found}
   per_expert = any(_is_expert(x.site) for x in found)
@@ -240,7 +240,7 @@ def _is_expert(site: _sites.Site) -> bool:
 
 
 def _check_uniform(found: Sequence[Found], tensors: _tensors.Tensors) -> None:
-  """Raises where one leaf of ours would need several ranks, or has holes."""
+  """Raises if one of our leaves would need several ranks, or has gaps."""
   by_row: dict[str, list[Found]] = {}
   for x in found:
     if x.site.index is not None:

@@ -8,9 +8,9 @@ with E experts of rank r packed into two matrices:
 | `experts.gate_up_proj` | `[E * r, D]`, row `e * r + j` | `[2F, r * E]`, column `j * E + e` |
 | `experts.down_proj` | `[E * r, F]` | `[D, r * E]` |
 
-There gate and up share one A. Ours do not: where theirs differ, both stand in
-one A of twice the rank, and B is block diagonal. As zeros alone cannot say so
-while B is zero, the file's metadata does (`METADATA`).
+There gate and up share one A. Ours do not: if the two differ, both are written
+as one A of twice the rank, with a block-diagonal B. While B is zero, its zeros
+do not show that, so the file's metadata has it (`METADATA`).
 
 `per_expert` is what vLLM takes: each expert's projection as a module of its own,
 `moe.experts.3.gate_proj`.
@@ -30,7 +30,7 @@ from gemma4_lora.peft import _branch
 from gemma4_lora.targets import _scale
 
 # Key in the metadata of the safetensors file: JSON of `{parameter: [rank of
-# gate, rank of up]}`, where the two do not share A.
+# gate, rank of up]}`, if the two do not share A.
 METADATA = 'gemma4_lora.gate_up'
 
 _PROJECTIONS = {
@@ -50,12 +50,12 @@ def module_names(row: _linears.Linear) -> tuple[str, ...]:
 
 
 def wrapper(row: _linears.Linear, *, both: bool) -> str:
-  """Returns the module in whose place PEFT's wrapper of a tensor stands.
+  """Returns the module that PEFT's wrapper of a tensor replaces.
 
   Args:
     row: An expert projection.
     both: Whether both tensors of the layer are wrapped. PEFT wraps in the order
-      of the module's parameters: that of `down_proj` is around the other.
+      of the module's parameters: the wrapper of `down_proj` is the outer one.
   """
   module, _, parameter = row.hf_name.rpartition('.')
   return f'{module}.base_layer' if both and parameter != 'down_proj' else module
@@ -104,7 +104,7 @@ def to_stacked(
     use_rslora: How a scale follows from alpha and rank.
 
   Returns:
-    Branches, and what `METADATA` has to say of them.
+    Branches, and their entry of `METADATA`.
   """
   gate_up = {k: v for k, v in loras.items() if v.row.slot is not None}
   down = loras.get('expert_down')
@@ -132,7 +132,7 @@ def from_stacked(
   Args:
     branch: The branch of `gate_up_proj` or `down_proj`.
     rows: The layer's rows that the parameter holds, by projection.
-    ranks: What `METADATA` says of it: ranks of gate and up.
+    ranks: Its entry of `METADATA`: ranks of gate and up.
     use_rslora: How a scale follows from alpha and rank.
   """
   row = next(iter(rows.values()))
@@ -182,7 +182,7 @@ def _stack(lora: _branch.RowLoRA, *, both: bool) -> _branch.Branch:
 def _join(
     gate_up: Mapping[str, _branch.RowLoRA], *, use_rslora: bool
 ) -> tuple[_branch.RowLoRA, list[int] | None]:
-  """Returns gate and up as one, `b` `[E, rank, 2F]`, and their ranks if apart."""
+  """Returns gate and up as one, `b` `[E, rank, 2F]`, and ranks if A differs."""
   gate, up = gate_up.get('expert_gate'), gate_up.get('expert_up')
   if gate is None or up is None:
     lora = gate or up
@@ -193,7 +193,8 @@ def _join(
         _with(lora, a=lora.a, b=np.concatenate(parts, axis=-1)),
         [lora.rank, 0] if up is None else [0, lora.rank],
     )
-  # One scale for both. Exact where the scales are equal, or as 2 is to 1.
+  # One scale for both. Exact if the scales are equal, or if one is twice the
+  # other.
   factor = _scale.scale(gate.alpha, gate.rank, use_rslora=use_rslora)
   of_up = _scale.scale(up.alpha, up.rank, use_rslora=use_rslora)
   b_up = up.b if of_up == factor else up.b * np.float32(of_up / factor)
@@ -219,14 +220,14 @@ def _halves(
     b_up: np.ndarray,
     ranks: Sequence[int] | None,
 ) -> tuple[int, int] | None:
-  """Returns the ranks of gate and up where they do not share A, else None."""
+  """Returns the ranks of gate and up if they do not share A, else None."""
   rank = a.shape[-1]
   if ranks is None:
     half = rank // 2
     if rank % 2 or _same_bits(a[..., :half], a[..., half:]):
       return None
     if not b_gate.any() and not b_up.any():
-      return None  # Zeros say nothing.
+      return None  # Zeros do not tell.
     ranks = (half, half)
   of_gate, of_up = ranks
   if of_gate + of_up != rank:
@@ -240,7 +241,7 @@ def _with(lora: _branch.RowLoRA, **kwargs: Any) -> _branch.RowLoRA:
 
 
 def _same_bits(x: np.ndarray, y: np.ndarray) -> bool:
-  """Whether arrays are equal, minus zero apart from zero."""
+  """Whether arrays are equal; minus zero and zero differ."""
   return x.shape == y.shape and bool(np.array_equal(_bits(x), _bits(y)))
 
 

@@ -27,7 +27,7 @@ def check(path: epath.Path, fields: Mapping[str, Any]) -> None:
     fields: What it holds.
 
   Raises:
-    ValueError: A field is not what it should be; names it, and what it takes.
+    ValueError: A field is invalid; the message has its name and valid values.
   """
 
   def check_one(name, value, fits, takes):
@@ -89,7 +89,7 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-  """Whether it is a float that is finite, or an integer that fits in one."""
+  """Whether it is a finite float, or an integer that fits in a float."""
   if not _is_int(value) and not isinstance(value, float):
     return False
   return abs(value) <= sys.float_info.max

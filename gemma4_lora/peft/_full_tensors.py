@@ -1,8 +1,8 @@
-"""What is trained in full beside LoRA: `modules_to_save`, in PEFT's folder.
+"""Parts trained in full beside LoRA, `modules_to_save`, in PEFT's folder.
 
-PEFT keeps whole modules, under their names in the model. Where the embedding is
-one of them, its output head must be tied to it by `ensure_weight_tying`, and
-stands in the file a second time.
+PEFT keeps whole modules, under their names in the model. If the embedding is
+one of them, its output head must be tied to it by `ensure_weight_tying`, and is
+in the file a second time.
 """
 
 from collections.abc import Iterable
@@ -34,7 +34,7 @@ Row = _linears.Linear | _leaves.Leaf
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Modules:
-  """What is trained in full.
+  """Parts that are trained in full.
 
   Attributes:
     weights: Weights in transformers' form, by the module's name in the model.
@@ -59,8 +59,8 @@ def to_modules(
     who: The function that asks, for messages.
 
   Raises:
-    ValueError: A part that has no name in transformers, or is not a whole
-      module there: PEFT keeps nothing else.
+    ValueError: A part has no name in transformers, or is not a whole module
+      there, and PEFT keeps only whole modules.
   """
   weights = {}
   is_tied = False
@@ -163,7 +163,7 @@ def from_modules(
 def rules(
     copies: Sequence[tuple[_full.Saved, np.ndarray]], rows: Sequence[Row]
 ) -> tuple[_rule.Rule, ...]:
-  """Returns rules that mean exactly these, by projection where that does it."""
+  """Returns rules for exactly these parts, by projection if possible."""
   chosen = {part.row.name for part, _ in copies}
   selects = []
   for projection in dict.fromkeys(part.row.projection for part, _ in copies):
@@ -179,7 +179,7 @@ def rules(
 
 
 def _is_module(row: Row) -> bool:
-  """Whether transformers has a module of that weight alone."""
+  """Whether transformers has a module with only that weight."""
   if isinstance(row, _linears.Linear):
     return not row.is_routed
   return row.is_hf_module
@@ -239,7 +239,7 @@ def _check_tied(
     config: _adapter_config.PeftConfig,
     path: epath.Path,
 ) -> None:
-  """Raises where the head is not the embedding, as it is here."""
+  """Raises if the head is not the embedding, which are one table here."""
   table = next((v for p, v in copies if p.row.path == _names.EMBEDDING), None)
   if table is not None and not config.ensure_weight_tying:
     raise ValueError(
@@ -260,7 +260,7 @@ def _check_there(
     by_name: Mapping[str, Row],
     path: epath.Path,
 ) -> None:
-  """Raises if the config says more than the file has."""
+  """Raises if the config names modules that the file lacks."""
   there = {}
   for module in weights:
     for prefix, name in _hf_names.candidates(module):
@@ -290,7 +290,7 @@ def _check_there(
 
 
 def _outer(modules: Iterable[str]) -> Iterator[str]:
-  """Yields modules and all that they are in."""
+  """Yields modules and all modules that contain them."""
   for module in modules:
     segments = module.split('.')
     for i in range(1, len(segments) + 1):

@@ -1,8 +1,8 @@
 """Regular expressions of files, matched in time that is bounded by their size.
 
-`re` tries one way after another: `(.*)*x` takes it longer than a lifetime. Here
-all ways are followed at once (Thompson's construction), and the answer is the
-same. Python's own parser reads the expression.
+`re` backtracks: `(.*)*x` may take it exponential time. This module follows all
+paths at once (Thompson's construction), with the same result. Python's own
+parser reads the expression.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ _MOST_NODES = 20_000
 _MOST_CACHED = 20_000
 # Visits of nodes: about half a minute.
 _MOST_WORK = 100_000_000
-# Without any of these, `re` has one way to go.
+# Without any of these, `re` does not backtrack.
 _CHOICES = frozenset('*+?{|(')
 _LOOKS = (_constants.ASSERT, _constants.ASSERT_NOT)
 _REPEATS = (_constants.MAX_REPEAT, _constants.MIN_REPEAT)
@@ -33,15 +33,15 @@ _CHARACTERS = (
     _constants.IN,
 )
 
-# What a node does: takes a character that fits a test, asks for a condition at a
-# place of a text, or nothing; and the nodes behind it.
+# A node: takes a character that fits a test, checks a condition at a position,
+# or does nothing; and the nodes after it.
 _Test = Callable[[str], bool]
 _Condition = Callable[[str, int], bool]
 _Node = tuple[_Test | None, _Condition | None, list[int]]
 
 
 class Expressions:
-  """Expressions of one file, which share a limit of work."""
+  """Expressions of one file, with a common limit of work."""
 
   def __init__(self):
     self._matchers: dict[tuple[str, str, str], Callable[[str], bool]] = {}
@@ -55,8 +55,8 @@ class Expressions:
     Args:
       pattern: An expression.
       text: A name.
-      before: What is put before it, an expression of ours.
-      behind: What is put behind it.
+      before: An expression of ours to put before it.
+      behind: One to put after it.
 
     Raises:
       ValueError: See `add`; or it takes too long.
@@ -70,7 +70,8 @@ class Expressions:
     """Checks that an expression can be matched; see `fits`.
 
     Raises:
-      ValueError: It is none, is too large, or refers back to what it matched.
+      ValueError: It is not an expression, is too large, or has a back
+        reference.
     """
     key = pattern, before, behind
     whole = f'{before}(?:{pattern}){behind}' if before or behind else pattern
@@ -90,7 +91,7 @@ class Expressions:
 
 
 class _Program:
-  """Nodes, of which one is the end."""
+  """Nodes; one is the end."""
 
   def __init__(self, budget: list[int]):
     self.nodes: list[_Node] = []
@@ -117,10 +118,10 @@ class _Program:
       position += 1
 
   def add_all(self, parsed: Any, flags: int, behind: int) -> int:
-    """Adds what a parsed expression is; returns the first node.
+    """Adds the nodes of a parsed expression; returns the first node.
 
     Args:
-      parsed: A sequence of what `re` makes of an expression.
+      parsed: A sequence of items of `re`'s parser.
       flags: Flags of `re`.
       behind: The node that follows.
     """
@@ -170,19 +171,19 @@ class _Program:
     for _ in range(least):
       before = len(self.nodes)
       first = self.add_all(inner, flags, first)
-      if len(self.nodes) == before:  # Of nothing, however often.
+      if len(self.nodes) == before:  # Repeats of nothing are nothing.
         break
     return first
 
   def _look(self, inner: Any, flags: int, direction: int) -> _Condition:
-    """Returns what says whether an expression fits before or behind a place."""
+    """Returns a test whether an expression fits before or after a position."""
     program = _Program(self._budget)
     program.start = program.add_all(inner, flags, program.end)
     self._size = self._size + program._size
     self._check_size()
     width, _ = inner.getwidth()
 
-    # Each place of a text is looked at once, however deep these are nested.
+    # Each position of a text is checked once, at any nesting.
     @functools.lru_cache(maxsize=_MOST_CACHED)
     def look(text, i):
       if direction > 0:
@@ -206,7 +207,7 @@ class _Program:
   def _step(
       self, here: frozenset[int], text: str, position: int
   ) -> frozenset[int]:
-    """Returns the nodes behind one more character."""
+    """Returns the nodes after one more character."""
     key = here, text[position]
     if key in self._cache:
       return self._cache[key]
@@ -240,7 +241,7 @@ class _Program:
 
 
 def _tester(op: Any, value: Any, flags: int) -> _Test:
-  """Returns whether a character fits: `re` says so, of each but once."""
+  """Returns whether a character fits, by `re`; each is tested once."""
   state = _parser.State()
   state.flags = flags
   one = _parser.SubPattern(state, [(op, value)])
@@ -249,7 +250,7 @@ def _tester(op: Any, value: Any, flags: int) -> _Test:
 
 
 def _is_at(where: Any, flags: int, text: str, i: int) -> bool:
-  """Whether a place of a text is a beginning, an end or a boundary."""
+  """Whether a position is a beginning, an end or a boundary."""
   lines = bool(flags & re.MULTILINE)
   if where is _constants.AT_BEGINNING_STRING:
     return i == 0

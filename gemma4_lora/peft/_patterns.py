@@ -1,4 +1,4 @@
-"""Regular expressions that mean exactly some modules, and can be read."""
+"""Readable regular expressions for exactly some modules."""
 
 from collections.abc import Iterable
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ _EXPERT = re.compile(r'(experts\\\.)\d+$')
 
 
 def regex(names: Iterable[str]) -> str:
-  r"""Returns an expression that fits these names alone.
+  r"""Returns an expression that fits only these names.
 
   ```python
   regex(['model.layers.0.mlp.up_proj', 'model.layers.2.mlp.up_proj', …]) == (
@@ -17,7 +17,7 @@ def regex(names: Iterable[str]) -> str:
   )
   ```
 
-  All experts of a layer are taken to be among the names, or none.
+  The names must have all experts of a layer, or none.
 
   Args:
     names: Names of modules or parameters.
@@ -57,7 +57,7 @@ def regex(names: Iterable[str]) -> str:
 
 
 def _split(behind: str) -> tuple[str, str]:
-  """Splits what stands behind a layer in parent and last name, as regexes."""
+  """Splits the name after a layer in parent and last name, as regexes."""
   parent, _, last = behind.rpartition('.')
   if last == 'linear':  # In towers, the name is the one before.
     parent, _, last = parent.rpartition('.')

@@ -1,4 +1,4 @@
-"""Finds out what each module of a PEFT folder is in a model."""
+"""Finds the row of each module of a PEFT folder in a model."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from gemma4_lora.peft import _tensors
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Found:
-  """A module of the file, and what it is in the model.
+  """A module of the file, and its place in the model.
 
   Attributes:
     site: Its place in the table.
-    prefix: What comes before the branch's name in the module's name.
+    prefix: The part of the module's name before the branch's name.
     branch: Its arrays and settings.
   """
 
@@ -102,7 +102,7 @@ def _locate(
     config: _adapter_config.PeftConfig,
     sites: Mapping[str, _sites.Site],
 ) -> tuple[str, str] | None:
-  """Returns prefix and name of a module, None if the model has no such."""
+  """Returns prefix and name of a module, None if the model lacks it."""
   for prefix, name in _hf_names.candidates(module):
     if name in sites and not sites[name].parameter:
       return prefix, name
@@ -119,7 +119,7 @@ def _parameter(
     config: _adapter_config.PeftConfig,
     sites: Mapping[str, _sites.Site],
 ) -> str | None:
-  """Returns the parameter that a wrapper adapts: by its place, if there are two.
+  """Returns the parameter that a wrapper adapts, by nesting if two are there.
 
   Raises:
     ValueError: The config names none, or too few.
@@ -136,12 +136,12 @@ def _parameter(
         f' {config.path} names {len(targeted)} of them:'
         f' target_parameters={list(config.target_parameters)}.'
     )
-  # PEFT wraps them in this order, each around what is there.
+  # PEFT wraps them in this order, each around the previous one.
   return targeted[0] if name != experts else targeted[-1]
 
 
 def hint(unknown: Sequence[str], rows: Sequence[_linears.Linear]) -> str:
-  """Says what unknown modules may mean."""
+  """Returns a hint on unknown modules."""
   if all(row.tower == 'text' for row in rows) and any(
       map(_hf_names.is_in_tower, unknown)
   ):

@@ -29,7 +29,7 @@ from gemma4_lora.targets import _scale
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Folder:
-  """What a PEFT folder holds.
+  """The content of a PEFT folder.
 
   Attributes:
     config: Its settings.
@@ -54,7 +54,7 @@ class Folder:
 
   @property
   def scales(self) -> dict[str, float]:
-    """What the product of A and B is multiplied by, by the name of the row."""
+    """Factor of the product of A and B, by the name of the row."""
     return {
         x.row.name: _scale.scale(
             x.alpha, x.rank, use_rslora=self.config.use_rslora
@@ -73,8 +73,9 @@ def read(path: epath.PathLike, *, model_config: Any, who: str) -> Folder:
 
   Raises:
     FileNotFoundError: There is no such folder or file.
-    ValueError: Not a LoRA, not of this model, damaged, or at odds with its
-      config; each names tensor or setting, and both sides.
+    ValueError: The folder is not a LoRA, does not fit this model, is damaged,
+      or contradicts its config. The message has tensor or setting, and both
+      sides.
   """
   config, tensors = read_raw(path, who=who)
   rows = _linears.linears(model_config)
@@ -96,7 +97,7 @@ def read(path: epath.PathLike, *, model_config: Any, who: str) -> Folder:
 def read_raw(
     path: epath.PathLike, *, who: str
 ) -> tuple[_adapter_config.PeftConfig, _tensors.Tensors]:
-  """Reads a folder's config and tensors, whatever their model.
+  """Reads a folder's config and tensors, for any model.
 
   Args:
     path: See `read`.
@@ -104,7 +105,7 @@ def read_raw(
 
   Raises:
     FileNotFoundError: There is no such folder or file.
-    ValueError: Not a LoRA, damaged, or the rest of an interrupted write.
+    ValueError: Not a LoRA, damaged, or left from an interrupted write.
   """
   path = host.path(path, who=who)
   with _storage_errors.explained(path, who=who):
@@ -124,7 +125,7 @@ def _row_loras(
     config: _adapter_config.PeftConfig,
     ranks_apart: Mapping[str, Sequence[int]],
 ) -> list[_branch.RowLoRA]:
-  """Puts together what the modules of each row hold."""
+  """Joins the modules of each row."""
   loras, by_row = [], {}
   for x in found:
     if x.site.parameter:
@@ -149,7 +150,7 @@ def _row_loras(
 
 
 def _ranks_apart(tensors: _tensors.Tensors) -> dict[str, Sequence[int]]:
-  """Returns what `save_peft` noted of gate and up that do not share A."""
+  """Returns the note of `save_peft` on gate and up that do not share A."""
   noted = tensors.metadata.get(_expert_tensors.METADATA)
   if noted is None:
     return {}

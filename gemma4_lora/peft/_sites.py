@@ -1,4 +1,4 @@
-"""Which module of a PEFT folder is which row of the table."""
+"""Maps modules of a PEFT folder to rows of the table."""
 
 from collections.abc import Iterable
 from collections.abc import Sequence
@@ -7,17 +7,17 @@ import dataclasses
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.peft import _expert_tensors
 
-# What PEFT puts around the model: `base_model` is the tuner, `model` the model.
+# PEFT's names around the model: `base_model` is the tuner, `model` the model.
 ROOT = 'base_model.model.'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Site:
-  """Where in a row a module stands.
+  """The place of a module in a row.
 
   Attributes:
     rows: The row; of a stacked expert tensor, the rows that it holds.
-    index: Layer of a stacked weight, or expert; None for all of the row.
+    index: Layer of a stacked weight, or expert; None for the whole row.
     parameter: Whether it is a tensor of experts, as `target_parameters` names.
   """
 
@@ -27,10 +27,10 @@ class Site:
 
 
 def sites(rows: Iterable[_linears.Linear]) -> dict[str, Site]:
-  """Returns what each name means, below the prefix of its tower.
+  """Returns the site of each name, below the prefix of its tower.
 
-  Tensors of experts stand under the name of the parameter, and each expert
-  under that of its module too.
+  Tensors of experts have the name of the parameter; each expert also has the
+  name of its module.
 
   Args:
     rows: The table, dead rows included.

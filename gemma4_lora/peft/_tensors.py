@@ -25,7 +25,7 @@ _KEY = re.compile(
     f'{re.escape(_sites.ROOT)}(?P<module>.+)'
     rf'\.(?P<end>{"|".join(map(re.escape, _NAMES))})'
 )
-# What is trained in full; neither LoRA's nor a base layer's.
+# Parts trained in full: neither LoRA nor a base layer.
 _FULL = re.compile(
     re.escape(_sites.ROOT)
     + r'(?P<module>(?!.*(lora_|base_layer|modules_to_save)).+)\.weight'
@@ -34,7 +34,7 @@ _FULL = re.compile(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tensors:
-  """What stands in the file.
+  """The content of the file.
 
   Attributes:
     path: The file's path.
@@ -80,11 +80,11 @@ def read(path: epath.Path, data: bytes | None = None) -> Tensors:
 
   Args:
     path: The file's path.
-    data: What the file holds, if it has been read.
+    data: The file's bytes, if it has been read.
 
   Raises:
     ValueError: The file is truncated or no safetensors file, or has a tensor
-      that is none of a LoRA.
+      that does not belong to a LoRA.
   """
   if data is not None:
     tensors, metadata = _tensors_in_memory.read(data, path=path)
@@ -123,7 +123,7 @@ def key(module: str, leaf: str) -> str:
 
 
 def _float32(path: epath.Path, key: str, tensor: np.ndarray) -> np.ndarray:
-  """Returns a tensor in float32, and raises if it is none of numbers."""
+  """Returns a tensor in float32; raises if it is not of finite numbers."""
   if tensor.dtype.kind in 'iub':
     raise ValueError(
         f'{path}: {key} is {tensor.dtype}, and LoRA has floating tensors only.'
@@ -139,7 +139,7 @@ def _float32(path: epath.Path, key: str, tensor: np.ndarray) -> np.ndarray:
 
 
 def _unknown(key: str) -> str:
-  """Says why a tensor is none of a LoRA on linears."""
+  """Returns why a tensor does not belong to a LoRA on linears."""
   key = _regular.shown(key)
   if 'lora_embedding' in key:
     return f'{key} is LoRA on an embedding, which g4.nn.LoRA does not have.'

@@ -1,4 +1,4 @@
-"""Writes `adapter_config.json`: what PEFT needs to know of each module."""
+"""Writes `adapter_config.json`: PEFT's settings of each module."""
 
 import collections
 from collections.abc import Collection
@@ -12,7 +12,7 @@ from gemma4_lora.gemma4 import _linears
 from gemma4_lora.peft import _branch
 from gemma4_lora.peft import _patterns
 
-# Whose `LoraConfig` has the fields below.
+# The version of PEFT whose `LoraConfig` has the fields below.
 _PEFT_VERSION = '0.21.2'
 
 # Fields that are the same in all our folders, at PEFT's defaults.
@@ -59,7 +59,7 @@ def config(
   """Returns the fields of the config.
 
   Args:
-    branches: What is adapted.
+    branches: The adapted modules.
     rows: The model's table.
     base_model_class: Class of transformers.
     init_lora_weights: See `g4.nn.LoRA`.
@@ -95,12 +95,13 @@ def config(
 def _default_and_patterns(
     values: Mapping[str, Any], parameters: Collection[str]
 ) -> tuple[Any, dict[str, Any]]:
-  """Returns the commonest value, and patterns for names of another.
+  """Returns the commonest value, and patterns for names with other values.
 
-  No two patterns fit one name, except for a module that stands in those of
-  parameters. PEFT heeds the latter, but warns that it ignored patterns that fit
-  no module. The first one that fits decides, and PEFT sorts them when it saves:
-  the module's own pattern is how the other begins, which is later in both.
+  No two patterns fit one name, except for a module whose name begins those of
+  parameters. PEFT applies patterns of parameters, but warns that it ignored
+  patterns that fit no module. The first pattern that fits decides, and PEFT
+  sorts them when it saves: the module's own pattern is a prefix of the other,
+  so it comes first in both orders.
 
   Args:
     values: Values by name of module or parameter.
@@ -138,7 +139,7 @@ def _target_modules(
     rows: Sequence[_linears.Linear],
     base_model_class: str,
 ) -> str | list[str]:
-  """Returns plain names where they mean exactly these modules, or a regex."""
+  """Returns plain names if they mean exactly these modules, else a regex."""
   if not modules:
     return []
   if _hf_names.prefix(base_model_class, 'vision') is None:

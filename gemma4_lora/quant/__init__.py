@@ -7,7 +7,7 @@
 | `'nf4'`, `NF4(group_size=64)` | 4-bit NormalFloat | float32 per group | 4.5 |
 | `NF4(double=True)` | the same | int8 per group | 4.2 |
 
-Several formats may stand in a list; the first that selects a part decides:
+`quantize=` also takes a list of formats; the first that selects a part decides:
 
 ```python
 g4.nn.LoRA(
@@ -39,9 +39,9 @@ __all__ = [
     'quantize',
 ]
 
-# Public until 0.1, and callable in a config with what JSON holds: configs that
-# were saved with it still resolve. Other names that left took arrays, or models'
-# configs, which no config holds.
+# Public before 0.1, and callable in a config with JSON values: configs that
+# were saved with it still resolve. Other removed names took arrays or models'
+# configs, which no config can hold.
 _IN_SAVED_CONFIGS = {'normalize': _formats.normalize}
 
 

@@ -1,6 +1,6 @@
 """Quantised arrays: from an array to codes and scales, and back.
 
-A quantised array stands in the tree of parameters as a dict:
+A quantised array is a dict in the tree of parameters:
 
 ```python
 {'w': {'codes': int4[1536, 6144], 'scales': bf16[48, 6144]}}
@@ -8,7 +8,7 @@ A quantised array stands in the tree of parameters as a dict:
 
 Codes have the array's own shape. Along one axis a group of neighbours shares a
 scale; `array ~ levels(codes) * scales`. With double quantisation `scales` is
-such a dict in turn, and has an `offset`. Name and dtype of the codes tell the
+itself such a dict, with an `offset`. Name and dtype of the codes identify the
 format.
 """
 
@@ -79,7 +79,7 @@ def quantize(array: Any, encoding: _format.Encoding) -> dict[str, Any]:
 def _around_mean(
     scales: jax.Array, encoding: _format.Encoding
 ) -> dict[str, Any]:
-  """Returns scales quantised, around the mean of those along an axis."""
+  """Returns quantised scales, around their mean along an axis."""
   offset = scales.mean(encoding.axis, keepdims=True)
   inner = encoding.of_scales(scales.shape)
   assert inner is not None
@@ -87,7 +87,7 @@ def _around_mean(
 
 
 def dequantize(value: Mapping[str, Any], dtype: Any) -> jax.Array:
-  """Returns what codes and scales stand for.
+  """Returns the dequantised array.
 
   Args:
     value: A quantised array.
@@ -99,7 +99,7 @@ def dequantize(value: Mapping[str, Any], dtype: Any) -> jax.Array:
   codes, scales = codes_of(value), value[_format.SCALES]
   if is_quantized(scales):
     scales = dequantize(scales, jnp.float32)
-  # What two bfloat16 numbers multiply to is rounded once either way.
+  # The product of two bfloat16 numbers is rounded once in both cases.
   compute = dtype if scales.dtype == dtype else jnp.float32
   levels = _formats.format_of(value).levels(codes, compute)
   block = [n // s for n, s in zip(codes.shape, scales.shape, strict=True)]
@@ -115,7 +115,7 @@ def dequantize(value: Mapping[str, Any], dtype: Any) -> jax.Array:
 
 
 def dense(value: Any, dtype: Any = None) -> Any:
-  """Returns an array as it is, and a quantised one as what it stands for.
+  """Returns an array unchanged, and a quantised one dequantised.
 
   Args:
     value: Either; of arrays or `jax.ShapeDtypeStruct`s.
@@ -147,7 +147,7 @@ def take(value: Any, rows: jax.Array, dtype: Any) -> jax.Array:
 
 
 def slice_in_dim(value: Any, start: Any, size: int, *, axis: int) -> Any:
-  """Returns a part of a quantised array, along an axis that has own scales.
+  """Returns a part of a quantised array along an axis with separate scales.
 
   Args:
     value: The quantised array.
@@ -184,7 +184,7 @@ def nbytes(value: Any) -> int:
 
 
 def stored(value: Any) -> Any:
-  """Returns an array as files have it: tensorstore lacks some dtypes of codes.
+  """Returns an array as files hold it: tensorstore lacks some dtypes.
 
   Args:
     value: Quantised or not.

@@ -1,4 +1,4 @@
-"""From formats to the leaves of the base that are held in them."""
+"""Finds the leaves of the base that each format holds."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -20,16 +20,16 @@ _ARGUMENT = _format.ARGUMENT
 def resolve(
     formats: tuple[_format.Format, ...], config: _upstream.TransformerConfig
 ) -> Mapping[str, _format.Encoding]:
-  """Returns how each leaf that is quantised is, by its dotted path.
+  """Returns the encoding of each quantised leaf, by its dotted path.
 
   Args:
     formats: The first that selects a leaf decides.
     config: The model's config.
 
   Raises:
-    ValueError: A format that selects nothing, nothing that can be quantised,
-      only what earlier ones took, or a part of a leaf; or groups that do not
-      divide one.
+    ValueError: A format selects nothing, nothing that can be quantised, only
+      leaves of earlier formats, or a part of a leaf; or its groups do not
+      divide a leaf.
   """
   rows = _all_rows(config)
   encodings: dict[str, _format.Encoding] = {}
@@ -50,7 +50,7 @@ def resolve(
 
 
 def _all_rows(config: _upstream.TransformerConfig) -> list[_rows.Row]:
-  """Returns what can be quantised, dead keys and values included."""
+  """Returns the rows that can be quantised, unused keys and values included."""
   tables = [x for x in _leaves.leaves(config) if x.is_table]
   linears = [x for x in _linears.linears(config) if not x.is_router]
   return [dataclasses.replace(row, live=True) for row in (*tables, *linears)]

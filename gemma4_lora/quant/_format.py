@@ -1,4 +1,4 @@
-"""Base class of the formats, and how one array is held in a format."""
+"""Base class of the formats, and the encoding of one array."""
 
 import abc
 from collections.abc import Sequence
@@ -22,23 +22,23 @@ def is_codes(key: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Format(abc.ABC):
-  """What all formats have: which parts of the base are held in it.
+  """Base of all formats: selects the parts of the base to hold in it.
 
-  A subclass says all that is known of its format. It has a file of its own, and
-  a line in `_formats.FORMATS`.
+  A subclass has everything about its format. It has its own file, and a line in
+  `_formats.FORMATS`.
 
   Attributes:
     select: Strings and rules as in `g4.targets`, or `'all'`: every linear,
       routed experts and towers included, and the embeddings. Norms, scalars
       and the router stay as they are.
     kind: The format's name: users may write `quantize='int8'`.
-    codes_name: Key of the codes beside their scales. Name and dtype of the codes
-      tell the format, in memory and in files.
+    codes_name: Key of the codes beside their scales. Name and dtype of the
+      codes identify the format, in memory and in files.
     codes_dtype: Dtype of the codes.
-    stored_dtype: Dtype of the codes in files, where tensorstore lacks theirs;
-      None where it has it.
-    default_scale_dtype: Dtype of the scales where the user chooses none.
-    has_grid: Whether weights that are a code times a scale lose nothing.
+    stored_dtype: Dtype of the codes in files, if tensorstore lacks theirs; else
+      None.
+    default_scale_dtype: Dtype of the scales if the user chooses none.
+    has_grid: Whether weights that are codes times scales lose nothing.
   """
 
   select: Any = ALL
@@ -85,7 +85,7 @@ class Format(abc.ABC):
 
   @classmethod
   def levels(cls, codes: jax.Array, dtype: Any) -> jax.Array:
-    """Returns what codes stand for, before their scale: integers, themselves."""
+    """Returns the levels of codes, before scaling; integers are their own."""
     return codes.astype(dtype)
 
   @classmethod
@@ -103,13 +103,13 @@ class Format(abc.ABC):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Encoding:
-  """How one array is held in a format.
+  """The encoding of one array in a format.
 
   Attributes:
     format: The format.
     block: Per axis of the array, how many neighbours share a scale.
     scale_dtype: Dtype of the scales.
-    scales_format: The format of the scales in turn; None for plain scales.
+    scales_format: The format of quantised scales; None for plain scales.
   """
 
   format: type[Format]
@@ -134,7 +134,7 @@ class Encoding:
 
   @property
   def double(self) -> bool:
-    """Whether the scales are quantised in turn."""
+    """Whether the scales are quantised too."""
     return self.scales_format is not None
 
   @property
@@ -144,7 +144,7 @@ class Encoding:
 
   @property
   def constructor(self) -> str:
-    """What a user would write: `'g4.quant.Int4(group_size=32)'`."""
+    """The user's spelling: `'g4.quant.Int4(group_size=32)'`."""
     settings = self.format.settings(self).items()
     arguments = ', '.join(f'{key}={value!r}' for key, value in settings)
     return f'g4.quant.{self.format.__name__}({arguments})'
@@ -160,7 +160,7 @@ class Encoding:
     return tuple(n // b for n, b in zip(shape, self.block, strict=True))
 
   def of_scales(self, shape: tuple[int, ...]) -> 'Encoding | None':
-    """How scales of a shape are held in turn: around the mean along `axis`."""
+    """The encoding of quantised scales: around the mean along `axis`."""
     if self.scales_format is None:
       return None
     block = tuple(n if i == self.axis else 1 for i, n in enumerate(shape))
@@ -171,7 +171,7 @@ class Encoding:
     )
 
   def abstract(self, shape: tuple[int, ...]) -> dict[str, Any]:
-    """What an array of this shape becomes, as shapes.
+    """The quantised form of an array of this shape, as shapes.
 
     ```python
     {'codes': int4[1536, 6144], 'scales': bf16[48, 6144]}
@@ -195,7 +195,7 @@ class Encoding:
 
 
 def num_bits(x: Any) -> int:
-  """Bits that an array takes where codes of 4 bits lie two in a byte."""
+  """Bits of an array, with two 4-bit codes in a byte."""
   dtype = jnp.dtype(x.dtype)
   is_integer = jnp.issubdtype(dtype, jnp.integer)
   bits = jnp.iinfo(dtype).bits if is_integer else 8 * dtype.itemsize

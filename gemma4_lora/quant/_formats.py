@@ -1,4 +1,4 @@
-"""The formats that there are, and what a user may write for them."""
+"""The table of formats, and the names that users write for them."""
 
 from collections.abc import Iterable
 from collections.abc import Mapping
@@ -45,8 +45,8 @@ def by_codes(
     stored: Whether to take the dtype in files.
 
   Raises:
-    ValueError: Codes of two formats have one name and dtype, or a name is not
-      one of codes.
+    ValueError: Codes of two formats have the same name and dtype, or a name
+      does not end as codes' names do.
   """
   found: dict[Any, type[_format.Format]] = {}
   for cls in formats:

@@ -1,10 +1,10 @@
-"""4-bit integers in groups, without loss where a checkpoint lies on such a grid.
+"""4-bit integers in groups, without loss for checkpoints on such a grid.
 
 Weights of quantisation-aware training are `code * scale`, rounded to the file's
 dtype, and the scale is not in the file. But where a group's largest weight has
 code k, the scale is that weight over k, within its rounding; and each weight of
-the group narrows it: `(|w| +- half a unit in the last place) / |code|`. Where
-those intervals meet for one of k = 1 ... 8, the group is on the grid.
+the group narrows it: `(|w| +- half a unit in the last place) / |code|`. If
+those intervals intersect for one of k = 1 ... 8, the group is on the grid.
 """
 
 from typing import Any
@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 
 _LARGEST = 8
-# Groups that are looked at to see whether the rest is worth a search.
+# How many groups are tried first, to see whether to search the rest.
 _SAMPLE = 1024
-# As qwix has it: the outermost codes reach half a step further.
+# As in qwix: the outermost codes reach half a step further.
 _BOUND = 7.5
 
 
@@ -54,7 +54,7 @@ def _codes(w: jax.Array, scales: jax.Array) -> jax.Array:
 
 
 def _search(w: jax.Array, scale_dtype: Any) -> tuple[jax.Array, jax.Array]:
-  """Returns scales that lose nothing, and where there are any, `[m]` each."""
+  """Returns scales that lose nothing, and which groups have one, `[m]` each."""
   above, below = _half_units(w)
   size = jnp.abs(w.astype(jnp.float32))
   largest = size.max(-1)
@@ -66,7 +66,7 @@ def _search(w: jax.Array, scale_dtype: Any) -> tuple[jax.Array, jax.Array]:
     low = jnp.where(code > 0, (size - below) * inverse, 0).max(-1)
     high = jnp.where(code > 0, (size + above) * inverse, jnp.inf).min(-1)
     middle = ((low + high) / 2).astype(scale_dtype)
-    # The middle may round out of the interval, and its neighbour into it.
+    # The middle may be rounded out of the interval, and its neighbour into it.
     for candidate in (
         middle,
         jnp.nextafter(middle, jnp.full_like(middle, 0)),
@@ -82,7 +82,7 @@ def _search(w: jax.Array, scale_dtype: Any) -> tuple[jax.Array, jax.Array]:
 
 
 def _is_lossless(w: jax.Array, scales: jax.Array) -> jax.Array:
-  """Whether codes times scales are the very weights, `[m]`."""
+  """Whether codes times scales equal the weights exactly, `[m]`."""
   usable = (scales > 0) & jnp.isfinite(scales)
   scales = jnp.where(usable, scales, 1)
   codes = _codes(w.astype(jnp.float32), scales)
@@ -91,7 +91,7 @@ def _is_lossless(w: jax.Array, scales: jax.Array) -> jax.Array:
 
 
 def _half_units(w: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Half of the way to the next larger and smaller number, f32."""
+  """Half the distance to the next larger and smaller number, f32."""
   mantissa, exponent = jnp.frexp(jnp.abs(w.astype(jnp.float32)))
   one = jnp.ones(w.shape, jnp.float32)
   above = jnp.ldexp(one, exponent - 2 - jnp.finfo(w.dtype).nmant)

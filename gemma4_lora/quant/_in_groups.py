@@ -1,4 +1,4 @@
-"""What formats have in common whose scales are shared by groups of neighbours."""
+"""Base of formats whose scales are shared by groups of neighbours."""
 
 import abc
 from collections.abc import Sequence

@@ -16,9 +16,8 @@ from gemma4_lora.quant import _in_groups
 class Int4(_in_groups.InGroups):
   """4-bit integers, -8 to 7; neighbours along the input share a scale.
 
-  Weights that lie on such a grid, as those of quantisation-aware training do,
-  lose nothing: their scales are found. Else a scale is `largest / 7.5`, as in
-  qwix.
+  Weights on such a grid, as those of quantisation-aware training, lose nothing:
+  their scales are found. Otherwise a scale is `largest / 7.5`, as in qwix.
 
   Attributes:
     group_size: How many weights share a scale.

@@ -1,4 +1,4 @@
-"""4-bit NormalFloat: 16 levels, of which a normal weight takes each as often.
+"""4-bit NormalFloat: 16 levels, equally frequent for normal weights.
 
 https://arxiv.org/abs/2305.14314
 """
@@ -16,7 +16,7 @@ from gemma4_lora.quant import _format
 from gemma4_lora.quant import _in_groups
 from gemma4_lora.quant import _int8
 
-# Of appendix E.
+# From appendix E.
 _BOOK = (
     -1.0,
     -0.6961928009986877,
@@ -43,8 +43,8 @@ class NF4(_in_groups.InGroups):
 
   Attributes:
     group_size: How many weights share a scale, their largest.
-    double: Whether scales are int8 in turn, around the mean of one output
-      channel (in tables, of one row): 4.2 bits per weight instead of 4.5.
+    double: Whether scales are int8, around the mean of one output channel (in
+      tables, of one row): 4.2 bits per weight instead of 4.5.
   """
 
   group_size: int = 64
@@ -104,7 +104,7 @@ def _quantize(
 
 def _levels(codes: jax.Array, dtype: Any) -> jax.Array:
   """Returns the levels of codes."""
-  # By the bits, one after the other: a gather of single numbers is slow on TPU.
+  # Selected bit by bit: a gather of single numbers is slow on TPU.
   bits = codes.astype(jnp.int32)
   level = [jnp.asarray(x, dtype) for x in _BOOK]
   while len(level) > 1:

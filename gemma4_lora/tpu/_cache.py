@@ -1,4 +1,4 @@
-"""Plans that were made before: a compile takes minutes."""
+"""Keeps plans, as a compile takes minutes."""
 
 from collections.abc import Mapping
 import functools
@@ -40,7 +40,7 @@ _JAX_OPTIONS = (
 
 
 def folder(cache: epath.PathLike | bool | None) -> epath.Path | None:
-  """Returns where plans are kept.
+  """Returns the folder of plans.
 
   Args:
     cache: A folder; True for the user's own; False or None for nowhere.
@@ -54,11 +54,11 @@ def folder(cache: epath.PathLike | bool | None) -> epath.Path | None:
 
 
 def key_of(config: str, **settings: Any) -> str | None:
-  """Returns a name for all that a plan depends on; None if it has no name.
+  """Returns a name for everything that a plan depends on; None if it has none.
 
   Args:
     config: The resolved config, as JSON.
-    **settings: What else was asked for.
+    **settings: Other arguments of the plan.
   """
   modules = _modules(config)
   if modules is None:
@@ -96,7 +96,7 @@ def save(where: epath.Path, key: str, plan: _plan.Plan) -> None:
   """Keeps a plan; a folder that cannot be written is a line in the log."""
   path = where / f'{key}.json'
   text = json.dumps(plan.to_json(), indent=1)
-  # Another process may be at it: the file appears whole, as all do in a bucket.
+  # Another process may write it too: the file appears complete, as in a bucket.
   new = path.with_name(f'{path.name}.{secrets.token_hex(4)}.tmp')
   try:
     if host.is_local(path):
@@ -111,9 +111,9 @@ def save(where: epath.Path, key: str, plan: _plan.Plan) -> None:
 
 
 def _modules(config: str) -> Mapping[str, str] | None:
-  """Returns hashes of the files that a config's objects are from.
+  """Returns hashes of the files of a config's classes and functions.
 
-  None if one of them is no file: a class of a notebook may have changed.
+  None if one has no file: a class of a notebook may have changed.
   """
   hashes = {}
   names = re.findall(r'"__(?:qualname|const)__": "([\w.]+)', config)

@@ -1,4 +1,4 @@
-"""What a chip can do, and who says so."""
+"""Memory and peak rates of chips, with sources."""
 
 import dataclasses
 
@@ -7,19 +7,19 @@ _GIB = 2**30
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-  """What one device can do; None where that is not published.
+  """Memory and rates of one device; None if not published.
 
-  A device is what jax counts: a chip, or one of the two TensorCores of a TPU7x
+  A device as jax counts it: a chip, or one of the two TensorCores of a TPU7x
   chip, which share its memory and its links.
 
   Attributes:
     name: `'v6e'`.
-    hbm_bytes: What a program may use of its memory.
-    hbm_source: Who says so.
+    hbm_bytes: Memory that a program may use.
+    hbm_source: Source of `hbm_bytes`.
     flops_per_s: Peak in bfloat16.
     hbm_bytes_per_s: Between memory and chip.
-    ici_bytes_per_s: Out of one device over all its links at once: half of what
-      is published as bidirectional.
+    ici_bytes_per_s: Rate out of one device over all its links: half of the
+      published bidirectional rate.
     source: Page of the rates.
   """
 
@@ -32,8 +32,8 @@ class Chip:
   source: str = ''
 
 
-# Less than the data sheet's 16, 95, 32 and 192 / 2 GiB, or more: it is what the
-# compiler holds a program to.
+# The compiler's limit of a program, which differs from the data sheet's 16, 95,
+# 32 and 192 / 2 GiB.
 _COMPILER = 'what libtpu 0.0.50 holds a program to'
 
 TPUS = {
@@ -67,21 +67,21 @@ TPUS = {
             ici_bytes_per_s=800e9 / 2,
             source='https://docs.cloud.google.com/tpu/docs/v6e',
         ),
-        # Ironwood. The page's numbers are of a chip, which is two devices.
+        # Ironwood. The page has numbers of a chip, which is two devices.
         Chip(
             name='tpu7x',
             hbm_bytes=int(94.74 * _GIB),
             hbm_source=f'{_COMPILER} (a device is half a chip)',
             flops_per_s=2307e12 / 2,
             hbm_bytes_per_s=7380e9 / 2,
-            # Between the two devices of a chip there is more.
+            # The two devices of a chip are connected faster.
             ici_bytes_per_s=1200e9 / 2 / 2,
             source='https://docs.cloud.google.com/tpu/docs/tpu7x',
         ),
     )
 }
 
-# What else people call a chip.
+# Other names of a chip.
 ALIASES = {
     'v7': 'tpu7x',
     'v7x': 'tpu7x',
@@ -121,11 +121,11 @@ _GPUS = {
 
 
 def gpu(device_kind: str, hbm_bytes: int | None) -> Chip:
-  """Returns what is known of a GPU.
+  """Returns memory and rates of a GPU.
 
   Args:
     device_kind: As jax names it, `'NVIDIA H200'`.
-    hbm_bytes: What jax may use of its memory.
+    hbm_bytes: Memory that jax may use.
   """
   known = [chip for name, chip in _GPUS.items() if name in device_kind]
   chip = known[0] if known else Chip(name=device_kind)

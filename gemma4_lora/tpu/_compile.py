@@ -19,15 +19,14 @@ _AMOUNT = r'\((\d+(?:\.\d+)?)([KMGT]?)i?B?\)'
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Memory:
-  """What the compiler says of a step's memory, in bytes per device.
+  """The compiler's memory of a step, in bytes per device.
 
   Attributes:
     arguments: State and batch, in the layouts of the chip.
-    outputs: What the step returns and is not written over its arguments.
-    temporaries: What it sets aside while it runs.
-    in_use: The most that is in use at a time, as the compiler counts it: less
-      than all of these where buffers leave gaps. XLA's CPU compiler counts no
-      temporaries in it.
+    outputs: Results that are not written over its arguments.
+    temporaries: Memory that it uses while it runs.
+    in_use: The most memory in use at a time, by the compiler; it may be less
+      than the sum of these. XLA's CPU compiler counts no temporaries in it.
   """
 
   arguments: int
@@ -42,7 +41,7 @@ class TooLarge:
 
   Attributes:
     wanted: Bytes that the step needs on a device, arguments included.
-    available: Bytes that there are. None if the message names none.
+    available: Available bytes. None if the message has none.
     message: The compiler's first line.
   """
 
@@ -58,7 +57,7 @@ class Step:
   Attributes:
     memory: None if it did not fit.
     cost: None if it did not fit.
-    collectives: What devices exchange.
+    collectives: Exchanges between devices.
     too_large: The refusal, None if it fits.
     trace_seconds: Python's part, and the program before XLA.
     compile_seconds: XLA's.
@@ -83,8 +82,8 @@ def compile_step(
   Args:
     trainer: Resolved within `_mesh.on_devices`.
     shapes: Its arguments.
-    with_logging: The step that also returns losses, metrics and summaries,
-      rather than the one that most steps are.
+    with_logging: Whether to compile the step that also returns losses, metrics
+      and summaries; most steps do not.
 
   Raises:
     jax.errors.JaxRuntimeError: The compiler failed for another reason than
@@ -127,9 +126,9 @@ def compile_step(
 
 
 def parse_too_large(message: str) -> TooLarge | None:
-  """Returns what the compiler wants and has; None for another error.
+  """Returns the wanted and available bytes; None for another error.
 
-  libtpu 0.0.50 calls all that a program needs "HLO temporaries", arguments
+  libtpu 0.0.50 calls all memory of a program "HLO temporaries", arguments
   included: a program with 40 GiB of arguments and nothing else wants 40.00G.
 
   Args:
@@ -157,7 +156,7 @@ def _memory(compiled: Any) -> Memory:
   stats = compiled.memory_analysis()
   return Memory(
       arguments=stats.argument_size_in_bytes,
-      # The state goes in and out in the same place.
+      # The state is updated in place.
       outputs=stats.output_size_in_bytes - stats.alias_size_in_bytes,
       temporaries=stats.temp_size_in_bytes,
       in_use=stats.peak_memory_in_bytes,

@@ -1,5 +1,5 @@
-"""What a user can mend."""
+"""Errors that a user can fix."""
 
 
 class PlanError(ValueError):
-  """There is no answer, and the message says what to change."""
+  """No plan can be made; the message says what to change."""

@@ -29,11 +29,11 @@ def plan(
     with_logging: bool = False,
     cache: os.PathLike[str] | str | bool | None = True,
 ) -> _plan.Plan:
-  """Returns what a config's training step needs on a topology.
+  """Returns the memory and time of a config's training step on a topology.
 
   Compiles the step that `kd.train.Trainer.train()` runs, with the config's own
-  sharding, for chips that need not be here. Nothing of the model is allocated.
-  Minutes for a real model.
+  sharding, for chips that need not be present. Nothing of the model is
+  allocated. A real model takes minutes.
 
   ```python
   plan = g4.tpu.plan(cfg, topology='v6e:1x1', batch=4, length=2048)
@@ -45,19 +45,19 @@ def plan(
 
   Args:
     cfg: A config, or the Trainer that it resolves to. Plans of a Trainer are
-      not kept: what it is made of has no name.
+      not kept, as its parts have no names.
     topology: Chips, `'v6e:1x1'`, `'v6e:2x4'`, `'v5e:4x4'`, `'v5p:2x2x1'`, which
-      need `gemma4_lora[tpu]`; `'cpu'`, `'cpu:2'` or `'gpu'` for what is here.
+      need `gemma4_lora[tpu]`; `'cpu'`, `'cpu:2'` or `'gpu'` for local devices.
     batch: Examples in a step, over all devices; default: the config's.
     length: Length of each example, in tokens; default: the config's.
     with_logging: Whether to compile the step that also returns losses, metrics
-      and summaries, of which the first step is one.
+      and summaries, as the first step does.
     cache: Folder of earlier plans; True for `$XDG_CACHE_HOME/gemma4_lora/plans`
       (`~/.cache`); None for none.
 
   Raises:
-    PlanError: The topology is none, has no compiler here, or cannot take the
-      batch; or the shapes of the batch cannot be known.
+    PlanError: The topology is invalid, has no compiler here, or cannot take the
+      batch; or the shapes of the batch are unknown.
   """
   target = _topology.topology(topology)
   with _mesh.on_devices(target.devices):

@@ -1,4 +1,4 @@
-"""Kauldron's shardings, on devices that are not here."""
+"""Kauldron's shardings on devices that need not be present."""
 
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -10,16 +10,16 @@ import jax
 from kauldron import kd
 import numpy as np
 
-# What Kauldron computes once and keeps.
+# Values that Kauldron computes once and keeps.
 _CACHED = ('DEVICES_MESH', 'REPLICATED', 'FIRST_DIM')
 
 
 @contextlib.contextmanager
 def on_devices(devices: Sequence[jax.Device]) -> Iterator[None]:
-  """Kauldron's mesh is of `devices` for the duration.
+  """Makes Kauldron's mesh of `devices`, as a context.
 
-  A config must be resolved within it: `kd.sharding.ShardingStrategy()` takes
-  the mesh when it is made.
+  Resolve configs within it: `kd.sharding.ShardingStrategy()` takes the mesh
+  when it is made.
 
   Args:
     devices: All of them, in the order of `jax.devices()` there.

@@ -13,7 +13,7 @@ from gemma4_lora.tpu.program import _exchanges
 
 
 class Plan(_plan_numbers.PlanNumbers):
-  """What a training step needs on a topology, and whether it fits.
+  """Memory and time of a training step on a topology, and whether it fits.
 
   Prints as a table, and renders in a notebook with a bar for the memory of one
   device. All sizes and rates are per device. The fields, and the properties

@@ -35,8 +35,7 @@ def run(
     cache: A folder, `'none'`, or None for the user's own.
 
   Returns:
-    What the process exits with: 0 if it fits, 1 if it does not, 2 if there is
-    no answer.
+    The exit status: 0 if it fits, 1 if it does not, 2 if there is no answer.
   """
   try:
     _set_up(topology)
@@ -66,10 +65,10 @@ def run(
 
 
 def _set_up(topology: str) -> None:
-  """Tells jax what it need not look for, before it looks."""
+  """Keeps jax from looking for unneeded devices."""
   chip = _topology.chip_name(topology)
   if chip != 'gpu':
-    # A GPU that is here would be asked for memory.
+    # Otherwise jax would allocate memory of a local GPU.
     jax.config.update('jax_platforms', 'cpu')
   if chip == 'cpu' and ':' in topology:
     number = max(1, int(topology.partition(':')[2]))

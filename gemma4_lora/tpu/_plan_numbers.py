@@ -1,4 +1,4 @@
-"""The numbers of a plan, and what follows from them."""
+"""The numbers of a plan, and values derived from them."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -26,20 +26,20 @@ class PlanNumbers:
 
   Attributes:
     topology: `'v6e:2x4'`.
-    chip: What each device can do.
+    chip: Memory and rates of each device.
     num_devices: How many there are.
     batch: Examples in a step, over all devices.
     length: Tokens per sequence. None where the model reads no tokens.
     argument_bytes: Bytes of the step's arguments by their shapes: `'weights'`,
       `'lora'`, `'optimizer'`, `'batch'`, `'other'`.
     memory: The compiler's numbers. None if the step does not fit.
-    too_large: What the compiler wanted. None if the step compiled.
+    too_large: The compiler's refusal. None if the step compiled.
     cost: Float operations and bytes. None if the step does not fit.
-    collectives: What devices exchange, by kind.
+    collectives: Exchanges between devices, by kind.
     trace_seconds: Python's part of compiling.
     compile_seconds: XLA's part.
     advice: What to change, most promising first.
-    notes: What else to know of the numbers.
+    notes: Notes on the numbers.
     sequences: Sequences per example: 2 of a preference pair.
     cached: Whether the numbers are from an earlier run.
   """
@@ -78,14 +78,14 @@ class PlanNumbers:
 
   @property
   def padding_bytes(self) -> int:
-    """What padding in the chip's memory adds to the arguments."""
+    """Size that padding in the chip's memory adds to the arguments."""
     if self.memory is None:
       return 0
     return max(0, self.memory.arguments - sum(self.argument_bytes.values()))
 
   @property
   def temporary_bytes(self) -> int | None:
-    """What the step sets aside beside its arguments and outputs."""
+    """Memory of the step beside its arguments and outputs."""
     if self.memory is not None:
       return self.memory.temporaries
     if self.too_large is None or self.too_large.wanted is None:

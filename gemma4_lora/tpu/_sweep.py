@@ -20,7 +20,7 @@ _Plans = Callable[[int], _plan.Plan]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sweep:
-  """What fits on a topology. Prints as a table, and renders in a notebook.
+  """The sizes that fit on a topology. Prints and renders as a table.
 
   Attributes:
     plans: One of each size that was tried, in that order.
@@ -34,7 +34,7 @@ class Sweep:
 
   @property
   def verdict(self) -> tuple[str, ...]:
-    """What was found."""
+    """The results."""
     lines = []
     for what, found in (
         ('batch', self.largest_batch),
@@ -103,19 +103,19 @@ def sweep(
 ) -> Sweep:
   """Returns the largest batch and the largest length that fit.
 
-  First sizes double, or more than double where there is room for it, until one
-  does not fit; then the gap between is narrowed. Each size compiles once.
+  Sizes first double, or grow faster if there is room, until one does not fit;
+  then the gap is narrowed. Each size compiles once.
 
   Args:
     cfg: See `plan`.
     topology: See `plan`.
-    batch: Where to begin; default: the config's.
+    batch: First batch to try; default: the config's.
     length: The largest batch's length; default: the config's.
     with_logging: See `plan`.
     cache: See `plan`.
-    max_size: Neither batch nor length is tried beyond it.
+    max_size: Upper limit of batch and length.
     refine: How often to narrow the gap.
-    on_plan: Is called with each plan as it is made.
+    on_plan: Called with each plan when it is made.
 
   Raises:
     PlanError: As from `plan`, or the model reads no tokens.

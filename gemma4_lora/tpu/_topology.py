@@ -1,4 +1,4 @@
-"""Names of topologies, and the devices that they stand for."""
+"""Names of topologies, and their devices."""
 
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Topology:
   Attributes:
     name: `'v6e:2x4'`, `'cpu'`.
     devices: Devices in jax's order.
-    chip: What each can do.
+    chip: Memory and rates of each.
   """
 
   name: str
@@ -132,7 +132,7 @@ def _tpu_devices(name: str) -> Sequence[jax.Device]:
 
 
 def _why(name: str, message: str) -> str:
-  """Says what a user can do about an error of jax or libtpu."""
+  """Returns advice on an error of jax or libtpu."""
   if 'TPU support not installed' in message:
     return (
         f'topology={name!r} needs the TPU compiler, libtpu, which runs on any'
@@ -153,7 +153,7 @@ def _why(name: str, message: str) -> str:
 
 @contextlib.contextmanager
 def _alongside_others() -> Iterator[None]:
-  """Lets several processes load libtpu, where there is no TPU to quarrel over.
+  """Lets several processes load libtpu if they would not share a TPU.
 
   libtpu looks at the variables once, when it is loaded.
   """

@@ -61,7 +61,7 @@ def keys_and_values(
 def no_keys_and_values(
     config: _upstream.TransformerConfig, layer: int, x: jax.Array
 ) -> dict[str, jax.Array]:
-  """Returns zeros, as large as what a layer makes of x for others to read."""
+  """Returns zeros in the shape of keys and values that other layers read."""
   shape = (
       *x.shape[:-1],
       _upstream.num_kv_heads(config, layer),
@@ -71,7 +71,7 @@ def no_keys_and_values(
 
 
 def window(module: _upstream.Attention) -> int | None:
-  """Distance from which on a layer attends to nothing, None if global."""
+  """Distance beyond which a layer attends to nothing; None if global."""
   if module.attn_type == _upstream.AttentionType.GLOBAL:
     return None
   return module.sliding_window_size

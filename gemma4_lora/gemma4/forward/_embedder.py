@@ -1,4 +1,4 @@
-"""What gemma's `Embedder` makes of its tables, whatever form they are held in.
+"""gemma's `Embedder` on tables in any form, quantised or not.
 
 Written after gemma 4.0.1, the same in 4.1.0:
 https://github.com/google-deepmind/gemma/blob/main/gemma/gm/nn/gemma4/_modules.py
@@ -37,7 +37,7 @@ class Method:
 
   Attributes:
     table: Name of the parameter.
-    run: What the method does, given the module, the table and its arguments.
+    run: Computes the method, given the module, the table and its arguments.
   """
 
   table: str
@@ -52,7 +52,7 @@ def method_of(module: nn.Module, method_name: str) -> Method | None:
 
 
 def makes_logits(module: nn.Module, method_name: str) -> bool:
-  """Whether this is the method that makes logits of hidden states."""
+  """Whether this is the method that makes logits from hidden states."""
   return isinstance(module, _upstream.Embedder) and method_name == _LOGITS
 
 
@@ -87,7 +87,7 @@ def _encode_per_layer_input(
   x = module.per_layer_projection_norm(x)
   if ignore_ple_tokens:
     return x
-  # The table lacks some tokens: 0 takes their place.
+  # The table lacks some tokens: they are read as token 0.
   is_known = (t >= 0) & (t < module.vocab_size)
   rows = table.take(jnp.where(is_known, t, 0))
   rows = _scaled(rows, module.per_layer_input_dim)

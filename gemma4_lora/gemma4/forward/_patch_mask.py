@@ -5,9 +5,9 @@ Images are padded to one number of patches, so most images have padding. gemma
 scores as it is: real patches get +1, and padding patches are attended to.
 https://github.com/google-deepmind/gemma/blob/main/gemma/gm/nn/gemma4/vision/_modules.py
 
-We replace the mask by one that may be added. Whether gemma needs that is seen
-in what its attention computes, so that a release that treats the mask right is
-left alone. This module may go once such a release is the lower bound.
+We replace the mask by one that may be added. One run of gemma's attention shows
+whether it needs that, so that a release which treats the mask correctly is not
+changed. Remove this module once such a release is the lower bound.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def exclude_padding(
   Args:
     attention: The class of the tower's attention.
   """
-  # Here, where the interceptors of the call are not in force yet.
+  # Computed here, outside the interceptors of the call.
   is_right = excludes_masked_keys(attention)
 
   def interceptor(next_fun, args, kwargs, context):
@@ -59,12 +59,12 @@ def excludes_masked_keys(cls: type[nn.Module]) -> bool:
       'kv_einsum': {'w': np.stack([eye, eye])[:, None]},
       'attn_vec_einsum': {'w': eye[None]},
   }
-  # Two images of two patches each, whose second patch differs, and is padding.
+  # Two images of two patches each. The second patches differ, and are padding.
   x = eye[[[0, 1], [0, 2]]]
   positions = np.zeros((2, 2, 2), np.int32)
   mask = np.zeros((2, 2, 2), bool)
   mask[..., 0] = True
-  with jax.ensure_compile_time_eval():  # Also while a caller is traced.
+  with jax.ensure_compile_time_eval():  # Even if a caller is being traced.
     y = jax.jit(attention.apply)({'params': params}, x, positions, mask)
     one, other = np.asarray(y)[:, 0]
   return bool(np.abs(one - other).max() < 1e-2)  # In gemma 4.0.1, 0.24.

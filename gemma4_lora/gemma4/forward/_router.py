@@ -1,9 +1,9 @@
-"""Feeds the MoE router what it was trained on.
+"""Gives the MoE router the input that it was trained on.
 
 Gemma 4's router normalises its input itself, so it must get the block's own
-input. gemma 4.0.1 hands it what `pre_ffw_norm` has normalised already; gemma
-HEAD (4.1.0) hands it `unnormalized_x`, which is the same array that we pass:
-there this changes nothing. It may go once gemma >= 4.1 is the lower bound.
+input. gemma 4.0.1 passes the output of `pre_ffw_norm`. gemma HEAD (4.1.0)
+passes `unnormalized_x`, the same array that we pass: there this changes
+nothing. Remove it once gemma >= 4.1 is the lower bound.
 https://github.com/google-deepmind/gemma/blob/main/gemma/gm/nn/gemma4/_moe.py
 """
 

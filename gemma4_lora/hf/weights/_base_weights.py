@@ -1,6 +1,6 @@
 """Base weights of transformers, as gemma's leaves.
 
-Linears and other leaves go by their tables, which give their names.
+The tables of linears and other leaves give their names.
 """
 
 from collections.abc import Callable
@@ -38,8 +38,8 @@ class BaseWeights:
   """Gemma's leaves in a checkpoint of transformers.
 
   Attributes:
-    leaves: Leaves by their paths. A tensor that is none of gemma's stands under
-      its own name.
+    leaves: Leaves by their paths. Tensors without a leaf of gemma keep their
+      own names.
     named: The tensors.
     config: A config with the linears of the file.
   """
@@ -61,7 +61,7 @@ def open_weights(
 
   Raises:
     FileNotFoundError: A file is not there.
-    ValueError: A file is damaged, or has no Gemma 4.
+    ValueError: A file is damaged, or not of Gemma 4.
   """
   listed = _mapped.list_tensors(path, names=names, who=who)
   unpacked = _four_bit.unpacked(listed, path=path, who=who)
@@ -99,7 +99,7 @@ def _opened(named: _by_name.ByName) -> BaseWeights:
   return BaseWeights(leaves=leaves, named=named, config=config)
 
 
-# Names of tensors, and the leaf that they make; of some of its tensors, None.
+# Names of tensors, and their leaf; None if some of its tensors are missing.
 _Made = Iterator[tuple[Sequence[str], TensorLeaf | None]]
 _Tensors = _by_name.Tensors
 
@@ -131,7 +131,7 @@ def _linear_leaves(rows: Sequence[_linears.Linear], tensors: _Tensors) -> _Made:
 def _sized(
     row: _linears.Linear, name: str, shape: tuple[int, ...]
 ) -> _linears.Linear:
-  """Returns the row in the sizes of its tensor, `[*experts, out, in]`.
+  """Returns the row with the sizes of its tensor, `[*experts, out, in]`.
 
   If one side has several axes, the last is known (the width of a head), and the
   first follows.
@@ -171,7 +171,7 @@ def _check_alike(names: Sequence[str], tensors: Sequence[Tensor]) -> None:
 def _maker(
     rows: Sequence[_linears.Linear],
 ) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
-  """Returns what packs the weights of transformers as gemma does."""
+  """Returns a function that packs the weights of transformers as gemma does."""
   row = rows[0]
   if row.is_routed and row.slot is not None:
     return lambda arrays: arrays[0].reshape(row.shape)
@@ -252,7 +252,7 @@ def _clip_maker(
 
 
 def _other_leaves(config, tensors: _Tensors) -> _Made:
-  """Yields all that is no linear."""
+  """Yields all leaves that are not linears."""
   for path, leaf in other_leaves(config).items():
     names = leaf.hf_tensors
     if all(name in tensors for name in names):
@@ -267,10 +267,10 @@ def _other_leaves(config, tensors: _Tensors) -> _Made:
 def other_leaves(
     config: _upstream.TransformerConfig,
 ) -> dict[str, _leaves.Leaf]:
-  """Returns all leaves that are no linears, by their paths.
+  """Returns all leaves that are not linears, by their paths.
 
   Args:
-    config: The model's config. A vision tower may have less than is named.
+    config: The model's config. A vision tower may have fewer leaves.
   """
   if config.vision_encoder is not None:
     vision = dataclasses.replace(
@@ -283,7 +283,7 @@ def other_leaves(
 def _shape_and_maker(
     leaf: _leaves.Leaf, shape: tuple[int, ...], count: int, config
 ) -> tuple[tuple[int, ...], Callable[[Sequence[np.ndarray]], np.ndarray]]:
-  """Returns the shape of a leaf, and what makes it of tensors of a shape."""
+  """Returns the shape of a leaf, and a function that makes it from tensors."""
   if leaf.stacked:
     return (count, *shape), _stack
   least = 2 * leaf.is_kernel or _AXES.get(leaf.path, 0)

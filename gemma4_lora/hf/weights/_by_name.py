@@ -1,4 +1,4 @@
-"""Tensors by their short names, once they are known to be a base model's."""
+"""Tensors of a base model by their short names."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -30,7 +30,7 @@ class ByName:
   """Tensors of a base model.
 
   Attributes:
-    tensors: By short name, as `_hf_names.short` makes it; but the output head.
+    tensors: By short name of `_hf_names.short`, without the output head.
     full: The full name of each.
     head: Name and tensor of an output head, if there is one.
   """
@@ -47,13 +47,13 @@ def by_name(named: Tensors) -> ByName:
     named: All tensors, by their names in the file.
 
   Raises:
-    ValueError: It is a model of PEFT, or a weight stands there twice.
+    ValueError: It is a model of PEFT, or has a weight twice.
   """
   peft = [name for name in named if _OF_PEFT.search(name)]
   if peft:
     raise ValueError(
-        f'{len(peft)} tensors are of a model that PEFT has wrapped and that is'
-        f' not merged, {_regular.shown(peft[0])} first. Merge it'
+        f'{len(peft)} tensors belong to a model that PEFT has wrapped and that'
+        f' is not merged, {_regular.shown(peft[0])} first. Merge it'
         ' (model.merge_and_unload(), then save_pretrained), or load the base'
         ' as it was released and the adapter by g4.hf.load_peft.'
     )
@@ -72,12 +72,12 @@ def by_name(named: Tensors) -> ByName:
 
 
 def check_head(found: ByName) -> None:
-  """Checks that an output head is the embedding, as it is in Gemma 4.
+  """Checks that an output head equals the embedding, as in Gemma 4.
 
-  Reads both; where there is no head, nothing.
+  Reads both, or nothing if there is no head.
 
   Raises:
-    ValueError: It is another.
+    ValueError: They differ.
   """
   table = found.tensors.get(_TABLE)
   if found.head is None or table is None:

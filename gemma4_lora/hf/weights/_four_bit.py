@@ -24,7 +24,7 @@ _PER_INT = 8
 # Number of codes that are unpacked at once.
 _BLOCK = 2**22
 
-# What other formats call their tensors, of which none is read.
+# Tensor names of other formats, which are not read.
 _OTHERS = {
     r'.*\.(qweight|qzeros|g_idx)': 'GPTQ or AWQ',
     r'.*\.weight\.(absmax|quant_map|nested_absmax|quant_state\..*)': (
@@ -73,7 +73,7 @@ class Packed:
     return lambda: self._unpack(codes(), scales())
 
   def _unpack(self, codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    # NaN is found in the weights.
+    # NaN is found later, in the weights.
     if num_bad := int(np.sum(scales <= 0)):
       logging.warning(
           '%s: %d of %d scales are 0 or below, which no quantiser writes: the'
@@ -111,7 +111,7 @@ def unpacked(
     who: The function that asks, for messages.
 
   Raises:
-    ValueError: Something is packed in a way that is not known.
+    ValueError: A weight is packed in an unknown way.
   """
   found: dict[str, _mapped.Tensor | Packed] = dict(tensors)
   packed = []
@@ -150,7 +150,7 @@ def unpacked(
 def _packed(
     name: str, codes, scales, shape, *, path: epath.Path, who: str
 ) -> Packed:
-  """Returns one weight, once it is known how it is packed."""
+  """Returns one weight, after checks of its packing."""
   problem = None
   is_short = shape.dtype.kind in 'iu' and shape.size <= _PER_INT
   weight_shape = tuple(int(n) for n in shape.reshape(-1)) if is_short else ()

@@ -1,4 +1,4 @@
-"""Safetensors files: listed at once, then mapped, or loaded from where they are."""
+"""Safetensors files: listed first, then mapped or loaded."""
 
 from collections.abc import Callable
 from collections.abc import Collection
@@ -50,7 +50,7 @@ class Tensor:
     return self.offset + math.prod(self.shape) * self.dtype.itemsize
 
   def read(self) -> np.ndarray:
-    """Maps the data: no byte is read before it is looked at.
+    """Maps the data: bytes are read when they are used.
 
     In a bucket nothing can be mapped: there it is loaded.
     """
@@ -67,11 +67,11 @@ class Tensor:
     )
 
   def load(self) -> np.ndarray:
-    """Reads the data into memory of its own."""
+    """Reads the data into new memory."""
     return self.begin()()
 
   def begin(self, filled: _memory.Filled = _memory.filled) -> Callable[[], Any]:
-    """Returns what loads the data; in a bucket, it begins to read at once.
+    """Returns a loader of the data; in a bucket, it starts to read at once.
 
     Args:
       filled: Makes the array.
@@ -80,7 +80,7 @@ class Tensor:
     return lambda: filled(self.shape, self.dtype, read_into)
 
   def open(self, start: int = 0) -> _ranges.Reader:
-    """Returns what reads the data; in a bucket, it begins to read at once.
+    """Returns a reader of the data; in a bucket, it starts to read at once.
 
     Args:
       start: How many numbers to skip.
@@ -94,7 +94,7 @@ def list_tensors(
 ) -> dict[str, Tensor]:
   """Lists the tensors of a file, of an index, or of a folder with either.
 
-  Where an index says in which file a tensor is, that of other files is none.
+  If an index names a tensor's file, the same tensor in other files is ignored.
 
   Args:
     path: `model.safetensors`, `model.safetensors.index.json`, or the folder.
@@ -104,7 +104,7 @@ def list_tensors(
   Raises:
     FileNotFoundError: The folder has neither, or the index names a file that is
       not there.
-    ValueError: A file is truncated or no safetensors file, a tensor stands in two
+    ValueError: A file is truncated or no safetensors file, a tensor is in two
       files, or the folder holds something else.
   """
   if names is None and path.is_dir():
@@ -155,7 +155,7 @@ def _by_file(path: epath.Path, *, who: str) -> dict[str, list[str]]:
     raise ValueError(f'{who}: {path} has no weight_map.')
   by_file: dict[str, list[str]] = {}
   for key, name in shards.items():
-    # No more than a name: an index must not lead to files of other folders.
+    # Only a file name: an index must not lead to other folders.
     is_name = isinstance(name, str) and not {*'/\\\0'} & {*name}
     if not is_name or name in ('', '.', '..'):
       raise ValueError(
@@ -188,7 +188,7 @@ def _in_folder(path: epath.Path, names: list[str], *, who: str) -> epath.Path:
 
 
 def _check_is_alone(path: epath.Path, names: list[str], *, who: str) -> None:
-  """Raises for files of several, without the index that says what is where."""
+  """Raises for shards without their index."""
   shards = [
       m for m in map(_SHARD.fullmatch, names) if m and int(m['count']) > 1
   ]

@@ -1,7 +1,7 @@
 """Writes safetensors, one tensor at a time, in several files of limited size.
 
-`_safetensors_header` describes the format. The place of each tensor is known before the
-first is written, so that none is kept in memory.
+`_safetensors_header` describes the format. The place of each tensor is known
+before the first write, so no tensor is kept in memory.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ Specs = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 
 
 class ShardWriter:
-  """Files in a folder, of which each tensor is written once."""
+  """Files in a folder; each tensor is written once."""
 
   def __init__(
       self,
@@ -38,8 +38,8 @@ class ShardWriter:
     Args:
       folder: Where.
       specs: Shape and dtype of each tensor, in the order in the files.
-      max_bytes: The most bytes of tensors in a file. A larger tensor has a file
-        of its own.
+      max_bytes: The most bytes of tensors in a file. A larger tensor gets its
+        own file.
 
     Raises:
       ValueError: A dtype that the format does not have.

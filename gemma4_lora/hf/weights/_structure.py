@@ -1,7 +1,7 @@
-"""What Gemma 4 a file of transformers has, read off the shapes of its tensors.
+"""Finds the Gemma 4 of a file of transformers, from the shapes of its tensors.
 
-A restore sees a state and a file, no config. What it needs of one is the table
-of linears, and that depends on sizes which the file has.
+A restore sees a state and a file, but no config. It needs the config for the
+table of linears, which depends on sizes that the file has.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,8 @@ from gemma4_lora.gemma4 import _sizes
 from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.host.files import _regular
 
-# Of a tower that lacks the tensor which would say so: that of all Gemma 4.
+# Defaults for towers that lack the tensors for these sizes: those of all Gemma
+# 4.
 _PATCH = 16
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -22,16 +23,16 @@ Shapes = Mapping[str, tuple[int, ...]]
 def config(shapes: Shapes) -> _upstream.TransformerConfig:
   """Returns a config with the linears of the file.
 
-  Each size is read off any tensor that has it, so that a file that lacks one is
-  still known. Settings without linears are those of E2B. Layers that share keys
-  and values are not known: their MLPs may be wider than the config says.
+  Each size is read from any tensor that has it, so that a file may lack one.
+  Settings that linears do not show are those of E2B. KV-shared layers are not
+  known: their MLPs may be wider than in the config.
 
   Args:
     shapes: Shapes by name: below the language model, or for towers below the
       model around it.
 
   Raises:
-    ValueError: It is no Gemma 4.
+    ValueError: It is not Gemma 4.
   """
   num_layers = _num_layers(shapes, 'layers.')
   sizes = _head_sizes(shapes, num_layers)
@@ -48,14 +49,14 @@ def config(shapes: Shapes) -> _upstream.TransformerConfig:
   shared_kv = [_is_k_and_v(shapes, i) for i in range(num_layers)]
   if len(set(sizes)) > 1:
     is_global = [size == max(sizes) for size in sizes]
-    # Not where one layer alone lacks its values.
+    # Not if only one layer lacks its values.
     has_k = [
         shared_kv[i]
         for i in range(num_layers)
         if is_global[i] and f'layers.{i}.self_attn.k_proj.weight' in shapes
     ]
-    # Those with inputs for each layer keep k and v apart; with one global layer
-    # that keeps its own, nothing else tells.
+    # Models with per-layer inputs keep k and v apart. With only one global
+    # layer of its own keys, nothing else shows it.
     k_eq_v = bool(has_k) and all(has_k) and not per_layer
   else:
     is_global, k_eq_v = shared_kv, any(shared_kv)
@@ -133,7 +134,7 @@ def _first(
     *names: tuple[str, int | None],
     prefix: str = 'layers.',
 ) -> int:
-  """Returns the size that the first layer has which has one of the tensors."""
+  """Returns the size in the first layer that has one of the tensors."""
   for i in range(num_layers):
     for name, axis in names:
       if size := _at(shapes, f'{prefix}{i}.{name}', axis):
@@ -142,7 +143,7 @@ def _first(
 
 
 def _num_heads(shapes: Shapes, num_layers: int) -> int:
-  """Number of heads, by a layer that has both a projection and a norm."""
+  """Number of heads, from a layer with both a projection and a norm."""
   for i in range(num_layers):
     prefix = f'layers.{i}.self_attn'
     size = _at(shapes, f'{prefix}.q_norm.weight', 0)
@@ -153,7 +154,7 @@ def _num_heads(shapes: Shapes, num_layers: int) -> int:
 
 
 def _head_sizes(shapes: Shapes, num_layers: int) -> list[int]:
-  """Width of a head of each layer, 0 where nothing says so."""
+  """Width of a head of each layer, 0 if unknown."""
   num_heads = _num_heads(shapes, num_layers)
   sizes = []
   for i in range(num_layers):

@@ -1,4 +1,4 @@
-"""A leaf of gemma's that is made of tensors of transformers."""
+"""A leaf of gemma, made from tensors of transformers."""
 
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class TensorLeaf:
     path: Dotted path below `params`.
     tensors: The tensors that make the leaf.
     shape: Its shape.
-    make: Makes it of the tensors' arrays, all in its dtype.
+    make: Makes it from the tensors' arrays, all in its dtype.
   """
 
   path: str
@@ -36,7 +36,7 @@ class TensorLeaf:
 
   @functools.cached_property
   def dtype(self) -> np.dtype:
-    """That of its tensors; where they differ, see `common_dtype`."""
+    """The dtype of its tensors; if they differ, see `common_dtype`."""
     return common_dtype([x.dtype for x in self.tensors])
 
   @functools.cached_property
@@ -51,11 +51,11 @@ class TensorLeaf:
     return not made.size or is_all and made.flags.c_contiguous
 
   def read(self) -> np.ndarray:
-    """Makes the leaf; of one tensor, it may be mapped."""
+    """Makes the leaf; if it is one tensor, it may be mapped."""
     return self._made([tensor.read() for tensor in self.tensors])
 
   def load(self) -> Any:
-    """Makes the leaf in memory of its own."""
+    """Makes the leaf in new memory."""
     return self.begin()()
 
   def begin(
@@ -73,7 +73,7 @@ class TensorLeaf:
     """
     tensor = self.tensors[0]
     if self.is_one_tensor and isinstance(tensor, _mapped.Tensor):
-      # Opened before there is memory, which may take XLA a while.
+      # Opened first, as XLA may take a while to allocate memory.
       read_into = tensor.open().read_into
       fill = functools.partial(_memory.fill_in_pieces, read_into, look)
       return lambda: filled(self.shape, self.dtype, fill)
@@ -93,7 +93,7 @@ class TensorLeaf:
 def common_dtype(dtypes: Sequence[np.dtype]) -> np.dtype:
   """Returns the narrowest dtype that holds all numbers of several exactly.
 
-  bfloat16 beside float16 makes float32.
+  bfloat16 and float16 make float32.
 
   Args:
     dtypes: Dtypes of the tensors of one leaf.

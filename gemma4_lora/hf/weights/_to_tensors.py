@@ -1,4 +1,4 @@
-"""Gemma's leaves as tensors of transformers: what `_base_weights` does, undone."""
+"""Gemma's leaves as tensors of transformers: the inverse of `_base_weights`."""
 
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ class Tensor:
     name: Its name in the file.
     shape: The tensor's shape.
     take: Takes it out of the leaf.
-    by_rows: Whether it takes rows of the tensor out of rows of the leaf.
+    by_rows: Whether it can take rows of the tensor from rows of the leaf.
   """
 
   name: str
@@ -42,15 +42,15 @@ class Tensor:
 def tensors(
     shapes: Shapes, config: _upstream.TransformerConfig
 ) -> dict[str, tuple[Tensor, ...]]:
-  """Returns the tensors that each leaf is in transformers.
+  """Returns the tensors of each leaf in transformers.
 
   A file with towers is named for `Gemma4ForConditionalGeneration`, one without
-  for `Gemma4ForCausalLM`. k, v and key norm of KV-shared layers are none:
-  transformers has no such modules.
+  for `Gemma4ForCausalLM`. k, v and key norm of KV-shared layers have no
+  tensors: transformers has no such modules.
 
   Args:
     shapes: Shapes of all leaves, by dotted path below `params`.
-    config: The model's config, whose towers may be other ones or none.
+    config: The model's config; its towers may differ or be missing.
 
   Raises:
     ValueError: A leaf has no name there.
@@ -76,7 +76,7 @@ def tensors(
 def names(
     shapes: Shapes, config: _upstream.TransformerConfig
 ) -> dict[str, tuple[Tensor, ...]]:
-  """Returns the same of those leaves that have names, without their prefixes.
+  """Returns the same for leaves that have names, without their prefixes.
 
   Args:
     shapes: Shapes of some leaves.
@@ -103,7 +103,7 @@ def _is_text(path: str) -> bool:
 def _with_towers(
     shapes: Shapes, config: _upstream.TransformerConfig
 ) -> _upstream.TransformerConfig:
-  """Returns the config with towers of as many layers as there are.
+  """Returns the config with towers of as many layers as the leaves have.
 
   Their other sizes are not needed: shapes are the leaves' own.
   """
@@ -201,7 +201,7 @@ def _matrices(row: _linears.Linear) -> list[Tensor]:
 
 
 def _bounds(row: _linears.Linear, bound: str) -> list[Tensor]:
-  """A clip bound of a linear, which those that gemma packs with it share."""
+  """A clip bound of a linear, shared by those that gemma packs with it."""
   names = [name.removesuffix('.linear') for name in row.hf_names]
   indices = row.layers if row.stacked else ((),)
   return [
@@ -217,7 +217,7 @@ def _bounds(row: _linears.Linear, bound: str) -> list[Tensor]:
 def _other_tensors(
     shapes: Shapes, config: _upstream.TransformerConfig
 ) -> dict[str, tuple[Tensor, ...]]:
-  """Returns the tensors of all that is no linear."""
+  """Returns the tensors of all leaves that are not linears."""
   known = {
       path: _other(leaf, shapes[path])
       for path, leaf in _base_weights.other_leaves(config).items()

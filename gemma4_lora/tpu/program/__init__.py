@@ -1,1 +1,1 @@
-"""What the text of a compiled program says."""
+"""Reads the text of a compiled program."""

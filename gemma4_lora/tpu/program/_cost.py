@@ -15,10 +15,10 @@ _FLOPS, _BYTES = 'flops', 'bytes accessed'
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cost:
-  """What one step costs on one device.
+  """Cost of one step on one device.
 
-  XLA counts what a loop repeats once. A chunked loss or a scan over layers is
-  then all but free, which it is not.
+  XLA counts the body of a loop once, so that a chunked loss or a scan over
+  layers would seem almost free.
 
   Attributes:
     flops: Float operations, each loop as often as it runs.
@@ -27,9 +27,9 @@ class Cost:
     bytes_once: Value of `compiled.cost_analysis()['bytes accessed']`.
     unknown_loops: How many loops are counted once, as the program does not say
       how often they run.
-    kernels: How often a step calls kernels for TPUs. XLA knows of one what it
-      reads and writes, and none of its float operations. What stands in for it
-      where it cannot run is not counted.
+    kernels: How often a step calls kernels for TPUs. XLA counts what a kernel
+      reads and writes, but not its float operations. Its substitute on other
+      devices is not counted.
   """
 
   flops: float
@@ -71,7 +71,7 @@ def _num_kernels(program: _hlo.Program) -> int:
 
 
 def _stand_ins(program: _hlo.Program) -> Mapping[str, float]:
-  """Returns what XLA counts beyond the kernels' branches: it takes the largest."""
+  """Returns what XLA counts beyond the kernels: it takes the largest branch."""
   less = {_FLOPS: 0.0, _BYTES: 0.0}
   for name, choice, kernel in program.choices:
     costs = {x: _as_entry(program, x) for x in choice.called}
@@ -82,7 +82,7 @@ def _stand_ins(program: _hlo.Program) -> Mapping[str, float]:
 
 
 def _repeated(program: _hlo.Program) -> tuple[Mapping[str, float], int]:
-  """Returns what loops cost beyond their first round, and unknown loops."""
+  """Returns the cost of loops beyond their first round, and unknown loops."""
   more = {_FLOPS: 0.0, _BYTES: 0.0}
   once = program.with_trips(1).times
   for body in {loop.body for loop in program.loops}:

@@ -1,4 +1,4 @@
-"""Reads from a compiled program's text what devices exchange.
+"""Reads the exchanges between devices from a compiled program's text.
 
 As `_hlo`, it knows XLA's text format; `tests/tpu/program/exchanges_test.py` holds it to
 programs that XLA compiled.
@@ -34,7 +34,7 @@ class Collective:
     count: How many; one in a loop counts as often as it runs.
     bytes: Bytes of the whole arrays on one device: what all-gather returns,
       reduce-scatter takes, and the others take and return.
-    wire_bytes: What one device sends, in rings.
+    wire_bytes: Bytes that one device sends, in rings.
   """
 
   kind: str
@@ -46,7 +46,7 @@ class Collective:
 def collectives(
     program: _hlo.Program, num_devices: int
 ) -> tuple[Collective, ...]:
-  """Returns what devices exchange, by kind.
+  """Returns exchanges between devices, by kind.
 
   One branch of a conditional runs: the largest of each kind counts.
 
@@ -59,7 +59,7 @@ def collectives(
 
 
 class _Exchanges:
-  """What devices exchange in a computation and those that it calls."""
+  """Exchanges in a computation and those that it calls."""
 
   def __init__(self, program: _hlo.Program, num_devices: int):
     self._program = program

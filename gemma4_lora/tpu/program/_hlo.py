@@ -78,9 +78,9 @@ class Loop:
   """A `while`.
 
   Attributes:
-    parent: Computation that it stands in.
+    parent: Computation that contains it.
     body: Computation that it repeats.
-    trips: How often; None if the text does not say.
+    trips: How often; None if unknown.
   """
 
   parent: str
@@ -117,8 +117,8 @@ class Program:
   def text_of(self, name: str) -> str:
     """Returns a module of one computation, and of those that it calls.
 
-    To read all of a large program for each of its loops takes longer than to
-    compile it.
+    Reading a whole large program for each of its loops takes longer than
+    compiling it.
 
     Args:
       name: The computation's name.
@@ -191,7 +191,7 @@ class Program:
 
   @functools.cached_property
   def choices(self) -> Sequence[tuple[str, Instruction, str]]:
-    """Where a kernel for TPUs is run, or else what stands in for it.
+    """Conditionals that run a TPU kernel or its substitute.
 
     Each with the computation that it stands in, and the branch of the kernel.
     """
@@ -264,7 +264,7 @@ class Program:
     return max(0, math.ceil((stop - start) / step))
 
   def _init(self, parent: str, loop: Instruction):
-    """Returns what gives the first value of a counter, by its index."""
+    """Returns the instruction of a counter's first value, by its index."""
     values = _Values(self, parent)
     operands = values.by_name[loop.operands[0]]
 
@@ -276,7 +276,7 @@ class Program:
     return init
 
   def _step(self, body: str, index: int) -> int | None:
-    """Returns what a body adds to the counter at `index`."""
+    """Returns the increment of the counter at `index`."""
     values = _Values(self, body)
     if values.root.opcode != 'tuple':
       return None
@@ -298,7 +298,7 @@ class _Values:
     self._program = program
 
   def source(self, name: str) -> Instruction | None:
-    """Returns what a value is a copy of."""
+    """Returns the original of a copied value."""
     found = self.by_name.get(name)
     while found is not None and found.opcode in ('copy', 'bitcast', 'convert'):
       found = self.by_name.get(found.operands[0])
@@ -313,7 +313,7 @@ class _Values:
     return int(match[1]) if match else None
 
   def tuple_index(self, name: str) -> int | None:
-    """Returns which part of the loop's tuple a value is."""
+    """Returns the index of a value in the loop's tuple."""
     found = self.source(name)
     if found is None or found.opcode != 'get-tuple-element':
       return None
