@@ -26,6 +26,7 @@ _PAGES = {
     for path in (
         _ROOT / 'README.md',
         *_ROOT.glob('configs/README.md'),
+        *_ROOT.glob('colabs/README.md'),
         *sorted(_ROOT.glob('gemma4_lora/**/*.md')),
         *sorted(_ROOT.glob('tests/**/README.md')),
     )
@@ -38,6 +39,7 @@ _each_page = pytest.mark.parametrize('page', _PAGES)
 _RUN_BY = {
     'kauldron.main --cfg=configs/quickstart.py': '.ci/run',
     'uv run --extra dev pytest': '.ci/run',
+    'python -m tests.lib.notebooks': 'tests/colabs_test.py',
     'python -m tests.benchmarks': 'tests/benchmarks/table_test.py',
     'python -m gemma4_lora doctor': 'tests/doctor/versions_test.py',
     'python -m gemma4_lora show': 'tests/data/reports/show_command_test.py',

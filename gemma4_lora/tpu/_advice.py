@@ -114,8 +114,9 @@ def _to_speed_up(plan: _plan_numbers.PlanNumbers) -> Iterator[str]:
     return
   if bound == _plan_numbers.Bound.MEMORY and plan.peak_bytes < limit / 2:
     yield (
-        'The step waits for memory, which is half empty: a larger batch reads'
-        ' the weights as often, for more tokens.'
+        'Reading memory bounds the step, and'
+        f' {plan.peak_bytes / limit:.0%} of the memory is used: a larger batch'
+        ' reads the weights as often, for more tokens.'
     )
   if bound == _plan_numbers.Bound.LINKS:
     yield (

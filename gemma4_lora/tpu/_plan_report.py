@@ -17,6 +17,8 @@ _COLORS = (
     '#aa3377',
     '#ee6677',
 )
+# Can be read on light pages and on dark ones; not all know `currentColor`.
+_NEUTRAL = '#888888'
 
 
 def as_text(plan: _plan_numbers.PlanNumbers) -> str:
@@ -60,7 +62,7 @@ def bar(plan: _plan_numbers.PlanNumbers, *, width: int = 640) -> str:
     width: Width in pixels.
   """
   parts = [(name, num) for name, num in _memory_items(plan) if num]
-  unit = _unit(plan.peak_bytes)
+  unit = _column_unit(plan)
   limit = plan.hbm_bytes
   largest = max(limit or 0, sum(num for _, num in parts), 1)
   scale = width / largest / 1.02
@@ -81,15 +83,14 @@ def bar(plan: _plan_numbers.PlanNumbers, *, width: int = 640) -> str:
   if limit:
     at = limit * scale
     shapes.append(
-        f'<line x1="{at:.1f}" y1="12" x2="{at:.1f}" y2="56" stroke="currentColor"'
+        f'<line x1="{at:.1f}" y1="12" x2="{at:.1f}" y2="56" stroke="{_NEUTRAL}"'
         f' stroke-width="2"/><text x="{at:.1f}" y="10" text-anchor="end">'
         f'{html.escape(f"{plan.chip.name}: {_gib(limit)}")}</text>'
     )
   height = 80 + 20 * ((len(parts) - 1) // 3)
   return (
       f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}"'
-      # Notebooks are dark, too.
-      f' height="{height}" fill="currentColor" font-family="sans-serif"'
+      f' height="{height}" fill="{_NEUTRAL}" font-family="sans-serif"'
       ' font-size="12">'
       f'{"".join(shapes)}</svg>'
   )
@@ -132,7 +133,7 @@ def _memory_items(plan: _plan_numbers.PlanNumbers) -> Iterator[tuple[str, int]]:
 
 
 def _memory_rows(plan: _plan_numbers.PlanNumbers) -> list[tuple[str, str, str]]:
-  unit = _unit(plan.peak_bytes)  # One for the column.
+  unit = _column_unit(plan)
   rows = [('memory per device', '', '')]
   rows += [(name, _in_unit(num, unit), '') for name, num in _memory_items(plan)]
   if plan.memory is None and plan.temporary_bytes is not None:
@@ -256,6 +257,11 @@ def _table(rows: Sequence[tuple[str, str, str]]) -> str:
 def _gib(num_bytes: float) -> str:
   """`8.73 GiB`, and smaller units for tiny models."""
   return _in_unit(num_bytes, _unit(num_bytes))
+
+
+def _column_unit(plan: _plan_numbers.PlanNumbers) -> tuple[str, int]:
+  """One for all rows. Of tiny models, GiB would show nothing but the peak."""
+  return ('GiB', _GIB) if plan.peak_bytes >= _GIB else ('MiB', 2**20)
 
 
 def _unit(largest: float) -> tuple[str, int]:
