@@ -12,14 +12,22 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     argv: The command and its options. Default: those of the process.
   """
   argv = sys.argv[1:] if argv is None else argv
+  try:
+    sys.exit(_run(argv))
+  except KeyboardInterrupt:
+    print('gemma4_lora: stopped.', file=sys.stderr)
+    sys.exit(130)
+
+
+def _run(argv: Sequence[str]) -> int:
   # Before anything below is imported, which may be what is broken.
   if [*argv] == ['doctor']:
     from gemma4_lora.doctor import _command  # pylint: disable=g-import-not-at-top
 
-    sys.exit(_command.main([]))
+    return _command.main([])
   from gemma4_lora.commands import _cli  # pylint: disable=g-import-not-at-top
 
-  sys.exit(_cli.run(argv))
+  return _cli.run(argv)
 
 
 if __name__ == '__main__':

@@ -7,6 +7,7 @@ import io
 import os
 import pathlib
 import re
+import subprocess
 import sys
 
 from gemma import gm
@@ -18,6 +19,8 @@ import pytest
 from gemma4_lora import _trees
 from gemma4_lora import g4
 from gemma4_lora.commands import _commands
+from gemma4_lora.commands import _look_commands
+from gemma4_lora.doctor import _command
 from gemma4_lora.jobs import _yaml as jobs_yaml
 from tests.lib import models
 from tests.lib import random_params
@@ -261,9 +264,21 @@ def test_chat_with_what_is_no_run(run, run_command, monkeypatch, tmp_path):
     [
         (('fuse', '--format=peft', '--out=x'), "not one of 'gemma', 'hf'"),
         (('fuse', '--out=x'), '--workdir=... is missing'),
+        (('fuse', '--out='), "'--out': it is empty"),
+        (('chat', '--peft='), "'--peft': it is empty"),
+        (('fuse', '--out=x', '--max_shard_gb=nan'), 'is not a finite number'),
+        (('chat', '--cache_length=0'), '0 is not in the range x>=1'),
+        (('chat', '--step=x'), "'x' is not a valid integer.\n"),
+        (('summary', '--model.rank=8'), 'Did you mean --cfg.model.rank=8?'),
+        (('summary', '--cfg.model.rank=x'), "rank: takes int. Got: 'x'"),
+        (('summary', '--cfg.model.rank='), "rank: takes int. Got: ''"),
         (('eval',), '--workdir=... is missing'),
-        (('eval', '--workdir=/x', '--eval=smapling'), "mean 'sampling'?"),
-        (('eval', '--workdir=/no/such'), 'there is no checkpoint in /no/such'),
+        (('eval', '--workdir=/', '--eval=smapling'), "mean 'sampling'?"),
+        (
+            ('eval', '--workdir=/no/such'),
+            '--workdir=/no/such: there is no such',
+        ),
+        (('eval', '--workdir=/'), 'there is no checkpoint in /'),
         (('export',), "Missing option '--out'"),
         (('vertex', '--workdir=gs://b/run'), '--region=... is missing'),
         (('vertex', '--region=us-east5'), '--workdir=gs://... is missing'),
@@ -287,6 +302,10 @@ def test_what_a_command_lacks(args, message, run_command):
         ((_CONFIG, 'summary'), 'comes behind a command'),
         (('-\x1b[2J', 'summary'), '-\\x1b[2J comes behind a command'),
         (('summary',), '--cfg=... is missing'),
+        (('summary', '--hlep'), 'no option --hlep. Did you mean --help?'),
+        (('help',), 'write gemma4_lora --help'),
+        (('train', '--cfg=quickstrt'), 'Did you mean quickstart?'),
+        (('train', '--cfg='), "'--cfg': it is empty"),
     ],
 )
 def test_what_is_no_command(args, message, run_command):
@@ -294,6 +313,61 @@ def test_what_is_no_command(args, message, run_command):
   assert (done.returncode, done.stdout) == (1, '')
   assert message in done.stderr
   assert done.stderr.count('\n') == done.stderr.count('gemma4_lora: ') == 1
+
+
+def test_what_takes_no_time_is_looked_at_before_the_imports():
+  """A user who misspelt a path does not wait for JAX to hear of it."""
+  lines = [
+      'import sys',
+      'from gemma4_lora.commands import _cli',
+      'for name, flag in [("check", "--peft=/no"), ("chat", "--workdir=/no")]:',
+      '  assert _cli.run([name, "--cfg=quickstart", flag]) == 1',
+      'assert _cli.run(["plan", "--cfg=quickstrt"]) == 1',
+      'assert not {"jax", "kauldron", "absl"} & {*sys.modules}',
+  ]
+  done = subprocess.run(
+      [sys.executable, '-c', '\n'.join(lines)],
+      cwd=_ROOT,
+      capture_output=True,
+      text=True,
+      check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  assert done.stderr.count('=/no: there is no such path.\n') == 2
+
+
+@pytest.mark.parametrize('where', ['_cli', '_command'])
+def test_interrupted_is_a_line(where, run_command, monkeypatch):
+  """In any command, and in the one that runs before all others."""
+
+  def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+  if where == '_cli':
+    monkeypatch.setattr(_look_commands.summary, 'callback', interrupt)
+    done = run_command('summary', _CONFIG)
+  else:
+    monkeypatch.setattr(_command, 'main', interrupt)
+    done = run_command('doctor')
+  assert (done.returncode, done.stdout) == (130, '')
+  assert done.stderr.strip() == 'gemma4_lora: stopped.'
+
+
+@pytest.mark.parametrize('shell', ['bash', 'zsh', 'fish'])
+def test_completion(shell, run_command, monkeypatch):
+  monkeypatch.setenv('_GEMMA4_LORA_COMPLETE', f'{shell}_source')
+  assert 'gemma4_lora' in run_command().stdout
+  monkeypatch.setenv('_GEMMA4_LORA_COMPLETE', f'{shell}_complete')
+  for words, number, wanted in (
+      ('gemma4_lora ev', 1, 'eval'),
+      ('gemma4_lora plan --sw', 2, '--sweep'),
+  ):
+    monkeypatch.setenv('COMP_WORDS', words)
+    # fish gives the word itself.
+    monkeypatch.setenv(
+        'COMP_CWORD', words.split()[-1] if shell == 'fish' else str(number)
+    )
+    assert wanted in run_command().stdout
 
 
 def test_help_lists_the_commands(run_command):

@@ -7,14 +7,20 @@ import typing
 import click
 
 from gemma4_lora.commands import _options
+from gemma4_lora.commands import _values
 
 if typing.TYPE_CHECKING:
   from gemma4_lora.jobs.command_line import _config
 
 
-@_options.takes_config('gemma4_lora chat --cfg=my_config.py --workdir=/tmp/run')
+@_options.takes_config(
+    'gemma4_lora chat --cfg=my_config.py --workdir=/tmp/run', reads_run=True
+)
 @click.option(
-    '--peft', metavar='FOLDER', help="A PEFT folder, in place of a run's LoRA."
+    '--peft',
+    type=_values.Text(),
+    metavar='FOLDER',
+    help="A PEFT folder, in place of a run's LoRA.",
 )
 @click.option(
     '--lora/--nolora',
@@ -25,7 +31,7 @@ if typing.TYPE_CHECKING:
 )
 @click.option(
     '--max_new_tokens',
-    type=click.IntRange(1),
+    type=_values.Int(1),
     default=512,
     show_default=True,
     metavar='N',
@@ -33,7 +39,7 @@ if typing.TYPE_CHECKING:
 )
 @click.option(
     '--cache_length',
-    type=int,
+    type=_values.Int(1),
     default=4096,
     show_default=True,
     metavar='N',
@@ -41,7 +47,7 @@ if typing.TYPE_CHECKING:
 )
 @click.option(
     '--temperature',
-    type=click.FloatRange(0.0),
+    type=_values.Float(0.0),
     default=0.0,
     show_default=True,
     help='0 for the most likely token.',

@@ -7,15 +7,25 @@ import typing
 import click
 
 from gemma4_lora.commands import _options
+from gemma4_lora.commands import _status
+from gemma4_lora.commands import _values
 
 if typing.TYPE_CHECKING:
   from gemma4_lora.jobs.command_line import _config
 
+_WHO = 'gemma4_lora check'
+
 
 @_options.takes_config(
-    'gemma4_lora check --cfg=my_config.py --workdir=/tmp/run --peft=/tmp/lora'
+    'gemma4_lora check --cfg=my_config.py --workdir=/tmp/run --peft=/tmp/lora',
+    reads_run=True,
 )
-@click.option('--peft', metavar='FOLDER', help='A PEFT folder to compare.')
+@click.option(
+    '--peft',
+    type=_values.Text(),
+    metavar='FOLDER',
+    help='A PEFT folder to compare.',
+)
 @_options.step
 def check(config: _config.Config, *, peft: str | None, step: int) -> int:
   """Say whether LoRA changes the model and is complete.
@@ -29,27 +39,34 @@ def check(config: _config.Config, *, peft: str | None, step: int) -> int:
   model, lora, workdir = config.part('model'), None, None
   if config.value.get('workdir') or not peft:
     workdir = config.workdir
-  if peft:
-    # Before the base is read, which takes longer. Without a run, what the
-    # folder says is what is adapted.
-    try:
-      loaded = g4.hf.load_peft(peft, model=model.model)
-    except ValueError as e:
-      print(
-          f'PROBLEM: {_escapes.escaped(str(e))}\nNOT OK: the folder cannot be'
-          ' loaded.'
-      )
-      return 1
-    if workdir is None:
-      model, lora = loaded.model, loaded.params
-  params = _export.read_params(
-      model=model,
-      init_transform=config.part('init_transform'),
-      workdir=workdir,
-      lora=lora,
-      step=step,
-      who='gemma4_lora check',
-  )
-  report = g4.nn.check(model, params, file=peft)
+  with _status.Status(_WHO) as status:
+    if peft:
+      # Before the base is read, which takes longer. Without a run, what the
+      # folder says is what is adapted.
+      status.say(f'reads {peft}')
+      try:
+        loaded = g4.hf.load_peft(peft, model=model.model)
+      except ValueError as e:
+        status.clear()
+        print(
+            f'PROBLEM: {_escapes.escaped(str(e))}\nNOT OK: the folder cannot be'
+            ' loaded.'
+        )
+        return 1
+      if workdir is None:
+        model, lora = loaded.model, loaded.params
+    status.say(
+        'reads the base' + ('' if workdir is None else f' and {workdir}')
+    )
+    params = _export.read_params(
+        model=model,
+        init_transform=config.part('init_transform'),
+        workdir=workdir,
+        lora=lora,
+        step=step,
+        who=_WHO,
+    )
+    status.say('looks at what LoRA changes')
+    report = g4.nn.check(model, params, file=peft)
   print(_escapes.escaped(str(report)))
   return int(not report.ok)

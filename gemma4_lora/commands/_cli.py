@@ -12,6 +12,7 @@ import sys
 import click
 
 from gemma4_lora.commands import _commands
+from gemma4_lora.commands import _interrupts
 
 _NAME = 'gemma4_lora'
 
@@ -42,6 +43,10 @@ class _Commands(click.Group):
       if name.startswith('-'):
         raise click.UsageError(
             f'{name} comes behind a command: {_NAME} COMMAND {name}'
+        )
+      if name == 'help':
+        raise click.UsageError(
+            f'write {_NAME} --help, or {_NAME} COMMAND --help.'
         )
       close = difflib.get_close_matches(name, _commands.COMMANDS, n=1)
       hint = f' Did you mean {close[0]!r}?' if close else ''
@@ -90,12 +95,13 @@ def run(argv: Sequence[str]) -> int:
     The exit status: 1 for what the command cannot do, which is one line.
   """
   try:
-    status = cli.main([*argv], prog_name=_NAME, standalone_mode=False)
+    with _interrupts.taken():
+      status = cli.main([*argv], prog_name=_NAME, standalone_mode=False)
   except click.ClickException as e:
     return _end(e.format_message())
   except click.Abort:  # Of Ctrl-C.
-    _end('stopped.')
-    return 130
+    _interrupts.end()
+    return _interrupts.STATUS
   except Exception as e:
     line = _told(e)
     if line is None:

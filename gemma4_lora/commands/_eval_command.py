@@ -7,6 +7,7 @@ import typing
 import click
 
 from gemma4_lora.commands import _options
+from gemma4_lora.commands import _values
 
 if typing.TYPE_CHECKING:
   from gemma4_lora.jobs.command_line import _config
@@ -14,12 +15,14 @@ if typing.TYPE_CHECKING:
 
 @_options.takes_config(
     'gemma4_lora eval --cfg=my_config.py --workdir=/tmp/run --eval=eval',
+    reads_run=True,
     name='eval',
 )
 @click.option(
     '--eval',
     'names',
     multiple=True,
+    type=_values.Text(),
     metavar='NAME',
     help="One of the config's evals=; may be given several times. Default: all.",
 )

@@ -9,6 +9,8 @@ from typing import Any
 import click
 
 from gemma4_lora.commands import _options
+from gemma4_lora.commands import _status
+from gemma4_lora.commands import _values
 from gemma4_lora.jobs import _job_options
 
 if typing.TYPE_CHECKING:
@@ -28,13 +30,13 @@ if typing.TYPE_CHECKING:
 )
 @click.option(
     '--batch',
-    type=int,
+    type=_values.Int(1),
     metavar='N',
     help="Sequences in a step, in place of the config's.",
 )
 @click.option(
     '--length',
-    type=int,
+    type=_values.Int(1),
     metavar='N',
     help="Tokens of a sequence, in place of the config's.",
 )
@@ -50,7 +52,12 @@ def plan(config: _config.Config, **options: Any) -> int:
   """
   from gemma4_lora.tpu import _plan_command  # pylint: disable=g-import-not-at-top
 
-  return _plan_command.run(config.value, **options)
+  with _status.Status('gemma4_lora plan') as status:
+    return _plan_command.run(
+        config.value,
+        say=lambda text: status.say(text) if text else status.clear(),
+        **options,
+    )
 
 
 def _of_a_job(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,6 +3,7 @@
 import click
 
 from gemma4_lora.commands import _options
+from gemma4_lora.commands import _values
 
 
 @click.command(
@@ -21,6 +22,7 @@ from gemma4_lora.commands import _options
     '--data',
     'path',
     required=True,
+    type=_values.Text(),
     metavar='PATH',
     help='JSONL, plain or compressed, or Parquet; a pattern; here or in a bucket.',
 )

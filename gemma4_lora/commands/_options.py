@@ -14,9 +14,14 @@ from typing import Any
 
 import click
 
+from gemma4_lora.commands import _values
+from gemma4_lora.jobs.command_line import _shipped
+
+_OF_CONFIG = re.compile(r'--?(no)?cfg\.')
+
 step = click.option(
     '--step',
-    type=click.IntRange(-1),
+    type=_values.Int(-1),
     default=-1,
     metavar='N',
     help='Which checkpoint of the run. Default: the last.',
@@ -33,6 +38,7 @@ topology = click.option(
 )
 cache = click.option(
     '--cache',
+    type=_values.Text(),
     metavar='FOLDER',
     help='Folder of earlier plans; "none" for none. Default:'
     ' $XDG_CACHE_HOME/gemma4_lora/plans, or ~/.cache.',
@@ -50,15 +56,22 @@ def be_quiet() -> None:
 
 def out(what: str) -> Callable[..., Any]:
   return click.option(
-      '--out', required=True, metavar='FOLDER', help=f'Where to write {what}.'
+      '--out',
+      required=True,
+      type=_values.Text(),
+      metavar='FOLDER',
+      help=f'Where to write {what}.',
   )
 
 
-def takes_config(example: str, **settings: Any) -> Callable[..., Any]:
+def takes_config(
+    example: str, *, reads_run: bool = False, **settings: Any
+) -> Callable[..., Any]:
   """Makes a command whose first argument is the config, a `_config.Config`.
 
   Args:
     example: A command line, for the help.
+    reads_run: Whether the folder of the run is there already.
     **settings: Arguments of `click.command`.
   """
 
@@ -74,13 +87,14 @@ def takes_config(example: str, **settings: Any) -> Callable[..., Any]:
     @click.option(
         '--cfg',
         metavar='FILE',
-        type=click.Path(),
+        type=_values.Text(),
         help='Config of the run: a Python file, or the name of a shipped config,'
         ' as quickstart. --cfg.FIELD=VALUE changes a'
         ' field of it, as in --cfg.model.rank=8.',
     )
     @click.option(
         '--workdir',
+        type=_values.Text(),
         metavar='FOLDER',
         help='Folder of the run: short for --cfg.workdir.',
     )
@@ -102,7 +116,16 @@ def takes_config(example: str, **settings: Any) -> Callable[..., Any]:
         **options: Any,
     ) -> Any:
       if cfg is None:
+        for argument in ctx.args:
+          if argument.startswith('-') and not _OF_CONFIG.match(argument):
+            raise click.UsageError(_unknown(ctx, argument, None))
         raise click.UsageError('--cfg=... is missing: the config of the run.')
+      # What takes no time comes first.
+      if message := _shipped.missing(cfg):
+        raise click.UsageError(message)
+      if reads_run:
+        _values.check_there('--workdir', workdir)
+      _values.check_there('--peft', options.get('peft'))
       be_quiet()
       # Not at the top: `--help` does not wait for Kauldron.
       from absl import logging  # pylint: disable=g-import-not-at-top
@@ -150,20 +173,24 @@ def _overrides(ctx: click.Context, cfg: str) -> list[str]:
       raise click.UsageError(
           f'{ctx.command.name} takes options alone. Got: {argument!r}.'
       )
-    if not re.match(r'--?(no)?cfg\.', argument):
+    if not _OF_CONFIG.match(argument):
       raise click.UsageError(_unknown(ctx, argument, cfg))
   return ctx.args
 
 
-def _unknown(ctx: click.Context, argument: str, cfg: str) -> str:
+def _unknown(ctx: click.Context, argument: str, cfg: str | None) -> str:
   """Returns the message for an option that the command does not have."""
-  from gemma4_lora.jobs.command_line import _config  # pylint: disable=g-import-not-at-top
-
   name, _, value = argument.lstrip('-').partition('=')
   message = f'{ctx.command.name} has no option --{name}.'
   value = f'={value}' if value else ''
-  fields = [f'--cfg.{x}{value}' for x in _config.fields_named(cfg, name)]
+  fields = []
+  if cfg is not None:
+    from gemma4_lora.jobs.command_line import _config  # pylint: disable=g-import-not-at-top
+
+    found = _config.fields_named(cfg, name.rpartition('.')[2])
+    fields = [f'--cfg.{x}{value}' for x in found if x.endswith(name)]
   known = [x.lstrip('-') for p in ctx.command.params for x in p.opts]
+  known.append('help')
   close = [f'--{x}' for x in difflib.get_close_matches(name, known, n=1)]
   meant = [*fields, *close][:3]
   return f'{message} Did you mean {" or ".join(meant)}?' if meant else message

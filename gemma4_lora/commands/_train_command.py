@@ -2,7 +2,10 @@
 
 import click
 
+from gemma4_lora.commands import _interrupts
 from gemma4_lora.commands import _options
+from gemma4_lora.commands import _values
+from gemma4_lora.jobs.command_line import _shipped
 
 
 @click.command(
@@ -12,13 +15,14 @@ from gemma4_lora.commands import _options
 @click.option(
     '--cfg',
     metavar='FILE',
-    type=click.Path(),
+    type=_values.Text(),
     help='Config of the run: a Python file, or the name of a shipped config,'
     ' as quickstart. --cfg.FIELD=VALUE changes a field of'
     ' it, as in --cfg.model.rank=8.',
 )
 @click.option(
     '--workdir',
+    type=_values.Text(),
     metavar='FOLDER',
     help='Folder of the run, here or in a bucket: short for --cfg.workdir.',
 )
@@ -46,12 +50,14 @@ def train(
   and of absl, too. Exit status: 0 the run is complete; 75 it was stopped, all is
   saved, and the same command goes on; 76 another host is gone; 1 an error.
   """
+  if cfg and (message := _shipped.missing(cfg)):
+    raise click.UsageError(message)
   from gemma4_lora.host import _stop_signals  # pylint: disable=g-import-not-at-top
 
+  _interrupts.give_back()
   _stop_signals.of_process().begin()
   _options.be_quiet()
   from gemma4_lora.jobs import _train  # pylint: disable=g-import-not-at-top
-  from gemma4_lora.jobs.command_line import _shipped  # pylint: disable=g-import-not-at-top
 
   cfg = cfg and _shipped.find(cfg)
   given = {

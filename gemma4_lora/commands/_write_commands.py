@@ -8,13 +8,14 @@ from typing import Any
 import click
 
 from gemma4_lora.commands import _options
+from gemma4_lora.commands import _values
 
 if typing.TYPE_CHECKING:
   from gemma4_lora.jobs.command_line import _config
 
 _max_shard_gb = click.option(
     '--max_shard_gb',
-    type=float,
+    type=_values.Float(0.0, min_open=True),
     default=5.0,
     show_default=True,
     metavar='GB',
@@ -23,7 +24,8 @@ _max_shard_gb = click.option(
 
 
 @_options.takes_config(
-    'gemma4_lora fuse --cfg=my_config.py --workdir=/tmp/run --out=/tmp/fused'
+    'gemma4_lora fuse --cfg=my_config.py --workdir=/tmp/run --out=/tmp/fused',
+    reads_run=True,
 )
 @_options.out('the model')
 @click.option(
@@ -45,7 +47,8 @@ def fuse(config: _config.Config, *, format: str, **options: Any) -> None:
 
 
 @_options.takes_config(
-    'gemma4_lora export --cfg=my_config.py --workdir=/tmp/run --out=/tmp/lora'
+    'gemma4_lora export --cfg=my_config.py --workdir=/tmp/run --out=/tmp/lora',
+    reads_run=True,
 )
 @_options.out('the folder')
 @click.option(

@@ -1,5 +1,6 @@
 """`python -m gemma4_lora plan`."""
 
+from collections.abc import Callable
 import sys
 from typing import Any
 
@@ -22,6 +23,7 @@ def run(
     length: int | None,
     with_logging: bool,
     cache: str | None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> int:
   """Prints a plan, or a sweep as it goes.
 
@@ -33,6 +35,7 @@ def run(
     length: See `g4.tpu.plan`.
     with_logging: See `g4.tpu.plan`.
     cache: A folder, `'none'`, or None for the user's own.
+    say: Told what is being done; an empty text before something is printed.
 
   Returns:
     The exit status: 0 if it fits, 1 if it does not, 2 if there is no answer.
@@ -47,15 +50,21 @@ def run(
         cache={None: True, '': False, 'none': False}.get(cache, cache),
     )
     if not with_sweep:
+      say(f'traces and compiles the step for {topology}, for minutes')
       plan = _make.plan(cfg, **options)
+      say('')
       print(plan)
       return _FITS if plan.fits else _DOES_NOT_FIT
     print(_sweep.HEADER, flush=True)
-    found = _sweep.sweep(
-        cfg,
-        on_plan=lambda plan: print(_sweep.row(plan), flush=True),
-        **options,
-    )
+
+    def show(plan):
+      say('')
+      print(_sweep.row(plan), flush=True)
+      say('compiles the next')
+
+    say(f'compiles several steps for {topology}, for minutes each')
+    found = _sweep.sweep(cfg, on_plan=show, **options)
+    say('')
   except _errors.PlanError as e:
     print(f'gemma4_lora plan: {e}', file=sys.stderr)
     return _NO_ANSWER

@@ -27,6 +27,10 @@ _CLASS = '__qualname__'  # Where `konfig` keeps it.
 _ARGS = '__args__'  # Arguments of `get_config`.
 # `konfig` of kauldron 1.4.4.
 _OVERRIDE = re.compile(r'Error trying to mutate path (\S+): (.*)')
+_CAST = re.compile(
+    r"Could not override field '\w+' \(reference\)\. ?(.*?) ?is of original type"
+    r" <class '\w+'> and cannot be casted to type <class '(\w+)'>"
+)
 _PLACE = re.compile(r"^In (?:'(.*)'|\[(\d+)\]):$", re.MULTILINE)
 _KONFIG = f'kauldron{os.sep}konfig{os.sep}'
 OF_USERS = (ValueError, OSError, ImportError)
@@ -89,12 +93,9 @@ def explain(error: BaseException, given: str, name: str = 'cfg') -> str:
       return f'{path}: FileNotFoundError: {said}'
     if os.path.exists(path):
       return f'{flag} cannot be read: {error.strerror or _one_line(error)}.'
-    return (
-        f'{flag}: there is no such file.{_close_files(path)} By name there are:'
-        f' {", ".join(_shipped.names())}.'
-    )
+    return _shipped.missing(given, flag=f'--{name}') or _one_line(error)
   if match := _OVERRIDE.search(_one_line(error)):
-    return f'--{name}.{match[1]}: {match[2]}'
+    return f'--{name}.{match[1]}: {_wrong_type(match[2])}'
   if 'get_config' in str(error):
     return f'{flag}: {_one_line(_root(error))}'
   return f'{flag}: {type(error).__name__}: {_one_line(_root(error))}'
@@ -178,6 +179,14 @@ def node_of(cfg: Any, name: str) -> tuple[Any, str]:
   return node, last
 
 
+def _wrong_type(said: str) -> str:
+  """Returns what a field takes, where `konfig` says what it cannot cast."""
+  match = _CAST.fullmatch(said)
+  if match is None:
+    return said
+  return f'takes {match[2]}. Got: {match[1]!r}'
+
+
 def is_ours(error: BaseException | None) -> bool:
   """Whether this package raised an error, rather than what it calls."""
   return _raised(error) is not None
@@ -258,14 +267,3 @@ def _root(error: BaseException) -> BaseException:
 
 def _one_line(error: BaseException) -> str:
   return ' '.join(str(error).split()) or type(error).__name__
-
-
-def _close_files(path: str) -> str:
-  """Returns which files beside it may be meant."""
-  file = pathlib.Path(path)
-  try:
-    names = [x.name for x in file.parent.iterdir() if x.suffix == '.py']
-  except OSError:
-    return ''
-  close = difflib.get_close_matches(file.name, names, n=1)
-  return f' Did you mean {file.with_name(close[0])}?' if close else ''

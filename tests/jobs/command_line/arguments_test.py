@@ -22,7 +22,10 @@ def test_a_value_is_behind_an_equals_sign():
     ('args', 'message'),
     [
         (['--verbosity=x'], "'x' is not a valid integer"),
-        (['--cfg=x.py', '--no_option=1'], 'summary has no option --no_option'),
+        (
+            ['--cfg=quickstart', '--no_option=1'],
+            'summary has no option --no_option',
+        ),
         (['--cfg'], "Option '--cfg' requires an argument"),
         (['--cfg.seed=7'], '--cfg=... is missing: the config of the run'),
     ],

@@ -53,7 +53,7 @@ def _of_flags(*flags_and_message):
         _of_flags('--cfg.sed=1', 'Trainer has no field \'sed\'. Did you mean --cfg.seed?'),
         _of_flags('--cfg.model.x=1', "--cfg.model.x: kauldron.kd.nn.Identity has no field 'x'."),
         _of_flags('--cfg.modle.x=1', '--cfg.modle.x: Error accessing'),
-        _of_flags('--cfg.seed=x', "--cfg.seed: Could not override field 'seed'"),
+        _of_flags('--cfg.seed=x', "--cfg.seed: takes int. Got: 'x'"),
         _of_flags('--cfg.seed', '7', '--cfg.seed 7: write --cfg.seed=7.'),
         _of_flags('--cfg.seed', '-7', '--cfg.seed -7: write --cfg.seed=-7.'),
     ],
@@ -73,7 +73,7 @@ def test_what_is_wrong_is_a_line(source, flags, message, run_command, tmp_path):
     [
         ('my_confg.py', 'my_confg.py: there is no such file. Did you mean'),
         ('a\nb.py', "--cfg='a\\nb.py': there is no such file"),
-        ('', '--cfg is empty'),
+        ('', "'--cfg': it is empty"),
         ('.', '--cfg=. cannot be read: Is a directory.'),
         ('gs://bucket/config.py', 'a config is a Python file on this machine'),
         ('my_config.py:tiny', 'takes 0 positional arguments but 1 was given'),
