@@ -12,8 +12,8 @@ import numpy as np
 
 # Per leaf. Smaller ones are read whole.
 _SAMPLES = 4096
-# A piece up to this size is copied to the host and sampled there: less to wait
-# for than the compilation of a program for its shape.
+# A piece up to this size is copied to the host and sampled there, which is
+# faster than compiling a program for its shape.
 _SMALL_BYTES = 2**16
 
 
@@ -28,7 +28,7 @@ def checksums(
 
   Args:
     leaves: Arrays of JAX or of numpy.
-    of_all: Whether to look at all entries, which takes longer.
+    of_all: Whether to read all entries, which takes longer.
   """
   samples = None if of_all else _SAMPLES
   taken = {name: list(_take(leaf, samples)) for name, leaf in leaves.items()}
@@ -46,14 +46,14 @@ def checksums(
 
 
 class RowsChecksum:
-  """The checksum of an array of which rows are seen after one another."""
+  """The checksum of an array whose rows come one after the other."""
 
   def __init__(self, shape: tuple[int, ...], dtype: np.dtype):
     """Creates it.
 
     Args:
-      shape: Of the whole array.
-      dtype: In which it is to be, whatever its rows come in.
+      shape: Shape of the whole array.
+      dtype: Dtype for the checksum; rows may come in another one.
     """
     self._dtype = dtype
     self._index = _index(shape, _SAMPLES)
@@ -85,8 +85,8 @@ def _take(
     samples: How many entries; None for all.
 
   Yields:
-    Entries on a device or the host; where they still are to be picked from, the
-    index; positions.
+    Entries on a device or the host; the index of those still to be picked;
+    positions.
   """
   index, strides = _index(leaf.shape, samples), _strides(leaf.shape)
   if not isinstance(leaf, jax.Array):
@@ -116,7 +116,7 @@ def _pick(array: jax.Array, index: tuple[jax.Array, ...]) -> jax.Array:
 
 
 def _index(shape: tuple[int, ...], samples: int | None) -> list[np.ndarray]:
-  """Which places to look at along each axis."""
+  """Returns the positions to sample along each axis."""
   return [
       np.linspace(0, n - 1, count).round().astype(np.int64)
       for n, count in zip(shape, _counts(shape, samples), strict=True)
@@ -128,7 +128,7 @@ def _strides(shape: tuple[int, ...]) -> list[int]:
 
 
 def _counts(shape: tuple[int, ...], samples: int | None) -> list[int]:
-  """How many places to look at along each axis."""
+  """Returns how many positions to sample along each axis."""
   counts = list(shape)
   while samples is not None and math.prod(counts) > samples:
     longest = counts.index(max(counts))

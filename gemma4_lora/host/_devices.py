@@ -1,4 +1,4 @@
-"""From the host's memory to where an array is."""
+"""Moves values from the host's memory to an array's devices."""
 
 from concurrent import futures
 import os
@@ -15,8 +15,8 @@ def place(host: Any, like: Any) -> Any:
   """Returns a value as an array on the devices of another.
 
   Args:
-    host: The whole value, of which each device is given its own part; an array
-      that Orbax put in its place; or one of `_xla_memory.filled`.
+    host: The whole value, of which each device gets its part; an array that
+      Orbax placed; or one of `_xla_memory.filled`.
     like: The array, or abstract array, that it replaces. May have been freed.
   """
   if isinstance(like, np.ndarray):
@@ -35,7 +35,7 @@ def place(host: Any, like: Any) -> Any:
       )
   host = np.asarray(host, like.dtype)
   if is_uncommitted:
-    # Uncommitted, the array may still move to where another one is.
+    # An uncommitted array may still move to another one's device.
     array = jax.device_put(host)
     if array.sharding == like.sharding:
       return array

@@ -1,9 +1,10 @@
-"""Texts of data and files for a terminal, which acts upon some characters."""
+"""Makes texts of data and files safe for a terminal."""
 
 import re
 
-# Control characters but tab and newline; those that turn or break lines, by which
-# a text may look like another; and halves of pairs, which cannot be printed.
+# Control characters except tab and newline; characters that change direction or
+# break lines, by which a text may look like another; and unpaired surrogates,
+# which cannot be printed.
 _ACTED_UPON = re.compile(
     '[\0-\x08\x0b-\x1f\x7f-\x9f'
     '\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff'

@@ -1,4 +1,4 @@
-"""Which arrays have NaN or infinite values."""
+"""Finds arrays with NaN or infinite values."""
 
 from collections.abc import Callable
 from collections.abc import Hashable
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# What is copied to the host, where nothing needs to be compiled.
+# Arrays up to this size are copied to the host, where nothing is compiled.
 _SMALL_BYTES = 2**26
 
 
@@ -29,15 +29,15 @@ def not_finite[K: Hashable](
 def which[K: Hashable](
     leaves: Mapping[K, Any], test: Callable[[Any, Any], Any]
 ) -> list[K]:
-  """Returns the keys of arrays of which something holds.
+  """Returns the keys of arrays for which a test is true.
 
   Args:
-    leaves: Arrays. It holds of no shapes, tracers and integers.
+    leaves: Arrays. The test is false for shapes, tracers and integers.
     test: Returns a bool scalar, given NumPy or `jax.numpy`, and an array of it.
   """
   known = {key: x for key, x in leaves.items() if _is_known(x)}
   is_small = sum(x.nbytes for x in known.values()) <= _SMALL_BYTES
-  # Kauldron's loop allows no copy unless it is asked for.
+  # Kauldron's loop allows only explicit copies.
   with jax.transfer_guard('allow'):
     if is_small and all(_is_here(x) for x in known.values()):
       flags = [test(np, np.asarray(x)) for x in known.values()]

@@ -1,4 +1,4 @@
-"""Whether an array is what was written: its digest, and that it has no NaN."""
+"""Digests of arrays and JSON objects, and a search for NaN."""
 
 from collections.abc import Mapping
 import json
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-# Under which key a JSON object has the digest of its other values.
+# Key of the digest of a JSON object's other values.
 _SEAL = 'seal'
 
 # Bits of infinity without its sign, by dtype: what is above is NaN.
@@ -28,7 +28,7 @@ class RowsDigest:
 
   def __init__(self) -> None:
     self._hash = xxhash.xxh3_64()
-    self._row: int | None = 0  # That comes next; None once one was left out.
+    self._row: int | None = 0  # The next row; None after a gap.
 
   def add(self, start: int, rows: np.ndarray) -> None:
     """Takes rows in.
@@ -47,15 +47,15 @@ class RowsDigest:
     self._row = start + len(rows)
 
   def of(self, num_rows: int) -> str | None:
-    """Returns the digest once as many rows were seen, in order; else None."""
+    """Returns the digest if all rows were seen in order; else None."""
     return self._hash.hexdigest() if self._row == num_rows else None
 
 
 def has_nan(array: np.ndarray, *, infinite: bool = False) -> bool:
   """Whether a float array has a NaN.
 
-  By its bits as integers, whose maximum needs no memory of its own: `isnan` of
-  bfloat16 is slower than the disk. Arrays of integers have none.
+  It compares the bits as integers, whose maximum needs no extra memory: `isnan`
+  of bfloat16 is slower than the disk. Arrays of integers have none.
 
   Args:
     array: On the host, contiguous.
@@ -79,7 +79,7 @@ def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
   """Returns an object of JSON with a digest of itself.
 
   Args:
-    values: What JSON can hold.
+    values: JSON values.
   """
   return {**values, _SEAL: json_digest(values)}
 
@@ -96,7 +96,7 @@ def check_seal(values: Mapping[str, Any]) -> None:
 
 
 def json_digest(values: Any) -> str:
-  """Returns the digest of what JSON can hold, however it is laid out."""
+  """Returns the digest of a JSON value, in any formatting."""
   text = json.dumps(values, sort_keys=True, separators=(',', ':'))
   return xxhash.xxh3_64_hexdigest(text.encode())
 

@@ -1,4 +1,4 @@
-"""Who writes to a folder: a file that a live process keeps changing."""
+"""The owner of a folder: a file that a live process keeps changing."""
 
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -19,10 +19,10 @@ from gemma4_lora.host import _paths
 from gemma4_lora.host import _processes
 
 BEAT_SECONDS = 10.0
-# How long a file of another machine must stay the same before its process
-# counts as dead: several beats, and what a slow storage adds.
+# How long another machine's file must stay the same before its process counts
+# as dead: several beats, plus the delay of a slow storage.
 PATIENCE_SECONDS = 45.0
-# What a process waits for whoever may have found no owner at the same moment.
+# How long a process waits for others that found no owner at the same moment.
 _SETTLE_SECONDS = 2.0
 _TRIES, _PAUSE_SECONDS = 3, 0.5
 
@@ -33,7 +33,7 @@ class OwnedError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Owner:
-  """What the file says.
+  """The content of the file.
 
   Attributes:
     key: Random; tells processes apart.
@@ -62,7 +62,7 @@ class Owner:
 
 
 class Ownership:
-  """A folder that this process has, until it gives it back.
+  """A folder that this process owns until it releases it.
 
   No clock is compared with another: a process of this machine is looked up, and
   one of another lives if its beat changes while we watch.
@@ -97,7 +97,7 @@ class Ownership:
       patience_seconds: How long to watch the file of a process that cannot be
         looked up.
       beat_seconds: How often ours changes.
-      on_wait: Told why this takes so long.
+      on_wait: Called with the reason for the wait.
 
     Raises:
       OwnedError: A live process has it.
@@ -112,8 +112,8 @@ class Ownership:
       began = time.monotonic()
       _write(path, owner)
       if not is_alone:
-        # Two may have found no owner: the last to write has the folder. Where
-        # storage is slow, the other one may be at it still.
+        # Two may have found no owner: the last to write owns the folder. With
+        # slow storage, the other one may still be writing.
         took = time.monotonic() - began
         time.sleep(max(_SETTLE_SECONDS, 3 * took))
         now = read(path)
@@ -126,8 +126,8 @@ class Ownership:
     """Reads the file.
 
     Raises:
-      OwnedError: Another process took the folder: both started at once, or
-        this one stood still for so long that it seemed dead.
+      OwnedError: Another process took the folder: both started at once, or this
+        one was suspended for so long that it seemed dead.
     """
     now = read(self._path)
     if now is not None and now.key != self._owner.key:
@@ -136,7 +136,7 @@ class Ownership:
       raise OwnedError(self._lost.text)
 
   def release(self) -> None:
-    """Gives the folder back; a second call does nothing."""
+    """Releases the folder; a second call does nothing."""
     if self._pid != os.getpid():  # A fork of the process: it has none.
       return
     with self._lock:
@@ -148,7 +148,7 @@ class Ownership:
         try:
           self._path.unlink(missing_ok=True)
         except Exception:  # pylint: disable=broad-exception-caught
-          # A start after this one finds a process that does not live.
+          # The next start finds a dead process.
           logging.info('Cannot remove %s', self._path, exc_info=True)
 
   def _keep(self, seconds: float) -> None:
@@ -166,17 +166,17 @@ class Ownership:
         try:
           _write(self._path, self._owner)
         except Exception:  # pylint: disable=broad-exception-caught
-          # A storage that fails for a moment: the next beat tries again.
+          # A passing failure of the storage: the next beat tries again.
           logging.info('Cannot write %s', self._path, exc_info=True)
 
 
 def read(path: epath.Path) -> Owner | None:
-  """Returns what the file says; None if there is none that can be read."""
+  """Returns the content of the file; None if it cannot be read."""
   try:
     values = json.loads(path.read_text())
     return Owner(**{x.name: values[x.name] for x in dataclasses.fields(Owner)})
   except Exception:  # pylint: disable=broad-exception-caught
-    # Of a storage, any error may mean that there is no such file.
+    # Any error of a storage may mean that the file does not exist.
     return None
 
 
@@ -195,10 +195,10 @@ def _read_again(path: epath.Path) -> Owner | None:
 
 @contextlib.contextmanager
 def _alone(path: epath.Path) -> Iterator[bool]:
-  """Lets no other process of this machine in; says whether that could be had.
+  """Keeps other processes of this machine out; returns whether that works.
 
-  By a lock of the folder, which leaves no file. A bucket has none, nor have some
-  network disks.
+  It locks the folder, which leaves no file. Buckets and some network disks have
+  no locks.
   """
   folder = None
   try:
@@ -228,7 +228,7 @@ def _write(path: epath.Path, owner: Owner) -> None:
 
 
 def _remove_half_written(path: epath.Path) -> None:
-  """Removes what a process left that was killed in `_write`."""
+  """Removes leftovers of a process that was killed in `_write`."""
   if _paths.is_local(path):
     for left in path.parent.glob(f'.{path.name}.*'):
       left.unlink(missing_ok=True)

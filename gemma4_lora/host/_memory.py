@@ -1,4 +1,4 @@
-"""Memory for large arrays on the host that goes back to the system."""
+"""Memory for large arrays on the host that is returned to the system."""
 
 from collections.abc import Callable
 import ctypes
@@ -12,14 +12,15 @@ import numpy as np
 # Smaller arrays are no pages of their own.
 _SMALL_BYTES = 2**16
 _PAGE_OFFSET = 16
-# What is filled before it is looked at: a core's cache still has it.
+# Size of a piece that is filled and then checked, while it is in a core's
+# cache.
 _PIECE_BYTES = 2**21
 
 
 # Fills the memory of an array; makes an array that one fills.
 Fill = Callable[[np.ndarray], None]
 Filled = Callable[[tuple[int, ...], np.dtype, Fill], Any]
-# Looks at what was filled.
+# Checks a filled piece.
 Look = Callable[[np.ndarray], None]
 
 
@@ -31,18 +32,18 @@ def filled(shape: tuple[int, ...], dtype: np.dtype, fill: Fill) -> np.ndarray:
 
 
 def ignore(array: np.ndarray) -> None:
-  """Is a `Look` at nothing."""
+  """A `Look` that does nothing."""
   del array
 
 
 def fill_in_pieces(read_into: Fill, look: Look, out: np.ndarray) -> None:
-  """Fills an array, and looks at each piece as soon as it is there.
+  """Fills an array, and checks each piece as soon as it is filled.
 
-  Once all is there, nobody would read on while it is looked at.
+  A check at the end would stop the reading meanwhile.
 
   Args:
-    read_into: Fills an array with what comes next.
-    look: Is given each piece, of one axis.
+    read_into: Fills an array with the next data.
+    look: Called with each piece, which has one axis.
     out: Contiguous.
   """
   flat = out.reshape(-1)
@@ -54,12 +55,12 @@ def fill_in_pieces(read_into: Fill, look: Look, out: np.ndarray) -> None:
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-  """`np.empty`, of pages that go back to the system with the array.
+  """`np.empty` on pages that are returned to the system with the array.
 
   The C library keeps freed memory of up to 32 MB, in pieces between those that
-  are in use: it came to a tenth of a restored model. What is aligned to 64 bytes
-  XLA would use in place on a CPU, and copy all at once in the first step that
-  may overwrite its state: hence the place within the page.
+  are in use: a tenth of a restored model. XLA on a CPU would use memory aligned
+  to 64 bytes in place, and copy all of it in the first step that may overwrite
+  its state: hence the offset within the page.
   """
   num_bytes = math.prod(shape) * dtype.itemsize
   if num_bytes < _SMALL_BYTES:
@@ -75,7 +76,7 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def blank(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-  """Returns zeros that take no memory, to see what a function makes of a shape."""
+  """Returns zeros that take no memory, to find a function's result shape."""
   num_bytes = math.prod(shape) * dtype.itemsize
   if num_bytes < _SMALL_BYTES:
     return np.zeros(shape, dtype)
@@ -101,18 +102,17 @@ def advise_huge(array: np.ndarray) -> None:
 
 
 def give_back() -> None:
-  """Gives memory back to the system, of which a leaf has just been freed.
+  """Returns freed memory to the system.
 
-  Orbax keeps what it read in cycles of references, jax what it put on a device
-  until it is asked for, and glibc what was freed: an arena for each of many
-  threads.
+  Orbax keeps read data in reference cycles, jax keeps transferred data until it
+  is used, and glibc keeps freed memory in an arena for each thread.
   """
   gc.collect()
   trim()
 
 
 def trim() -> None:
-  """Gives back what glibc keeps of freed memory, for as long as nobody wants it."""
+  """Returns freed memory that glibc keeps."""
   function = getattr(ctypes.CDLL(None), 'malloc_trim', None)
   if function is not None:
     function(0)

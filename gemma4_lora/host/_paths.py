@@ -1,7 +1,7 @@
-"""What a path that a user gives is: on this machine, or in a bucket.
+"""Resolves a user's path: on this machine, or in a bucket.
 
-`path` is the one place that decides. All that reads or writes where a user says
-goes through it, so that what looks like a URL is never a folder called `gs:`.
+Only `path` decides. All reads and writes at a user's path go through it, so
+that a URL never becomes a folder called `gs:`.
 """
 
 import functools
@@ -23,7 +23,7 @@ _SCHEMES = {
     'az': ('adlfs', 'adlfs'),
     'hf': ('huggingface_hub', 'huggingface_hub'),
 }
-# What else people write for them. `path` says how to spell it.
+# Other spellings of buckets; `path` gives the right one.
 _ALIASES = {
     'gcs': 'gs',
     's3a': 's3',
@@ -37,20 +37,20 @@ _WEB = {
     'storage.cloud.google.com/': 'gs',
     'huggingface.co/': 'hf',
 }
-# Two letters or more: `C:/` is a disk. Of others than buckets, a slash must
-# follow: a file may be called `a:b`.
+# Two letters or more: `C:/` is a disk. For other schemes than buckets, a slash
+# must follow: a file may be called `a:b`.
 _URL = re.compile(
     r'[\s"\']*(?P<scheme>[A-Za-z][\w+.-]+):(?P<slashes>[/\\]+)(?P<rest>.*)'
 )
 _NO_SLASH = re.compile(
     rf'[\s"\']*(?P<scheme>{"|".join(_SCHEMES)}):(?P<slashes>)(?P<rest>.+)', re.I
 )
-# What `os.path.abspath` makes of a URL.
+# A URL after `os.path.abspath`.
 _MADE_LOCAL = re.compile(
     rf'(?:.*/)?(?P<url>({"|".join([*_SCHEMES, *_ALIASES, "https?"])}):/[^/].*)',
     re.I,
 )
-# What `pathlib` makes of a URL without a bucket.
+# A URL without a bucket after `pathlib`.
 _NO_BUCKET = re.compile(rf'({"|".join(_SCHEMES)}):', re.I)
 # https://docs.cloud.google.com/storage/docs/buckets#naming
 _BUCKET = re.compile('[a-z0-9][a-z0-9._-]*')
@@ -61,9 +61,9 @@ _NOT_IN_URLS = '#?'
 
 
 def path(given: epath.PathLike, *, who: str = '') -> epath.Path:
-  """Returns the path that a user means.
+  """Returns the path of a user's argument.
 
-  `~` stays as it is: `expanduser()` where it means the home.
+  `~` is not expanded: call `expanduser()` if it means the home.
 
   Args:
     given: A local path, or `gs://bucket/…`; `s3://`, `az://` and `hf://` if the
@@ -74,11 +74,11 @@ def path(given: epath.PathLike, *, who: str = '') -> epath.Path:
     A path that can be used as one of `pathlib`. A local one is as given.
 
   Raises:
-    ValueError: It looks like a URL and is none that can be read here. The
-      message says how to spell it.
-    ModuleNotFoundError: What reads it is not installed. The message says what
-      to install.
-    TypeError: It is no path.
+    ValueError: It looks like a URL that cannot be read here. The message has
+      the right spelling.
+    ModuleNotFoundError: The package that reads it is not installed. The message
+      names it.
+    TypeError: It is not a path.
   """
   who = f'{who}: ' if who else ''
   if not isinstance(given, (str, os.PathLike)):
@@ -119,7 +119,7 @@ def path(given: epath.PathLike, *, who: str = '') -> epath.Path:
 
 
 def check_orbax_can_write(where: epath.PathLike, *, who: str) -> None:
-  """Raises if Orbax would write there what it cannot read again.
+  """Raises if Orbax could not read again what it writes there.
 
   It puts a checkpoint together from the files that it finds by a pattern of their
   path, finds none, and only warns (orbax-checkpoint 0.12).
@@ -143,7 +143,7 @@ def check_orbax_can_write(where: epath.PathLike, *, who: str) -> None:
 
 
 def check_orbax_can_read(where: epath.PathLike, *, who: str) -> None:
-  """Raises if Orbax would take a path for another one.
+  """Raises if Orbax would use another path.
 
   It gives tensorstore a URL of a bucket, of which all from a `#` or `?` on is no
   path (orbax-checkpoint 0.12). And of a local path, tensorstore makes each
@@ -216,8 +216,8 @@ def _in_bucket(text: str, scheme: str, who: str) -> epath.Path:
 class FsspecPath(gpath.PosixGPath):
   """A path that fsspec reads.
 
-  Etils asks TensorFlow for all URLs if TensorFlow is installed, which knows
-  gs:// alone.
+  If TensorFlow is installed, etils uses it for all URLs, but it reads only
+  gs://.
   """
 
   @property
@@ -225,12 +225,12 @@ class FsspecPath(gpath.PosixGPath):
     return _backends.fsspec_backend
 
   def refresh(self) -> None:
-    """Forgets listings, which fsspec keeps however others change the bucket."""
+    """Drops listings, which fsspec keeps even if others change the bucket."""
     _backends.fsspec_backend.fs(self).invalidate_cache()
 
 
 def _registered(text: str) -> epath.Path | None:
-  """Returns a path of a scheme that some package taught etils."""
+  """Returns a path of a scheme that a package registered with etils."""
   try:
     return epath.Path(text)
   except KeyError:
@@ -238,7 +238,7 @@ def _registered(text: str) -> epath.Path | None:
 
 
 def _unknown(text: str, match: re.Match[str]) -> str:
-  """Says what a URL of another scheme should be."""
+  """Returns advice on a URL of another scheme."""
   scheme, rest = match['scheme'].lower(), match['rest']
   if scheme == 'file':
     return f'{text!r}: give a local path without file://: {"/" + rest!r}.'

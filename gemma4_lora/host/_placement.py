@@ -1,11 +1,10 @@
-"""Where a step's arrays stand, for the loops that its model runs.
+"""Shardings of a step's arrays, for the loops of its model.
 
-Under FSDP, devices share both the batch and the weights. The compiler then has
-to choose for each product which of the two to move. Among the layers of a loop
-it moves activations, from device to device and back, and sums up what each
-made of its part of a weight: more bytes than the weights have, by far. So where
-the batch stands is said of each layer's input, and that a weight comes together
-when it is its turn of each layer's weights.
+Under FSDP, devices share both the batch and the weights. For each product, the
+compiler chooses which of the two to move. In a loop over layers it moves
+activations between devices and sums partial products, which is far more data
+than the weights. So we constrain each layer's input to the batch's sharding,
+and gather its weights just before use.
 """
 
 from collections.abc import Iterator
@@ -25,12 +24,12 @@ _UNCONSTRAINED = jax.sharding.PartitionSpec.UNCONSTRAINED
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Placement:
-  """Of the arrays of one step.
+  """Shardings of the arrays of one step.
 
   Attributes:
-    batch: Of the batch, by its first axis.
-    gathered: Of weights that share axes of the mesh with the batch, without
-      these axes, by their dotted path.
+    batch: Sharding of the batch's first axis.
+    gathered: Shardings of weights, without mesh axes that the batch uses, by
+      dotted path. Only weights that share axes with the batch.
   """
 
   batch: jax.sharding.NamedSharding
@@ -38,7 +37,7 @@ class Placement:
 
   @functools.cached_property
   def key(self) -> str:
-    """Says, within this process, all that differs from other placements."""
+    """A string that identifies this placement within the process."""
     return str(hash((self.batch, tuple(self.gathered.items()))))
 
   @property
@@ -48,7 +47,7 @@ class Placement:
     return math.prod(self.batch.mesh.shape[axis] for axis in axes)
 
   def of_batch(self, x: jax.Array) -> jax.Array:
-    """Returns `x`, `[B, ...]`, with its examples where the batch's are."""
+    """Returns `x`, `[B, ...]`, with the batch's sharding."""
     spec = jax.sharding.PartitionSpec(
         self.batch.spec[0], *[_UNCONSTRAINED] * (x.ndim - 1)
     )
@@ -57,7 +56,7 @@ class Placement:
     )
 
   def together(self, params: Any, *, prefix: str) -> Any:
-    """Returns parameters, each with all that the devices of the batch hold.
+    """Returns parameters gathered over the devices of the batch.
 
     Args:
       params: Nested dicts of arrays.
@@ -81,13 +80,13 @@ _current: contextvars.ContextVar[Placement | None] = contextvars.ContextVar(
 
 
 def current() -> Placement | None:
-  """Returns that of the step that is traced, None outside of one."""
+  """Returns the placement of the traced step, None outside of one."""
   return _current.get()
 
 
 @contextlib.contextmanager
 def within(placement: Placement | None) -> Iterator[None]:
-  """What is traced belongs to a step with this placement."""
+  """Sets the placement of the step that is traced, as a context."""
   token = _current.set(placement)
   try:
     yield
@@ -101,13 +100,13 @@ def of_step(
   """Returns the placement of a step.
 
   Args:
-    sharding: Of the step.
+    sharding: Sharding of the step.
     params: Its parameters.
     batch: Its batch.
 
   Returns:
-    None where nothing is to be said: the batch is on one device, or on all, or
-    not in parts by its first axis alone.
+    None if no constraint is needed: the batch is on one device, replicated, or
+    not sharded only by its first axis.
   """
   of_batch = {x.sharding for x in _placed(batch, sharding.batch)[1]}
   if len(of_batch) != 1:

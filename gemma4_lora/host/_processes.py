@@ -1,4 +1,4 @@
-"""Processes of this machine: telling one from another that has its number."""
+"""Identifies processes of this machine, also if a process id is reused."""
 
 import os
 import pathlib
@@ -8,7 +8,7 @@ _PROC = pathlib.Path('/proc')
 
 
 def machine() -> str:
-  """Returns where a process id means one process, until the next boot."""
+  """Returns the scope in which a process id is unique until the next boot."""
   try:
     boot = (_PROC / 'sys/kernel/random/boot_id').read_text().strip()
     return f'{boot} {os.readlink(_PROC / "self/ns/pid")}'
@@ -20,8 +20,7 @@ def started(pid: int) -> str | None:
   """Returns when a process started.
 
   Returns:
-    None if no such process runs; `?` if one does and the system does not tell
-    when it started.
+    None if no such process runs; `?` if one runs and its start time is unknown.
   """
   try:
     text = (_PROC / str(pid) / 'stat').read_text()

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: a run is asked to stop, and may save first."""
+"""SIGTERM and SIGINT: a run saves before it stops."""
 
 import os
 import signal
@@ -9,25 +9,25 @@ from typing import NoReturn
 
 from absl import logging
 
-# Of `sysexits.h`: a failure that passes. What was done is saved, and the same
-# command goes on.
+# From `sysexits.h`: a temporary failure. The run is saved, and the same command
+# goes on.
 STOPPED = 75
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(SystemExit):
-  """A run ended since it was asked to; what it did is saved."""
+  """A run ended at a signal; it is saved."""
 
 
 class StopSignals:
-  """Takes the signals, and remembers the first.
+  """Handles the signals, and remembers the first.
 
   While a run trains, it asks `received` at each step. Before that, a signal
   ends the process at once. A second SIGINT does so always: also while the main
   thread compiles, and runs no Python.
 
-  In a notebook, where a process is more than a run, `KeyboardInterrupt` takes
-  the place of both.
+  In a notebook, whose process outlives a run, `KeyboardInterrupt` takes the
+  place of both.
   """
 
   def __init__(self) -> None:
@@ -49,7 +49,7 @@ class StopSignals:
         self._take(number)
 
   def install(self, *, several_hosts: bool) -> None:
-    """Takes both signals, unless someone else has.
+    """Handles both signals, unless other code does.
 
     Args:
       several_hosts: Whether JAX takes SIGTERM, to tell the other hosts. SIGINT
@@ -66,7 +66,7 @@ class StopSignals:
       self._watch()
 
   def remove(self) -> None:
-    """Gives the signals back to whom they were."""
+    """Restores the previous handlers."""
     if threading.current_thread() is not threading.main_thread():
       return
     for number, previous in self._previous.items():
@@ -81,7 +81,7 @@ class StopSignals:
     self._interrupts = 0
 
   def check(self) -> None:
-    """Ends a process that was asked to, if it is not in a run that saves.
+    """Ends the process after a signal, if no run can save.
 
     The handler does so at once. What it raises is lost if Python was about to
     call back from its garbage collection: whoever starts a run asks again.
@@ -98,7 +98,7 @@ class StopSignals:
     default: Any = signal.SIG_DFL
     if number == signal.SIGINT:
       default = signal.default_int_handler
-    # Another one is ours, or of the user, who knows better.
+    # Another handler is ours, or the user's, which is kept.
     if signal.getsignal(number) is default:
       self._previous[number] = signal.signal(number, self._on_signal)
 
@@ -130,7 +130,7 @@ class StopSignals:
     read, write = os.pipe()
     os.set_blocking(write, False)
     previous = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    if previous != -1:  # Of an event loop.
+    if previous != -1:  # Handlers of an event loop.
       signal.set_wakeup_fd(previous)
       os.close(read)
       os.close(write)
@@ -152,12 +152,12 @@ _SIGNALS_OF_PROCESS = StopSignals()
 
 
 def of_process() -> StopSignals:
-  """Returns the one that all share: a process has one set of handlers."""
+  """Returns the shared instance: a process has one set of handlers."""
   return _SIGNALS_OF_PROCESS
 
 
 def stop(text: str, name: str) -> NoReturn:
-  """Says why, and ends the run.
+  """Prints the reason, and ends the run.
 
   Args:
     text: What to say.
@@ -170,7 +170,7 @@ def stop(text: str, name: str) -> NoReturn:
   tell(text)
   if is_interactive() and name == 'SIGINT':
     raise KeyboardInterrupt(text)
-  if is_interactive():  # The machine goes, and the notebook with it.
+  if is_interactive():  # The machine ends, and the notebook with it.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.kill(os.getpid(), signal.SIGTERM)
   raise Stopped(STOPPED)
@@ -188,8 +188,8 @@ def tell(text: str) -> None:
 
 
 def is_interactive() -> bool:
-  """Whether someone goes on in this process after a run: a notebook."""
-  # Who runs notebooks imports `ipykernel`, too, and is none.
+  """Whether the process goes on after a run, as in a notebook."""
+  # Programs that run notebooks import `ipykernel`, too.
   ipython = sys.modules.get('IPython')
   in_ipython = ipython is not None and ipython.get_ipython() is not None
   return in_ipython or hasattr(sys, 'ps1')

@@ -1,7 +1,7 @@
-"""What went wrong with a bucket, in one line that says what to do.
+"""Turns errors of buckets into one line that says what to do.
 
-TensorFlow, tensorstore and fsspec each have errors of their own, some of which
-are pages long. Here they become errors of Python, with the path.
+TensorFlow, tensorstore and fsspec have their own errors, some of them pages
+long. This module turns them into Python errors with the path.
 """
 
 from collections.abc import Iterator
@@ -15,12 +15,12 @@ from etils import epath
 
 from gemma4_lora.host import _paths
 
-# Whose errors are looked at. A message of anyone else may have a 403 in it.
+# Only errors of these packages are read. Other messages may contain a 403.
 _PACKAGES = (
     'adlfs aiobotocore aiohttp azure botocore fsspec gcsfs google'
     ' huggingface_hub httpx httpx2 requests s3fs tensorflow urllib3'
 ).split()
-# These have errors of much else than buckets: only where a bucket is at hand.
+# These also have other errors: read only if a bucket is in use.
 _OTHERS = (
     'google',
     'httpx',
@@ -100,11 +100,11 @@ def explained(
 
 
 def forget_files(error: BaseException) -> None:
-  """Lets go of the files that a failed write was at.
+  """Releases the files of a failed write.
 
   A file of TensorFlow tries to upload once more when it is destroyed. An error
   holds it by its traceback, in a notebook for hours: then an old object would
-  come over a new one. So it has to be destroyed now.
+  come over a new one. So it must be destroyed now.
 
   Args:
     error: What the write raised.
@@ -190,7 +190,7 @@ def _of_storage(error: BaseException | None, *, is_sure: bool) -> Any:
 
   Args:
     error: The error.
-    is_sure: Whether it is of something that was read or written in a bucket.
+    is_sure: Whether a bucket was read or written.
   """
   seen: set[int] = set()
   while error is not None and id(error) not in seen:

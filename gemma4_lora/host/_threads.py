@@ -1,4 +1,4 @@
-"""Work on several things at once, of which the first is given out first."""
+"""Runs several tasks at once, and yields results in order."""
 
 import collections
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def started(function: Callable[[], Any]) -> Callable[[], Any]:
-  """Returns what waits for a function, and returns what it returns.
+  """Runs a function in a thread; returns a function that waits for its result.
 
   Args:
     function: Runs in a thread, in the caller's context.
@@ -24,7 +24,7 @@ def started(function: Callable[[], Any]) -> Callable[[], Any]:
 def in_order(
     function: Callable[[Any], Any], items: Iterable[Any], *, limit: int
 ) -> Iterator[Any]:
-  """Yields what a function makes of each item, in their order.
+  """Yields a function's results for the items, in their order.
 
   Args:
     function: Runs in threads, in the caller's context.

@@ -1,4 +1,4 @@
-"""A process that ends with a line where a library below would dump a stack."""
+"""Runs a process, and shows a line in place of a library's dump of a stack."""
 
 from collections.abc import Callable
 import ctypes
@@ -22,7 +22,7 @@ def watch(marker: bytes, explain: Callable[[str], str], *, status: int) -> None:
   Args:
     marker: What a library prints to stderr before it aborts. That line and all
       that comes after it are not shown.
-    explain: Called with them; returns what is shown in their place.
+    explain: Called with these lines; returns the text to show instead.
     status: Exit status of this process if they came.
   """
   parent = os.getpid()
@@ -59,7 +59,7 @@ def watch(marker: bytes, explain: Callable[[str], str], *, status: int) -> None:
 
 
 def _wait(child: int, read: int, marker: bytes) -> tuple[int, bytes]:
-  """Returns how the child ended, and what is not shown."""
+  """Returns the child's status, and the lines that were not shown."""
   dump = b''
   code = None
   while True:
@@ -85,7 +85,7 @@ def _write(data: bytes) -> None:
   while data:
     try:
       data = data[os.write(2, data) :]
-    except OSError:  # Nobody reads any more.
+    except OSError:  # The reader is gone.
       return
 
 

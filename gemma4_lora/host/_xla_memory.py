@@ -1,4 +1,4 @@
-"""Arrays of jax in this machine's own memory, filled where they stand.
+"""jax arrays in this machine's memory, filled in place.
 
 On a CPU the host's memory is the device's. jax takes a NumPy array as it is only
 for as long as nothing may overwrite it, and copies all of them at once in the
@@ -20,7 +20,7 @@ from gemma4_lora.host import _memory
 # Less is copied in no time, and each shape takes a program.
 _MIN_BYTES = 2**22
 
-# What calls that are under way fill, and the errors of those that failed.
+# Fill functions of running calls, and errors of failed ones.
 _fills: dict[int, _memory.Fill] = {}
 _errors: dict[int, Exception] = {}
 _numbers = itertools.count()
@@ -34,7 +34,7 @@ def filled(
   Args:
     shape: The array's shape.
     dtype: The array's dtype.
-    fill: Is given its memory, once. What it raises is raised.
+    fill: Called once with the memory. Its errors are raised.
 
   Returns:
     If this process has one device, which is a CPU, and the array is large: an
@@ -76,5 +76,5 @@ def _fill(ctx, out, number) -> None:
   _memory.advise_huge(memory)
   try:
     _fills[number](memory)
-  except Exception as e:  # Of the file; jax would make a text of it.
+  except Exception as e:  # An error of the file; jax would turn it into a text.
     _errors[number] = e

@@ -1,4 +1,4 @@
-"""`jax.distributed`, where the environment says that there are several hosts."""
+"""Initialises `jax.distributed` if the environment has several hosts."""
 
 from collections.abc import Mapping
 import json
@@ -12,7 +12,7 @@ import jax
 
 _COORDINATOR = 'JAX_COORDINATOR_ADDRESS'
 _EXPLICIT = (_COORDINATOR, 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
-# What jax looks for itself.
+# Variables that jax reads itself.
 _TPU_HOSTS = (
     'TPU_PROCESS_ADDRESSES_PATH',
     'TPU_PROCESS_ADDRESSES',
@@ -20,7 +20,7 @@ _TPU_HOSTS = (
 )
 # https://cloud.google.com/vertex-ai/docs/training/distributed-training
 _CLUSTER_SPEC = 'CLUSTER_SPEC'
-# After which a host that does not answer counts as gone.
+# Seconds after which a silent host counts as gone.
 _TIMEOUT = 'GEMMA4_LORA_HEARTBEAT_TIMEOUT'
 # What jax prints before it aborts, once it knows that a host is gone
 # (`xla/pjrt/distributed/client.h`). It takes a callback for that, which cannot be
@@ -69,7 +69,7 @@ def initialize() -> bool:
 
 
 def may_have_several() -> bool:
-  """Whether `initialize` may join others; it says what is wrong if not."""
+  """Whether `initialize` may join others; if not, it prints why."""
   env = os.environ
   try:
     arguments = _explicit(env) or _of_cluster(env.get(_CLUSTER_SPEC))
@@ -77,12 +77,12 @@ def may_have_several() -> bool:
     return False
   if arguments is not None:
     return arguments['num_processes'] > 1
-  # In a terminal it is one host: several have no one who looks.
+  # In a terminal it is one host: several hosts have no terminal.
   return _is_tpu_slice(env) or _is_tpu_vm(env) and not sys.stderr.isatty()
 
 
 def explain_lost(dump: str) -> str:
-  """Returns what to say of a host that is gone.
+  """Returns the message about a host that is gone.
 
   Args:
     dump: What jax prints when it knows, or the error of a step.

@@ -39,10 +39,10 @@ def custom_job(
     name: What the console shows.
     tpu: Chips and machines.
     image: The container's image, in Artifact Registry or on Docker Hub.
-    args: Of the command.
-    command: What the container runs.
-    spot: Whether to take machines that are cheaper and may be taken away.
-    service_account: What the job acts as; default: Vertex's own.
+    args: Arguments of the command.
+    command: Command of the container.
+    spot: Whether to use cheaper machines that may be preempted.
+    service_account: Account of the job; default: Vertex's own.
 
   Raises:
     ValueError: It cannot be such a job.

@@ -1,4 +1,4 @@
-"""Which machines of Vertex AI make up a slice of TPU chips.
+"""The machines of Vertex AI for a slice of TPU chips.
 
 Sources, read on 2026-11-21: for v5e and v6e, the tables of "Configure compute
 resources", https://cloud.google.com/vertex-ai/docs/training/configure-compute#tpu;
@@ -28,7 +28,7 @@ _CUBES = (
     '8x8x8',
 )
 _FOUR_CHIPS = ('2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
-# Of one host where there is such a machine, so that it comes first.
+# Machines with all chips on one host come first.
 _MACHINES = {
     'v5e': {
         'ct5lp-hightpu-1t': ('1x1',),
@@ -84,7 +84,7 @@ def slice_of(topology: str, *, machine_type: str | None = None) -> Slice:
 
   Args:
     topology: `'v6e:1x1'`, `'v6e:4x4'`, `'v5p:2x2x1'`, `'tpu7x:2x2x1'`.
-    machine_type: Where there are several, which; default: one host if one has
+    machine_type: One of several possible machines; default: one host if one has
       all chips (`2x4` is one `-8t` or two `-4t`).
 
   Raises:

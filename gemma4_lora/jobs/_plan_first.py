@@ -1,4 +1,4 @@
-"""What the planner says of a job, before anything is submitted."""
+"""Plans a job before it is submitted."""
 
 import contextlib
 import sys

@@ -1,4 +1,4 @@
-"""What a user asks for, and the job that it makes."""
+"""A user's request, and its job."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Config:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-  """What a user asks for; fields are flags, and are checked in `__post_init__`.
+  """A user's request; fields are flags, checked in `__post_init__`.
 
   Raises:
     ValueError: No job can be made of it; says which flag to change.
@@ -119,7 +119,7 @@ class Request:
 
   @property
   def args(self) -> list[str]:
-    """Of the command in the container."""
+    """Arguments of the command in the container."""
     return [
         f'--cfg={self.config.path_in_image}',
         f'--cfg.workdir={_job.check_workdir(self.workdir)}',

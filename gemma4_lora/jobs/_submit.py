@@ -1,4 +1,4 @@
-"""Hands a job to Vertex AI."""
+"""Submits a job to Vertex AI."""
 
 from __future__ import annotations
 

@@ -20,14 +20,14 @@ def run(
 
   Args:
     cfg: A `konfig.ConfigDict`.
-    request: What the user asks for.
+    request: The user's request.
     plan: Whether to ask the planner.
     force: Whether to go on, whatever it says.
     cache: Folder of earlier plans.
 
   Returns:
-    What the process exits with: 0 if all went well, 1 if the config does not
-    fit, 2 if that is not known.
+    The exit status: 0 for success, 1 if the config does not fit, 2 if that is
+    unknown.
 
   Raises:
     ValueError: No job can be made of the request, or Vertex AI refuses it.
@@ -55,7 +55,7 @@ def check(
     force: bool,
     cache: str | None = None,
 ) -> int:
-  """Says what speaks against a job; arguments and return value are of `run`."""
+  """Checks a job with the planner; arguments and return value as in `run`."""
   for note in request.notes:
     print(f'gemma4_lora: {note}.', file=sys.stderr)
   if not plan:

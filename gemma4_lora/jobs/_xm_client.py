@@ -1,4 +1,4 @@
-"""What XManager lacks for TPUs of Vertex AI later than v3."""
+"""Supplements XManager for TPUs of Vertex AI later than v3."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from gemma4_lora.jobs import _submit
 from gemma4_lora.jobs import _vertex_command
 from gemma4_lora.jobs import _yaml
 
-# What XManager calls a chip, if it is not by its name here.
+# XManager's names of chips, if they differ from ours.
 _XM_CHIPS = {'tpu7x': 'v7x'}
 
 

@@ -31,7 +31,7 @@ def read(leaves: Sequence[_run.BaseLeaf], *, who: str) -> Arrays:
     who: The command, for messages.
 
   Raises:
-    ValueError: An array is not what its checkpoint says.
+    ValueError: An array does not match its checkpoint's digest.
   """
   keys: dict[_open.Source, set[_trees.Path]] = {}
   for leaf in leaves:
@@ -117,7 +117,7 @@ class BaseChecksums:
       return
     is_initialized = place.released and leaf.path in self._changed
     if is_initialized and self._init != 'default':
-      # Another machine may round differently. Leaves without LoRA still tell
+      # Another machine may round differently. Leaves without LoRA still show
       # whether this is another base.
       logging.warning(
           '%s: %s is not bit for bit what init_lora_weights=%r left in the run.',

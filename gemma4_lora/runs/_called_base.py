@@ -1,7 +1,7 @@
-"""The base that a transform gives which has to be called to know it.
+"""The base of a transform that must be called to know its result.
 
-Loaders that we know are read for their settings, and the base then leaf by leaf
-from the file. Any other `init_transform=`, a subclass of these too, may do
+Known loaders are read for their settings, and the base is then read leaf by
+leaf from the file. Any other `init_transform=`, a subclass of these too, may do
 anything. It is called once, as the train step calls it, and the whole base is
 held in memory.
 """
@@ -32,8 +32,8 @@ def call(
 ) -> dict[str, Any]:
   """Returns the base as an `init_transform=` leaves it.
 
-  The transform gets a state whose base leaves are `jax.ShapeDtypeStruct`s: no
-  value that it leaves alone can be taken for one that it set.
+  The transform gets a state whose base leaves are `jax.ShapeDtypeStruct`s: so a
+  value that it does not set is recognised.
 
   Args:
     model: The config's model.

@@ -1,4 +1,4 @@
-"""What the LoRA of a run does to each leaf of its base."""
+"""The change of each base leaf by a run's LoRA."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from gemma4_lora.runs import _run
 
 
 def changes(run: _run.Run, *, who: str) -> dict[str, _fuse.Change]:
-  """Returns what LoRA does to each leaf."""
+  """Returns LoRA's change of each leaf."""
   _fuse.check_lora(run.model, run.lora, who=who)
   check_settings(run.model, run.lora, run.fingerprint, where=run.where, who=who)
   base = _upstream.abstract_params(run.model.model)
@@ -46,7 +46,7 @@ def check_settings(
     where: str,
     who: str,
 ) -> None:
-  """Raises where the config has other settings of LoRA than the run had.
+  """Raises if the config's LoRA settings differ from the run's.
 
   Args:
     model: The config's model.

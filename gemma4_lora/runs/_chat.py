@@ -34,10 +34,9 @@ _PADS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 class Chat:
   """A conversation with a model, LoRA on or off.
 
-  Each turn is sampled from the whole conversation, in the tokens that training
-  had, and not from a cache of the turns before: what is left of their thoughts
-  is up to the data's policy, and what the base is asked after LoRA has answered
-  is the same conversation.
+  Each turn is sampled from the whole conversation, in the tokens of training,
+  without a cache of earlier turns. So the data's policy decides about earlier
+  thoughts, and the base continues the same conversation after answers of LoRA.
 
   Attributes:
     model: A `g4.nn.LoRA`.
@@ -49,7 +48,7 @@ class Chat:
     max_new_tokens: The most tokens of an answer.
     cache_length: The most tokens of the conversation.
     with_lora: Whether LoRA is on.
-    messages: What was said.
+    messages: The conversation so far.
   """
 
   model: Any
@@ -67,7 +66,7 @@ class Chat:
     """Returns the answer of the model.
 
     Raises:
-      ValueError: The text cannot be said, or the conversation is too long.
+      ValueError: The text is invalid, or the conversation is too long.
     """
     parts = _conversation.parse_text(text, role='user', field='prompt')
     if any(isinstance(part, _conversation.Image) for part in parts):
@@ -98,7 +97,7 @@ class Chat:
     self.with_lora = lora
 
   def _prompt(self, messages: tuple[_conversation.Message, ...]) -> str:
-    """Returns all up to where the model begins."""
+    """Returns the text up to the model's turn."""
     conversation = _conversation.Conversation(
         messages=(*messages, _message('model', []))
     )
@@ -135,7 +134,8 @@ def run(
   """Talks to a run, line by line, until the input ends.
 
   Args:
-    cfg: A `konfig.ConfigDict`: its data say how to render, its sharding where.
+    cfg: A `konfig.ConfigDict`: its data determine the rendering; its sharding
+      is used.
     model: The config's model.
     init_transform: The config's `init_transform=`: where the base comes from.
     workdir: The run's workdir; None with `peft`.
@@ -147,7 +147,7 @@ def run(
     temperature: 0 for the most likely token.
 
   Returns:
-    What the process exits with: 1 if a line had no answer.
+    The exit status: 1 if a line had no answer.
 
   Raises:
     FileNotFoundError: There is no checkpoint.
@@ -204,7 +204,7 @@ def _talk(chat: Chat) -> int:
 
 
 def _obey(chat: Chat, command: str) -> None:
-  """Does what a line that begins with `/` says."""
+  """Runs a line that begins with `/`."""
   if command == '/new':
     chat.messages = ()
   elif command in ('/base', '/lora'):
@@ -272,5 +272,5 @@ def _message(role: str, parts: Any) -> _conversation.Message:
 def _parts(answer: str) -> list[_conversation.Part]:
   try:
     return _conversation.parse_text(answer, role='model', field='answer')
-  except ValueError:  # Half a thought: `max_new_tokens` cut it.
+  except ValueError:  # An incomplete thought, cut by `max_new_tokens`.
     return [_conversation.Text(answer)]

@@ -1,4 +1,4 @@
-"""Writes a run as one model: its base with its LoRA in it, leaf by leaf."""
+"""Writes a run as one model, its base fused with its LoRA, leaf by leaf."""
 
 import dataclasses
 import pathlib
@@ -210,7 +210,7 @@ def _write_safetensors(
     fused: _fused_leaves.FusedLeaves,
     max_shard_bytes: int,
 ) -> str:
-  """Writes safetensors, and what stood beside those of the base."""
+  """Writes safetensors, and the files beside the base's safetensors."""
   base = run.model.model if isinstance(run.model, nn.LoRA) else run.model
   shapes = {leaf.path: leaf.shape for leaf in run.leaves}
   tensors = _to_tensors.tensors(shapes, base.config)
@@ -228,7 +228,7 @@ def _write_safetensors(
   for group in fused.read(leaves, in_pieces=by_rows):
     while group:
       leaf, value = group.pop()
-      assert not isinstance(value, dict)  # That is of what is `unfused`.
+      assert not isinstance(value, dict)  # That belongs to `unfused` leaves.
       if isinstance(value, _pieces.Pieces):
         for first, rows in value.pieces:
           for tensor in tensors[leaf.path]:
@@ -250,7 +250,7 @@ def _write_safetensors(
 
 
 def _copy_others(run: _run.Run, folder: pathlib.Path) -> list[str]:
-  """Copies config and tokenizer of a base that is of Hugging Face itself."""
+  """Copies config and tokenizer of a base in Hugging Face's format."""
   copied = []
   paths = {
       x.place.source.path

@@ -1,8 +1,8 @@
 """The leaves of a fused model, one after the other: never two models in memory.
 
-A leaf is read, what LoRA adds is added, and it is handed on. Small leaves are
-read together, as reading one by one is slow; large ones come in pieces. Where the
-run had a quantised base, a leaf is quantised as it was then, and dequantised.
+A leaf is read, LoRA is added, and the leaf is yielded. Small leaves are read
+together, as reading one by one is slow; large ones come in pieces. If the run
+had a quantised base, a leaf is quantised in the same way, and dequantised.
 """
 
 from collections.abc import Collection

@@ -1,4 +1,4 @@
-"""What is in memory at once of the leaves of a run."""
+"""Limits how much of a run's leaves is in memory at once."""
 
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ MULTIPLE_BYTES = 2**24
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pieces:
-  """A leaf of which some rows are in memory at a time.
+  """A leaf with only some rows in memory at a time.
 
   Attributes:
     shape: The leaf's shape.

@@ -1,4 +1,4 @@
-"""Where each leaf of a run's base is: in a file, or in what a transform made."""
+"""Finds each leaf of a run's base: in a file, or in a transform's result."""
 
 from collections.abc import Iterator
 import dataclasses
@@ -99,7 +99,7 @@ def _of_all(source: _open.Source, *, who: str) -> Places:
 def _called(
     model: Any, init_transform: Any, *, alone: bool, who: str
 ) -> _open.Source:
-  """Returns what a transform makes of the base."""
+  """Returns the base that a transform makes."""
   name = _called_base.describe(init_transform)
   if isinstance(model, nn.LoRA):
     if alone and _init.waits(model.init_lora_weights):

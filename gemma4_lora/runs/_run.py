@@ -88,7 +88,7 @@ def open_run(
 
   Raises:
     FileNotFoundError: There is no checkpoint.
-    ValueError: What is there cannot be read, or does not fit the config.
+    ValueError: The checkpoint cannot be read, or does not fit the config.
   """
   _upstream.check_is_gemma4(
       model.model if isinstance(model, nn.LoRA) else model,

@@ -1,1 +1,1 @@
-"""Files that others wrote: what they are, and whether they keep their rules."""
+"""Checks files that others wrote."""

@@ -1,4 +1,4 @@
-"""JSON that others wrote, of which an object is wanted."""
+"""Reads JSON objects that others wrote."""
 
 from collections.abc import Mapping
 import json
@@ -35,7 +35,7 @@ def parse(
     who: What asks, for messages.
 
   Raises:
-    ValueError: It is no JSON, no object, or an object has a key twice.
+    ValueError: It is not JSON, not an object, or an object has a key twice.
   """
   start = f'{who}: ' if who else ''
   where = f'{start}{os.fspath(path)}'
@@ -77,7 +77,7 @@ def field(
     who: What asks, for messages.
 
   Raises:
-    ValueError: It is not there, or is something else.
+    ValueError: It is missing, or has another type.
   """
   start = f'{who}: ' if who else ''
   value = values.get(name)

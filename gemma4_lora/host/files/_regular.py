@@ -1,4 +1,4 @@
-"""What a file is that is not what its name says."""
+"""Recognises files that are not what their name says."""
 
 import os
 import stat
@@ -39,7 +39,7 @@ _KINDS = {
 
 
 def what_else(head: bytes) -> str | None:
-  """Says what a file is and what to do, if that is known from its start.
+  """Returns what a file is and what to do, if its start shows it.
 
   Args:
     head: The first bytes of the file, of which a file has none if it is empty.
@@ -97,7 +97,7 @@ def check_below(folder: epath.Path, *, who: str = '') -> None:
 
 
 def read(path: epath.Path, *, who: str = '') -> bytes:
-  """Returns what a file holds.
+  """Returns the content of a file.
 
   Args:
     path: A path from `host.path`.

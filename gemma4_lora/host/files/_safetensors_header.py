@@ -1,4 +1,4 @@
-"""The header of a safetensors file, of which every rule is checked.
+"""Reads the header of a safetensors file, and checks every rule of it.
 
 8 bytes have its length. It is JSON with dtype, shape and offsets of each tensor;
 the data follows, of one tensor after another, to the end of the file.
@@ -34,7 +34,7 @@ DTYPES = {
 # As in the library `safetensors`.
 MAX_BYTES = 100_000_000
 _METADATA = '__metadata__'
-# How much of what is no header a message has.
+# How much of an invalid header a message shows.
 _SHOWN_BYTES = 60
 _MOST = 2**63 - 1
 # Fewer than any NumPy can have.
@@ -60,7 +60,7 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Header:
-  """What a header says.
+  """The content of a header.
 
   Attributes:
     entries: Tensors by name.
@@ -134,7 +134,7 @@ def read(
 
 
 def _entry(value: Any, offset: int) -> Entry:
-  """Returns one tensor; raises what to put behind its name."""
+  """Returns one tensor; errors continue the tensor's name."""
   fields = value if isinstance(value, dict) else {}
   dtype, shape = fields.get('dtype'), _counts(fields.get('shape'))
   offsets = _counts(fields.get('data_offsets'))

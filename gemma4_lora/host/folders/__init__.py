@@ -1,1 +1,1 @@
-"""Folders that are whole or absent, on a disk and in a bucket."""
+"""Folders that are complete or absent, on a disk and in a bucket."""

@@ -1,12 +1,12 @@
-"""Folders in a bucket that appear complete, or not at all, to who reads by us.
+"""Folders in a bucket that our readers see complete, or not at all.
 
 Files are put together on this machine and uploaded when they are all there. Into
 a new folder they go straight. To replace a folder, they go into one beside it,
 `.NAME.<hex>.tmp`, so that the old one stays whole and readable until the upload is
 done. Then one object, `COMMIT` in the old folder, says that the new files count;
-readers follow it. Then they are copied over the old ones. Whoever dies before that
-object is written has changed nothing, and whoever dies after it has replaced the
-folder: the next start copies the rest.
+readers follow it. Then they are copied over the old ones. A process that dies
+before that object is written has changed nothing. One that dies after it has
+replaced the folder: the next start copies the rest.
 """
 
 from collections.abc import Iterator
@@ -50,10 +50,11 @@ def check_free(target: epath.Path, *, overwrite: bool, who: str, how: str):
 
 
 def tidy(target: epath.Path, *, who: str) -> None:
-  """Removes what writers that died have left, and ends what they had begun.
+  """Removes leftovers of dead writers, and completes their replacements.
 
   Args:
-    target: A folder to write. What was left of others beside it goes too.
+    target: A folder to write. Leftovers of other folders beside it are removed
+      too.
     who: What asks, for messages.
 
   Raises:
@@ -95,7 +96,7 @@ def upload_to(
     sealed: bool = True,
     who: str,
 ) -> Iterator[None]:
-  """Uploads what the block has put into a folder of this machine.
+  """Uploads the files that the block has put into a local folder.
 
   Args:
     target: Where to, from `check_free`.
@@ -117,7 +118,7 @@ def upload_to(
   with _bucket_writers.Work(place, writing, who).started() as work:
     try:
       with _storage_errors.explained(target, who=who, doing='write'):
-        # Before the work, to hear now of what the account may not do.
+        # First, to see missing permissions before the work.
         work.write()
       yield
       with _storage_errors.explained(target, who=who, doing='write'):
@@ -135,7 +136,7 @@ def upload_to(
           is_committed = True  # Perhaps so even if that raises.
           _replace(target, place.name, writer, who=who)
     except _bucket_writers.TakenError:
-      raise  # What is there is another's.
+      raise  # The files belong to another process.
     except BaseException:
       work.end()
       if not is_committed:
@@ -146,14 +147,14 @@ def upload_to(
 def _replace(
     target: epath.Path, source: str, writer: Mapping[str, Any], *, who: str
 ) -> None:
-  """Says that the files beside a folder count, and copies them into it.
+  """Commits the files beside a folder, and copies them into it.
 
   After an interruption it can be called again.
 
   Args:
     target: The folder.
     source: Name of the folder with the new files.
-    writer: Who does it, from `_owner.make`.
+    writer: The writer, from `_owner.make`.
     who: What asks, for messages.
   """
   moving = _commit.Commit(state='moving', writer=writer, source=source)
@@ -178,7 +179,7 @@ def _replace(
       def drop(names):
         list(pool.map(lambda n: (target / n).unlink(missing_ok=True), names))
 
-      # Who does not know our file finds no index meanwhile, rather than a mix.
+      # Other readers find no index meanwhile, rather than a mix of files.
       drop(_upload.in_order(old)[1])
       moved = dict(pool.map(copy, first))
       drop(old - {*new.files})
@@ -191,7 +192,7 @@ def _replace(
 
 
 def _discard(place: epath.Path) -> None:
-  """Removes what was uploaded; what cannot be is left to the next start."""
+  """Removes uploaded files; the next start removes the rest."""
   try:
     _upload.remove(place)
   except Exception as e:  # The first error matters.

@@ -1,8 +1,8 @@
-"""Who writes a folder in a bucket: one process at a time, of any machine.
+"""One process at a time, of any machine, writes a folder in a bucket.
 
 No clock of a machine is compared with another's: a process of this machine is
-looked up, and one of another lives if its file changes while we watch. How long it
-has been silent is said by the bucket's own clock.
+looked up, and one of another lives if its file changes while we watch. The
+bucket's own clock measures how long it has been silent.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ class TakenError(FileExistsError):
 
 
 class Work:
-  """What this process does to a folder, until `stop` or `end`."""
+  """A write of this process to a folder, until `stop` or `end`."""
 
   def __init__(self, place: epath.Path, commit: _commit.Commit, who: str):
     self._place, self._commit, self._who = place, commit, who
@@ -87,7 +87,7 @@ class Work:
 def wait(
     folder: epath.Path, commit: _commit.Commit, *, who: str
 ) -> _commit.Commit | None:
-  """Returns what a folder's file says when nobody writes it.
+  """Returns the content of a folder's file once no process writes it.
 
   Args:
     folder: The folder.

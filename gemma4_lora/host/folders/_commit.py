@@ -1,4 +1,4 @@
-"""The file that says whether a folder in a bucket is whole.
+"""The file that tells whether a folder in a bucket is complete.
 
 A bucket has no rename that would let a folder appear at once, so `COMMIT` in it
 says what a reader may count on:
@@ -10,10 +10,10 @@ says what a reader may count on:
 | `complete` | holds `files`, of these sizes and checksums |
 
 It is written first, as `writing`, and last, as `complete`: an object appears whole
-or not at all. So an interrupted write is known by what is there, not by what is
-not, and a folder without the file, from an earlier version or from PEFT, is read
-as it is. PEFT and vLLM do not know the file: they find plain files under their
-usual names, those without which they read nothing (`*.json`) written last.
+or not at all. So the file itself marks an interrupted write. A folder without
+the file, from an earlier version or from PEFT, is read unchecked. PEFT and vLLM
+do not know the file: they find plain files under their usual names, those
+without which they read nothing (`*.json`) written last.
 
 On a local disk a folder appears by a rename and has no such file; one that was
 copied from a bucket is checked all the same.
@@ -50,7 +50,7 @@ THREADS = 8
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Commit:
-  """What the file says.
+  """The content of the file.
 
   Attributes:
     state: See above.
@@ -77,7 +77,7 @@ def write(folder: epath.Path, commit: Commit) -> None:
 
 
 def read(folder: epath.Path, *, who: str) -> Commit | None:
-  """Returns what the file says; None if there is none.
+  """Returns the content of the file; None if there is none.
 
   Raises:
     ValueError: It is damaged, or of a later version.
@@ -113,7 +113,7 @@ def read(folder: epath.Path, *, who: str) -> Commit | None:
 
 
 def _check_names(names: Sequence[Any]) -> None:
-  """Raises for what would lead out of the folder, and of the one beside it."""
+  """Raises for names that lead out of the folder or the one beside it."""
   for name in names:
     is_name = isinstance(name, str) and name and '\0' not in name
     if not is_name or name.startswith('/') or '..' in name.split('/'):
@@ -124,15 +124,14 @@ def whole(folder: epath.Path, *, who: str) -> epath.Path:
   """Returns the folder to read, where a user names one.
 
   Args:
-    folder: What the user names. It need not exist, or be ours.
+    folder: The user's path. It need not exist, or be ours.
     who: What asks, for messages.
 
   Returns:
     The same; or, while it is replaced, the one with the new files.
 
   Raises:
-    ValueError: It is the rest of an interrupted write, or is not as it was
-      written.
+    ValueError: It is left from an interrupted write, or was changed since.
   """
   return _whole(folder, who=who)[0]
 
@@ -196,7 +195,7 @@ def _bytes_of(file: epath.Path) -> bytes:
 
 
 def _pause(folder: epath.Path) -> None:
-  """Waits until what was replaced in a bucket is seen as it is."""
+  """Waits until a replaced file in a bucket is seen in its new form."""
   if not _paths.is_local(folder):
     time.sleep(_PAUSE_S)
 
@@ -236,7 +235,7 @@ def _whole(
 
 
 def interrupted(folder: epath.Path, commit: Commit) -> str:
-  """Says that a folder is not whole."""
+  """Returns the error for an incomplete folder."""
   writer = _owner.describe(commit.writer)
   return (
       f'{folder} is an interrupted write: {writer} has not finished it. Wait if'

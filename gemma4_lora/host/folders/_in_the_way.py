@@ -1,4 +1,4 @@
-"""What stands where a folder is to be made: no bucket, a file, or a run."""
+"""Checks the place of a new folder: is there no bucket, a file, or a run?"""
 
 from collections.abc import Iterator
 from concurrent import futures
@@ -24,7 +24,7 @@ _STEP = re.compile(r'ckpt_\d+')
 
 
 def check_bucket(target: epath.Path, *, who: str) -> None:
-  """Checks that there is a bucket, as far as that may be asked.
+  """Checks that the bucket exists, if the account may ask.
 
   Args:
     target: A path in it.
@@ -38,7 +38,7 @@ def check_bucket(target: epath.Path, *, who: str) -> None:
     top = top.parent
   try:
     there = top.exists()
-  except Exception:  # May not be asked: writing will say.
+  except Exception:  # The account may not ask: the write will tell.
     return
   if not there:
     raise _storage_errors.ExplainedNotFoundError(
@@ -63,7 +63,7 @@ def check_no_file(target: epath.Path, *, who: str) -> None:
       if not path.exists():
         continue
       is_file = not path.is_dir()
-    except Exception:  # May not be asked: writing will say.
+    except Exception:  # The account may not ask: the write will tell.
       return
     if not is_file:
       return
@@ -133,7 +133,7 @@ def _has_steps(folder: epath.Path) -> bool:
 
 
 def _live(workdir: epath.Path) -> str:
-  """Says who trains there, if that is known."""
+  """Returns the process that trains there, if known."""
   owner = _live_owner.read(workdir / OWNER)
   return '' if owner is None else f', in which {owner.text} trains'
 

@@ -1,7 +1,7 @@
-"""Folders to write in, and what is left of them after `kill -9`.
+"""Temporary folders, and their leftovers after `kill -9`.
 
 `.NAME.<hex>.tmp/` holds `new/`, which is renamed to NAME when it is complete, and
-`writer.json`, by which others know whether anyone is still at work on it.
+`writer.json`, by which others see whether a process still writes it.
 """
 
 from collections.abc import Iterator
@@ -17,14 +17,14 @@ from absl import logging
 
 from gemma4_lora.host.folders import _owner
 
-# Of what is uploaded, in the folder for temporary files.
+# Prefix of uploads in the folder for temporary files.
 STAGE = 'gemma4_lora_upload'
 # Where the old folder is while the new one takes its name.
 ASIDE = 'old'
 _NEW = 'new'
 _WRITER = 'writer.json'
 _TMP = re.compile(r'\.(?P<name>.+)\.[0-9a-f]{8}\.tmp')
-# Folders of earlier versions do not say who writes them.
+# Folders of earlier versions do not name their writer.
 _UNKNOWN_S = 3600.0
 # A writer says who it is right after it has made its folder, and takes that back
 # right before it removes it. Who finds an empty one waits for that.
@@ -53,9 +53,9 @@ def workplace(parent: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
 
 
 def remove(path: pathlib.Path) -> None:
-  """Removes what writers that died have left beside a path.
+  """Removes leftovers of dead writers beside a path.
 
-  What cannot be removed, as on a disk that is read-only, stays.
+  Leftovers that cannot be removed, as on a read-only disk, stay.
 
   Args:
     path: What is to be written. It need not exist.
@@ -79,7 +79,7 @@ def remove(path: pathlib.Path) -> None:
 
 
 def _is_dead(place: pathlib.Path, *, is_same: bool) -> bool:
-  """Whether nobody works on a folder.
+  """Whether no process writes a folder.
 
   Args:
     place: The folder.

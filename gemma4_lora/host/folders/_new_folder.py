@@ -1,8 +1,8 @@
 """Folders that appear under their name complete, or not at all.
 
 On a local disk a folder is written beside its place, in `.NAME.<hex>.tmp`, and
-renamed. A bucket has no rename: see `_bucket_folder`. What a process that was
-killed has left is removed by the next one that writes beside it.
+renamed. A bucket has no rename: see `_bucket_folder`. The next process that
+writes beside it removes leftovers of killed ones.
 """
 
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ def check_free(
     path: The folder's path, as a user gives it. A link is followed.
     overwrite: Whether there may be a folder already.
     who: The function that asks, for messages.
-    how: How the user of it allows that.
+    how: The user's argument that allows it.
     by_orbax: Whether Orbax is to write there.
 
   Raises:
@@ -80,10 +80,10 @@ def new_folder(
 ) -> Iterator[pathlib.Path]:
   """Gives an empty folder of this machine; at the end it is at `path`.
 
-  If anything fails before, nothing is left, and what was at `path` stays. What
-  goes to a bucket is put together in the folder for temporary files, which must
-  have room for it. Where several processes call this, all get a folder, and that
-  of the first is uploaded.
+  If anything fails before, nothing is left, and what was at `path` stays. A
+  folder for a bucket is first made in the folder for temporary files, which
+  must have room for it. Where several processes call this, all get a folder,
+  and that of the first is uploaded.
 
   Args:
     path: From `check_free`.

@@ -1,4 +1,4 @@
-"""Which process writes a folder: nobody may remove it while that process lives."""
+"""The writer of a folder: others must not remove the folder while it lives."""
 
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ _active: set[str] = set()
 
 
 def make() -> dict[str, Any]:
-  """Returns what tells this writer from all others, for a file."""
+  """Returns an identity of this writer, for a file."""
   return {
       'host': socket.gethostname(),
       'machine': _processes.machine(),
@@ -55,7 +55,7 @@ def at_work(
     count = 0
     while not end.wait(_BEAT_S):
       count += 1
-      # A beat that fails is missed: who cannot write hears of it elsewhere.
+      # A failed beat is skipped: a write that fails raises elsewhere.
       with contextlib.suppress(Exception):
         beat(count)
 
@@ -94,10 +94,10 @@ def is_alive(writer: Mapping[str, Any], silent_s: float | None) -> bool:
 
 
 def is_here(writer: Mapping[str, Any]) -> bool:
-  """Whether the writer is of this machine, whose processes can be looked up."""
+  """Whether the writer runs on this machine, where it can be looked up."""
   return writer.get('machine') == _processes.machine()
 
 
 def describe(writer: Mapping[str, Any]) -> str:
-  """Returns who it is, for messages."""
+  """Returns the writer's name, for messages."""
   return f'process {writer.get("pid")} on {writer.get("host")}'

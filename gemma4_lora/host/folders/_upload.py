@@ -16,10 +16,10 @@ from gemma4_lora.host import _storage_errors
 from gemma4_lora.host.folders import _commit
 
 _PIECE_BYTES = 2**24
-# Orbax's own mark of what is whole, which it asks for in gs:// alone.
+# Orbax's own mark of complete checkpoints, which it reads only in gs://.
 _ORBAX_MARK = 'commit_success.txt'
 _ORBAX = ('_METADATA', '_CHECKPOINT_METADATA')
-# What others look for first, and so must come last.
+# Files that others look for first, so they are uploaded last.
 _LAST = re.compile(
     rf'(?:.*/)?(?:.*\.json|manifest\.ocdbt|{"|".join(_ORBAX)}|{_ORBAX_MARK})'
 )
@@ -74,7 +74,7 @@ def files_of(folder: epath.Path, below: str = '') -> Iterator[str]:
 
 
 def children(folder: epath.Path) -> list[epath.Path]:
-  """Returns what is in a folder, which need not exist.
+  """Returns the content of a folder, which need not exist.
 
   TensorFlow says for 5 s that a folder exists which this process has removed; its
   list is new.
@@ -110,7 +110,7 @@ def _copied(
 
 
 def _check(place: epath.Path, files: Mapping[str, tuple[int, int]]) -> None:
-  """Checks that the bucket has what was sent."""
+  """Checks that the bucket has all sent bytes."""
   with futures.ThreadPoolExecutor(_commit.THREADS) as pool:
     sizes = list(pool.map(lambda name: _commit.size_of(place / name), files))
   for (name, (wanted, _)), size in zip(files.items(), sizes, strict=True):
@@ -121,6 +121,6 @@ def _check(place: epath.Path, files: Mapping[str, tuple[int, int]]) -> None:
 
 
 def _mark_orbax(stage: pathlib.Path) -> None:
-  """Says to Orbax that its checkpoints in a folder are whole."""
+  """Marks Orbax's checkpoints in a folder as complete."""
   for folder in {x.parent for name in _ORBAX for x in stage.rglob(name)}:
     (folder / _ORBAX_MARK).write_text('Written and uploaded whole.')

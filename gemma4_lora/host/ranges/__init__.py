@@ -1,1 +1,1 @@
-"""Ranges of files: from a disk, or from a bucket, which answers late."""
+"""Ranges of files on a disk, or in a bucket with its latency."""

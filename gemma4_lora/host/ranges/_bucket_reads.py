@@ -1,4 +1,4 @@
-"""Pieces of a file in a bucket, which come when they come.
+"""Asynchronous reads of pieces of a file in a bucket.
 
 They come through tensorstore, which reads gs:// and s3://; other buckets by etils.
 """
@@ -29,7 +29,7 @@ Span = tuple[int, int]
 
 
 class Piece(Protocol):
-  """Bytes that are on their way."""
+  """A read in progress."""
 
   def result(self) -> bytes | memoryview:
     """Waits for them."""
@@ -59,7 +59,7 @@ def timeout_s() -> float:
 
 
 def kvstore(path: epath.Path) -> dict[str, Any] | None:
-  """Returns a path in a bucket as tensorstore says it; None if it reads none.
+  """Returns tensorstore's form of a path; None if it cannot read it.
 
   Unasked, tensorstore would try again for a quarter of an hour.
 
@@ -124,7 +124,7 @@ class _Answer:
     except ValueError as e:
       if str(e).startswith('OUT_OF_RANGE'):
         raise truncated(self._path) from e
-      raise  # What the server or the network said.
+      raise  # The message of the server or the network.
     if answer.state == 'missing':
       raise FileNotFoundError(f'{self._path} is not there any more.')
     return answer.value

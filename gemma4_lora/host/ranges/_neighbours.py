@@ -6,7 +6,7 @@ import threading
 
 from gemma4_lora.host.ranges import _bucket_reads
 
-# A tensor that takes no longer than an answer: its neighbours come with it.
+# A tensor that takes no longer than an answer is read with its neighbours.
 _SMALL_BYTES = 2**18
 _MOST_BYTES = 2**22
 
@@ -30,7 +30,7 @@ class Neighbours:
   def take(
       self, span: _bucket_reads.Span, begin: _bucket_reads.Begin
   ) -> _bucket_reads.Piece | None:
-    """Returns what has a span's bytes, None if it is to be read alone.
+    """Returns the read that has a span's bytes, None if it is read alone.
 
     Args:
       span: One of the spans, or any other.
@@ -54,7 +54,7 @@ class _Range:
   ) -> '_Part | None':
     with self._lock:
       if span not in self._todo:
-        return None  # A second time: nobody keeps the others for it.
+        return None  # A second read: the neighbours are not kept for it.
       self._todo.remove(span)
       if self._piece is None:
         self._piece = _Shared(begin(self._start, self._stop))

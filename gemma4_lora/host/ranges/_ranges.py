@@ -58,7 +58,7 @@ class File(abc.ABC):
 
   @abc.abstractmethod
   def expect(self, spans: Iterable[_bucket_reads.Span]) -> None:
-    """Says what will be read, each once: in a bucket, small neighbours at once.
+    """Announces all reads; in a bucket, small neighbours are read together.
 
     Args:
       spans: First byte of each, and the byte after the last.
@@ -66,7 +66,7 @@ class File(abc.ABC):
 
 
 def open_file(path: epath.Path) -> File:
-  """Opens a file; reads no more than what it begins with.
+  """Opens a file; reads only its first bytes.
 
   Args:
     path: See `_paths.path`.
@@ -83,7 +83,7 @@ def open_file(path: epath.Path) -> File:
 def expected(
     path: epath.Path, spans: Iterable[_bucket_reads.Span]
 ) -> File | None:
-  """Returns a file of which all is known that will be read; None on a disk.
+  """Returns a file with all its future reads announced; None on a disk.
 
   Args:
     path: See `_paths.path`.

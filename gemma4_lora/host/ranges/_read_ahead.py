@@ -1,11 +1,11 @@
 """A span of a file in a bucket, read some pieces ahead.
 
-A bucket answers late, and each connection has a part of what the machine can
-take: so a span is read in pieces, of which many are under way at a time.
+A bucket has latency, and one connection cannot fill the machine's bandwidth. So
+a span is read in pieces, many at a time.
 
-What is under way is memory on top of what is restored. All readers of a process
-share a bound on it, a part of what is left to read. Each may have the piece that
-it needs next, so that none waits for another.
+Pieces in progress take memory beside the restored model. All readers of a
+process share a bound on it, a part of what is left to read. Each reader may
+always read its next piece, so that none waits for another.
 """
 
 import collections
@@ -56,7 +56,7 @@ def cut(start: int, stop: int) -> list[_bucket_reads.Span]:
 
 
 class Reader:
-  """Reads a span, some pieces ahead of whom wants them."""
+  """Reads a span, some pieces ahead of its reader."""
 
   def __init__(
       self,
@@ -131,7 +131,7 @@ class Reader:
     return data
 
   def _drop(self) -> None:
-    """Lets go of the piece that was read last."""
+    """Releases the piece that was read last."""
     self._rest = memoryview(b'')
     _under_way.give_back(self._held)
     self._held = 0

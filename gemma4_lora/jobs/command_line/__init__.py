@@ -1,1 +1,1 @@
-"""What is wrong with a command line and its config, in one line."""
+"""Errors of a command line and its config, in one line."""

@@ -1,4 +1,4 @@
-"""What each string of a job may hold, so that it cannot become anything else.
+"""Restricts each string of a job, so that it cannot be read as something else.
 
 What a user gives is printed as YAML, in a Dockerfile, and in lines to paste into
 a shell. So each field takes what its own grammar needs, and nothing that any of
@@ -21,10 +21,10 @@ class Field:
   """A string of a job.
 
   Attributes:
-    flag: How the command line calls it, `'--job_name'`.
-    pattern: A regular expression of all that it may hold.
+    flag: Its flag, `'--job_name'`.
+    pattern: A regular expression of valid values.
     allowed: The same in words, with an example.
-    most: In characters.
+    most: The most characters.
   """
 
   flag: str

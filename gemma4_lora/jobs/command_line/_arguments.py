@@ -1,4 +1,4 @@
-"""Arguments of a command line: what is wrong with them, in one line."""
+"""Parses arguments of a command line; errors are one line."""
 
 from collections.abc import Sequence
 import re
@@ -14,7 +14,7 @@ _CONFIG = 'cfg'
 
 
 def parse(argv: Sequence[str]) -> list[str]:
-  """Is `absl.flags.FLAGS`, for `app.run`; what is wrong is a line.
+  """`absl.flags.FLAGS` for `app.run`; errors are one line.
 
   Args:
     argv: Name of the program, and its arguments.

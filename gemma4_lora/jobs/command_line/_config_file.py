@@ -1,4 +1,4 @@
-"""The config of a command line: what is wrong with it, in one line.
+"""Reads the config of a command line; errors are one line.
 
 Kauldron's flag imports a file, calls its `get_config`, and sets what the command
 line changes in it. Each of these has errors of its own, of any type: here they

@@ -1,4 +1,4 @@
-"""Why gemma's own transforms restore no Gemma 4 under LoRA, in a line.
+"""Explains in one line why gemma's own transforms fail for Gemma 4 under LoRA.
 
 `g4.train.TrainStep` says so before it runs them. Kauldron's train step does not.
 """

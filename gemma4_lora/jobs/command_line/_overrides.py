@@ -1,4 +1,4 @@
-"""What a command line changes in its config, and the one name of its workdir.
+"""Overrides of a config on a command line, and its workdir.
 
 `--workdir` and `--cfg.workdir` are one flag: each command takes either.
 """
