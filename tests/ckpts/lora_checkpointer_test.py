@@ -403,13 +403,14 @@ def test_what_a_copy_left_out_is_named(saved, released):
   for name, match in (
       (
           'default',
-          'ckpt_3 is a part of .* no default, in which the arrays were',
+          'ckpt_3 is a part of a checkpoint: it lacks default',
       ),
       (
           'fingerprint',
           'ckpt_3 is a part of .*fingerprint/metadata is not there',
       ),
-      ('timer', 'ckpt_3 is a part of .*timer/metadata is not there'),
+      ('timer', 'ckpt_3 is a part of a checkpoint: it lacks timer'),
+      ('timer/metadata', 'ckpt_3 is a part of .*timer/metadata is not there'),
       ('default/manifest.ocdbt', 'default is half-written: it has no manifest'),
       ('default/d', 'the index .* is damaged .*ckpt_3/default. Copy'),
   ):

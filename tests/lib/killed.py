@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from kauldron import kd
+from kauldron.train import checkpoint_state
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
@@ -116,9 +117,8 @@ def _filled(params: Any, i: int) -> Any:
 Rounds = Iterator[tuple[int, Callable[[], Any]]]
 
 
-def _saves(workdir: pathlib.Path, released: Any, base: Any = None) -> Rounds:
-  """Steps of a run: each is saved, and one before it deleted."""
-  trainer = runs.trainer(
+def _trainer(workdir: pathlib.Path, released: Any) -> kd.train.Trainer:
+  return runs.trainer(
       workdir,
       released,
       base=_base(),
@@ -126,6 +126,11 @@ def _saves(workdir: pathlib.Path, released: Any, base: Any = None) -> Rounds:
       options={'max_to_keep': 2},
       optimizer=runs.partial(optax.sgd(0.1)),
   )
+
+
+def _saves(workdir: pathlib.Path, released: Any, base: Any = None) -> Rounds:
+  """Steps of a run: each is saved, and one before it deleted."""
+  trainer = _trainer(workdir, released)
   state = runs.state(trainer, seed=1, params=base)
   saver = trainer.checkpointer
   first = (saver.latest_step or 0) + 1
@@ -142,6 +147,21 @@ def _saves(workdir: pathlib.Path, released: Any, base: Any = None) -> Rounds:
 def _of_a_run(folder: pathlib.Path) -> Rounds:
   base = random_params.make(_base())
   return _saves(folder / _FOLDER, folder / _RELEASED, base)
+
+
+def _save_peft(folder: pathlib.Path) -> Rounds:
+  model = _lora()
+  params = random_params.make(model)
+  for i in itertools.count(_newest(folder, check_peft) + 1):
+    yield (
+        i,
+        lambda i=i: g4.hf.save_peft(
+            folder / _FOLDER,
+            model=model,
+            params=_filled(params, i),
+            overwrite=True,
+        ),
+    )
 
 
 def _save_lora(folder: pathlib.Path) -> Rounds:
@@ -196,6 +216,36 @@ def _exports(format_: str) -> Callable[[pathlib.Path], Rounds]:
   return rounds
 
 
+def _resumes(folder: pathlib.Path) -> Rounds:
+  """A run that starts from its step, and ends before it does one."""
+  trainer = _trainer(folder / _FOLDER, folder / _RELEASED)
+  state = runs.state(trainer, seed=1)
+  item = checkpoint_state.CheckpointState(
+      state, trainer._chrono, iter(trainer.train_ds)  # pylint: disable=protected-access
+  )
+  if not trainer.checkpointer.latest_step:
+    # Another one, as it frees what it takes.
+    state = trainer.init_transform.transform(runs.state(trainer, seed=1))
+    state = state.replace(params=_filled(state.params, 1))
+    trainer.checkpointer.save(_lora_item.with_train_state(item, state), step=1)
+    trainer.checkpointer.close()
+
+  def resume():
+    found = trainer.checkpointer.restore(
+        item, noop_if_missing=True, donate=False
+    )
+    assert _numbers(_trees.split_lora(found.train_state.params)[1]) == {1.0}
+    trainer.checkpointer.close()
+
+  for i in itertools.count(1):
+    yield i, resume
+
+
+def check_resumable(folder: pathlib.Path) -> None:
+  """Reads the step that is there. All rounds are alike."""
+  assert check_run(folder) == 1
+
+
 def check_run(folder: pathlib.Path) -> int:
   """Reads each step that is there; returns the last."""
   with kd.ckpts.Checkpointer(
@@ -212,6 +262,13 @@ def check_lora(folder: pathlib.Path) -> int:
   """Reads a folder of `save_lora`; returns its round."""
   leaves, _ = _lora_file.read(folder / _FOLDER, who='T')
   (number,) = _numbers(leaves)
+  return int(number)
+
+
+def check_peft(folder: pathlib.Path) -> int:
+  """Reads a PEFT folder; returns its round."""
+  lora = g4.hf.load_peft(folder / _FOLDER, model=_base())
+  (number,) = _numbers(lora.params)
   return int(number)
 
 
@@ -245,6 +302,8 @@ def leftovers(folder: pathlib.Path) -> list[str]:
 # What writes, and what reads it, by name.
 KINDS = {
     'steps': (_of_a_run, check_run),
+    'resume': (_resumes, check_resumable),
+    'export': (_save_peft, check_peft),
     'save_lora': (_save_lora, check_lora),
     'save_quantized': (_save_quantized, check_arrays),
     'fuse': (_exports('gemma'), check_arrays),

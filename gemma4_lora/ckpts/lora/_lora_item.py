@@ -70,10 +70,11 @@ class LoRAItem(kd.ckpts.items.CheckpointItem):
     """
     names = _items(self.item.__kd_ocp_restore_args__())
     saved = self.fingerprint.get(_ITEMS, {})
-    if not (epath.Path(where) / self._key).exists():
+    lacking = [x for x in names if not (epath.Path(where) / x).exists()]
+    if lacking:
       raise ValueError(
-          f'{who}: {where} is a part of a checkpoint: it has no {self._key}, in'
-          ' which the arrays were. Copy that step again; or remove its folder,'
+          f'{who}: {where} is a part of a checkpoint: it lacks'
+          f' {" and ".join(lacking)}. Copy that step again; or remove its folder,'
           ' to go on from the step before.'
       )
     _small_items.check(epath.Path(where), saved, names)
