@@ -21,6 +21,7 @@ from gemma4_lora.ckpts import _lora_checkpointer
 from gemma4_lora.ckpts import _needs_logits
 from gemma4_lora.ckpts import _requests
 from gemma4_lora.ckpts import _workdir
+from gemma4_lora.data import _ended
 from gemma4_lora.host import _placement
 from gemma4_lora.losses import _labels
 from gemma4_lora.optim import _integers
@@ -128,6 +129,9 @@ class TrainStep(kd.train.TrainStep):
   def update_from_root_cfg(self, root_cfg: kd.train.Trainer) -> 'TrainStep':
     # Kauldron's checkpointer would fail before `init`.
     _workdir.check_modes(root_cfg.checkpointer, who=_WHO)
+    # Kauldron asks it for its structure before `init`, and for batches after.
+    train_ds = _ended.says_so(root_cfg.train_ds)
+    object.__setattr__(root_cfg, 'train_ds', train_ds)
     return super().update_from_root_cfg(root_cfg)
 
   def init(
