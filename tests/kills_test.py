@@ -3,11 +3,11 @@
 20 kills; more by `GEMMA4_LORA_KILLS=200 pytest tests/kills_test.py`.
 """
 
-import multiprocessing
 import os
 
 import pytest
 
+from tests.lib import forked
 from tests.lib import killed
 
 _COUNT = int(os.environ.get('GEMMA4_LORA_KILLS', '20'))
@@ -46,8 +46,7 @@ def test_what_is_there_is_whole(kind, prepared):
 
 def _work(kind, folder, seed):
   """Returns which rounds a process said to be on disk, and its exit code."""
-  context = multiprocessing.get_context('forkserver')
-  context.set_forkserver_preload(['tensorflow', 'tests.lib.killed'])
+  context = forked.server()
   here, there = context.Pipe(duplex=False)
   process = context.Process(
       target=killed.work, args=(kind, folder, seed, there)

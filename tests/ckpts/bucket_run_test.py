@@ -122,12 +122,7 @@ def test_it_is_preempted_and_resumed_and_evaluated(buckets, tmp_path):
   params = random_params.make(_BASE)
   g4.testing.make_checkpoint(_BASE, released, params=params)
   buckets.make('trained')
-  buckets.call(
-      _run,
-      buckets,
-      tmp_path,
-      preload=('tensorflow', 'tests.ckpts.bucket_run_test'),
-  )
+  buckets.call(_run, buckets, tmp_path)
   for name in ('lora', 'all'):
     run = buckets.folder('trained') / name
     names = {x.name for x in run.iterdir()}

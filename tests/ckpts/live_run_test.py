@@ -1,12 +1,12 @@
 """Hosts that are told to stop agree on a step, or on a batch of an evaluation."""
 
-import multiprocessing
 import os
 import signal
 import socket
 
 import pytest
 
+from tests.lib import forked
 from tests.lib import stopped_hosts
 
 _TIMEOUT_S = 100
@@ -15,8 +15,7 @@ _TIMEOUT_S = 100
 @pytest.fixture(name='start')
 def _start(tmp_path):
   """Starts two hosts; returns the processes, and what they say."""
-  context = multiprocessing.get_context('forkserver')
-  context.set_forkserver_preload(['tensorflow', 'tests.lib.two_hosts'])
+  context = forked.server()
   started = []
 
   def start(*batches):

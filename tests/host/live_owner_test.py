@@ -1,7 +1,6 @@
 """A folder has one live process; no clock is asked."""
 
 import dataclasses
-import multiprocessing
 import re
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import pytest
 
 from gemma4_lora.host import _live_owner
 from gemma4_lora.host import _processes
+from tests.lib import forked
 
 
 @pytest.fixture(name='path')
@@ -103,12 +103,9 @@ def test_of_two_that_start_at_once_in_a_bucket_one_has_it(buckets, tmp_path):
   """Without a lock; the later one reads, and is slow to write."""
   buckets.make('runs')
   buckets.fail('POST .*owner.json', delay_s=1.5, first=2, times=1)
-  barrier = multiprocessing.get_context('forkserver').Barrier(2)
+  barrier = forked.server().Barrier(2)
   files = [tmp_path / 'a', tmp_path / 'b']
-  two = [
-      buckets.fork(_take_in_a_bucket, barrier, x, preload=('tensorflow',))
-      for x in files
-  ]
+  two = [buckets.fork(_take_in_a_bucket, barrier, x) for x in files]
   for process in two:
     process.join(120)
     assert process.exitcode == 0

@@ -1,6 +1,5 @@
 """A run that is told to stop, by either command and either signal."""
 
-import multiprocessing
 import os
 import pathlib
 import re
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
+from tests.lib import forked
 from tests.lib import random_params
 from tests.lib import runs
 from tests.lib import two_hosts
@@ -23,8 +23,7 @@ _RARELY = 1_000_000
 def _start(tmp_path):
   """Starts a run, forked from a process that has imported all that it needs."""
   environment = {'JAX_NUM_CPU_DEVICES': '8'}  # As in this process.
-  context = multiprocessing.get_context('forkserver')
-  context.set_forkserver_preload(['tensorflow', 'tests.lib.two_hosts'])
+  context = forked.server()
   started = []
 
   def start(module, **values):

@@ -1,6 +1,5 @@
 """`python -m gemma4_lora` as a shell runs it; `train` on hosts that are lost."""
 
-import multiprocessing
 import os
 import pathlib
 import re
@@ -21,6 +20,7 @@ from gemma4_lora import _trees
 from gemma4_lora import g4
 from gemma4_lora.host import _storage_errors
 from gemma4_lora.jobs import _train
+from tests.lib import forked
 from tests.lib import random_params
 from tests.lib import runs
 from tests.lib import two_hosts
@@ -36,8 +36,7 @@ def _run():
   It is forked from one that has imported all that it needs, which is most of
   the time that a command takes to start.
   """
-  context = multiprocessing.get_context('forkserver')
-  context.set_forkserver_preload(['tensorflow', 'tests.lib.two_hosts'])
+  context = forked.server()
   started = []
 
   def run(argv, log, **environment):

@@ -44,12 +44,12 @@ from typing import Any
 
 import pytest
 
+from tests.lib import forked
+
 _SERVER = pathlib.Path(__file__).with_name('bucket_server.py')
 _NAMES = 'www.googleapis.com storage.googleapis.com oauth2.googleapis.com'
 _TIMEOUT_S = 300
 _LONGEST_REQUEST_S = 30
-# What the fork server imports: most of the time that a process takes to start.
-_PRELOAD = ('tensorflow', 'tests.lib.two_hosts')
 _ENVIRONMENT = {
     # Nobody looks for credentials in files, or at a machine of Google Cloud.
     'NO_GCE_CHECK': 'true',
@@ -195,22 +195,17 @@ class Buckets:
       function: Callable[..., Any],
       *args: Any,
       env: Mapping[str, str | None] = {},  # noqa: B006
-      preload: tuple[str, ...] = _PRELOAD,
+      preload: tuple[str, ...] = forked.PRELOAD,
   ) -> multiprocessing.Process:
     """Starts a function in a process that has imported all already.
-
-    The process is forked from multiprocessing's fork server: see
-    `set_forkserver_preload`, which counts only before its first process.
 
     Args:
       function: A function of a module.
       *args: What pickle can carry.
       env: See `run`.
-      preload: Modules that the fork server imports.
+      preload: See `forked.server`.
     """
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(list(preload))
-    process = context.Process(
+    process = forked.server(preload).Process(
         target=_in_namespaces,
         args=(self, self.environment(env), function, args),
     )

@@ -80,7 +80,7 @@ def test_buckets_keep_log_slow_down_refuse_and_cut(buckets, client):
 def test_a_function_runs_in_the_namespaces(buckets):
   """It sees only the names and the network of the emulator."""
   file = buckets.root / 'seen'
-  buckets.call(_look, file, preload=())
+  buckets.call(_look, file)
   assert file.read_text() == '127.0.0.1 lo'
 
 
