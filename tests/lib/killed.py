@@ -107,7 +107,7 @@ def _lora(**kwargs: Any) -> g4.nn.LoRA:
 def _filled(params: Any, i: int) -> Any:
   """Returns parameters with all of LoRA at one number."""
   return jax.tree_util.tree_map_with_path(
-      lambda keys, x: jnp.asarray(np.full(x.shape, i, x.dtype))
+      lambda keys, x: random_params.on_device(np.full(x.shape, i, x.dtype))
       if _trees.is_lora(_trees.key_path(keys))
       else x,
       params,

@@ -12,7 +12,6 @@ from typing import Any
 from flax import linen as nn
 from flax import traverse_util
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gemma4_lora import g4
@@ -73,7 +72,19 @@ def quantized(model: g4.nn.LoRA, *, seed: int = 0) -> dict[str, Any]:
 def _leaf(rng: np.random.Generator, x: Any) -> jax.Array:
   offset = 1.0 if x.ndim < 2 else 0.0
   value = offset + 0.2 * rng.standard_normal(x.shape, np.float32)
-  return jnp.asarray(value, x.dtype)
+  return on_device(value, x.dtype)
+
+
+def on_device(value: np.ndarray, dtype: Any = None) -> jax.Array:
+  """Returns an array of its own, without a program for each shape.
+
+  `jnp.asarray` compiles two: to convert it and to copy it.
+
+  Args:
+    value: In NumPy. It is copied: what trains overwrites its parameters.
+    dtype: If another one.
+  """
+  return jax.device_put(np.array(value, dtype))
 
 
 def _codes_and_scales(
@@ -86,16 +97,16 @@ def _codes_and_scales(
   low = 0 if codes.dtype.name == 'uint4' else -levels
   number = 255 if levels == 127 else 16
   drawn = rng.integers(low, low + number, codes.shape)
-  out = {name: jnp.asarray(drawn.astype(codes.dtype))}
+  out = {name: on_device(drawn, codes.dtype)}
   scale = size / levels
   if isinstance(scales, Mapping):  # Quantised around their mean.
     out['scales'] = _codes_and_scales(rng, scales, size=scale / 2)
     offset = scales['offset']
     mean = np.full(offset.shape, scale)
-    out['scales']['offset'] = jnp.asarray(mean, offset.dtype)
+    out['scales']['offset'] = on_device(mean, offset.dtype)
   else:
     drawn = scale * rng.uniform(0.5, 1.5, scales.shape)
-    out['scales'] = jnp.asarray(drawn, scales.dtype)
+    out['scales'] = on_device(drawn, scales.dtype)
   return out
 
 
@@ -109,7 +120,9 @@ def like_init(model: nn.Module) -> dict[str, Any]:
     if x.ndim < 2:
       return x
     is_b = path[-1].key == 'b'
-    return x / 4 if is_b else 5 * x * np.prod(x.shape[:-1]) ** -0.5
+    dtype, x = x.dtype, np.asarray(x)
+    x = x / 4 if is_b else 5 * x * np.prod(x.shape[:-1]) ** -0.5
+    return on_device(x, dtype)
 
   return jax.tree_util.tree_map_with_path(scale, make(model))
 
@@ -121,7 +134,7 @@ def pending(params: Any) -> Any:
     params: Nested.
   """
   return jax.tree_util.tree_map_with_path(
-      lambda keys, x: _pending.fill(x.shape, x.dtype)
+      lambda keys, x: on_device(np.full(x.shape, _pending.fill((), x.dtype)))
       if keys[-1].key in ('a', 'b')
       else x,
       params,
@@ -141,7 +154,7 @@ def _traced_with_towers(model: nn.Module) -> dict[str, Any]:
 def as_released(tree: Any, *, seed: int = 0) -> dict[str, Any]:
   """Returns values as of a random checkpoint, in a structure of shapes."""
   params = _checkpoints.random_params(tree, seed=seed)
-  return jax.tree.map(jnp.asarray, params)
+  return jax.tree.map(on_device, params)
 
 
 def lora(model: g4.nn.LoRA, *, seed: int = 0) -> dict[str, Any]:

@@ -76,10 +76,11 @@ def make_state(
     sharding: How to shard the params: a Kauldron sharding.
   """
   shapes = _shapes(variant, text_only, lora)
-  params = random_params.as_released(shapes, seed=seed)
-  if sharding is not None:
-    params = kd.sharding.with_sharding_constraint(params, sharding)
-  return wrap(params)
+  if sharding is None:
+    return wrap(random_params.as_released(shapes, seed=seed))
+  # From NumPy: jax compiles a program for each shape that it divides.
+  values = _checkpoints.random_params(shapes, seed=seed)
+  return wrap(jax.device_put(values, sharding(values)))
 
 
 def wrap(params: Any) -> kd.train.TrainState:

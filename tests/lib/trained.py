@@ -1,7 +1,6 @@
 """A run on disk whose LoRA was trained, by saying so."""
 
 import jax
-import jax.numpy as jnp
 from kauldron import kd
 import numpy as np
 
@@ -61,7 +60,7 @@ class Run:
         return x
       # In NumPy, here and below: jax would compile a program for each shape.
       update = 0.3 * rng.standard_normal(x.shape).astype(x.dtype)
-      return jnp.asarray(np.asarray(x) + update)
+      return random_params.on_device(np.asarray(x) + update)
 
     self.params = jax.tree_util.tree_map_with_path(train, state.params)
     self.save(full=full)
@@ -97,7 +96,7 @@ def _fresh_lora(model, params):
   """LoRA leaves as `model.init` gives them, or waiting for the base."""
   _, lora = _trees.split_lora(params)
   lora = jax.tree.map(
-      lambda x: jnp.asarray(np.full(x.shape, 0.5, x.dtype)), lora
+      lambda x: random_params.on_device(np.full(x.shape, 0.5, x.dtype)), lora
   )
   if model.init_lora_weights in ('pissa', 'olora'):
     return random_params.pending(lora)

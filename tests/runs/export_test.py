@@ -108,7 +108,7 @@ def test_gemma_opens_what_fuse_params_gives(tmp_path, case, request):
   assert read is None or len(read) > 20
   want = g4.nn.fuse_params(model, run.params)
   shapes = jax.tree.map(
-      lambda x: jnp.asarray(np.zeros_like(x)), _as_released(want)
+      lambda x: jax.device_put(np.zeros_like(x)), _as_released(want)
   )
   got = gm.ckpts.load_params(tmp_path / 'out', params=shapes)
   _assert_same(got, _as_released(want))
@@ -254,7 +254,7 @@ def test_fused_safetensors_are_what_fuse_params_gives(tmp_path, name, request):
   want = g4.nn.fuse_params(model, run.params)
   state = states.wrap(
       jax.tree.map(
-          lambda x: jnp.asarray(np.ones(x.shape, x.dtype)),
+          lambda x: jax.device_put(np.ones(x.shape, x.dtype)),
           _upstream.abstract_params(ref.model),
       )
   )
@@ -286,7 +286,7 @@ def test_audio_tower_keeps_its_names(tmp_path):
   assert 'model.audio_tower.layers.1.norm_out.weight' in names
   assert 'model.language_model.norm.weight' in names
   state = states.wrap(
-      jax.tree.map(lambda x: jnp.asarray(np.ones_like(x)), params)
+      jax.tree.map(lambda x: jax.device_put(np.ones_like(x)), params)
   )
   got = load(path=tmp_path / 'hf').transform(state).params
   # k, v and key norms of shared layers are not read by anyone.
@@ -366,7 +366,7 @@ def test_float32_stays_where_the_model_or_the_file_has_it(tmp_path):
     assert {x.dtype for x in jax.tree.leaves(got)} == {np.dtype('float32')}
     want = g4.nn.fuse_params(model, run.params)
     shapes = jax.tree.map(
-        lambda x: jnp.asarray(np.zeros_like(x)), _as_released(want)
+        lambda x: jax.device_put(np.zeros_like(x)), _as_released(want)
     )
     got = gm.ckpts.load_params(path / 'out', params=shapes)
     _assert_same(got, _as_released(want))
