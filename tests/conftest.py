@@ -31,6 +31,11 @@ os.environ['XLA_FLAGS'] = ' '.join(
     ]
 )
 
+# Where in Python each operation was made goes into programs, but no test reads it:
+# to look for it takes a sixth of the time of tracing.
+os.environ['JAX_TRACEBACK_IN_LOCATIONS_LIMIT'] = '0'
+jax.config.update('jax_traceback_in_locations_limit', 0)
+
 # Before any test makes an array: eight devices, as on one TPU host, so that
 # what is sharded in earnest is sharded in tests.
 jax.config.update('jax_num_cpu_devices', 8)
