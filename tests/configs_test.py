@@ -12,7 +12,6 @@ import pytest
 import tensorflow as tf
 
 from gemma4_lora import g4
-from tests.lib import models
 from tests.lib import shipped
 from tests.lib import training
 
@@ -98,6 +97,7 @@ def test_quickstart_trains_evaluates_samples_and_saves(tmp_path, capsys):
       "--cfg.log_metrics_every=1",
       "--cfg.log_summaries_every=1",
       "--cfg.model.rank=4",
+      "--cfg.model.targets=('q', 'down')",
       "--cfg.checkpointer.save_interval_steps=2",
       "--cfg.evals.eval.run.n=2",
       "--cfg.evals.sampling.run.n=2",
@@ -140,18 +140,30 @@ def test_quickstart_trains_evaluates_samples_and_saves(tmp_path, capsys):
   assert saved.model.rank == 4
 
 
-# Layers that share keys and values, once; one layer elsewhere.
-_CUTS = {"gemma4_e2b_lora_mtnt": models.shallow}
 # What others have compiled with the same settings, and what is tested below.
 _LIGHT = ("gemma4_e4b_lora_no_robots", "experts")
 _BELOW = ("gemma4_e2b_dpo",)
+# Those with the default targets; `gemma4_31b_lora_no_robots` keeps them. Half as many
+# linears compile in half the time.
+_OF_ALL_LINEARS = (
+    "gemma4_31b_qlora_no_robots",
+    "gemma4_e2b_lora_hf_weights",
+    "gemma4_e2b_lora_images",
+    "gemma4_e2b_lora_mtnt",
+    "gemma4_e2b_lora_packed",
+    "gemma4_e4b_lora_no_robots",
+)
 
 
 @pytest.mark.parametrize("run", [x for x in shipped.RUNS if x not in _BELOW])
 def test_tiny_model_trains(run, tmp_path):
-  """As the command, in this process: on eight devices, with its own sharding."""
-  cut = _CUTS.get(run, models.one_layer)
-  state, losses = _train(run, tmp_path, cut=cut, light=run in _LIGHT)
+  """As the command, in this process: on eight devices, with its own sharding.
+
+  On one layer: those that share keys and values train in `train_test.py`, and with
+  these settings in `jobs/rehearsal_test.py`.
+  """
+  targets = ("q", "down") if run in _OF_ALL_LINEARS else None
+  state, losses = _train(run, tmp_path, light=run in _LIGHT, targets=targets)
   values = [x.loss_values["losses/total"] for x in losses]
   assert len(values) == 3 and np.isfinite(values).all()
   assert len(set(map(float, values))) > 1
@@ -168,6 +180,7 @@ def test_dpo_learns_what_is_preferred(tmp_path):
       "--cfg.num_train_steps=5",
       "--cfg.optimizer['0'].learning_rate=1e-2",
       light=True,
+      targets=("q", "down"),
   )
   first, last = losses[0], losses[-1]
   assert first.loss_values["losses/dpo"] == pytest.approx(math.log(2), abs=1e-4)

@@ -118,7 +118,7 @@ def test_is_small(tmp_path):
 )
 def test_workdirs_at_any_step(checkpointer, restore, tmp_path):
   """The last one, as it is restored otherwise, and one before."""
-  model = _model(cut=models.one_layer)
+  model = _model(cut=models.one_layer, targets=['q', 'down'])
   g4.testing.make_checkpoint(model.model, tmp_path / 'released')
 
   def trainer(workdir, **kwargs):

@@ -162,7 +162,7 @@ def test_size_on_disk(tmp_path):
   model = model.clone(
       config=dataclasses.replace(model.config, attention_types=layers)
   )
-  made = runs.trainer(tmp_path, base=model, lora={'rank': 8})
+  made = runs.trainer(tmp_path, base=model, lora={'rank': 8, 'targets': 'text'})
   state = runs.state(made, seed=1)
   made.checkpointer.save(_item(made, state), step=0)
   made.checkpointer.close()

@@ -58,7 +58,7 @@ def test_run_of_another_model_as_source(tmp_path):
   base = models.base(cut=models.one_layer)
   params = g4.testing.make_checkpoint(base, tmp_path / 'released')
   run = training.make_trainer(
-      g4.nn.LoRA(rank=2, model=base),
+      g4.nn.LoRA(rank=2, targets='q', model=base),
       tmp_path / 'run',
       num_train_steps=10,
       init_transform=g4.ckpts.SkipLoRA4(
@@ -69,7 +69,7 @@ def test_run_of_another_model_as_source(tmp_path):
   state = states.wrap(
       jax.tree.map(
           jax.numpy.zeros_like,
-          random_params.make(g4.nn.LoRA(rank=8, model=base)),
+          random_params.make(g4.nn.LoRA(rank=8, targets='q', model=base)),
       )
   )
   out = g4.ckpts.SkipLoRA4(

@@ -20,9 +20,20 @@ def shallow(model: nn.Module) -> nn.Module:
   return with_layers(model, (False, True) * repeats)
 
 
-def one_layer(model: nn.Module) -> nn.Module:
-  """Returns the model with one layer, for tests of what all layers do."""
+def one_layer(model: nn.Module, *, num_audio: int = 1) -> nn.Module:
+  """Returns the model with one layer, for tests of what all layers do.
+
+  One in the audio tower, too, where each layer is compiled. The vision tower's two
+  are a loop.
+
+  Args:
+    model: A Gemma 4 model.
+    num_audio: Number of layers of the audio tower.
+  """
   config = dataclasses.replace(model.config, kv_cache_sharing_config=None)
+  if config.audio_encoder:
+    audio = dataclasses.replace(config.audio_encoder, num_layers=num_audio)
+    config = dataclasses.replace(config, audio_encoder=audio)
   return with_layers(model.clone(config=config), (True,))
 
 

@@ -31,7 +31,7 @@ def trainer(
   Args:
     workdir: Where it saves.
     released: Path of the base; None for random base weights.
-    lora: Settings of `g4.nn.LoRA`.
+    lora: Settings of `g4.nn.LoRA`; two linears a layer, if it does not say.
     base: The model.
     optimizer: If not Adam on LoRA.
     num_train_steps: When it stops.
@@ -39,7 +39,8 @@ def trainer(
     **kwargs: Of `training.make_trainer`.
   """
   model = g4.nn.LoRA(
-      **({'rank': 4, 'alpha': 8.0} | (lora or {})), model=base or models.base()
+      **({'rank': 4, 'alpha': 8.0, 'targets': ('q', 'down')} | (lora or {})),
+      model=base or models.base(),
   )
   if released is not None:
     kwargs['init_transform'] = g4.ckpts.SkipLoRA4(

@@ -59,7 +59,13 @@ def by_flags(path, *overrides):
 
 
 def with_fewer_layers(
-    trainer, folder, *, cut=models.one_layer, light=False, **changes
+    trainer,
+    folder,
+    *,
+    cut=models.one_layer,
+    light=False,
+    targets=None,
+    **changes,
 ):
   """Returns the trainer with fewer layers, and its checkpoint: compile time.
 
@@ -68,12 +74,15 @@ def with_fewer_layers(
     folder: Where to keep the checkpoint.
     cut: Which layers to keep.
     light: Also without what saves memory, which takes long to compile.
+    targets: Those of LoRA, if not the config's.
     **changes: Of the base model.
   """
   base = cut(trainer.model.model).clone(**changes)
   lora = trainer.model.clone(model=base)
   if light:
     lora = lora.clone(remat="none", attention="gemma")
+  if targets:
+    lora = lora.clone(targets=targets)
   load = trainer.init_transform.wrapped
   path = dataclasses.replace(load.path, model=base, folder=folder)
   load = dataclasses.replace(load, path=path)

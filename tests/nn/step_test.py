@@ -112,6 +112,7 @@ def test_the_trainer_with_every_option(tmp_path):
   base = models.base(cut=models.one_layer, dtype=jnp.float32)
   model = g4.nn.LoRA(
       rank=2,
+      targets=('q', 'down'),
       model=base,
       logits_in_training=False,
       remat='attention',

@@ -34,14 +34,19 @@ _TOWERS = {
 _HAS_AUDIO = {'Gemma4_E2B': True, 'Gemma4_31B': False}
 
 
-def _model(name, *, targets=(), **kwargs):
+def _model(name, *, targets=(), cut=models.one_layer, **kwargs):
   return models.lora(
       name,
-      cut=models.one_layer,
+      cut=cut,
       text_only=False,
       targets=[*_TOWERS[name], *targets],
       **{'rank': 3, 'alpha': 6} | kwargs,
   )
+
+
+def _two_of_audio(model):
+  """Returns the model with one layer of text, and two of audio that differ."""
+  return models.one_layer(model, num_audio=2)
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'audio'))
@@ -87,7 +92,7 @@ def _tight(params, *, inputs, outputs):
 def test_equals_the_model_with_merged_weights(name, tight, use_dora):
   """Of every projection of the towers at once, whether or not clips bind."""
   audio = _HAS_AUDIO[name]
-  model = _model(name, use_dora=use_dora)
+  model = _model(name, cut=_two_of_audio, use_dora=use_dora)
   params = random_params.with_towers(model)
   if tight:
     params = _tight(params, inputs=0.3, outputs=0.1)

@@ -32,6 +32,7 @@ class _Masked(training.RandomTokens):
 def _trainer(workdir, num_microbatches, **kwargs):
   model = g4.nn.LoRA(
       rank=2,
+      targets=('q', 'down'),
       model=models.base(cut=models.one_layer, dtype=jnp.float32),
   )
   return training.make_trainer(

@@ -141,7 +141,9 @@ def test_trains_and_resumes_bitwise(tmp_path):
   """In the Trainer: 4 steps, and 2 + 2 from Kauldron's own checkpoint."""
   base = models.base(cut=models.one_layer)
   g4.testing.make_checkpoint(base, tmp_path / 'released')
-  model = g4.nn.LoRA(rank=2, use_dora=True, dropout=0.1, model=base)
+  model = g4.nn.LoRA(
+      rank=2, targets=('q', 'down'), use_dora=True, dropout=0.1, model=base
+  )
 
   whole = training.check_resumes_bitwise(
       model, tmp_path, _transforms(tmp_path / 'released')['SkipLoRA4']

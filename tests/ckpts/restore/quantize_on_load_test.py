@@ -32,11 +32,20 @@ _MIXED = (
 _INT4 = (g4.quant.Int4(group_size=2),)
 
 
+# 31B is for what does not hang on layers. Experts are in two that are alike: for each
+# shape of weights, and of their pieces, a program is compiled.
+_CUTS = {
+    'Gemma4_E2B': models.shallow,
+    'Gemma4_26B_A4B': functools.partial(
+        models.with_layers, is_global=(True, True)
+    ),
+    'Gemma4_31B': models.one_layer,
+}
+
+
 def _model(variant, quantize, **kwargs):
-  # 31B is for what does not hang on layers.
-  cut = models.one_layer if '31B' in variant else models.shallow
   settings = {'base_dtype': jnp.bfloat16, 'rank': 2, 'quantize': quantize}
-  return models.lora(variant, cut=cut, **settings, **kwargs)
+  return models.lora(variant, cut=_CUTS[variant], **settings, **kwargs)
 
 
 def _state(model, *, abstract=True, sharding=None):
