@@ -1,6 +1,7 @@
 """Counts the rows that cannot be trained on, and stops if there are many."""
 
 import collections
+import math
 import re
 import threading
 from typing import Any
@@ -13,6 +14,8 @@ from gemma4_lora.data.sources import _origins
 
 # A share of fewer rows than this is not meaningful.
 _FEWEST = 100
+# Nor do so few malformed rows.
+_ALWAYS = 2
 # How many rows of each reason are shown in full.
 _SHOWN = 3
 # Reasons that are counted one by one; later ones count as `_OTHER`.
@@ -30,6 +33,22 @@ def check_limit(limit: float, *, name: str) -> None:
         f'{name}(max_malformed={limit!r}) should be a number of rows (int), or a'
         ' share of those that were read (float, below 1).'
     )
+
+
+def allowed(limit: float, num_rows: int) -> float:
+  """Returns how many of the rows may be malformed.
+
+  Args:
+    limit: A number, or a share. Of a share, three standard errors more are
+      allowed: where malformed rows are just below it, the first hundreds may
+      have more by chance, and a run would end there.
+    num_rows: How many rows were read.
+  """
+  if isinstance(limit, int):
+    return limit
+  expected = limit * num_rows
+  by_chance = 3 * math.sqrt(expected * (1 - limit))
+  return max(expected + by_chance, limit * _FEWEST, _ALWAYS)
 
 
 def with_row(error: Exception, row: Any) -> Exception:
@@ -147,9 +166,7 @@ class Counter:
 
   @property
   def _allowed(self) -> float:
-    if isinstance(self._limit, int):
-      return self._limit
-    return self._limit * max(self.num_rows, _FEWEST)
+    return allowed(self._limit, self.num_rows)
 
 
 def _reason(text: str) -> str:

@@ -7,6 +7,7 @@ import pickle
 from absl import logging
 from grain import python as grain
 from kauldron import kd
+import numpy as np
 import pytest
 
 from gemma4_lora import g4
@@ -82,10 +83,30 @@ def test_more_than_the_limit_are_an_error(limit, error):
   assert "In the row: {'en': 'Yes.'}" in message
 
 
-def test_a_share_is_of_the_rows_read_once_there_are_a_hundred():
-  assert len(list(_dataset(_Rows(400, every=50), max_malformed=0.03))) == 392
-  with pytest.raises(ValueError, match='2 of 51 rows are malformed'):
-    list(_dataset(_Rows(400, every=50), max_malformed=0.019))
+def test_a_share_is_of_the_rows_read():
+  assert len(list(_dataset(_Rows(400, every=50), max_malformed=0.02))) == 392
+  with pytest.raises(ValueError, match='3 of 101 rows are malformed'):
+    list(_dataset(_Rows(400, every=50), max_malformed=0.005))
+
+
+@pytest.mark.parametrize('share', [0.002, 0.01, 0.3])
+def test_a_run_near_its_share_does_not_end_by_chance(share):
+  """As a plain share would: most of these runs end at the first hundreds."""
+  rng = np.random.default_rng(0)
+  limits = np.array([_malformed.allowed(share, n) for n in range(1, 2001)])
+  ended = 0
+  for _ in range(300):
+    malformed = np.cumsum(rng.random(2000) < 0.9 * share)
+    ended += bool((malformed > limits).any())
+  assert ended <= 15
+  # And one with clearly more ends soon.
+  malformed = np.cumsum(rng.random(50_000) < 2 * share)
+  first = next(
+      n
+      for n in range(1, 50_000)
+      if malformed[n - 1] > _malformed.allowed(share, n)
+  )
+  assert first < 30 / share
 
 
 def test_no_mask_is_ever_empty():

@@ -95,16 +95,16 @@ def _prompt(row: Any, key: str) -> str:
 def _pairs(row: Any) -> list[list[Any]]:
   """Returns the earlier turns of user and model."""
   history = _fields.get_optional(row, _HISTORY)
-  if isinstance(history, str) and history.strip():
-    history = _fields.from_json(history, field=_HISTORY)
-  if history is None or history == '':
+  if isinstance(history, str):
+    history = history.strip() and _fields.from_json(history, field=_HISTORY)
+  if history is None or isinstance(history, str) and not history:
     return []
   if not isinstance(history, list) or not all(
       isinstance(pair, list) and len(pair) == 2 for pair in history
   ):
     raise ValueError(
         f'Field {_HISTORY!r} should be a list of pairs of texts. Got:'
-        f' {history!r:.200}'
+        f' {_fields.short(history)}'
     )
   return history
 

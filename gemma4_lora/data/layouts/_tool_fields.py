@@ -51,7 +51,7 @@ def parse_call(call: Any, *, field: str) -> _conversation.ToolCall:
   is_json = isinstance(arguments, str)
   if is_json and arguments.strip():
     arguments = _fields.from_json(arguments, field=f'{field}.arguments')
-  if arguments is None or arguments == '':
+  if arguments is None or isinstance(arguments, str) and not arguments:
     arguments = {}
   if not isinstance(arguments, dict):
     raise ValueError(

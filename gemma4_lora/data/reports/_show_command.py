@@ -9,6 +9,7 @@ from kauldron import konfig
 import numpy as np
 
 from gemma4_lora.data import _first_fit
+from gemma4_lora.data import _malformed
 from gemma4_lora.data import _show
 from gemma4_lora.data.reports import _counts
 from gemma4_lora.data.reports import _parts
@@ -139,9 +140,7 @@ def _share(number: int, counts: _counts.Counts) -> str:
 
 def _stops(part: _parts.Part, counts: _counts.Counts) -> bool:
   """Whether so many rows are malformed that training would stop."""
-  limit = part.task.max_malformed
-  if isinstance(limit, float):
-    limit *= max(counts.num_read, 100)
+  limit = _malformed.allowed(part.task.max_malformed, counts.num_read)
   return counts.malformed.num_malformed > limit
 
 

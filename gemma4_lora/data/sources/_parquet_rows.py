@@ -49,7 +49,7 @@ class ParquetRows:
     names = batch.schema.names
     try:
       return {
-          name: column[i].as_py()
+          name: _value(column[i])
           for name, column in zip(names, batch.columns, strict=True)
       }
     except UnicodeDecodeError as e:
@@ -102,8 +102,10 @@ def _decode(path: epath.Path, target: str, *, who: str) -> None:
     ) as file:
       schema = _without_dictionaries(file.schema_arrow)
       with pa.ipc.new_file(target, schema) as sink:
-        for batch in file.iter_batches(_BATCH_ROWS):
-          sink.write_batch(batch.cast(schema))
+        # Across groups of rows, Arrow cannot read dictionaries in structs.
+        for group in range(file.num_row_groups):
+          for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group]):
+            sink.write_batch(batch.cast(schema))
   except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
     if isinstance(e, OSError) and e.errno is not None:
       raise  # An error of the disk; Arrow's errors have no number.
@@ -114,9 +116,38 @@ def _decode(path: epath.Path, target: str, *, who: str) -> None:
     ) from None
 
 
+def _value(scalar: Any) -> Any:
+  """Returns a value as Python has it; a time that Python has not as a number."""
+  try:
+    return scalar.as_py(maps_as_pydicts='lossy')
+  except (OverflowError, ValueError):
+    if isinstance(scalar, pa.TimestampScalar | pa.Date64Scalar):
+      return scalar.value
+    raise
+
+
 def _without_dictionaries(schema: Any) -> Any:
   """Returns the schema of the values: a file has one dictionary per column."""
-  for i, field in enumerate(schema):
-    if pa.types.is_dictionary(field.type):
-      schema = schema.set(i, field.with_type(field.type.value_type))
-  return schema
+  return pa.schema(map(_plain_field, schema), metadata=schema.metadata)
+
+
+def _plain_field(field: Any) -> Any:
+  return field.with_type(_plain_type(field.type))
+
+
+def _plain_type(kind: Any) -> Any:
+  """Returns the type without dictionaries, at every depth."""
+  types = pa.types
+  if types.is_dictionary(kind):
+    return _plain_type(kind.value_type)
+  if types.is_struct(kind):
+    return pa.struct(list(map(_plain_field, kind)))
+  if types.is_map(kind):
+    return pa.map_(_plain_type(kind.key_type), _plain_type(kind.item_type))
+  if types.is_fixed_size_list(kind):
+    return pa.list_(_plain_field(kind.value_field), kind.list_size)
+  if types.is_large_list(kind):
+    return pa.large_list(_plain_field(kind.value_field))
+  if types.is_list(kind):
+    return pa.list_(_plain_field(kind.value_field))
+  return kind

@@ -11,6 +11,7 @@ import numpy as np
 
 from gemma4_lora import data
 from gemma4_lora.data import _pipeline
+from gemma4_lora.train.checks import _empty_thoughts
 
 _TURN = gm.text.Gemma4Tokenizer.special_tokens.START_OF_TURN
 _VERSION = gm.text.Gemma4Tokenizer.VERSION
@@ -24,6 +25,7 @@ def check(trainer: kd.train.Trainer, batch: Any) -> None:
     trainer: The trainer.
     batch: The first batch, on devices.
   """
+  _empty_thoughts.check(trainer)
   parts = list(_pipeline.walk(trainer.train_ds))
   reasons = [
       f'{type(x).__name__} is of Gemma {x.VERSION}'

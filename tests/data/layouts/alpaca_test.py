@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from gemma4_lora import g4
@@ -98,3 +99,9 @@ def test_pairs_of_answers():
     text = _COMMON['tokenizer'].decode(tokens[tokens > 0])
     sft = {k: v for k, v in row.items() if k not in ('chosen', 'rejected')}
     assert text == _TASK.render(sft | {'output': answer}).text
+
+
+def test_a_history_of_numbers_says_what_it_is():
+  row = {'instruction': 'a', 'output': 'b', 'history': np.zeros(3)}
+  with pytest.raises(ValueError, match=r"'history' should be .*array\(\[0"):
+    _TASK.render(row)

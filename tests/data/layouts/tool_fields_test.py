@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from gemma4_lora import g4
@@ -75,3 +76,16 @@ def test_tools_of_all_kinds_are_declared(tools):
 def test_a_malformed_tool_is_an_error(tools, match):
   with pytest.raises(ValueError, match=match):
     _TASK.map({'messages': _MESSAGES, 'tools': tools})
+
+
+def test_arguments_that_are_an_array_say_what_they_are():
+  call = {'function': {'name': 'f', 'arguments': np.zeros(3)}}
+  row = {
+      'messages': [
+          {'role': 'user', 'content': 'a'},
+          {'role': 'assistant', 'tool_calls': [call]},
+      ],
+      'tools': None,
+  }
+  with pytest.raises(ValueError, match=r'arguments. should be a dict.*array'):
+    _TASK.render(row)
