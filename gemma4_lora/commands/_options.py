@@ -48,7 +48,7 @@ cache = click.option(
 def be_quiet() -> None:
   """Before a command imports TensorFlow and others, which print."""
   if not sys.stderr.isatty():
-    # Of tqdm, which reads it at import. In a log, each update of a progress bar
+    # A setting of tqdm, read at import. In a log, each update of a progress bar
     # is a line.
     os.environ.setdefault('TQDM_DISABLE', '1')
   import gemma4_lora.quiet  # noqa: F401  # pylint: disable=g-import-not-at-top

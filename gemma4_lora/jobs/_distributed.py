@@ -124,7 +124,7 @@ def _explicit(env: Mapping[str, str]) -> dict[str, Any] | None:
   missing = [name for name in _EXPLICIT if name not in given]
   if missing:
     raise ValueError(
-        f'Of several hosts, {", ".join(given)} is set, but not'
+        f'For several hosts, {", ".join(given)} is set, but not'
         f' {", ".join(missing)}. Set all of {", ".join(_EXPLICIT)}, or none.'
     )
   number, index = (_integer(name, given[name]) for name in _EXPLICIT[1:])

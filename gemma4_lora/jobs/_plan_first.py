@@ -8,7 +8,7 @@ from gemma4_lora.tpu import _plan_command
 
 _SAYS_NO = {
     1: 'the config does not fit {topology}, by the plan above.',
-    2: 'there is no plan, so nobody knows if the config fits {topology}.',
+    2: 'there is no plan, so it is unknown if the config fits {topology}.',
 }
 
 

@@ -63,7 +63,7 @@ class PlanNumbers:
 
   @property
   def fits(self) -> bool:
-    """Whether the step compiled, into the memory that there is."""
+    """Whether the step compiled and fits the memory."""
     limit = self.hbm_bytes
     if self.memory is None:
       return False

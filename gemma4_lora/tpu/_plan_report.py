@@ -260,7 +260,7 @@ def _gib(num_bytes: float) -> str:
 
 
 def _column_unit(plan: _plan_numbers.PlanNumbers) -> tuple[str, int]:
-  """One for all rows. Of tiny models, GiB would show nothing but the peak."""
+  """One for all rows. For tiny models, GiB would show only the peak."""
   return ('GiB', _GIB) if plan.peak_bytes >= _GIB else ('MiB', 2**20)
 
 

@@ -88,7 +88,7 @@ def _run():
         (
             ['train', f'--cfg={_ROOT}/configs/quickstart.py'],
             {'JAX_PROCESS_ID': '1'},
-            'gemma4_lora: Of several hosts, JAX_PROCESS_ID is set',
+            'gemma4_lora: For several hosts, JAX_PROCESS_ID is set',
         ),
     ],
 )

@@ -37,7 +37,7 @@ class Google:
     self._last_user = users[-1] if users else -1
     self._preserves_thinking = style.template_kwargs.get('preserve_thinking')
     self._turns = _turns.Turns(messages, style)
-    self._ends_with_answer = False  # Of a tool: the text so far.
+    self._ends_with_answer = False  # For a tool: the text so far.
 
   def render(self) -> _spans.Rendered:
     """Returns the conversation in turns.

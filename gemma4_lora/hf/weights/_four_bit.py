@@ -172,8 +172,9 @@ def _packed(
     problem = f'scales {list(scales.shape)} do not divide {list(weight_shape)} weights'
   if problem:
     raise ValueError(
-        f'{who}: {path}: {name}: unknown packed format: {problem}. Of'
-        ' compressed-tensors, pack-quantized of 4 bits is read.'
+        f'{who}: {path}: {name}: unknown packed format: {problem}. Of the'
+        ' formats of compressed-tensors, only pack-quantized with 4 bits is'
+        ' read.'
     )
   what = f'{who}: {path}: {name}'
   return Packed(codes=codes, scales=scales, shape=weight_shape, what=what)

@@ -15,7 +15,7 @@ _GIB = 2**30
 def peak_gib() -> float | None:
   """Returns the most memory that was in use at a time, in GiB.
 
-  Of the fullest device of this host; on a CPU, of this process.
+  It is that of the fullest device of this host; on a CPU, of this process.
   """
   stats = _stats()
   if stats:
@@ -27,7 +27,7 @@ def peak_gib() -> float | None:
 
 
 def in_use_gib() -> tuple[float, float] | None:
-  """Returns what is in use now and what there is, of the fullest device."""
+  """Returns used and total memory of the fullest device."""
   found = [
       (x['bytes_in_use'] / _GIB, x['bytes_limit'] / _GIB)
       for x in _stats()

@@ -63,7 +63,7 @@ def of_model(
 
 
 def of_data(trainer: kd.train.Trainer, batch: Any) -> Iterator[str]:
-  """Yields what there is to train on, and the memory that is in use.
+  """Yields lines on the training data and the memory in use.
 
   Args:
     trainer: The trainer.
