@@ -225,6 +225,26 @@ def test_chat_with_a_peft_folder(run, run_command, monkeypatch, tmp_path):
   assert '/no/such' in done.stderr
 
 
+@pytest.mark.parametrize('format', ['gemma', 'hf'])
+def test_chat_with_a_merged_model(format, run, run_command, tmp_path):
+  """Says what the run says, in one answer, without the run."""
+  _, cfg = run
+  out = f'{tmp_path / "out"}'
+  assert not run_command(
+      'fuse', *cfg, f'--out={out}', f'--format={format}'
+  ).returncode
+  flags = ('--prompt=Good morning', '--max_new_tokens=6', '--cache_length=128')
+  want = run_command('chat', *cfg, *flags)
+  assert (want.returncode, want.stderr) == (0, '')
+  done = run_command('chat', cfg[0], f'--merged={out}', *flags)
+  assert (done.returncode, done.stdout) == (0, want.stdout), done.stderr
+  base = run_command('chat', *cfg, *flags, '--nolora')
+  assert base.stdout != want.stdout
+  done = run_command('chat', cfg[0], f'--merged={out}', *flags, '--nolora')
+  assert (done.returncode, done.stdout) == (1, '')
+  assert 'has no base to ask' in done.stderr
+
+
 def test_what_cannot_be_said(run, run_command, monkeypatch):
   """Is a line, and the next one is answered."""
   _, cfg = run

@@ -23,6 +23,18 @@ if typing.TYPE_CHECKING:
     help="A PEFT folder, in place of a run's LoRA.",
 )
 @click.option(
+    '--merged',
+    type=_values.Text(),
+    metavar='FOLDER',
+    help='What fuse, or export --format=hf, has written, in place of a run.',
+)
+@click.option(
+    '--prompt',
+    type=_values.Text(),
+    metavar='TEXT',
+    help='Print the answer to this text, and end.',
+)
+@click.option(
     '--lora/--nolora',
     'with_lora',
     default=True,
@@ -57,26 +69,32 @@ def chat(
     config: _config.Config,
     *,
     peft: str | None,
+    merged: str | None,
+    prompt: str | None,
     step: int,
     with_lora: bool,
     max_new_tokens: int,
     cache_length: int,
     temperature: float,
 ) -> int:
-  """Talk to a run, or to a PEFT folder: each line of the input is a turn.
+  """Talk to a run, a PEFT folder or a merged model: each line is a turn.
 
   /base asks the base in its place, /lora the run again, /new forgets the
   conversation. With a pipe for input, answers alone are on stdout. The exit
   status is 1 if a line had no answer.
   """
+  if peft and merged:
+    raise click.UsageError('--peft and --merged are two models: give one.')
   from gemma4_lora.runs import _chat  # pylint: disable=g-import-not-at-top
 
   return _chat.run(
       config.value,
       model=config.part('model'),
       init_transform=config.part('init_transform'),
-      workdir=None if peft else config.workdir,
+      workdir=None if peft or merged else config.workdir,
       peft=peft,
+      merged=merged,
+      prompt=prompt,
       step=step,
       with_lora=with_lora,
       max_new_tokens=max_new_tokens,

@@ -125,7 +125,8 @@ def takes_config(
         raise click.UsageError(message)
       if reads_run:
         _values.check_there('--workdir', workdir)
-      _values.check_there('--peft', options.get('peft'))
+      for name in ('peft', 'merged'):
+        _values.check_there(f'--{name}', options.get(name))
       be_quiet()
       # Not at the top: `--help` does not wait for Kauldron.
       from absl import logging  # pylint: disable=g-import-not-at-top

@@ -12,6 +12,8 @@ from gemma import gm
 from kauldron import kd
 from kauldron import konfig
 
+from gemma4_lora import ckpts
+from gemma4_lora import nn
 from gemma4_lora.data import _row_task
 from gemma4_lora.data.conversations import _conversation
 from gemma4_lora.data.templates import _render
@@ -39,7 +41,7 @@ class Chat:
   thoughts, and the base continues the same conversation after answers of LoRA.
 
   Attributes:
-    model: A `g4.nn.LoRA`.
+    model: A `g4.nn.LoRA`; or a model that it is merged into.
     params: All parameters.
     tokenizer: The run's tokenizer.
     style: How the run renders conversations.
@@ -104,8 +106,16 @@ class Chat:
     return _render.prompt(conversation, self.style)
 
   def _sampler(self, lora: bool) -> gm.text.Gemma4Sampler:
+    model = self.model
+    if not lora:
+      if not isinstance(model, nn.LoRA):
+        raise ValueError(
+            'LoRA is merged into this model: it has no base to ask. Leave /base'
+            ' and --nolora out.'
+        )
+      model = model.clone(enabled=False)
     return gm.text.Gemma4Sampler(
-        model=self.model if lora else self.model.clone(enabled=False),
+        model=model,
         params=self.params,
         tokenizer=self.tokenizer,
         sampling=self.sampling,
@@ -125,6 +135,8 @@ def run(
     init_transform: Any,
     workdir: str | None,
     peft: str | None = None,
+    merged: str | None = None,
+    prompt: str | None = None,
     step: int = -1,
     with_lora: bool = True,
     max_new_tokens: int,
@@ -138,8 +150,11 @@ def run(
       is used.
     model: The config's model.
     init_transform: The config's `init_transform=`: where the base comes from.
-    workdir: The run's workdir; None with `peft`.
+    workdir: The run's workdir; None with `peft` or `merged`.
     peft: A PEFT folder, whose LoRA takes the place of the run's.
+    merged: A folder with LoRA merged into its base, as `fuse` and `export`
+      write it: a checkpoint of gemma, or safetensors.
+    prompt: To answer, and nothing else; None to take lines.
     step: Which checkpoint of the run; -1 for the last.
     with_lora: Whether LoRA is on at the beginning.
     max_new_tokens: The most tokens of an answer.
@@ -161,6 +176,9 @@ def run(
     loaded = _load_peft.load_peft(peft, model=model.model)
     model = loaded.model.clone(quantize=model.quantize)
     lora, workdir = loaded.params, None
+  if merged is not None:
+    model = model.model if isinstance(model, nn.LoRA) else model
+    init_transform, workdir = ckpts.PartialLoad(path=merged), None
   opened = _run.open_run(
       model, init_transform, workdir=workdir, step=step, who=_WHO
   )
@@ -171,7 +189,8 @@ def run(
   sharding = konfig.resolve(strategy).params if strategy else None
   tokenizer, style = _of_data(cfg)
   chat = Chat(
-      model=model,
+      # Routers and images of gemma 4.0.1 need it: see `nn`.
+      model=nn.RouterFix(model=model) if merged else model,
       params=_export.params_of(opened, sharding=sharding, who=_WHO),
       tokenizer=tokenizer or gm.text.Gemma4Tokenizer(),
       style=style,
@@ -181,7 +200,11 @@ def run(
       cache_length=cache_length,
   )
   chat.use(lora=with_lora)
-  _note(f'{opened.where}, LoRA {"on" if with_lora else "off"}. {_HELP}.')
+  if prompt is not None:
+    print(chat.say(prompt), flush=True)
+    return 0
+  what = 'LoRA merged' if merged else f'LoRA {"on" if with_lora else "off"}'
+  _note(f'{opened.where}, {what}. {_HELP}.')
   return _talk(chat)
 
 

@@ -66,8 +66,10 @@ def of(model: Any) -> ModelBase:
   )
 
 
-def abstract(model: nn.LoRA) -> dict[str, Any]:
+def abstract(model: Any) -> dict[str, Any]:
   """Returns shapes and dtypes of a model's base, nested, as it is quantised."""
+  if not isinstance(model, nn.LoRA):
+    return dict(_upstream.abstract_params(model))
   params = dict(_upstream.abstract_params(model.model))
   for name, encoding in model.quantized.items():
     path = tuple(name.split('.'))
