@@ -91,6 +91,7 @@ class Checkpointer(kd.ckpts.Checkpointer):
     to_train = _state_of_run(state)
     first_step = 0 if to_train is None else int(to_train.step)
     self._run.train(self._wait, first_step=first_step)
+    self._run.saved_step = self._ckpt_mgr.latest_step()
     if isinstance(self.base_cfg, kd.train.Trainer):
       _stoppable.make(
           self.base_cfg.evals.values(),

@@ -44,6 +44,15 @@ class LiveRun:
   def is_training(self) -> bool:
     return self._wait is not None
 
+  @property
+  def saved(self) -> str:
+    """What is saved, in a sentence."""
+    step = 'none' if self.saved_step is None else f'step {self.saved_step}'
+    return (
+        f'The last complete checkpoint in {self._workdir}, as far as this run'
+        f' knows: {step}. The same command goes on from there.'
+    )
+
   def take(self, *, is_primary: bool) -> None:
     """Takes the workdir; one process does it for all hosts.
 
@@ -208,6 +217,12 @@ class CheckpointManager(lazy_checkpoint_manager.LazyCheckpointManager):
     super()._create_manager(state)
     manager: Any = self._mgr
     manager.reached_preemption = lambda step: False
+
+
+def saved() -> str | None:
+  """Says what the run of this process has saved; None if there is no run."""
+  run = next(reversed(_RUNS.values()), None)
+  return None if run is None else run.saved
 
 
 def settle(workdir: epath.Path) -> bool:

@@ -70,5 +70,13 @@ def train(
       [
           *(f'--{name}={value}' for name, value in given.items() if value),
           *ctx.args,
-      ]
+      ],
+      saved=_saved,
   )
+
+
+def _saved() -> str | None:
+  # Not above: it asks for jax's devices.
+  from gemma4_lora.ckpts import _live_run  # pylint: disable=g-import-not-at-top
+
+  return _live_run.saved()

@@ -230,5 +230,7 @@ def _role(scheme: str, doing: str) -> str:
 
 
 def _short(error: BaseException, limit: int = 160) -> str:
-  text = ' '.join(str(error).split()) or type(error).__name__
+  # TensorFlow names its own function first.
+  text = re.sub(r'\{\{.*?\}\}', '', str(error))
+  text = ' '.join(text.split()) or type(error).__name__
   return text if len(text) <= limit else f'{text[:limit]}…'

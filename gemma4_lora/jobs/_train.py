@@ -1,5 +1,6 @@
 """`python -m gemma4_lora train`: Kauldron's command, on one host or several."""
 
+from collections.abc import Callable
 from collections.abc import Sequence
 import os
 import re
@@ -38,7 +39,9 @@ _WRITER = 'kauldron.kd:train.KDMetricWriter'
 _OUR_WRITER = 'gemma4_lora.g4:train.TerminalWriter'
 
 
-def run(argv: Sequence[str]) -> None:
+def run(
+    argv: Sequence[str], *, saved: Callable[[], str | None] = lambda: None
+) -> None:
   """Joins the other hosts, if there are any, and is Kauldron's main from there.
 
   | exit status | when |
@@ -52,6 +55,7 @@ def run(argv: Sequence[str]) -> None:
   Args:
     argv: Kauldron's flags: `--cfg=...`, `--cfg.workdir=...`, `--eval_names=...`;
       `--workdir=...` is `--cfg.workdir=...`.
+    saved: Says what the run has saved, for errors of a bucket.
   """
   try:
     argv = _overrides.for_kauldron(argv)
@@ -84,7 +88,7 @@ def run(argv: Sequence[str]) -> None:
     try:
       return main.main(rest)
     except Exception as e:  # pylint: disable=broad-exception-caught
-      if line := _line(e):
+      if line := _line(e, saved):
         _arguments.end(line)
       if not several_hosts or not _distributed.is_lost(e):
         raise
@@ -115,20 +119,36 @@ def _parse(argv: Sequence[str]) -> list[str]:
     _arguments.end(f'{e}. Did you mean {hint}?' if hint else str(e))
 
 
-def _line(e: Exception) -> str | None:
+def _line(
+    e: Exception, saved: Callable[[], str | None] = lambda: None
+) -> str | None:
   """Returns the line for an error that a user can fix, or None."""
   # That of `jax_debug_nans` says where, by its traceback.
   is_nan = isinstance(e, FloatingPointError) and not jax.config.jax_debug_nans
-  of_users = (_live_owner.OwnedError, _storage_errors.ExplainedError)
-  if isinstance(e, of_users) or is_nan:
+  if isinstance(e, _live_owner.OwnedError) or is_nan:
     return str(e)
+  if isinstance(e, _storage_errors.ExplainedError):
+    return _of_bucket(e, saved)
   if isinstance(e, StopIteration):
     return _ended.MESSAGE
   if line := _config_file.explain_resolved(e) or _gemmas_loaders.explain(e):
     return line
   if isinstance(e, _config_file.OF_USERS) and _config_file.is_told(e):
     return str(e)
-  return None
+  return _of_bucket(e, saved)
+
+
+def _of_bucket(e: Exception, saved: Callable[[], str | None]) -> str | None:
+  """Returns the line for an error of a bucket, or None.
+
+  Of a checkpointer, it has what is saved already; of a writer, an evaluator or
+  a dataset, it does not.
+  """
+  found = _storage_errors.explain(e)
+  if found is None:
+    return None
+  then = None if 'checkpoint there' in str(found) else saved()
+  return f'{found} {then}' if then else str(found)
 
 
 def _prepare(flag: flags.Flag, *, trains: bool) -> None:

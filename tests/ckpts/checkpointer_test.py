@@ -225,6 +225,20 @@ def test_asked_to_stop_it_saves_what_is_new_and_ends(
   assert ckpt.all_steps == [0, 7]
 
 
+def test_what_a_run_has_saved_is_known_to_errors(make, tmp_path):
+  assert _live_run.saved() is None
+  ckpt, item = make()
+  assert 'as far as this run knows: none.' in _live_run.saved()
+  ckpt.save(item, step=3)
+  ckpt._wait()  # pylint: disable=protected-access
+  assert (
+      f'in {tmp_path}, as far as this run knows: step 3.' in _live_run.saved()
+  )
+  ckpt.close()
+  make()
+  assert 'step 3.' in _live_run.saved()
+
+
 def test_asked_to_stop_before_a_step_it_saves_nothing(make, tmp_path, capsys):
   ckpt, item = make()
   ckpt.save(item, step=0)

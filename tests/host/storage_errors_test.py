@@ -51,9 +51,9 @@ def _of(package, name='Error'):
             'cannot be reached, or the connection broke: Name',
         ),
         (
-            _of('tensorflow')('All 10 retry attempts failed. The last failure'),
+            _of('tensorflow')('{{node x}} All 10 retry attempts failed.'),
             ConnectionError,
-            'the connection broke',
+            'the connection broke: All 10 retry attempts failed',
         ),
         (
             _of('aiohttp')('429, message=Too many'),

@@ -105,7 +105,13 @@ def test_errors_of_a_run_that_are_a_line():
   assert _train._line(FloatingPointError('step 3 …')) == 'step 3 …'
   assert 'num_epochs=None' in _train._line(StopIteration())
   assert _train._line(_storage_errors.ExplainedConnectionError('x')) == 'x'
-  assert _train._line(KeyError('x')) is None
+  lost = _storage_errors.ExplainedConnectionError('x')
+  assert _train._line(lost, lambda: 'Saved: 7.') == 'x Saved: 7.'
+  lost = _storage_errors.ExplainedConnectionError(
+      'The last checkpoint there: 8'
+  )
+  assert _train._line(lost, lambda: 'Saved: 7.') == str(lost)
+  assert _train._line(KeyError('x'), lambda: 'Saved: 7.') is None
   assert _train._line(ValueError('x')) is None
   with jax.debug_nans(True):  # Its traceback says where.
     assert _train._line(FloatingPointError('nan')) is None

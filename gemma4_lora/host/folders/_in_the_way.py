@@ -32,13 +32,15 @@ def check_bucket(target: epath.Path, *, who: str) -> None:
 
   Raises:
     FileNotFoundError: There is none.
+    ConnectionError: The storage cannot be reached.
   """
   top = target
   while not _is_top(top):
     top = top.parent
   try:
     there = top.exists()
-  except Exception:  # The account may not ask: the write will tell.
+  except Exception as e:  # The account may not ask: the write will tell.
+    _check_connected(e, top, who=who)
     return
   if not there:
     raise _storage_errors.ExplainedNotFoundError(
@@ -57,13 +59,15 @@ def check_no_file(target: epath.Path, *, who: str) -> None:
 
   Raises:
     FileExistsError: One is a file.
+    ConnectionError: The storage cannot be reached.
   """
   for path in (target, *_above(target)):
     try:
       if not path.exists():
         continue
       is_file = not path.is_dir()
-    except Exception:  # The account may not ask: the write will tell.
+    except Exception as e:  # The account may not ask: the write will tell.
+      _check_connected(e, path, who=who)
       return
     if not is_file:
       return
@@ -122,6 +126,13 @@ def check_no_run(target: epath.Path, *, who: str) -> None:
           f' workdir of a run{_live(path)}, with its checkpoints. Give another'
           ' path.'
       )
+
+
+def _check_connected(e: Exception, path: epath.Path, *, who: str) -> None:
+  """Raises if there is no network: to ask again takes minutes each time."""
+  found = _storage_errors.explain(e, path, who=who)
+  if isinstance(found, _storage_errors.ExplainedConnectionError):
+    raise found from e
 
 
 def _is_run(folder: epath.Path) -> bool:

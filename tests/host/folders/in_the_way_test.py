@@ -3,6 +3,8 @@
 In buckets: `in_buckets_test.py`.
 """
 
+import pathlib
+
 from etils import epath
 import pytest
 
@@ -21,6 +23,30 @@ def test_a_file_above(tmp_path):
     with pytest.raises(FileExistsError, match='/file is a file. Give another'):
       _check(path)
   assert _check(tmp_path / 'not' / 'there')
+
+
+class _Unreachable(pathlib.PurePosixPath):
+  """A path that nobody answers for; `text` is what TensorFlow would say."""
+
+  text = 'All 10 retry attempts failed. The last failure: cURL error 7'
+
+  def exists(self):
+    error = type('AbortedError', (Exception,), {'__module__': 'tensorflow'})
+    raise error(self.text)
+
+
+class _Forbidden(_Unreachable):
+  text = '403: storage.objects.get denied'
+
+
+@pytest.mark.parametrize(
+    'check', [_in_the_way.check_bucket, _in_the_way.check_no_file]
+)
+def test_without_a_network_it_is_asked_once(check):
+  """What may not be read may be written: then, writing says what is wrong."""
+  with pytest.raises(ConnectionError, match='train: .*cannot be reached'):
+    check(_Unreachable('/bucket/a/run'), who='train')
+  check(_Forbidden('/bucket/a/run'), who='train')
 
 
 @pytest.fixture(name='run')
