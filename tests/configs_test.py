@@ -32,6 +32,8 @@ def test_there_are_configs():
       "quickstart",
       "gemma4_e2b_lora_mtnt",
       "gemma4_e4b_lora_no_robots",
+      "gemma4_12b_lora_no_robots",
+      "gemma4_12b_qlora_no_robots",
       "gemma4_31b_lora_no_robots",
       "gemma4_26b_a4b_lora_no_robots",
       "gemma4_31b_qlora_no_robots",
@@ -142,7 +144,11 @@ def test_quickstart_trains_evaluates_samples_and_saves(tmp_path, capsys):
 
 # What others have compiled with the same settings, and what is tested below.
 _LIGHT = ("gemma4_e4b_lora_no_robots", "experts")
-_BELOW = ("gemma4_e2b_dpo",)
+_BELOW = (
+    "gemma4_e2b_dpo",
+    "gemma4_12b_lora_no_robots",
+    "gemma4_12b_qlora_no_robots",
+)
 # Those with the default targets; `gemma4_31b_lora_no_robots` keeps them. Half as many
 # linears compile in half the time.
 _OF_ALL_LINEARS = (
@@ -171,6 +177,22 @@ def test_tiny_model_trains(run, tmp_path):
   moved = [np.any(leaves[x]) for x in leaves if x.endswith(".b")]
   assert moved and np.mean(moved) > 0.9
   assert (tmp_path / "run" / "checkpoints" / "ckpt_2").is_dir()
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_12b_differs_from_31b_by_its_model_and_its_weights(method):
+  """So that what trains with one does with the other."""
+  cfg, other = (
+      json.loads(shipped.config(_ROOT / "configs" / name).to_json())
+      for name in (
+          f"gemma4_12b_{method}_no_robots.py",
+          f"gemma4_31b_{method}_no_robots.py",
+      )
+  )
+  assert cfg["model"].pop("model")["__qualname__"].endswith("Gemma4_12B")
+  assert cfg.pop("init_transform")["wrapped"]["path"] == "/tmp/gemma-4-12B-it"
+  del other["model"]["model"], other["init_transform"]
+  assert cfg == other
 
 
 def test_dpo_learns_what_is_preferred(tmp_path):

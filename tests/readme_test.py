@@ -7,7 +7,6 @@ import shlex
 import shutil
 import subprocess
 
-from gemma import gm
 import jax
 import pytest
 
@@ -15,6 +14,7 @@ from gemma4_lora import g4
 from gemma4_lora import tiny
 from gemma4_lora.commands import _commands
 from gemma4_lora.gemma4 import _linears
+from gemma4_lora.gemma4 import _sizes
 from gemma4_lora.targets import _resolve
 from tests.lib import shipped
 
@@ -210,7 +210,8 @@ def _anchors(text):
 
 def _count(name, target):
   """Trainable parameters as the README's table prints them."""
-  model = getattr(gm.nn, f'Gemma4_{name}')(text_only=False)
+  size = next(x for x in _sizes.SIZES if x.name == f'Gemma4_{name}')
+  model = size.cls(text_only=False)
   rows = _linears.linears(model.config)
   try:
     adapted = _resolve.resolve([g4.targets.Rule(target)], rows, rank=16)

@@ -16,7 +16,7 @@ from gemma4_lora.commands import _values
     default='E2B',
     show_default=True,
     metavar='NAME',
-    help='E2B, E4B, 31B or 26B_A4B.',
+    help='E2B, E4B, 12B, 31B or 26B_A4B.',
 )
 @click.option(
     '--data',

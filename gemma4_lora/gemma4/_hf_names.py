@@ -13,6 +13,12 @@ _Prefixes = tuple[str, str | None]
 _BY_CLASS: dict[str, _Prefixes] = {
     'Gemma4ForConditionalGeneration': ('model.language_model.', 'model.'),
     'Gemma4ForCausalLM': ('model.', None),
+    # 12B's.
+    'Gemma4UnifiedForConditionalGeneration': (
+        'model.language_model.',
+        'model.',
+    ),
+    'Gemma4UnifiedForCausalLM': ('model.', None),
 }
 CLASSES = tuple(_BY_CLASS)
 # Longest first. The last ones occur in older transformers and in hand-made
@@ -25,7 +31,19 @@ _TEXT_PREFIXES = (
     '',
 )
 _TOWER_PREFIXES = ('model.', '')
-_TOWERS = ('vision_tower.', 'audio_tower.', 'embed_vision.', 'embed_audio.')
+# 12B's module for images, which the Hub's files hold under two names: all but
+# its projection, which stands in a module of its own in transformers.
+_EMBEDDER = 'embed_vision.'
+_HUB_EMBEDDER = 'vision_embedder.'
+_INNER = 'multimodal_embedder.'
+_PROJECTION = 'embedding_projection.'
+_ENCODERS = {
+    'vision_tower.': 'vision_encoder',
+    _EMBEDDER: 'vision_encoder',
+    _HUB_EMBEDDER: 'vision_encoder',
+    'audio_tower.': 'audio_encoder',
+    'embed_audio.': 'audio_encoder',
+}
 
 
 def class_name(*, has_towers: bool) -> str:
@@ -70,4 +88,40 @@ def short(module: str) -> str:
 
 def is_in_tower(module: str) -> bool:
   """Whether a module is a part of a tower, not of the language model."""
-  return module.removeprefix('model.').startswith(_TOWERS)
+  return encoder_of(module) is not None
+
+
+def is_unified(names: Iterable[str]) -> bool:
+  """Whether a file is of 12B with its images, under either kind of names."""
+  starts = (_HUB_EMBEDDER, f'{_EMBEDDER}patch_dense.')
+  return any(short(name).startswith(starts) for name in names)
+
+
+def in_module(name: str) -> str:
+  """Returns transformers' name of a tensor of 12B, by the one on the Hub.
+
+  Args:
+    name: A short name, of either kind.
+  """
+  if name.startswith(_HUB_EMBEDDER):
+    return _EMBEDDER + name.removeprefix(_HUB_EMBEDDER)
+  if name.startswith(_EMBEDDER + _PROJECTION):
+    return f'{_EMBEDDER}{_INNER}{name.removeprefix(_EMBEDDER)}'
+  return name
+
+
+def on_hub(name: str) -> str:
+  """Returns the short name in the Hub's files of a tensor in transformers."""
+  if name.startswith(_EMBEDDER + _INNER):
+    return _EMBEDDER + name.removeprefix(_EMBEDDER + _INNER)
+  if name.startswith(_EMBEDDER) and not name.startswith(
+      _EMBEDDER + _PROJECTION
+  ):
+    return _HUB_EMBEDDER + name.removeprefix(_EMBEDDER)
+  return name
+
+
+def encoder_of(module: str) -> str | None:
+  """Returns the field of gemma's config that a module is of, None for text."""
+  name = module.removeprefix('model.')
+  return next((v for k, v in _ENCODERS.items() if name.startswith(k)), None)

@@ -71,6 +71,19 @@ SIZES = (
         ),
     ),
     Size(
+        name='Gemma4_12B',
+        namespace='g4.nn',
+        module='gemma4_lora.gemma4._gemma4_12b',
+        features='dense, k = v on global layers, one KV head there',
+        tiny=dict(
+            embed_dim=40,
+            hidden_dim=56,
+            num_heads=8,
+            num_kv_heads=4,
+            num_global_kv_heads=1,
+        ),
+    ),
+    Size(
         name='Gemma4_26B_A4B',
         features='6 experts of which 2 run, beside a dense MLP; k = v',
         tiny=dict(

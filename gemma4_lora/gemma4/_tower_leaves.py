@@ -5,10 +5,12 @@ https://github.com/huggingface/transformers/blob/main/src/transformers/models/ge
 """
 
 from collections.abc import Iterator
+import dataclasses
 import itertools
 
 from gemma4_lora.gemma4 import _names
 from gemma4_lora.gemma4 import _rows
+from gemma4_lora.gemma4 import _unified_vision
 from gemma4_lora.gemma4 import _upstream
 
 Leaf = _rows.Leaf
@@ -18,6 +20,9 @@ def vision(config: _upstream.TransformerConfig) -> Iterator[Leaf]:
   """Positions, norms of all layers at once, and the final standardisation."""
   tower = config.vision_encoder
   if tower is None:
+    return
+  if isinstance(tower, _unified_vision.UnifiedVision):
+    yield from _unified(tower)
     return
   width = tower.d_model
   yield _leaf(
@@ -39,6 +44,44 @@ def vision(config: _upstream.TransformerConfig) -> Iterator[Leaf]:
           projection=name,
           group='others',
       )
+
+
+def _unified(tower: _unified_vision.UnifiedVision) -> Iterator[Leaf]:
+  """Positions, three norms with their biases, and the bias of a linear."""
+  width = tower.d_model
+  pixels = 3 * (tower.patch_size * tower.pooling_kernel_size) ** 2
+
+  def leaf(path, hf_name, shape, **kwargs):
+    row = _leaf('vision', f'vision_encoder.{path}', hf_name, shape, **kwargs)
+    return dataclasses.replace(row, hf_name=f'embed_vision.{hf_name}')
+
+  yield leaf(
+      'pos_embedding',
+      'pos_embedding',
+      (tower.num_positions, 2, width),
+      projection='pos_emb',
+      group='embeddings',
+  )
+  for name, size in (
+      ('patch_ln1', pixels),
+      ('patch_ln2', width),
+      ('pos_norm', width),
+  ):
+    for ours, theirs in (('scale', 'weight'), ('bias', 'bias')):
+      yield leaf(
+          f'{name}.{ours}',
+          f'{name}.{theirs}',
+          (size,),
+          projection=ours,
+          group='others',
+      )
+  yield leaf(
+      'patch_dense.bias',
+      'patch_dense.bias',
+      (width,),
+      projection='bias',
+      group='others',
+  )
 
 
 def _vision_norms(tower: _upstream.VisionEncoder) -> Iterator[Leaf]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from gemma4_lora.gemma4 import _names
 from gemma4_lora.gemma4 import _rows
+from gemma4_lora.gemma4 import _unified_vision
 from gemma4_lora.gemma4 import _upstream
 
 Linear = _rows.Linear
@@ -23,19 +24,21 @@ def vision(config: _upstream.TransformerConfig) -> Iterator[Linear]:
   tower = config.vision_encoder
   if tower is None:
     return
-  yield Linear(
-      tower='vision',
-      layer=None,
-      projection='patch_embedding',
-      group='patch_embedding',
-      path='vision_encoder.entry.input_projection.w',
-      shape=(3 * tower.patch_size**2, tower.d_model),
-      axes=(_VISION, _VISION),
-      in_axes=(0,),
-      out_axes=(1,),
-      hf_name='vision_tower.patch_embedder.input_proj',
-  )
-  yield from _vision_layers(tower)
+  projection = 'embed_vision.embedding_projection'
+  if isinstance(tower, _unified_vision.UnifiedVision):
+    side = tower.patch_size * tower.pooling_kernel_size
+    yield _patch_embedding(
+        tower, side, 'patch_dense.kernel', 'embed_vision.patch_dense'
+    )
+    projection = 'embed_vision.multimodal_embedder.embedding_projection'
+  else:
+    yield _patch_embedding(
+        tower,
+        tower.patch_size,
+        'entry.input_projection.w',
+        'vision_tower.patch_embedder.input_proj',
+    )
+    yield from _vision_layers(tower)
   yield Linear(
       tower='vision',
       layer=None,
@@ -46,7 +49,23 @@ def vision(config: _upstream.TransformerConfig) -> Iterator[Linear]:
       axes=(_VISION, 'embed_dim'),
       in_axes=(0,),
       out_axes=(1,),
-      hf_name='embed_vision.embedding_projection',
+      hf_name=projection,
+  )
+
+
+def _patch_embedding(tower, side: int, path: str, hf_name: str) -> Linear:
+  """The projection of squares of `side` pixels."""
+  return Linear(
+      tower='vision',
+      layer=None,
+      projection='patch_embedding',
+      group='patch_embedding',
+      path=f'vision_encoder.{path}',
+      shape=(3 * side**2, tower.d_model),
+      axes=(_VISION, _VISION),
+      in_axes=(0,),
+      out_axes=(1,),
+      hf_name=hf_name,
   )
 
 

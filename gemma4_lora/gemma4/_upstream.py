@@ -11,6 +11,7 @@ from typing import Any
 
 from flax import linen as nn
 from gemma.gm.nn.gemma4 import _config
+from gemma.gm.nn.gemma4 import _gemma4
 from gemma.gm.nn.gemma4 import _layers
 from gemma.gm.nn.gemma4 import _modules
 from gemma.gm.nn.gemma4 import _transformer
@@ -25,6 +26,7 @@ from gemma4_lora.gemma4 import _names
 from gemma4_lora.gemma4 import _sizes
 
 Transformer = _transformer.Transformer
+Gemma4Base = _gemma4._Gemma4Base  # pylint: disable=protected-access
 TransformerConfig = _config.TransformerConfig
 VisionEncoder = _vision.VisionEncoder
 VisionAttention = _vision_modules.Attention
@@ -69,7 +71,8 @@ def weight(module: nn.Module) -> Any:
 def without_bias(module: nn.Module, output: jax.Array) -> jax.Array:
   """Returns a linear's output without its bias.
 
-  One linear of Gemma 4 has a bias, the audio tower's output projection.
+  Two linears of Gemma 4 have a bias: the audio tower's output projection, and the
+  projection of pixels of 12B.
 
   Args:
     module: One of `LINEARS`, once its call has made its parameters.

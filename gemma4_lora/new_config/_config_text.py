@@ -11,7 +11,7 @@ from gemma4_lora.new_config import _proposed_task
 METHODS = ('lora', 'qlora', 'dora', 'dpo')
 _NUM_EPOCHS = 2
 # Those that a chip cannot hold in bfloat16, and that expect an empty thought.
-_LARGE = ('Gemma4_31B', 'Gemma4_26B_A4B')
+_LARGE = ('Gemma4_31B', 'Gemma4_12B', 'Gemma4_26B_A4B')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,6 @@ class Request:
 def text(request: Request) -> str:
   """Returns a config that `show`, `plan` and `train` take as it is."""
   size = next(x for x in _sizes.SIZES if x.name == request.model)
-  checkpoint = f'{request.model.upper()}_IT'
   is_dpo = request.method == 'dpo'
   return f'''\
 """{size.name} on {request.data}, by {request.method} on {request.topology}.
@@ -99,9 +98,7 @@ def get_config(args: ConfigArgs = ConfigArgs()):
 {_lines(_model(request), 10)}
       ),
       init_transform=g4.ckpts.SkipLoRA4(
-          wrapped=gm.ckpts.LoadCheckpoint(
-              path=gm.ckpts.CheckpointPath.{checkpoint},
-          ),
+{_loader(size)}
       ),
       trainstep=g4.train.TrainStep(),
 {_sharding(request)}\
@@ -116,6 +113,19 @@ def get_config(args: ConfigArgs = ConfigArgs()):
   )
   return tiny.shrink(cfg) if args.tiny else cfg
 '''
+
+
+def _loader(size: _sizes.Size) -> str:
+  """Returns what reads the base: gemma's checkpoint, if one was released."""
+  if size.namespace == 'gm.nn':
+    return f"""\
+          wrapped=gm.ckpts.LoadCheckpoint(
+              path=gm.ckpts.CheckpointPath.{size.name.upper()}_IT,
+          ),"""
+  name = f'gemma-4-{size.name.removeprefix("Gemma4_")}-it'
+  return f"""\
+          # hf download google/{name} --local-dir=/tmp/{name}
+          wrapped=g4.ckpts.PartialLoad(path="/tmp/{name}"),"""
 
 
 def _stem(file: str) -> str:

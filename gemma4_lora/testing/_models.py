@@ -12,6 +12,7 @@ import dataclasses
 from typing import Any
 
 from gemma4_lora.gemma4 import _sizes
+from gemma4_lora.gemma4 import _unified_vision
 from gemma4_lora.gemma4 import _upstream
 
 # Two rounds of the smallest pattern with more than one local layer. The last
@@ -39,6 +40,14 @@ _VISION = dict(
     pos_emb_shape_yx=(16, 2),
 )
 _VISION_SWITCHES = ('use_clipped_linears', 'standardize_embeddings')
+# In place of a tower: 12B's.
+_UNIFIED = dict(
+    d_model=24,
+    patch_size=4,
+    pooling_kernel_size=3,
+    output_length=4,
+    num_positions=16,
+)
 _AUDIO = _upstream.ConformerConfig(
     num_layers=2,
     model_dims=16,
@@ -63,7 +72,9 @@ def _twin(size: _sizes.Size) -> Any:
   changes: dict[str, Any] = {**_TINY, **size.tiny}
   if real.kv_cache_sharing_config:
     changes['kv_cache_sharing_config'] = _SHARE_HALF
-  if real.vision_encoder:
+  if isinstance(real.vision_encoder, _unified_vision.UnifiedVision):
+    changes['vision_encoder'] = _unified_vision.UnifiedVision(**_UNIFIED)
+  elif real.vision_encoder:
     switches = {x: getattr(real.vision_encoder, x) for x in _VISION_SWITCHES}
     changes['vision_encoder'] = _upstream.VisionEncoder(**_VISION, **switches)
   if real.audio_encoder:

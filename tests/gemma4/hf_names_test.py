@@ -29,7 +29,7 @@ def test_a_module_may_split_in_several_ways():
 
 
 def test_each_class_has_prefixes_of_its_own():
-  towers, text = _hf_names.CLASSES
+  towers, text, *_ = _hf_names.CLASSES
   assert _hf_names.class_name(has_towers=True) == towers
   assert _hf_names.class_name(has_towers=False) == text
   assert _hf_names.prefix(towers, 'audio') == 'model.'
@@ -63,3 +63,33 @@ def test_towers_stand_beside_the_text(text, towers):
 )
 def test_a_tower_is_known_with_its_prefix_and_without(module, want):
   assert _hf_names.is_in_tower(module) == want
+
+
+# As in `conversion_mapping.py` of transformers 5.24, and the Hub's files.
+_UNIFIED = {
+    'vision_embedder.patch_ln1.weight': 'embed_vision.patch_ln1.weight',
+    'vision_embedder.patch_dense.bias': 'embed_vision.patch_dense.bias',
+    'vision_embedder.pos_embedding': 'embed_vision.pos_embedding',
+    'vision_embedder.pos_norm.bias': 'embed_vision.pos_norm.bias',
+    'embed_vision.embedding_projection.weight': (
+        'embed_vision.multimodal_embedder.embedding_projection.weight'
+    ),
+    'embed_audio.embedding_projection.weight': (
+        'embed_audio.embedding_projection.weight'
+    ),
+    'layers.0.mlp.up_proj.weight': 'layers.0.mlp.up_proj.weight',
+}
+
+
+@pytest.mark.parametrize(('hub', 'module'), _UNIFIED.items())
+def test_names_of_12b_on_the_hub_and_in_transformers(hub, module):
+  assert _hf_names.in_module(hub) == module
+  assert _hf_names.in_module(module) == module
+  assert _hf_names.on_hub(module) == hub
+
+
+def test_a_file_is_of_12b_under_either_names():
+  for names in (_UNIFIED.keys(), _UNIFIED.values()):
+    assert _hf_names.is_unified(f'model.{name}' for name in names)
+  of_e2b = ['model.embed_vision.embedding_projection.weight']
+  assert not _hf_names.is_unified(of_e2b)

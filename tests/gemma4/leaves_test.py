@@ -27,6 +27,7 @@ _NOT_LINEAR = (
     'input_embedding',
     'per_layer_embeddings',
     'pos_emb',
+    'pos_embedding',
 )
 _CONVOLUTIONS = ('subsampling_0', 'subsampling_1', 'depthwise_conv1d')
 

@@ -36,6 +36,7 @@ def test_rows_cover_each_weight_once(cls):
         (gm.nn.Gemma4_E4B, 42 * 7 + 24 * 2 + 1, 18 * 2),
         # 60 * (q, k, o, gate, up, down) + 50 local * v
         (gm.nn.Gemma4_31B, 60 * 6 + 50, 0),
+        (g4.nn.Gemma4_12B, 48 * 6 + 40, 0),
         # 30 * (q, k, o, gate, up, down, router, 3 expert) + 25 local * v
         (gm.nn.Gemma4_26B_A4B, 30 * 10 + 25, 0),
     ],
@@ -86,7 +87,9 @@ def test_names_read_well():
 
 
 def test_moe_row_names_tell_dense_from_experts():
-  names = {row.name for row in _linears.linears(_TINY[3]().config)}
+  names = {
+      row.name for row in _linears.linears(g4.testing.Gemma4_26B_A4B().config)
+  }
   assert {
       'layer_0.mlp2.gate',
       'layer_0.mlp2.down',

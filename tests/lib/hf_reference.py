@@ -13,6 +13,7 @@ from gemma import gm
 import numpy as np
 import safetensors.numpy
 
+from gemma4_lora.gemma4 import _unified_vision
 from gemma4_lora.gemma4 import _upstream
 
 TESTDATA = pathlib.Path(__file__).parents[1] / 'testdata' / 'hf'
@@ -85,7 +86,7 @@ def _gemma_config(hf: dict[str, Any]) -> _upstream.TransformerConfig:
   num_layers = len(layer_types)
   shared = hf['num_kv_shared_layers']
   last = hf['per_layer_config'][str(num_layers - 1)]  # It is a global layer.
-  moe = hf['enable_moe_block']
+  moe = hf.get('enable_moe_block', False)
   return _upstream.TransformerConfig(
       num_embed=hf['vocab_size'],
       embed_dim=hf['hidden_size'],
@@ -105,7 +106,7 @@ def _gemma_config(hf: dict[str, Any]) -> _upstream.TransformerConfig:
       local_rope_proportion=1.0,
       local_base_frequency=10_000,
       global_base_frequency=1_000_000,
-      per_layer_input_dim=hf['hidden_size_per_layer_input'],
+      per_layer_input_dim=hf.get('hidden_size_per_layer_input', 0),
       kv_cache_sharing_config=_upstream.KVCacheSharingConfig(
           frac_shared_layers=shared / num_layers,
           share_global=True,
@@ -117,17 +118,23 @@ def _gemma_config(hf: dict[str, Any]) -> _upstream.TransformerConfig:
       if hf['use_double_wide_mlp']
       else None,
       enable_moe=moe,
-      num_experts=hf['num_experts'] or 0,
-      expert_dim=hf['moe_intermediate_size'] or 0,
-      top_k_experts=hf['top_k_experts'] or 0,
+      num_experts=hf.get('num_experts') or 0,
+      expert_dim=hf.get('moe_intermediate_size') or 0,
+      top_k_experts=hf.get('top_k_experts') or 0,
       moe_dense_hidden_dim=hf['intermediate_size'] if moe else 0,
       use_bidirectional_attention=hf['use_bidirectional_attention'],
       vision_encoder=vision,
   )
 
 
-def _vision_encoder(hf: dict[str, Any]) -> _upstream.VisionEncoder:
+def _vision_encoder(hf: dict[str, Any]) -> Any:
   """Hugging Face's config of the vision tower in gemma's terms."""
+  if hf['model_type'] == 'gemma4_unified_vision':
+    return _unified_vision.UnifiedVision(
+        d_model=hf['mm_embed_dim'],
+        patch_size=hf['patch_size'],
+        num_positions=hf['mm_posemb_size'],
+    )
   return _upstream.VisionEncoder(
       d_model=hf['hidden_size'],
       num_layers=hf['num_hidden_layers'],

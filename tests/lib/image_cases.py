@@ -62,7 +62,7 @@ class Case:
 
 @functools.cache
 def load(name: str) -> Case:
-  """Loads a case: `e_images` or `dense_images`."""
+  """Loads a case: `e_images`, `dense_images` or `unified_images`."""
   ref = hf_reference.load(name)
   encoder = ref.model.config.vision_encoder
   config = dataclasses.replace(
@@ -136,9 +136,7 @@ def run(model: nn.Module, params: Any, case: Case, images: Any = None):
       {'params': params},
       case.tokens,
       images=case.images if images is None else images,
-      capture_intermediates=lambda module, _: isinstance(
-          module, _upstream.VisionEncoder
-      ),
+      capture_intermediates=lambda module, _: module.name == 'vision_encoder',
       mutable=['intermediates'],
   )
   (((soft_tokens, is_real),),) = state['intermediates']['vision_encoder'][
@@ -184,6 +182,11 @@ def _with_vision(
     config: _upstream.TransformerConfig,
 ) -> dict[str, Any]:
   """Adds Hugging Face's vision tower to gemma's tree."""
+  projection = weights['model.embed_vision.embedding_projection.weight']
+  embedder = {**params['embedder'], 'mm_input_projection': {'w': projection.T}}
+  params = {**params, 'embedder': embedder}
+  if 'model.vision_embedder.pos_embedding' in weights:
+    return {**params, 'vision_encoder': _unified(weights)}
   tower = {
       key.removeprefix('model.vision_tower.').removesuffix('.weight'): value
       for key, value in weights.items()
@@ -214,9 +217,25 @@ def _with_vision(
         'bias': tower['std_bias'],
         'scale': tower['std_scale'],
     }
-  projection = weights['model.embed_vision.embedding_projection.weight']
-  embedder = {**params['embedder'], 'mm_input_projection': {'w': projection.T}}
-  return {**params, 'embedder': embedder, 'vision_encoder': vision}
+  return {**params, 'vision_encoder': vision}
+
+
+def _unified(weights: dict[str, np.ndarray]) -> dict[str, Any]:
+  """12B's images, which have no tower."""
+  hf = {
+      key.removeprefix('model.vision_embedder.'): value
+      for key, value in weights.items()
+  }
+  norms = {
+      name: {'scale': hf[f'{name}.weight'], 'bias': hf[f'{name}.bias']}
+      for name in ('patch_ln1', 'patch_ln2', 'pos_norm')
+  }
+  dense = hf['patch_dense.weight'].T, hf['patch_dense.bias']
+  return {
+      **norms,
+      'patch_dense': dict(zip(('kernel', 'bias'), dense, strict=True)),
+      'pos_embedding': hf['pos_embedding'],
+  }
 
 
 def _layer(hf: dict[str, np.ndarray], num_heads: int) -> dict[str, Any]:

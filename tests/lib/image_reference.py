@@ -14,8 +14,8 @@
 uv run tests/lib/image_reference.py OUT
 ```
 
-writes what `tests/testdata/hf` has of `e_images` and `dense_images`, from other
-random numbers: copy the files there to replace it. `tests/lib/image_cases.py`
+writes what `tests/testdata/hf` has of `e_images`, `dense_images` and
+`unified_images`, from other random numbers: copy the files there to replace it. `tests/lib/image_cases.py`
 reads it.
 """
 
@@ -86,32 +86,65 @@ _MODELS = {
             use_bidirectional_attention='vision',
         ),
     ),
+    # Like 12B, which has no tower.
+    'unified_images': dict(
+        vision=None,
+        text=dict(
+            num_key_value_heads=2,
+            layer_types=[_SLIDING, _SLIDING, _FULL],
+            attention_k_eq_v=True,
+            per_layer_config={'2': {'head_dim': 16, 'num_key_value_heads': 1}},
+            use_bidirectional_attention='vision',
+        ),
+    ),
 }
+_EMBEDDER = dict(
+    patch_size=_PATCH_SIZE,
+    pooling_kernel_size=_POOLING,
+    mm_embed_dim=20,
+    mm_posemb_size=8,
+    output_proj_dims=20,
+)
+_IDS = dict(
+    image_token_id=_IMAGE_TOKEN,
+    video_token_id=59,
+    audio_token_id=63,
+    boi_token_id=61,
+    eoi_token_id=62,
+    boa_token_id=57,
+    eoa_token_index=58,
+)
 _ADAPTER = dict(
     r=2,
     lora_alpha=4,
     target_modules=(
-        r'.*vision_tower\.encoder.*\.linear|.*embedding_projection'
-        r'|.*patch_embedder\.input_proj|.*language_model.*\.q_proj'
+        r'.*vision_tower\.encoder.*\.linear|.*embed_vision.*embedding_projection'
+        r'|.*patch_embedder\.input_proj|.*patch_dense|.*language_model.*\.q_proj'
     ),
 )
 
 
-def _config(name: str) -> transformers.Gemma4Config:
-  """A config of the kind that `tests/testdata/hf` has, less audio."""
+def _model(name: str) -> transformers.PreTrainedModel:
+  """A model of the kind that `tests/testdata/hf` has."""
   fields = _MODELS[name]
-  return transformers.Gemma4Config(
-      text_config=_text_config(fields['text']),
+  text = _text_config(fields['text'])
+  if fields['vision'] is None:
+    config = transformers.Gemma4UnifiedConfig(
+        text_config={
+            k: v for k, v in text.items() if 'per_layer_input' not in k
+        },
+        vision_config=_EMBEDDER,
+        audio_config=dict(audio_embed_dim=6),
+        **_IDS,
+    )
+    return transformers.Gemma4UnifiedForConditionalGeneration(config)
+  config = transformers.Gemma4Config(
+      text_config=text,
       vision_config=_VISION | fields['vision'],
       audio_config=None,
-      image_token_id=_IMAGE_TOKEN,
-      video_token_id=59,
-      audio_token_id=63,
-      boi_token_id=61,
-      eoi_token_id=62,
-      boa_token_id=57,
-      eoa_token_index=58,
+      **_IDS,
   )
+  return transformers.Gemma4ForConditionalGeneration(config)
 
 
 def _text_config(fields: dict[str, Any]) -> dict[str, Any]:
@@ -134,33 +167,84 @@ def _randomise(model: torch.nn.Module) -> None:
         x.normal_(std=x.shape[-1] ** -0.5)
 
 
-def _inputs() -> dict[str, torch.Tensor]:
-  """Two images in the first sequence, one in the second; text around them.
-
-  Padding patches are as far from zero as real ones.
-  """
+def _patches() -> tuple[torch.Tensor, torch.Tensor]:
+  """Three images, whose padding patches are as far from zero as real ones."""
   patches = torch.rand((len(_GRIDS), _MAX_PATCHES, 3 * _PATCH_SIZE**2))
   positions = torch.full((len(_GRIDS), _MAX_PATCHES, 2), -1)
   for i, (width, height) in enumerate(_GRIDS):
     grid = np.stack(np.meshgrid(range(width), range(height)), axis=-1)
     positions[i, : width * height] = torch.tensor(grid.reshape(-1, 2))
+  return patches, positions
+
+
+def _inputs(model, patches, positions) -> dict[str, torch.Tensor]:
+  """Two images in the first sequence, one in the second; text around them."""
   tokens = torch.randint(3, 50, (2, 16))
   tokens[0, 2:6] = tokens[0, 8:11] = tokens[1, 4] = _IMAGE_TOKEN
-  return dict(
+  kinds = (tokens == _IMAGE_TOKEN).int()
+  inputs = dict(
       input_ids=tokens,
-      mm_token_type_ids=(tokens == _IMAGE_TOKEN).int(),
+      mm_token_type_ids=kinds,
       pixel_values=patches,
       image_position_ids=positions,
   )
+  if not isinstance(model, transformers.Gemma4UnifiedForConditionalGeneration):
+    return inputs
+  patches, positions = _merged(patches, positions)
+  # As `generate` has it: within images, local layers attend to both sides. Its
+  # `forward` alone does so on global layers too, in 5.24.
+  masks = model.create_masks_for_generate(
+      config=model.config,
+      inputs_embeds=torch.zeros((*tokens.shape, 1)),
+      attention_mask=None,
+      cache=None,
+      position_ids=None,
+      mm_token_type_ids=kinds,
+  )
+  return inputs | dict(
+      pixel_values=patches,
+      image_position_ids=positions,
+      attention_mask=masks,
+  )
+
+
+def _merged(patches, positions) -> tuple[torch.Tensor, torch.Tensor]:
+  """Patches of three times the side, of the same pictures; padded again.
+
+  The picture is put together and cut anew.
+  """
+  side = _POOLING * _PATCH_SIZE
+  squares = torch.zeros((len(_GRIDS), _MAX_PATCHES // _POOLING**2, 3 * side**2))
+  places = torch.full((*squares.shape[:2], 2), -1)
+  for i, (width, height) in enumerate(_GRIDS):
+    picture = torch.zeros((height * _PATCH_SIZE, width * _PATCH_SIZE, 3))
+    for patch, (x, y) in zip(patches[i], positions[i].tolist(), strict=True):
+      if x >= 0:
+        rows = slice(y * _PATCH_SIZE, (y + 1) * _PATCH_SIZE)
+        columns = slice(x * _PATCH_SIZE, (x + 1) * _PATCH_SIZE)
+        picture[rows, columns] = patch.reshape(_PATCH_SIZE, _PATCH_SIZE, 3)
+    grid = [
+        (x, y)
+        for y in range(height // _POOLING)
+        for x in range(width // _POOLING)
+    ]
+    for n, (x, y) in enumerate(grid):
+      square = picture[y * side : (y + 1) * side, x * side : (x + 1) * side]
+      squares[i, n] = square.flatten()
+      places[i, n] = torch.tensor((x, y))
+  return squares, places
 
 
 def _soft_tokens(model, inputs) -> np.ndarray:
   """All images' output of the tower, `[N, D]`, without padding."""
+  positions = inputs['image_position_ids']
   with torch.no_grad():
     out = model.get_image_features(
-        inputs['pixel_values'], inputs['image_position_ids'], return_dict=True
-    )
-  return out.last_hidden_state.numpy()
+        inputs['pixel_values'], positions, return_dict=True
+    ).last_hidden_state
+  if out.ndim == 3:  # With padding.
+    out = out[(positions != -1).all(-1)]
+  return out.numpy()
 
 
 def _loss(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -175,12 +259,12 @@ def _loss(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 def write(name: str, out: pathlib.Path) -> None:
   """Writes one model, an adapter of it, and what they compute."""
   torch.manual_seed(len(name))
-  model = transformers.Gemma4ForConditionalGeneration(_config(name))
-  model = model.float().eval()
+  model = _model(name).float().eval()
   _randomise(model)
   model.save_pretrained(out / name)
   (out / name / 'generation_config.json').unlink(missing_ok=True)
-  inputs = _inputs()
+  patches, positions = _patches()
+  inputs = _inputs(model, patches, positions)
   with torch.no_grad():
     base = dict(
         soft_tokens=_soft_tokens(model, inputs),
@@ -215,8 +299,8 @@ def write(name: str, out: pathlib.Path) -> None:
   np.savez(
       out / f'{name}.npz',
       tokens=inputs['input_ids'].numpy().astype(np.int32),
-      patches=inputs['pixel_values'].numpy(),
-      positions=inputs['image_position_ids'].numpy().astype(np.int8),
+      patches=patches.numpy(),
+      positions=positions.numpy().astype(np.int8),
       **base,
   )
   np.savez(

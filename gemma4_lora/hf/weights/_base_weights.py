@@ -15,6 +15,7 @@ import math
 from etils import epath
 import numpy as np
 
+from gemma4_lora.gemma4 import _hf_names
 from gemma4_lora.gemma4 import _leaves
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.gemma4 import _names
@@ -39,7 +40,7 @@ class BaseWeights:
 
   Attributes:
     leaves: Leaves by their paths. Tensors without a leaf of gemma keep their
-      own names.
+      own names, below their tower if they are of one.
     named: The tensors.
     config: A config with the linears of the file.
   """
@@ -93,8 +94,10 @@ def _opened(named: _by_name.ByName) -> BaseWeights:
   for short, tensor in tensors.items():
     if short not in used:
       name = named.full[short]
-      leaves[name] = TensorLeaf(
-          path=name, tensors=(tensor,), shape=tensor.shape, make=_first
+      encoder = _hf_names.encoder_of(short)
+      path = f'{encoder}.{name}' if encoder else name
+      leaves[path] = TensorLeaf(
+          path=path, tensors=(tensor,), shape=tensor.shape, make=_first
       )
   return BaseWeights(leaves=leaves, named=named, config=config)
 
@@ -272,7 +275,7 @@ def other_leaves(
   Args:
     config: The model's config. A vision tower may have fewer leaves.
   """
-  if config.vision_encoder is not None:
+  if isinstance(config.vision_encoder, _upstream.VisionEncoder):
     vision = dataclasses.replace(
         config.vision_encoder, standardize_embeddings=True
     )

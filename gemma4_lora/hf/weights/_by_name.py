@@ -30,7 +30,7 @@ class ByName:
   """Tensors of a base model.
 
   Attributes:
-    tensors: By short name of `_hf_names.short`, without the output head.
+    tensors: By short name, as rows have it, without the output head.
     full: The full name of each.
     head: Name and tensor of an output head, if there is one.
   """
@@ -57,6 +57,7 @@ def by_name(named: Tensors) -> ByName:
         ' (model.merge_and_unload(), then save_pretrained), or load the base'
         ' as it was released and the adapter by g4.hf.load_peft.'
     )
+  is_unified = _hf_names.is_unified(named)
   tensors, full, head = {}, {}, None
   for name, tensor in named.items():
     if name in _HEADS:
@@ -65,6 +66,8 @@ def by_name(named: Tensors) -> ByName:
       head = name, tensor
       continue
     short = _hf_names.short(name)
+    if is_unified:
+      short = _hf_names.in_module(short)
     if short in tensors:
       raise ValueError(_twice(full[short], name))
     tensors[short], full[short] = tensor, name

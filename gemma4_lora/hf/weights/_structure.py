@@ -8,8 +8,10 @@ from collections.abc import Mapping
 import dataclasses
 import functools
 import math
+from typing import Any
 
 from gemma4_lora.gemma4 import _sizes
+from gemma4_lora.gemma4 import _unified_vision
 from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.host.files import _regular
 
@@ -191,7 +193,9 @@ def _kv_heads(
   return None
 
 
-def _vision(shapes: Shapes) -> _upstream.VisionEncoder | None:
+def _vision(shapes: Shapes) -> Any:
+  if unified := _unified(shapes):
+    return unified
   prefix = 'vision_tower.encoder.layers.'
   if not (num_layers := _num_layers(shapes, prefix)):
     return None
@@ -217,6 +221,21 @@ def _vision(shapes: Shapes) -> _upstream.VisionEncoder | None:
       num_heads=width // size,
       ffw_hidden=hidden,
       patch_size=patch or _PATCH,
+  )
+
+
+def _unified(shapes: Shapes) -> _unified_vision.UnifiedVision | None:
+  """What 12B has in place of a vision tower."""
+  defaults = _unified_vision.UnifiedVision()
+  width, *pixels = shapes.get('embed_vision.patch_dense.weight', (0,))
+  if not width:
+    return None
+  side = math.isqrt((pixels or [0])[0] // 3)
+  return defaults.clone(
+      d_model=width,
+      patch_size=side // defaults.pooling_kernel_size or defaults.patch_size,
+      num_positions=_at(shapes, 'embed_vision.pos_embedding', 0)
+      or defaults.num_positions,
   )
 
 

@@ -14,6 +14,7 @@ from gemma4_lora.gemma4 import _leaves
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.gemma4 import _names
 from gemma4_lora.gemma4 import _sizes
+from gemma4_lora.gemma4 import _unified_vision
 from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.gemma4 import _weights
 from gemma4_lora.hf.weights import _base_weights
@@ -66,7 +67,9 @@ def tensors(
   prefixes = {is_text: _prefix(shapes, is_text) for is_text in (True, False)}
   return {
       path: tuple(
-          dataclasses.replace(x, name=prefixes[_is_text(path)] + x.name)
+          dataclasses.replace(
+              x, name=prefixes[_is_text(path)] + _on_hub(shapes, x.name)
+          )
           for x in known[path]
       )
       for path in shapes
@@ -109,11 +112,24 @@ def _with_towers(
   """
   vision = _count(shapes, rf'{re.escape(_names.VISION_BLOCK)}\.', axis=0)
   audio = _count(shapes, r'audio_encoder\.conformer/stacked_layers_(\d+)\.')
+  encoder: Any = (
+      _unified_vision.UnifiedVision()
+      if _is_unified(shapes)
+      else _tower('vision_encoder', vision)
+  )
   return dataclasses.replace(
       config,
-      vision_encoder=_tower('vision_encoder', vision),
+      vision_encoder=encoder,
       audio_encoder=_tower('audio_encoder', audio),
   )
+
+
+def _is_unified(shapes: Shapes) -> bool:
+  return 'vision_encoder.pos_embedding' in shapes
+
+
+def _on_hub(shapes: Shapes, name: str) -> str:
+  return _hf_names.on_hub(name) if _is_unified(shapes) else name
 
 
 def _tower(field: str, num_layers: int) -> Any:

@@ -4,9 +4,11 @@ https://github.com/google-deepmind/gemma/blob/main/gemma/gm/nn/gemma4/_transform
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
+from flax import linen as nn
 import jax.numpy as jnp
 import numpy as np
 
@@ -150,17 +152,16 @@ def _check_num_patches(num_patches: int, encoder: Any) -> None:
     )
 
 
-class _ExpandedVisionEncoder(_upstream.VisionEncoder):
-  """A vision encoder for tokens that have a placeholder per soft token."""
-
-  @property
-  def num_mm_tokens_per_image(self) -> int:
-    return -3
+@functools.cache
+def _expanded(cls: type[nn.Module]) -> type[nn.Module]:
+  """Returns a vision encoder for tokens that have a placeholder per soft token."""
+  fields = {'num_mm_tokens_per_image': -3, '__module__': __name__}
+  return type(f'Expanded{cls.__name__}', (cls,), fields)
 
 
 def expanded_vision_encoder(
-    encoder: _upstream.VisionEncoder,
-) -> _upstream.VisionEncoder:
+    encoder: nn.Module,
+) -> nn.Module:
   """Returns the encoder such that `Transformer` keeps all its logits.
 
   Gemma 4 takes tokens that hold a placeholder per soft token already, so that
@@ -179,4 +180,4 @@ def expanded_vision_encoder(
   """
   own = (f.name for f in dataclasses.fields(encoder) if f.init)
   fields = {name: getattr(encoder, name) for name in own}
-  return _ExpandedVisionEncoder(**fields | {'parent': None})
+  return _expanded(type(encoder))(**fields | {'parent': None})

@@ -14,12 +14,15 @@ import pytest
 import safetensors.numpy
 
 from gemma4_lora import g4
+from gemma4_lora.gemma4 import _hf_names
 from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.hf.weights import _base_weights
 from gemma4_lora.hf.weights import _by_name
 from gemma4_lora.hf.weights import _mapped
+from gemma4_lora.hf.weights import _to_tensors
 from gemma4_lora.host.ranges import _ranges
 from tests.lib import hf_reference
+from tests.lib import image_cases
 from tests.lib import states
 from tests.lib import training
 
@@ -65,6 +68,48 @@ def test_every_leaf_is_where_it_belongs(name):
   want = training.flat(ref.params)
   assert got.keys() == want.keys()
   _assert_is(got, want)
+
+
+def test_12b_under_the_names_of_the_hub_and_of_transformers(tmp_path):
+  """With its images, and without them, asking for neither; audio is left out."""
+  case = image_cases.load('unified_images')
+  want = training.flat(case.params)
+  weights = _weights('unified_images')
+  renamed = {
+      'model.' + _hf_names.in_module(_hf_names.short(name))
+      if _hf_names.is_in_tower(name)
+      else name: value
+      for name, value in weights.items()
+  }
+  assert sum(name not in weights for name in renamed) == 10
+  safetensors.numpy.save_file(renamed, tmp_path / _FILE)
+  text = case.base.clone(text_only=True)
+  for path in (_folder('unified_images'), tmp_path):
+    got = _load(path, case.base)
+    assert got.keys() == want.keys()
+    _assert_is(got, want)
+    got = _load(path, text)
+    of_images = {k for k in want if 'vision_encoder' in k or '.mm_' in k}
+    assert got.keys() == want.keys() - of_images
+
+  tensors = _to_tensors.tensors(
+      {path: leaf.shape for path, leaf in want.items()}, case.base.config
+  )
+  written = {x.name: x.take(want[k]) for k, v in tensors.items() for x in v}
+  audio = 'model.embed_audio.embedding_projection.weight'
+  assert written.keys() == weights.keys() - {audio}
+  for name, value in written.items():
+    np.testing.assert_array_equal(value, weights[name], name)
+
+
+def test_a_tensor_of_a_tower_that_has_no_leaf(tmp_path):
+  """Left out where the model has no such tower, and an error where it has."""
+  ref = hf_reference.load('e_mm')
+  weights = _weights('e_mm') | {'model.vision_tower.x': np.ones(3, np.float32)}
+  safetensors.numpy.save_file(weights, tmp_path / _FILE)
+  _load(tmp_path, ref.model.clone(text_only=True))
+  with pytest.raises(ValueError, match=r'model\.vision_tower\.x'):
+    _load(tmp_path, ref.model)
 
 
 def _shard(weights, path):
