@@ -11,8 +11,11 @@ always read its next piece, so that none waits for another.
 import collections
 from collections.abc import Callable
 from collections.abc import Iterable
+import heapq
+import itertools
 import os
 import threading
+import weakref
 
 from etils import epath
 import numpy as np
@@ -80,6 +83,8 @@ class Reader:
         collections.deque()
     )
     self._rest, self._held = memoryview(b''), 0
+    self._number, self._is_waiting = next(_numbers), False
+    self._lock = threading.Lock()  # Of what is started, by any thread.
     self._start_more()
 
   def read_into(self, out: np.ndarray) -> None:
@@ -100,27 +105,41 @@ class Reader:
         np.frombuffer(out[: len(data)], np.uint8),
         np.frombuffer(data, np.uint8),
     )
-    return len(data)
+    count = len(data)
+    del data
+    self._drop_if_empty()
+    return count
 
   def read(self, count: int) -> bytes:
     """As that of a file."""
-    return bytes(self._some(count))
+    data = bytes(self._some(count))
+    self._drop_if_empty()
+    return data
 
   def close(self) -> None:
     """As that of a file."""
-    self._todo.clear()
-    while self._started:
-      _under_way.give_back(self._started.popleft()[0])
-    self._drop()
+    self._give_back()
+    _under_way.start_waiting()
 
-  __del__ = close
+  def __del__(self):
+    # Others are not started here: this may run in the middle of anything.
+    self._give_back()
+
+  def _give_back(self) -> None:
+    with self._lock:
+      self._todo.clear()
+      started = [count for count, _ in self._started]
+      self._started.clear()
+    _under_way.give_back(sum(started) + self._held)
+    self._rest, self._held = memoryview(b''), 0
 
   def _some(self, count: int) -> memoryview:
     """Returns some of the next bytes; none at the end."""
     while not self._rest and (self._started or self._todo):
       self._drop()
       self._start_more(is_needed=True)
-      self._held, piece = self._started.popleft()
+      with self._lock:
+        self._held, piece = self._started.popleft()
       try:
         self._rest = memoryview(piece.result())
       except BaseException:
@@ -130,27 +149,60 @@ class Reader:
     data, self._rest = self._rest[:count], self._rest[count:]
     return data
 
+  def _drop_if_empty(self) -> None:
+    """Lets go of a piece as soon as it is read: a reader may live much longer."""
+    if not self._rest:
+      self._drop()
+
   def _drop(self) -> None:
     """Releases the piece that was read last."""
     self._rest = memoryview(b'')
-    _under_way.give_back(self._held)
-    self._held = 0
+    if self._held:
+      _under_way.give_back(self._held)
+      self._held = 0
+      _under_way.start_waiting()
+
+  def resume(self) -> bool:
+    """Starts what had no room; returns whether all of it has."""
+    with self._lock:
+      self._is_waiting = False
+    self._start_more()
+    return not self._is_waiting
 
   def _start_more(self, *, is_needed: bool = False) -> None:
-    while self._todo and len(self._started) < _NUM_PIECES:
-      start, stop = self._todo[0]
-      is_next = is_needed and not self._started
-      if not _under_way.take(stop - start, None if is_next else self._ahead()):
-        return
-      del self._todo[0]
-      self._started.append((stop - start, self._begin(start, stop)))
+    with self._lock:
+      while self._todo and len(self._started) < _NUM_PIECES:
+        start, stop = self._todo[0]
+        is_next = is_needed and not self._started
+        limit = None if is_next else self._ahead()
+        if not _under_way.take(stop - start, limit):
+          if not self._is_waiting:
+            self._is_waiting = True
+            _under_way.wait(self._number, self)
+          return
+        try:
+          piece = self._begin(start, stop)
+        except BaseException:
+          _under_way.give_back(stop - start)
+          raise
+        del self._todo[0]
+        self._started.append((stop - start, piece))
+
+
+_numbers = itertools.count()
 
 
 class _UnderWay:
-  """How many bytes all readers of this process have."""
+  """How many bytes all readers of this process have, and who waits for room.
+
+  Small arrays are opened together, and have no room while a large one is read. The
+  one that was opened first starts first: it is read first.
+  """
 
   def __init__(self):
-    self._lock, self._bytes = threading.Lock(), 0
+    # A reader may go in the middle of what is done here.
+    self._lock, self._bytes = threading.RLock(), 0
+    self._waiting: list[tuple[int, weakref.ref[Reader]]] = []
 
   def take(self, count: int, limit: int | None) -> bool:
     with self._lock:
@@ -162,6 +214,22 @@ class _UnderWay:
   def give_back(self, count: int) -> None:
     with self._lock:
       self._bytes -= count
+
+  def wait(self, number: int, reader: Reader) -> None:
+    with self._lock:
+      heapq.heappush(self._waiting, (number, weakref.ref(reader)))
+
+  def start_waiting(self) -> None:
+    while True:
+      with self._lock:
+        if not self._waiting:
+          return
+        reader = heapq.heappop(self._waiting)[1]()
+      try:
+        if reader is not None and not reader.resume():
+          return
+      except Exception:
+        pass  # It is an error of that reader, once it needs the piece.
 
 
 _under_way = _UnderWay()

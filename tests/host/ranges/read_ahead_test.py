@@ -59,15 +59,33 @@ def test_the_bound_is_of_all_readers():
   assert bucket.started == 30
   assert _read(second, 100) == _DATA[500:600]
   assert bucket.started == 30 + 100
-  assert _read_ahead._under_way._bytes == 30 + _PIECE
+  assert _read_ahead._under_way._bytes == 30
   assert _read(first, 5) == _DATA[:5]
-  assert _read_ahead._under_way._bytes == 30 + _PIECE
+  assert _read_ahead._under_way._bytes == 30
   second.close()
   assert _read(first, 495) == _DATA[5:500]
   first.close()
   third = _open(bucket, 0, 1000, ahead=1000)
   assert _read_ahead._under_way._bytes == 32 * _PIECE
   del third
+
+
+def test_who_had_no_room_starts_by_age_as_soon_as_there_is_some():
+  """Not when its turn comes: small arrays would wait one after the other."""
+  bucket = _Bucket()
+  first, second, third = (
+      _open(bucket, start, stop)
+      for start, stop in ((0, 30), (30, 50), (50, 60))
+  )
+  assert bucket.started == 30
+  assert _read(first, 9) == _DATA[:9]
+  assert bucket.started == 30
+  assert _read(first, 1) == _DATA[9:10]
+  assert bucket.started == 40
+  assert _read(first, 20) == _DATA[10:30]  # It has ended, and lives on.
+  assert bucket.started == 60
+  assert _read(third, 10) + _read(second, 20) == _DATA[50:60] + _DATA[30:50]
+  assert _read_ahead._under_way._bytes == 0
 
 
 def test_it_ends():
