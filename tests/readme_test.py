@@ -1,6 +1,7 @@
 """What the READMEs say, run: the first page and those of the folders."""
 
 import ast
+import dataclasses
 import pathlib
 import re
 import shlex
@@ -102,6 +103,15 @@ def test_python_blocks_run(page, capsys):
       re.M | re.S,
   ):
     assert shown in printed
+
+
+@pytest.mark.parametrize(
+    'task', ['ChatTask', 'PreferenceTask', 'UnpairedTask', 'TextTask']
+)
+def test_page_of_data_has_each_argument(task):
+  page = _PAGES['gemma4_lora/data/README.md']
+  names = [x.name for x in dataclasses.fields(getattr(g4.data, task)) if x.init]
+  assert [x for x in names if not re.search(rf'\b{x}\b', page)] == []
 
 
 def test_diff_of_gemmas_config_makes_a_config_of_gemma_4(tmp_path):
