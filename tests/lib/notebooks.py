@@ -86,7 +86,9 @@ def execute(
     cell.source = cell.source.replace(FOLDER, str(folder))
     if steps is not None:
       cell.source = re.sub(
-          r'num_train_steps=\w+', f'num_train_steps={steps}', cell.source
+          r'(num_train_steps|save_interval_steps)=\w+',
+          rf'\1={steps}',
+          cell.source,
       )
   # Nothing of the one before has a name.
   reset = (
