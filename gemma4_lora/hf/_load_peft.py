@@ -93,17 +93,20 @@ def _wrap(model: nn.Module, folder: _read_folder.Folder) -> _lora.LoRA:
         config.path,
         config.init_lora_weights,
     )
-  return _lora.LoRA(
-      rank=rank,
-      alpha=alpha,
-      targets=rules,
-      dropout=config.lora_dropout,
-      use_rslora=config.use_rslora,
-      **variants.arguments(config.variant),
-      init_lora_weights=config.init_lora_weights,
-      modules_to_save=folder.modules_to_save,
-      model=model,
-  )
+  try:
+    return _lora.LoRA(
+        rank=rank,
+        alpha=alpha,
+        targets=rules,
+        dropout=config.lora_dropout,
+        use_rslora=config.use_rslora,
+        **variants.arguments(config.variant),
+        init_lora_weights=config.init_lora_weights,
+        modules_to_save=folder.modules_to_save,
+        model=model,
+    )
+  except ValueError as e:  # As for a start that such a rank does not have.
+    raise ValueError(f'{_WHO}: {config.path}: {e}') from e
 
 
 def _check_bare(model: nn.Module) -> None:

@@ -120,7 +120,8 @@ def from_modules(
   for module, weight in weights.items():
     if not config.saves_module(module):
       raise ValueError(
-          f'{path}: unexpected tensor {module}.weight: it is none of LoRA, and'
+          f'{path}: unexpected tensor {_sites.listed([module])}.weight: it is none'
+          ' of LoRA, and'
           f' modules_to_save={list(config.modules_to_save)} of {config.path}'
           ' does not have it.'
       )
@@ -128,7 +129,8 @@ def from_modules(
     row = next((by_name[n] for n in names if n in by_name), None)
     if row is None:
       raise ValueError(
-          f'{path} has {module}, trained in full, which the model does not have.'
+          f'{path} has {_sites.listed([module])}, trained in full, which the model'
+          ' does not have.'
       )
     name = next(n for _, n in _hf_names.candidates(module) if n in by_name)
     if name in modules:

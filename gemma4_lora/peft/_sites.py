@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import dataclasses
 
 from gemma4_lora.gemma4 import _linears
+from gemma4_lora.host import _escapes
 from gemma4_lora.peft import _expert_tensors
 
 # PEFT's names around the model: `base_model` is the tuner, `model` the model.
@@ -51,6 +52,6 @@ def sites(rows: Iterable[_linears.Linear]) -> dict[str, Site]:
 
 
 def listed(items: Sequence[object], *, most: int = 3) -> str:
-  """`a, b, c and 5 more`."""
-  text = ', '.join(map(str, items[:most]))
+  r"""`a, b, c and 5 more`; of names in files, `\x1b` is spelled out."""
+  text = _escapes.escaped(', '.join(map(str, items[:most])))
   return f'{text} and {len(items) - most} more' if len(items) > most else text

@@ -63,7 +63,8 @@ def find(path: epath.Path, *, who: str) -> tuple[epath.Path, epath.Path]:
     )
   for name in (_adapter_config.NAME, NAME):
     if not (path / name).exists():
-      there = ', '.join(sorted(x.name for x in path.iterdir())) or 'nothing'
+      names = sorted(x.name for x in path.iterdir())
+      there = _sites.listed(names, most=20) or 'nothing'
       hint = ''
       if (path / 'adapter_model.bin').exists() and name == NAME:
         hint = ' PEFT writes it for save_pretrained(safe_serialization=True).'

@@ -94,6 +94,20 @@ def test_product_of_experts_is_what_peft_adds(name, experts, projections):
   np.testing.assert_allclose(np.concatenate(got, 1), want, atol=1e-6)
 
 
+def test_a_start_that_the_model_refuses_has_the_path(folder):
+  """As LoRA itself says it, of a config that is PEFT's own."""
+  path = folder('ad_moe', config={'init_lora_weights': 'olora'})
+  _refuses(path, f"{re.escape(str(path))}/adapter_config.json: .*'olora'")
+
+
+def test_names_of_a_file_cannot_act_upon_a_terminal(folder):
+  full = 'base_model.model.model.\x1b[2Jnorm.weight'
+  path = folder('ad_dense', tensors=_set(full, np.ones(3, np.float32)))
+  with pytest.raises(ValueError, match=r'\\x1b\[2Jnorm') as told:
+    g4.hf.load_peft(path, model=_model('ad_dense'))
+  assert '\x1b' not in str(told.value)
+
+
 def _twice(old, new):
   """Names tensors a second time, in other words."""
   return lambda file: file.update(
