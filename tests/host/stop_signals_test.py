@@ -59,7 +59,7 @@ def test_the_command_ends_while_it_imports():
           send('SIGINT')
     from gemma4_lora import __main__
     sys.meta_path.insert(0, Finder())
-    __main__.main(['train', '--cfg=config.py'])
+    __main__.main(['train', '--cfg=quickstart', '--workdir=run'])
   """)
   assert status == 75, errors
   assert errors.startswith('gemma4_lora: SIGINT: stopped.')

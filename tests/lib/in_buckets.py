@@ -196,7 +196,7 @@ class Checks:
     to = '--out=gs://out/half'
     for args in (('chat',), ('fuse', to), ('export', to), ('check',)):
       out = self._command(*args, *cfg, code=1)
-      assert 'half-written' in out and len(out.strip().splitlines()) == 1, out
+      assert 'half-written' in out and len(_lines(out)) == 1, out
     assert not self._files('out', 'half')
 
   def fuse(self):
@@ -430,7 +430,7 @@ class Checks:
     ):
       error = self._command(*args, '--overwrite', *self._cfg, code=1)
       assert message in error and 'other path' in error, error
-      assert len(error.strip().splitlines()) == 1, error
+      assert len(_lines(error)) == 1, error
 
   def errors(self):
     from gemma4_lora import g4
@@ -467,7 +467,7 @@ class Checks:
       ):
         error = self._command(*command, *self._cfg, code=1)
         assert text in error, error
-        assert len(error.strip().splitlines()) == 1, error
+        assert len(_lines(error)) == 1, error
       self._buckets.heal()
     # Only the data, in the middle of a restore.
     self._buckets.fail('bases.*d%2F', status=403)
@@ -475,7 +475,7 @@ class Checks:
       self._restored('gs://bases/tiny')
     error = self._command('fuse', '--out=gs://out/x', *self._cfg, code=1)
     assert 'may not read' in error, error
-    assert len(error.strip().splitlines()) == 1, error
+    assert len(_lines(error)) == 1, error
     self._buckets.heal()
     assert not self._files('out', 'x')
 
@@ -640,6 +640,11 @@ def _raises(kind, match):
   with pytest.raises(kind, match=match) as e:
     yield
   assert '\n' not in str(e.value), e.value
+
+
+def _lines(output: str) -> list[str]:
+  """What a command printed, without the lines that say what it does."""
+  return [x for x in output.strip().splitlines() if not x.endswith(' …')]
 
 
 def _lora(params):

@@ -34,6 +34,6 @@ def test_a_command_takes_a_name(run_command, monkeypatch, tmp_path):
   assert done.returncode == 0, done.stderr
   assert 'trainable' in done.stdout
   done = run_command('summary', '--cfg=quickstrt')
-  assert 'By name there are: gemma4_26b_a4b_lora' in done.stderr
+  assert 'By name there are: gemma4_12b_lora' in done.stderr
   done = run_command('vertex', '--cfg=quickstart', '--dockerfile')
   assert 'COPY configs configs\nRUN pip install' in done.stdout
