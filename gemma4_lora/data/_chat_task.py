@@ -156,11 +156,12 @@ class ChatTask(_row_task.ConversationTask, gm.data.Seq2SeqTask):
       False a weight other than 0 and 1 is an error.
     empty_answers: Whether the model may say nothing: content that is `''` or
       spaces, or a thought alone that `thinking` leaves out or masks. `'refuse'`:
-      such a row is malformed; `'train'`: the end of the turn alone is trained.
+      such a row is malformed, and a turn that ends right behind a tool's answer
+      has no loss there; `'train'`: the end of the turn alone is trained.
     inline_markup: How to treat thoughts and calls that texts have in tags:
       `<think>...</think>`, Hermes' `<tool_call>` and `<tool_response>`, Gemma's
-      `<|channel>thought`; and of the fields `thought`, `thoughts` and
-      `reasoning_details`. `'refuse'`: the row is malformed; `'parse'`: they are
+      `<|channel>thought`; and of the fields `thought`, `thoughts`,
+      `reasoning_details`, `reasoning_text` and `thinking_blocks`. `'refuse'`: the row is malformed; `'parse'`: they are
       read like thoughts, calls and answers in fields; `'text'`: they are
       trained as written (fields are refused, and Gemma's own tags are read).
     null_arguments: How to treat nulls in tool arguments, which Hugging Face's
@@ -425,6 +426,7 @@ class ChatTask(_row_task.ConversationTask, gm.data.Seq2SeqTask):
         template=self.template,
         enable_thinking=self.enable_thinking,
         template_kwargs=dict(self.template_kwargs),
+        trains_silence=self.empty_answers == 'train',
     )
 
   @property

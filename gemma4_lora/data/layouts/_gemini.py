@@ -91,8 +91,7 @@ class Gemini(_message_list.MessageList):
         _respond(value, field=where, before=before)
         num_answers += 1
       elif kind == 'functionCall':
-        call = {**value, 'arguments': value.get('args')}
-        calls.append(_tool_fields.parse_call(call, field=where))
+        calls.append(_tool_fields.parse_call(value, field=where))
       elif kind == 'text' and is_thought:
         parts.append(_conversation.Thought(value))
       elif kind == 'text':

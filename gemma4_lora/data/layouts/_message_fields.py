@@ -15,9 +15,24 @@ _ALL_THOUGHT_FIELDS = (
     'thought',
     'thoughts',
     'reasoning_details',
+    'reasoning_text',
+    'thinking_blocks',
 )
 # Whether a message is trained, by the names of axolotl, ms-swift and torchtune.
-_SWITCHES = {'train': True, 'training': True, 'loss': True, 'masked': False}
+_SWITCHES = {
+    'train': True,
+    'training': True,
+    'trainable': True,
+    'loss': True,
+    'loss_scale': True,
+    'loss_weight': True,
+    'masked': False,
+}
+# Fields that say it in a way that is not read, and what to write.
+_NOT_READ = {
+    'train_detail': "pieces of a message have no switch. Set 'train' of all",
+    'mask': "it may mean either. Set 'train', or 'masked'",
+}
 _ON_OFF = {True: True, False: False, 'true': True, 'false': False}
 
 
@@ -52,12 +67,16 @@ def role_of(
 def weight_of(item: dict[str, Any], *, field: str) -> float:
   """Returns the weight of a message in the loss, 1 if it has none.
 
-  0 if a switch says that it is not trained: `train`, `training` or `loss` is
-  False, or `masked` True.
+  0 if a switch says that it is not trained: `train`, `training`, `trainable`,
+  `loss`, `loss_scale` or `loss_weight` is False or 0, or `masked` True.
 
   Raises:
-    ValueError: It is not a number, or negative; or a switch is not a bool.
+    ValueError: It is not a number, or negative; a switch is not a bool; or
+      there is one that is not read.
   """
+  for name, advice in _NOT_READ.items():
+    if not _fields.is_nothing(item.get(name)):
+      raise ValueError(f"Field '{field}.{name}' is not read: {advice}.")
   weight = item.get('weight')
   if weight is None:
     weight = 1.0
@@ -77,7 +96,8 @@ def weight_of(item: dict[str, Any], *, field: str) -> float:
     if not isinstance(value, bool | int | float | str) or value not in _ON_OFF:
       raise ValueError(
           f"Field '{field}.{name}' should be true or false: whether the message"
-          f' is trained. Got: {_fields.short(value)}'
+          f" is trained. Another number is read at 'weight'. Got:"
+          f' {_fields.short(value)}'
       )
     if _ON_OFF[value] != trained:
       weight = 0.0
@@ -117,8 +137,9 @@ def _thought(value: Any, name: str) -> str:
     return _fields.text(value, field=name)
   texts = []
   for i, entry in enumerate(value):
-    if isinstance(entry, dict):  # OpenRouter's.
-      entry = entry.get('text') or entry.get('summary')
+    if isinstance(entry, dict):  # OpenRouter's, and LiteLLM's.
+      names = ('text', 'summary', 'thinking')
+      entry = next((entry[k] for k in names if entry.get(k)), None)
     texts.append(_fields.text(entry, field=f'{name}[{i}]'))
   return '\n'.join(texts)
 

@@ -9,8 +9,22 @@ from gemma4_lora.data.rows import _schemas
 
 Message = _conversation.Message
 
-# Our field of each schema, and MCP's.
-_SCHEMAS = {'parameters': 'inputSchema', 'response': 'outputSchema'}
+# Our field of each schema, and its names: MCP's, and Anthropic's.
+_SCHEMAS = {
+    'parameters': ('parameters', 'inputSchema', 'input_schema', 'args'),
+    'response': ('response', 'outputSchema', 'output_schema'),
+}
+_SCHEMA_NAMES = frozenset(sum(_SCHEMAS.values(), ()))
+# The arguments of a call: OpenAI's name, Llama's, Anthropic's, Gemini's.
+_ARGUMENTS = ('arguments', 'parameters', 'input', 'args')
+# Dicts beside a call that say nothing of what is called.
+_NOT_READ = (
+    'cache_control',
+    'caller',
+    'extra_content',
+    'metadata',
+    'provider_specific_fields',
+)
 
 
 def parse_tools(tools: Any) -> tuple[dict[str, Any], ...]:
@@ -18,7 +32,8 @@ def parse_tools(tools: Any) -> tuple[dict[str, Any], ...]:
 
   Args:
     tools: OpenAI's `{'type': 'function', 'function': {...}}`, the inner dict
-      alone, or MCP's with `inputSchema`; that as JSON; or nothing.
+      alone, MCP's with `inputSchema`, or Anthropic's with `input_schema`;
+      that as JSON; or nothing.
 
   Raises:
     ValueError: They are something else.
@@ -35,7 +50,8 @@ def parse_call(call: Any, *, field: str) -> _conversation.ToolCall:
   """Returns a call, its arguments read from JSON if they are text.
 
   Raises:
-    ValueError: It has no name, or its arguments are no dict.
+    ValueError: It has no name; or its arguments are no dict, given twice or
+      under a name that is not known.
   """
   outer = call if isinstance(call, dict) else {}
   # Datasets fill in None for fields of other rows.
@@ -47,15 +63,16 @@ def parse_call(call: Any, *, field: str) -> _conversation.ToolCall:
         f"Field {field!r} should be a call, {{'function': {{'name': ...,"
         f" 'arguments': {{...}}}}}}. Got: {_fields.short(call, 200)}"
     )
-  arguments = function.get('arguments')
+  key = _arguments_key(outer, function, field=field)
+  arguments = function.get(key)
   is_json = isinstance(arguments, str)
   if is_json and arguments.strip():
-    arguments = _fields.from_json(arguments, field=f'{field}.arguments')
+    arguments = _fields.from_json(arguments, field=f'{field}.{key}')
   if arguments is None or isinstance(arguments, str) and not arguments:
     arguments = {}
   if not isinstance(arguments, dict):
     raise ValueError(
-        f"Field '{field}.arguments' should be a dict. Got:"
+        f"Field '{field}.{key}' should be a dict. Got:"
         f' {_fields.short(arguments, 200)}'
     )
   return _conversation.ToolCall(
@@ -184,23 +201,79 @@ def _parse_tool(tool: dict[str, Any], *, field: str) -> dict[str, Any]:
   tool = {k: v for k, v in tool.items() if v is not None and k != 'type'}
   tool.pop('function', None)
   for key, value in tool.items():
-    if key not in _SCHEMAS and key not in _SCHEMAS.values():
+    if key not in _SCHEMA_NAMES:
       tool[key] = _schemas.without_nulls(value, None, None)
   if not isinstance(tool.get('name'), str) or not tool['name']:
     raise ValueError(
         f"Field '{field}' has no 'name': {_fields.short(tool, 200)}"
     )
-  for ours, mcp in _SCHEMAS.items():
-    if mcp in tool:
-      tool[ours] = tool.pop(mcp)
-    if ours not in tool:
+  for ours, names in _SCHEMAS.items():
+    given = {name: tool.pop(name) for name in names if name in tool}
+    if not given:
       continue
-    where = f'{field}.{ours}'
+    name = _only_one(given, field=field)
+    if name == 'args' and not _is_schema(given[name]):
+      raise ValueError(
+          f"Field '{field}.args' is not read: it is no JSON schema of an object."
+          ' Write the arguments of the tool as a schema at'
+          f" 'parameters'. Got: {_fields.short(given[name], 200)}"
+      )
+    where = f'{field}.{name}'
+    tool[ours] = given[name]
     if isinstance(tool[ours], str):
       tool[ours] = _fields.from_json(tool[ours], field=where)
     read = _schemas.parameters if ours == 'parameters' else _schemas.cleaned
     tool[ours] = read(tool[ours], field=where)
   return tool
+
+
+def _arguments_key(
+    outer: dict[str, Any], function: dict[str, Any], *, field: str
+) -> str:
+  """Returns the name of the arguments of a call.
+
+  Raises:
+    ValueError: There are several, or a dict under another name.
+  """
+  given = {k: function[k] for k in _ARGUMENTS if function.get(k) is not None}
+  others = {k: v for k, v in function.items() if k not in _ARGUMENTS}
+  if function is not outer:
+    others |= outer
+  for key, value in others.items():
+    if key == 'function' or key in _NOT_READ or not isinstance(value, dict):
+      continue
+    if not _fields.is_nothing(value):
+      raise ValueError(
+          f'Field {field!r} has a dict at {key!r}, which is not read. The'
+          " arguments of a call belong beside its name, at 'arguments'. Got:"
+          f' {_fields.short(outer, 200)}'
+      )
+  return _only_one(given, field=field) if given else 'arguments'
+
+
+def _only_one(given: dict[str, Any], *, field: str) -> str:
+  """Returns the name whose value says something, the first if none does.
+
+  Raises:
+    ValueError: Several do.
+  """
+  said = [key for key, x in given.items() if not _fields.is_nothing(x)]
+  if len(said) > 1:
+    raise ValueError(f'Field {field!r} has each of {said}. Keep one.')
+  return said[0] if said else next(iter(given))
+
+
+def _is_schema(value: Any) -> bool:
+  """Whether this is the JSON schema of an object, not a dict of properties."""
+  if isinstance(value, str):
+    value = _fields.from_json(value, field='args')
+  if not isinstance(value, dict) or _fields.is_nothing(value):
+    return value == {}
+  return (
+      value.get('type') == 'object'
+      or isinstance(value.get('properties'), dict)
+      and isinstance(value.get('type', 'object'), str)
+  )
 
 
 def _entries(value: Any, *, field: str) -> list[Any]:

@@ -35,7 +35,10 @@ class Dialog:
         # As `as_text()` renders prompts: samplers stop there.
         self._turns.add(_dialog_tools.RESPONSE_OPEN, self._turns.weight(i))
       elif following is None or following.role != message.role:
-        self._turns.add('<turn|>', self._turns.weight(i))
+        # Behind a tool's answer the model says nothing: an empty answer.
+        is_silent = message.responses and not self._style.trains_silence
+        weight = 0.0 if is_silent else self._turns.weight(i)
+        self._turns.add('<turn|>', weight)
     return self._turns.rendered()
 
   def _say(self, i: int) -> None:

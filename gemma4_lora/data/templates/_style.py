@@ -23,6 +23,8 @@ class Style:
     template: A name of `_templates`, or a path.
     enable_thinking: Whether the system turn has `<|think|>`.
     template_kwargs: Further arguments of the template.
+    trains_silence: Whether a turn is trained to end right behind a tool's
+      answer. Google's templates write no end of the turn there.
   """
 
   thinking: str = 'keep'
@@ -30,6 +32,7 @@ class Style:
   template: str = 'dialog'
   enable_thinking: bool = False
   template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  trains_silence: bool = False
 
   def of_row(self, kwargs: Mapping[str, Any]) -> 'Style':
     """Returns the style of a row that has arguments of its own.

@@ -43,11 +43,30 @@ _DECLARATION = (
                 'inputSchema': _TOOL['parameters'],
             }
         ],
+        [
+            {
+                'name': 'f',
+                'description': 'Does.',
+                'input_schema': _TOOL['parameters'],
+                'inputSchema': {'type': None},
+            }
+        ],
+        [{'name': 'f', 'description': 'Does.', 'args': _TOOL['parameters']}],
         [dict(_TOOL, parameters=json.dumps(_TOOL['parameters']))],
         [dict(_TOOL, function=None, strict=None)],
         [dict(_TOOL, parameters={'x': {'type': 'int, optional'}})],
     ],
-    ids=['openai', 'bare', 'json', 'mcp', 'inner_json', 'nulls', 'xlam'],
+    ids=[
+        'openai',
+        'bare',
+        'json',
+        'mcp',
+        'claude',
+        'args',
+        'inner_json',
+        'nulls',
+        'xlam',
+    ],
 )
 def test_tools_of_all_kinds_are_declared(tools):
   row = {'messages': _MESSAGES, 'tools': tools}
@@ -66,6 +85,14 @@ def test_tools_of_all_kinds_are_declared(tools):
     [
         ([{'description': 'a'}], r"'tools\[0\]' has no 'name'"),
         (['{'], r"'tools\[0\]' should be a dict"),
+        (
+            [{'name': 'f', 'args': {'x': {'type': 'integer'}}}],
+            r"'tools\[0\].args' is not read.* at 'parameters'",
+        ),
+        (
+            [dict(_TOOL, input_schema=_TOOL['parameters'])],
+            r"each of \['parameters', 'input_schema'\]",
+        ),
         ([{'function': 3}], r"'tools\[0\].function' should be a dict"),
         (
             [{'name': 'f', 'parameters': {'properties': {'q': 3}}}],
@@ -89,3 +116,47 @@ def test_arguments_that_are_an_array_say_what_they_are():
   }
   with pytest.raises(ValueError, match=r'arguments. should be a dict.*array'):
     _TASK.render(row)
+
+
+def _called(call):
+  return {
+      'messages': [
+          {'role': 'user', 'content': 'a'},
+          {'role': 'assistant', 'tool_calls': [call]},
+      ],
+      'tools': None,
+  }
+
+
+@pytest.mark.parametrize(
+    'call',
+    [
+        {'name': 'f', 'parameters': {'a': 1}},
+        {'id': 'c', 'name': 'f', 'input': {'a': 1}, 'caller': {'type': 'd'}},
+        {'function': {'name': 'f', 'args': '{"a": 1}', 'input': {'b': None}}},
+    ],
+)
+def test_arguments_are_read_under_all_their_names(call):
+  assert (
+      '<|tool_call>call:f{a:1}<tool_call|>'
+      in _TASK.render(_called(call)).trained
+  )
+
+
+@pytest.mark.parametrize(
+    'call, match',
+    [
+        (
+            {'name': 'f', 'arguments': {'a': 1}, 'input': {'b': 1}},
+            r"tool_calls\[0\]' has each of \['arguments', 'input'\]",
+        ),
+        ({'name': 'f', 'kwargs': {'a': 1}}, "has a dict at 'kwargs'"),
+        (
+            {'function': {'name': 'f'}, 'input': {'a': 1}},
+            "has a dict at 'input'",
+        ),
+    ],
+)
+def test_arguments_that_would_be_lost_are_malformed(call, match):
+  with pytest.raises(ValueError, match=match):
+    _TASK.render(_called(call))

@@ -92,3 +92,16 @@ def test_an_unknown_policy_is_an_error():
   for name in ('empty_answers', 'inline_markup', 'null_arguments'):
     with pytest.raises(ValueError, match=f"{name}='x' is none of"):
       dataclasses.replace(_TASK, **{name: 'x'})
+
+
+@pytest.mark.parametrize('rest', [(), (_USER, {'content': 'Yes.'})])
+def test_the_end_behind_a_tools_answer_has_no_loss(rest):
+  answer = {'role': 'tool', 'content': '7'}
+  row = _row(_USER, {'tool_calls': [_CALL]}, answer, *rest)
+  call = '<|tool_call>call:f{}<tool_call|><|tool_response>'
+  said = 'Yes.<turn|>' if rest else ''
+  assert _TASK.render(row).trained == call + said
+  task = dataclasses.replace(_TASK, empty_answers='train')
+  assert task.render(row).trained == f'{call}<turn|>{said}'
+  trained = [int(t.map(row)['loss_mask'].sum()) for t in (_TASK, task)]
+  assert trained[0] + 1 == trained[1]
