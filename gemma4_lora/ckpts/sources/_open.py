@@ -145,9 +145,9 @@ def _opened(path: epath.Path, *, step: int, who: str) -> Source:
   )
   whole = functools.partial(_stream.list_whole, directory)
   if not _paths.is_local(directory):
-    # Each takes a few answers after one another. What is wrong with the files is
-    # said first.
-    read_tree, whole = map(_threads.started, (read_tree, whole))
+    # It takes a few answers after one another. What is wrong with the files is said
+    # first; Orbax's own read, if it fails beside it, leaves callbacks that print.
+    whole = _threads.started(whole)
   is_shared = _integrity.check(directory, names, who=who)
   try:
     tree = read_tree()
