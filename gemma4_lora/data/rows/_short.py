@@ -32,6 +32,12 @@ class _Short(reprlib.Repr):
     del level
     return repr(x[:_MOST_CHARACTERS])
 
+  def repr_int(self, x: int, level: int) -> str:
+    try:
+      return super().repr_int(x, level)
+    except ValueError:  # Python prints no more than 4300 digits.
+      return f'<int of {x.bit_length()} bits>'
+
   def _pair(self, item: tuple[Any, Any], level: int) -> str:
     return f'{self.repr1(item[0], level)}: {self.repr1(item[1], level)}'
 

@@ -1,6 +1,9 @@
 """Applies all rules to a conversation, by the policies of a task."""
 
+from collections.abc import Iterator
+from collections.abc import Sequence
 import dataclasses
+import itertools
 
 from gemma4_lora.data.conversations import _choices
 from gemma4_lora.data.conversations import _control_tags
@@ -66,6 +69,8 @@ class Rules:
     allowed = self.allowed_tags
     for i, tool in enumerate(conversation.tools):
       _control_tags.check_all(tool, field=f'tools[{i}]', allowed=allowed)
+    for field, text in _joined_texts(conversation.messages):
+      _control_tags.check(text, field=field, allowed=allowed)
     for message in conversation.messages:
       field = message.field or message.role
       for part in message.parts:
@@ -79,3 +84,26 @@ class Rules:
         where = f'{field}, answer of {answer.name}'
         _control_tags.check(answer.name, field=field, allowed=allowed)
         _control_tags.check_all(answer.response, field=where, allowed=allowed)
+
+
+def _joined_texts(
+    messages: Sequence[_conversation.Message],
+) -> Iterator[tuple[str, str]]:
+  """Yields texts that a template may put side by side, with their field.
+
+  A tag could be cut over two of them. These are the texts of a message, and of
+  messages of one side in a row; a thought between them may be left out. Some
+  templates strip each.
+  """
+  for role, group in itertools.groupby(messages, key=lambda m: m.role):
+    texts, field = [], role
+    for message in group:
+      field = message.field or role
+      for part in message.parts:
+        if isinstance(part, _conversation.Text):
+          texts.append(part.text)
+        elif isinstance(part, _conversation.Image):
+          texts.append('\n')  # Its own tokens stand there.
+    if len(texts) > 1:
+      yield field, ''.join(texts)
+      yield field, ''.join(x.strip() or x for x in texts)

@@ -20,6 +20,8 @@ _STARTS = {
     b'\x1f\x8b': 'gzip',
     b'\x28\xb5\x2f\xfd': 'zstd',
 }
+_LONGEST_START = max(map(len, _STARTS))
+_SUFFIXES = {'.gz': 'gzip', '.zst': 'zstd'}
 # Compressions that are not read.
 _OTHERS = {
     b'BZh': 'bzip2',
@@ -53,6 +55,12 @@ def kind(path: epath.Path, *, who: str) -> str | None:
           f'{who}: {os.fspath(path)} is compressed by {name}, which is not read.'
           ' Compress it by gzip or zstd.'
       )
+  suffix = _SUFFIXES.get(path.suffix)
+  if suffix and len(head) < _LONGEST_START:
+    raise ValueError(
+        f'{who}: {os.fspath(path)} is no whole {suffix} file (it has {len(head)}'
+        ' bytes). Download or write it again.'
+    )
   if head and (what := _regular.what_else(head)):
     raise ValueError(f'{who}: {os.fspath(path)}: {what}')
   return None

@@ -25,6 +25,10 @@ def test_lone_surrogates_and_escapes_cannot_reach_a_terminal():
   assert _short.short('\ud800\x1b[31m') == r"'\ud800\x1b[31m'"
 
 
+def test_integers_that_python_does_not_print():
+  assert _short.short({'a': [10**5000]}) == "{'a': [<int of 16610 bits>]}"
+
+
 @pytest.mark.parametrize(
     'value',
     [

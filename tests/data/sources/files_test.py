@@ -63,6 +63,18 @@ def test_a_compressed_file_that_is_cut_or_damaged_is_an_error(name, tmp_path):
       len(_source(path))
 
 
+@pytest.mark.parametrize('suffix', ['gz', 'zst'])
+@pytest.mark.parametrize('size', [0, 1, 3])
+def test_a_compressed_file_of_hardly_any_bytes_is_an_error(
+    suffix, size, tmp_path
+):
+  path = tmp_path / f'rows.jsonl.{suffix}'
+  data = gzip.compress(_LINES) if suffix == 'gz' else _zstd(_LINES)
+  path.write_bytes(data[:size])
+  with pytest.raises(ValueError, match=f'rows.jsonl.{suffix} is no whole'):
+    len(_source(path))
+
+
 @pytest.mark.parametrize(
     ('data', 'message'),
     [
