@@ -177,7 +177,7 @@ ALL = (
         ('ckpts/restore/policy_test.py',),
     ),
     Mutation(
-        'ckpts/lora/_fingerprint.py',
+        'ckpts/lora/_fingerprint_differences.py',
         'if old == new or not (old and new)',
         'if True',
         ('ckpts/lora/fingerprint_test.py',),

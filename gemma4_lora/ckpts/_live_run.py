@@ -97,7 +97,7 @@ class LiveRun:
   def asked_to_stop(self) -> str | None:
     """Returns the signal that asks for it.
 
-    Of several hosts, all call it equally often, and get the same answer at the
+    With several hosts, all call it equally often, and get the same answer at the
     same call.
     """
     if not self.is_training:

@@ -10,7 +10,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-# Of a padding patch.
+# Position of a padding patch.
 _PADDING = -1
 # PyTorch's default.
 _EPSILON = 1e-5

@@ -141,8 +141,8 @@ def _line(
 def _of_bucket(e: Exception, saved: Callable[[], str | None]) -> str | None:
   """Returns the line for an error of a bucket, or None.
 
-  Of a checkpointer, it has what is saved already; of a writer, an evaluator or
-  a dataset, it does not.
+  A checkpointer's errors say what is saved already. Those of a writer, an
+  evaluator or a dataset do not.
   """
   found = _storage_errors.explain(e)
   if found is None:

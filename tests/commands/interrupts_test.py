@@ -19,7 +19,7 @@ def test_it_is_an_exception_once_and_given_back():
         os.kill(os.getpid(), signal.SIGINT)
       _interrupts.give_back()
       assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Of someone else.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Another owner's.
     with _interrupts.taken():
       assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
   finally:

@@ -109,7 +109,7 @@ def _loss(model, params):
 
 
 def test_on_and_off_are_those_of_the_model_and_of_the_base(tmp_path):
-  """Of the base as gemma computes it, with a correct router."""
+  """The base's, as gemma computes them with a correct router."""
   model = _lora(
       'Gemma4_26B_A4B',
       modules_to_save=['final_norm'],

@@ -75,7 +75,7 @@ def execute(
   """Returns the executed notebook, its outputs cleaned.
 
   Args:
-    name: Of the notebook.
+    name: Name of the notebook.
     kernel: What runs it.
     folder: What stands for `FOLDER`.
     steps: How many steps to train; None: as many as the notebook does.

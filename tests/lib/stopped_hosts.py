@@ -45,8 +45,8 @@ def train(
   """Is one of two hosts: trains until it is told to stop.
 
   Args:
-    address: Of host 0.
-    index: Of this one.
+    address: Address of host 0.
+    index: Number of this host.
     folder: The workdir.
     batches: How many batches this host evaluates at a step; None for no end.
     says: End of a pipe: gets each step before its evaluation, and `stopped`.

@@ -1,23 +1,19 @@
 """The fingerprint of a LoRA: its base and its settings."""
 
-from collections.abc import Collection
-from collections.abc import Iterator
 from collections.abc import Mapping
-from collections.abc import Sequence
 import dataclasses
 from importlib import metadata
 from typing import Any
 
-from absl import logging
 from etils import epath
 from flax import linen as nn
 import jax
-import numpy as np
 
 from gemma4_lora import _trees
 from gemma4_lora import nn as g4_nn
 from gemma4_lora import variants
 from gemma4_lora.ckpts.lora import _bundles
+from gemma4_lora.ckpts.lora import _fingerprint_differences
 from gemma4_lora.ckpts.lora import _fingerprint_fields
 from gemma4_lora.host import _checksums
 from gemma4_lora.host import _intact
@@ -35,9 +31,6 @@ _METADATA = f'{_ARRAYS}/_METADATA'
 
 _FORMAT = 1
 _PACKAGES = ('gemma4_lora', 'gemma', 'kauldron', 'jax', 'flax', 'optax')
-_SHOWN = 4
-_NONE = '(none)'
-_QUANTIZE = 'quantize'
 
 Fingerprint = Mapping[str, Any]
 
@@ -82,13 +75,16 @@ def describe(
   for path, leaf in _trees.flatten(params).items():
     leaves = lora if _trees.is_lora(path) else base
     leaves[_trees.join(path)] = leaf
-  described: dict[str, Any] = {'leaves': _specs(base)}
+  described: dict[str, Any] = {'leaves': _fingerprint_differences.specs(base)}
   if content:
     described['checksums'] = _checksums.checksums(base)
   return {
       'format': _FORMAT,
       'base': described,
-      'lora': {'leaves': _specs(lora), **_settings(model)},
+      'lora': {
+          'leaves': _fingerprint_differences.specs(lora),
+          **_settings(model),
+      },
       'versions': {name: _version(name) for name in _PACKAGES},
   }
 
@@ -111,13 +107,15 @@ def check(
   """
   check_format(saved, who=who, where=where)
   problems = [
-      *_different_lora(saved['lora'], current['lora']),
+      *_fingerprint_differences.different_lora(saved['lora'], current['lora']),
       *(
           []
           if _other_quantize(saved, current)  # Has been said.
-          else _different_base(saved['base'], current['base'])
+          else _fingerprint_differences.different_base(
+              saved['base'], current['base']
+          )
       ),
-      *_different_values(saved, current),
+      *_fingerprint_differences.different_values(saved, current),
   ]
   if problems:
     raise ValueError(
@@ -127,7 +125,7 @@ def check(
         + '\nTo go on with it, set these back; to start anew, give the run a'
         ' workdir of its own: --cfg.workdir=….'
     )
-  _log_harmless(saved, current, who=who)
+  _fingerprint_differences.log_harmless(saved, current, who=who)
 
 
 def check_format(saved: Fingerprint, *, who: str, where: str) -> None:
@@ -145,7 +143,10 @@ def check_format(saved: Fingerprint, *, who: str, where: str) -> None:
 
 
 def _other_quantize(saved: Fingerprint, current: Fingerprint) -> bool:
-  settings = [x['lora']['settings'].get(_QUANTIZE) for x in (saved, current)]
+  settings = [
+      x['lora']['settings'].get(_fingerprint_differences.QUANTIZE)
+      for x in (saved, current)
+  ]
   return settings[0] != settings[1]
 
 
@@ -165,7 +166,7 @@ def base_differences(saved: Fingerprint, params: Any) -> list[str]:
       for path, leaf in _trees.flatten(params).items()
       if not _trees.is_lora(path)
   }
-  if problems := list(_different_formats(saved, ours)):
+  if problems := list(_fingerprint_differences.different_formats(saved, ours)):
     return problems
   base = {k: x for k, x in ours.items() if k in saved['base']['leaves']}
   old = {k: saved['base']['leaves'][k] for k in base}
@@ -174,8 +175,10 @@ def base_differences(saved: Fingerprint, params: Any) -> list[str]:
   }
   current = {'base': {'checksums': _checksums.checksums(sums)}}
   return [
-      *_different_leaves('the base (model=)', old, _specs(base)),
-      *_different_values(saved, current),
+      *_fingerprint_differences.different_leaves(
+          'the base (model=)', old, _fingerprint_differences.specs(base)
+      ),
+      *_fingerprint_differences.different_values(saved, current),
   ]
 
 
@@ -266,13 +269,6 @@ def find_lora(model: Any) -> g4_nn.LoRA | None:
   return next((x for x in found if x is not None), None)
 
 
-def _specs(leaves: Mapping[str, Any]) -> dict[str, Any]:
-  return {
-      name: [str(np.dtype(x.dtype)), list(x.shape)]
-      for name, x in leaves.items()
-  }
-
-
 def _settings(model: nn.Module) -> dict[str, Any]:
   """Returns settings of LoRA that shapes do not show."""
   lora = find_lora(model)
@@ -294,7 +290,9 @@ def _settings(model: nn.Module) -> dict[str, Any]:
       }
       # Earlier versions write it so if nothing is quantised.
       | (
-          {_QUANTIZE: [repr(x) for x in lora.quantize]} if lora.quantize else {}
+          {_fingerprint_differences.QUANTIZE: [repr(x) for x in lora.quantize]}
+          if lora.quantize
+          else {}
       ),
   }
 
@@ -303,154 +301,7 @@ def _version(package: str) -> str:
   try:
     return metadata.version(package)
   except metadata.PackageNotFoundError:
-    return _NONE
-
-
-def _different_lora(saved: Fingerprint, current: Fingerprint) -> Iterator[str]:
-  old, new = saved['projections'], current['projections']
-  yield from _different_names('targets=', old, new)
-  both = [name for name in old if name in new]
-  for field in ('rank', 'alpha'):
-    names = [x for x in both if old[x][field] != new[x][field]]
-    if names:
-      first = names[0]
-      yield (
-          f'{field}= of {_some(names)}: checkpoint {old[first][field]:g}, config'
-          f' {new[first][field]:g}'
-      )
-  old_settings, new_settings = _with_variant(saved), _with_variant(current)
-  for field in sorted({*old_settings, *new_settings}):
-    a = old_settings.get(field, _NONE)
-    b = new_settings.get(field, _NONE)
-    if a != b:
-      yield f'{field}=: checkpoint {a!r}, config {b!r}'
-  if old == new or not (old and new):
-    yield from _different_leaves('LoRA', saved['leaves'], current['leaves'])
-
-
-def _with_variant(lora: Mapping[str, Any]) -> Mapping[str, Any]:
-  """Returns the settings; variants that are newer than the file are off."""
-  settings = lora['settings']
-  return variants.arguments(variants.PLAIN) | settings if settings else settings
-
-
-def _different_formats(
-    saved: Fingerprint, ours: Mapping[str, Any]
-) -> Iterator[str]:
-  """Returns arrays that the two bases quantise differently."""
-  old = saved['base']['leaves']
-
-  def formats(leaves, others):
-    """The dtype of each array, or of its codes, for arrays that both have."""
-    found = {}
-    for name, (dtype, _) in leaves.items():
-      array = name.removesuffix('.codes')
-      if array != name or f'{name}.codes' in others:
-        found[array] = f'{dtype} codes' if array != name else dtype
-    return {k: x for k, x in found.items() if _has(others, k)}
-
-  mine = _specs(ours)
-  a, b = formats(old, mine), formats(mine, old)
-  names = [k for k in a if a[k] != b.get(k, a[k])]
-  if names:
-    first = names[0]
-    quantize = saved['lora']['settings'].get(_QUANTIZE, _NONE)
-    yield (
-        f'quantize= (trained on {quantize}), at {_some(names)}: trained on'
-        f' {a[first]}, parameters {b[first]}'
-    )
-
-
-def _has(leaves: Collection[str], array: str) -> bool:
-  return array in leaves or f'{array}.codes' in leaves
-
-
-def _different_base(saved: Fingerprint, current: Fingerprint) -> Iterator[str]:
-  yield from _different_leaves(
-      'the base (model=)', saved['leaves'], current['leaves']
-  )
-
-
-def _different_values(
-    saved: Fingerprint, current: Fingerprint
-) -> Iterator[str]:
-  old = saved['base'].get('checksums', {})
-  new = current['base'].get('checksums', {})
-  names = [k for k in old if k in new and old[k] != new[k]]
-  if not names:
-    return
-  first = names[0]
-  yield (
-      f'values of the base (init_transform=): {len(names)} of {len(old)}'
-      f' leaves, first {first}: checkpoint {old[first]}, config {new[first]}'
-      ' (checksums). Give init_transform= the checkpoint that this run started'
-      ' from; without one, the seed= that it had'
-  )
-  init = saved['lora']['settings'].get('init_lora_weights', 'default')
-  if _init.is_from_base(init):
-    yield (
-        f'init_lora_weights={init!r} computes the base from the released one:'
-        ' another kind of machine, or version of jax, may round otherwise'
-    )
-
-
-def _different_leaves(
-    what: str, old: Mapping[str, Any], new: Mapping[str, Any]
-) -> Iterator[str]:
-  yield from _different_names(f'leaves of {what}', old, new)
-  names = [k for k in old if k in new and list(old[k]) != list(new[k])]
-  if names:
-    first = names[0]
-    yield (
-        f'shape or dtype of {what}, at {_some(names)}: checkpoint'
-        f' {_spec(old[first])}, config {_spec(new[first])}'
-    )
-
-
-def _different_names(
-    what: str, old: Mapping[str, Any], new: Mapping[str, Any]
-) -> Iterator[str]:
-  gone = [k for k in old if k not in new]
-  come = [k for k in new if k not in old]
-  if gone or come:
-    yield (
-        f'{what}: only in the checkpoint {_some(gone)}; only in the config'
-        f' {_some(come)}'
-    )
-
-
-def _some(names: Sequence[str]) -> str:
-  if not names:
-    return _NONE
-  more = len(names) - _SHOWN
-  shown = ', '.join(names[:_SHOWN])
-  return f'{shown} and {more} more' if more > 0 else shown
-
-
-def _spec(spec: Sequence[Any]) -> str:
-  dtype, shape = spec
-  return f'{dtype}{list(shape)}'
-
-
-def _log_harmless(
-    saved: Fingerprint, current: Fingerprint, *, who: str
-) -> None:
-  old, new = saved['lora']['projections'], current['lora']['projections']
-  names = [k for k in old if old[k]['dropout'] != new[k]['dropout']]
-  if names:
-    logging.warning(
-        '%s: dropout= of %s was %g and is %g now.',
-        who,
-        _some(names),
-        old[names[0]]['dropout'],
-        new[names[0]]['dropout'],
-    )
-  for name, version in saved.get('versions', {}).items():
-    now = current['versions'].get(name, _NONE)
-    if now != version:
-      logging.info(
-          '%s: saved with %s %s, and %s is here.', who, name, version, now
-      )
+    return _fingerprint_differences.NONE
 
 
 def is_from_base(model: nn.Module) -> bool:

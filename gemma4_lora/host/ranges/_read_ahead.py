@@ -84,7 +84,7 @@ class Reader:
     )
     self._rest, self._held = memoryview(b''), 0
     self._number, self._is_waiting = next(_numbers), False
-    self._lock = threading.Lock()  # Of what is started, by any thread.
+    self._lock = threading.Lock()  # Guards what any thread starts.
     self._start_more()
 
   def read_into(self, out: np.ndarray) -> None:

@@ -37,7 +37,7 @@ def _loss(**kwargs: Any):
         ({'x': _loss()}, 8),
         # The same tokens, counted once.
         ({'x': _loss(mask='batch.mask'), 'y': _loss(mask='batch.mask')}, 3),
-        # Of no tokens that we know.
+        # With no tokens that we know.
         ({'x': kd.losses.L2(preds='preds.x', targets='batch.target')}, None),
     ],
 )
