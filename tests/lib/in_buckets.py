@@ -232,8 +232,16 @@ class Checks:
 
   def chat(self):
     # It reads all, and nobody says anything: to sample takes long to compile.
-    with mock.patch.object(sys, 'stdin', io.StringIO()):
-      self._command('chat', *self._cfg)
+    for source in (
+        (),
+        ('--peft=gs://out/e',),
+        ('--merged=gs://out/f',),
+        ('--merged=gs://out/fhf',),
+    ):
+      with mock.patch.object(sys, 'stdin', io.StringIO()):
+        self._command('chat', *self._cfg, *source)
+    out = self._command('chat', *self._cfg, '--merged=gs://out/none', code=1)
+    assert 'gs://out/none' in out and len(_lines(out)) == 1, out
     out = self._command('chat', *self._cfg, '--step=7', code=1)
     assert 'step=7 is not in gs://runs/run/checkpoints' in out, out
 
