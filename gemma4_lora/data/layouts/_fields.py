@@ -113,6 +113,17 @@ def plain(value: Any) -> Any:
   return value
 
 
+def lists(value: Any) -> Any:
+  """Returns lists for arrays of numbers too, where none can be an image."""
+  if isinstance(value, np.ndarray):
+    return value.tolist()
+  if isinstance(value, dict):
+    return {k: lists(v) for k, v in value.items()}
+  if isinstance(value, list):
+    return [lists(v) for v in value]
+  return value
+
+
 def is_nothing(value: Any) -> bool:
   """Whether a field of a message is empty, as datasets fill it in.
 

@@ -76,7 +76,7 @@ def parse_call(call: Any, *, field: str) -> _conversation.ToolCall:
         f' {_fields.short(arguments, 200)}'
     )
   return _conversation.ToolCall(
-      name, arguments, id=outer.get('id'), is_json=is_json
+      name, _fields.lists(arguments), id=outer.get('id'), is_json=is_json
   )
 
 

@@ -1,5 +1,7 @@
 """Refuses empty answers, which would train the model to be silent."""
 
+import unicodedata
+
 from gemma4_lora.data.conversations import _conversation
 
 CHOICES = ('refuse', 'train')
@@ -20,8 +22,8 @@ def check(conversation: _conversation.Conversation, *, thinking: str) -> None:
     thoughts = False
     for part in message.parts:
       if isinstance(part, _conversation.Thought):
-        thoughts = thoughts or bool(part.text.strip())
-      elif isinstance(part, _conversation.Image) or part.text.strip():
+        thoughts = thoughts or _says_something(part.text)
+      elif isinstance(part, _conversation.Image) or _says_something(part.text):
         break
     else:
       if not thoughts:
@@ -36,6 +38,11 @@ def check(conversation: _conversation.Conversation, *, thinking: str) -> None:
             f" with thinking={thinking!r}. Set thinking='keep', or"
             " `empty_answers='train'` if silence is meant."
         )
+
+
+def _says_something(text: str) -> bool:
+  """Whether a person sees anything: no spaces, no zero-width characters."""
+  return any(not c.isspace() and unicodedata.category(c) != 'Cf' for c in text)
 
 
 def _trains_thoughts(

@@ -10,6 +10,7 @@ from gemma4_lora.data.conversations import _control_tags
 from gemma4_lora.data.conversations import _conversation
 from gemma4_lora.data.rules import _empty_answers
 from gemma4_lora.data.rules import _inline_markup
+from gemma4_lora.data.rules import _json_values
 from gemma4_lora.data.rules import _matched_answers
 from gemma4_lora.data.rules import _null_arguments
 
@@ -59,6 +60,7 @@ class Rules:
     conversation = _null_arguments.dropped(
         conversation, policy=self.null_arguments
     )
+    _json_values.check(conversation)
     self._check_texts(conversation)
     if self.empty_answers == 'refuse':
       _empty_answers.check(conversation, thinking=thinking)

@@ -26,6 +26,7 @@ def _row(*messages):
     [
         [_USER, {'content': ''}],
         [_USER, {'content': ' \n'}],
+        [_USER, {'content': '\u200b\ufeff '}],
         [_USER, {'content': []}],
         [_USER, {'content': [{'type': 'text', 'text': ''}]}],
         [_USER, {'content': ''}, _USER, {'content': 'Yes.'}],
