@@ -8,6 +8,8 @@ from collections.abc import Collection
 import re
 from typing import Any
 
+from gemma4_lora.data.conversations import _choices
+
 TURN_TAGS = ('<|turn>', '<turn|>')
 CHANNEL_OPEN = '<|channel>'
 CHANNEL_CLOSE = '<channel|>'
@@ -38,6 +40,17 @@ STRUCTURE = (
 # Names of other control tokens. SentencePiece never makes the first four from a
 # text, but the tokenizers of servers do.
 NAMES = ('<pad>', '<eos>', '<bos>', '<unk>', '<mask>', '[multimodal]')
+# How tokens without a meaning begin, which some give one of their own: `<unused0>`,
+# … Among allowed tags it stands for all of them.
+UNUSED = '<unused'
+_IS_UNUSED = re.compile(r'<unused\d+>')
+
+
+def check_allowed(tags: Collection[str]) -> None:
+  """Raises ValueError for a tag that no text may have."""
+  for tag in tags:
+    if not _IS_UNUSED.fullmatch(tag):
+      _choices.check_choice('allowed_tags', tag, (*NAMES, '<unused0>, …'))
 
 
 def check(
@@ -63,7 +76,8 @@ def check(
     return
   for found in _TAGS.finditer(text):
     tag = found[0]
-    if tag in allowed:
+    is_unused = tag.startswith(UNUSED)
+    if tag in allowed or (is_unused and UNUSED in allowed):
       continue
     if tag in TURN_TAGS:
       what = (
@@ -74,7 +88,7 @@ def check(
       what = (
           f'the control tag {tag!r} in its text, which is a token of its own.'
       )
-      if tag in NAMES:
+      if tag in NAMES or is_unused:
         what += f' If it is meant, set `allowed_tags=({tag!r},)`.'
       elif tag == THINK:
         what += ' To let the model think, set `enable_thinking=True`.'
@@ -113,7 +127,9 @@ def _check_characters(text: str, field: str) -> None:
 def _has_name(text: str) -> bool:
   if '<' not in text and '[' not in text:
     return False
-  return any(name in text for name in NAMES)
+  return any(name in text for name in (*NAMES, UNUSED))
 
 
-_TAGS = re.compile('|'.join(map(re.escape, (*STRUCTURE, *NAMES))))
+_TAGS = re.compile(
+    '|'.join([*map(re.escape, (*STRUCTURE, *NAMES)), _IS_UNUSED.pattern])
+)

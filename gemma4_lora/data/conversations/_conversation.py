@@ -23,7 +23,7 @@ _THOUGHT = re.compile(
 IMAGE_TAG = _control_tags.IMAGE_TAG
 
 # Tags that a text may have: they are read here, or checked later.
-_READ = frozenset((IMAGE_TAG, *_control_tags.NAMES))
+_READ = frozenset((IMAGE_TAG, _control_tags.UNUSED, *_control_tags.NAMES))
 _READ_OF_MODEL = _READ | {_CHANNEL_OPEN, _CHANNEL_CLOSE}
 
 

@@ -1,7 +1,8 @@
 """Thoughts and calls that a dataset has in texts, in tags of other models.
 
-`<think>...</think>` of R1 and Qwen, `<tool_call>{...}</tool_call>` and
-`<tool_response>...</tool_response>` of Hermes, Gemma's own `<|channel>thought`.
+`<think>...</think>` of R1 and Qwen, and what others call it; `<tool_call>{...}
+</tool_call>` and `<tool_response>...</tool_response>` of Hermes; Gemma's own
+`<|channel>thought`.
 """
 
 from collections.abc import Iterator
@@ -23,7 +24,36 @@ ToolResponse = _conversation.ToolResponse
 
 CHOICES = ('refuse', 'parse', 'text')
 
-_TAG = re.compile(r'</?think>|</?tool_call>')
+_CALL = '<tool_call>'
+# Of thoughts, as R1, Qwen, Claude, Reflection, Magistral, Kimi and OpenThoughts
+# write them. Elements may have attributes, as `<think time="3">`.
+_ELEMENTS = (
+    'think',
+    'thinking',
+    'thought',
+    'reasoning',
+    'scratchpad',
+    'tool_call',
+)
+_OTHERS = {
+    '[THINK]': '[/THINK]',
+    '◁think▷': '◁/think▷',
+    '<|begin_of_thought|>': '<|end_of_thought|>',
+}
+_CLOSES = {f'<{x}>': f'</{x}>' for x in _ELEMENTS} | _OTHERS
+_THOUGHTS_END = frozenset(_CLOSES.values()) - {_CLOSES[_CALL]}
+# Around an answer behind a thought, and nothing by themselves.
+_AROUND = ('<|begin_of_solution|>', '<|end_of_solution|>')
+_ATTRIBUTES = re.compile(r'\s[^<>]*(?=>)')
+_TAG = re.compile(
+    '|'.join(
+        [
+            rf'</?(?:{"|".join(_ELEMENTS)})(?:{_ATTRIBUTES.pattern})?>',
+            *map(re.escape, (*_OTHERS, *_OTHERS.values(), *_AROUND)),
+        ]
+    )
+)
+_STARTS = ('<', '[THINK]', '[/THINK]', '◁')  # Most texts have none.
 _RESPONSE = re.compile(r'</?tool_response>')
 _ADVICE = (
     " Set `inline_markup='parse'` to read it, or 'text' to train it as it is"
@@ -70,7 +100,7 @@ def _found(message: Message) -> str:
         return f'a field {part.found!r}'
       if part.is_inline:
         return 'a thought in its text, <|channel>thought'
-    elif isinstance(part, Text) and '<' in part.text:
+    elif isinstance(part, Text) and any(x in part.text for x in _STARTS):
       tag = _TAG.search(part.text)
       if tag:
         return f'the tag {tag[0]!r} in its text'
@@ -118,32 +148,33 @@ class _Reader:
     if not tags:
       self._say(part.text, part)
       return
-    if is_first and tags[0][0] == '</think>':
+    if is_first and _bare(tags[0]) in _THOUGHTS_END:
       # The prompt began the thought, as R1's does.
       self._think(part.text[: tags[0].start()])
       begin = tags[0].end()
       tags = tags[1:]
     else:
       begin = 0
-    end = ''  # The tag that must close the current one.
+    opened = ''  # The tag that is to be closed.
     for tag in tags:
-      if end and tag[0] != end:
+      bare = _bare(tag)
+      if opened and bare != _CLOSES[opened]:
         continue  # In a thought, or in JSON.
       inner = part.text[begin : tag.start()]
       begin = tag.end()
-      if end == '</think>':
-        self._think(inner)
-        end = ''
-      elif end:
+      if opened == _CALL:
         self._call(inner)
-        end = ''
-      elif tag[0].startswith('</'):
-        self._raise(f'{tag[0]!r} without its other half', part.text)
-      else:
+        opened = ''
+      elif opened:
+        self._think(inner)
+        opened = ''
+      elif bare in _CLOSES or bare in _AROUND:
         self._say(inner, part)
-        end = f'</{tag[0][1:]}'
-    if end:
-      self._raise(f"{end.replace('/', '')!r} without its other half", part.text)
+        opened = bare if bare in _CLOSES else ''
+      else:
+        self._raise(f'{tag[0]!r} without its other half', part.text)
+    if opened:
+      self._raise(f'{opened!r} without its other half', part.text)
     self._say(part.text[begin:], part)
 
   def _say(self, text: str, part: Text) -> None:
@@ -167,6 +198,11 @@ class _Reader:
 
   def _raise(self, what: str, text: str) -> None:
     raise ValueError(f'Field {self._field!r} has {what}. Got: {text!r:.200}')
+
+
+def _bare(tag: re.Match[str]) -> str:
+  """Returns a tag without its attributes."""
+  return _ATTRIBUTES.sub('', tag[0])
 
 
 def _answers(answer: ToolResponse, message: Message) -> Iterator[ToolResponse]:

@@ -40,8 +40,7 @@ class Rules:
         ('null_arguments', _null_arguments.CHOICES),
     ):
       _choices.check_choice(name, getattr(self, name), choices)
-    for tag in self.allowed_tags:
-      _choices.check_choice('allowed_tags', tag, _control_tags.NAMES)
+    _control_tags.check_allowed(self.allowed_tags)
 
   def applied(
       self, conversation: Conversation, *, thinking: str

@@ -49,7 +49,7 @@ class Dialog:
     if is_first_system and self._style.enable_thinking:
       turns.add('<|think|>')
     is_last = i > turns.last_turn
-    for part in _thoughts.kept(message.parts, self._style, is_last=is_last):
+    for part in _thoughts.kept(message, self._style, is_last=is_last):
       turns.add_spans([self._span(part, weight)])
     for call in message.calls:
       turns.add(_dialog_tools.call(call), weight)

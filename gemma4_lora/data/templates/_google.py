@@ -35,7 +35,6 @@ class Google:
     self._messages = messages = conversation.messages
     users = [i for i, m in enumerate(messages) if m.role == 'user']
     self._last_user = users[-1] if users else -1
-    self._preserves_thinking = style.template_kwargs.get('preserve_thinking')
     self._turns = _turns.Turns(messages, style)
     self._ends_with_answer = False  # For a tool: the text so far.
 
@@ -70,10 +69,7 @@ class Google:
     continues = previous is not None and previous.role == message.role == MODEL
     if not continues:
       turns.open(i, 'developer' if message.is_developer else None)
-    stays = bool(message.calls) and self._preserves_thinking
-    parts = _thoughts.kept(
-        message.parts, self._style, is_last=stays or i > self._last_user
-    )
+    parts = _thoughts.kept(message, self._style, is_last=i > self._last_user)
     number = _thoughts.num_leading(parts)
     thoughts = [self._thought(p, turns.weight(i)) for p in parts[:number]]
     if continues and self._begins_thought():

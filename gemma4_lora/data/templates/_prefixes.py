@@ -72,7 +72,7 @@ class Prefixes:
     self._flat: list[dict[str, Any]] = []
     self._begins: list[int] = []  # Where each message is in `_flat`.
     for i, message in enumerate(messages):
-      parts = _thoughts.kept(message.parts, style, is_last=i > last_user)
+      parts = _thoughts.kept(message, style, is_last=i > last_user)
       self._begins.append(len(self._flat))
       self._flat += _chat_messages.messages_of(message, parts)
 

@@ -47,6 +47,22 @@ REVISIONS = {
 DIALOG = 'dialog'
 
 
+# What a server gives to each template by itself, or asks of its client.
+_RESERVED = frozenset({
+    'add_generation_prompt',
+    'bos_token',
+    'chat_template',
+    'continue_final_message',
+    'documents',
+    'eos_token',
+    'messages',
+    'pad_token',
+    'return_dict',
+    'tokenize',
+    'tools',
+    'unk_token',
+})
+
 # What is no name is a path: it has a slash, or the ending of a file.
 _PATH = re.compile(r'[/\\]|\.(jinja2?|json)$|^[.~]')
 
@@ -57,7 +73,12 @@ def is_path(template: str) -> bool:
 
 
 def check(template: str, kwargs: Collection[str] = ()) -> None:
-  """Raises ValueError for an unknown template, or unknown arguments of it."""
+  """Raises ValueError for an unknown template, or arguments it cannot have."""
+  if reserved := sorted(_RESERVED.intersection(kwargs)):
+    raise ValueError(
+        f'template_kwargs=, or chat_template_kwargs of the row, has {reserved}:'
+        ' the server gives these to its template itself. Remove them.'
+    )
   if isinstance(template, str) and is_path(template):
     return
   try:

@@ -15,18 +15,21 @@ EMPTY = OPEN + CLOSE
 
 
 def kept(
-    parts: Sequence[_conversation.Part], style: _style.Style, *, is_last: bool
+    message: _conversation.Message, style: _style.Style, *, is_last: bool
 ) -> list[_conversation.Part]:
   """Returns the parts of a message, with its thoughts if they stay.
 
   Args:
-    parts: All parts of the message.
-    style: Its `thinking` decides.
+    message: The message.
+    style: Its `thinking` decides; the template's `preserve_thinking` lets the
+      thoughts before calls be as those of the last turn.
     is_last: Whether the message belongs to the model's last turn.
   """
+  parts = message.parts
   if style.thinking in ('keep', 'mask'):
     return list(parts)
-  if style.thinking == 'strip' and is_last:
+  preserves = style.template_kwargs.get('preserve_thinking')
+  if style.thinking == 'strip' and (is_last or (preserves and message.calls)):
     return list(parts)
   return _without_thoughts(parts)
 

@@ -95,7 +95,7 @@ def test_a_row_without_tags_is_trained_in_each_place():
 
 @pytest.mark.parametrize('place', _PLACES)
 def test_each_tag_of_the_vocabulary_is_refused_in_each_text(place):
-  for tag in (*_control_tags.STRUCTURE, *_control_tags.NAMES):
+  for tag in (*_control_tags.STRUCTURE, *_control_tags.NAMES, '<unused12>'):
     row = _row(place, f'a {tag} b')
     if (place, tag) in _READ:
       assert _TASK.conversation(row).num_images == 1
@@ -176,6 +176,11 @@ def test_names_of_other_tokens_are_allowed_by_an_argument():
     _TASK.render(row)
   task = dataclasses.replace(_TASK, allowed_tags=['<mask>', '<unk>'])
   assert 'the <mask>.' in task.render(row).text
+  row = _row('user', 'Fill <unused7>.')
+  with pytest.raises(ValueError, match=r"set `allowed_tags=\('<unused7>',\)`"):
+    task.render(row)
+  task = dataclasses.replace(_TASK, allowed_tags=['<unused7>'])
+  assert 'Fill <unused7>.' in task.render(row).text
   with pytest.raises(ValueError, match=r"allowed_tags='<\|turn>' is none of"):
     dataclasses.replace(_TASK, allowed_tags=['<|turn>'])
 

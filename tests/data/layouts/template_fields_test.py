@@ -77,6 +77,10 @@ def test_arguments_of_a_template_are_those_that_it_has(tmp_path):
     task.render(row | {'chat_template_kwargs': {'x': 1}})
   with pytest.raises(ValueError, match="no argument 'preserve_thinking'"):
     dataclasses.replace(task, template='dialog', template_kwargs=stays)
+  path = chat_templates.put(tmp_path / 'dialog', chat_templates.DIALOG)
+  of_file = dataclasses.replace(task, template=path)
+  assert 'Hm.' not in of_file.render(row).text
+  assert 'Hm.' in of_file.render(row | {'chat_template_kwargs': stays}).text
   # A file's are its own.
   path = chat_templates.put(
       tmp_path, '{{ x | default(1) }}' + chat_templates.DIALOG
@@ -91,6 +95,10 @@ def test_arguments_of_a_template_are_those_that_it_has(tmp_path):
     [
         ({'enable_thinking': 'yes'}, "'enable_thinking' of the row .*'yes'"),
         ({'chat_template_kwargs': [1]}, 'should be a dict of arguments'),
+        (
+            {'chat_template_kwargs': {'tools': [], 'bos_token': ''}},
+            r"has \['bos_token', 'tools'\]: the server gives",
+        ),
         (
             {'chat_template_kwargs': '{'},
             "'chat_template_kwargs' is a text that",

@@ -33,6 +33,30 @@ _F = {'function': {'name': 'f', 'arguments': {'x': 1}}}
         # The prompt began the thought.
         (_say('Hm.\n</think>\n\nYes.'), _say('Yes.', reasoning='Hm.')),
         (_say('<think>\n\n</think>\n\nYes.'), _say('Yes.')),
+        *(
+            (_say(f'{begin}Hm.{end}\n\nYes.'), _say('Yes.', reasoning='Hm.'))
+            for begin, end in (
+                ('<thinking>', '</thinking>'),
+                ('<thought>', '</thought>'),
+                ('<reasoning>', '</reasoning >'),
+                ('<think time="3">', '</think>'),
+                ('', '</thinking>'),
+                ('[THINK]', '[/THINK]'),
+                ('◁think▷', '◁/think▷'),
+                ('<|begin_of_thought|>', '<|end_of_thought|>'),
+            )
+        ),
+        (
+            _say(
+                '<|begin_of_thought|>\n\nHm.\n\n<|end_of_thought|>\n\n'
+                '<|begin_of_solution|>\n\nYes.\n\n<|end_of_solution|>'
+            ),
+            _say('Yes.', reasoning='Hm.'),
+        ),
+        (
+            _say('<thinking>a </think> b</thinking>Yes.'),
+            _say('Yes.', reasoning='a </think> b'),
+        ),
         (
             _say('<think>a <tool_call> b</think>Yes.'),
             _say('Yes.', reasoning='a <tool_call> b'),
@@ -86,10 +110,15 @@ def test_gemmas_own_tags_are_read_on_demand():
 
 
 def test_markup_is_trained_as_written_on_demand():
-  for text in ('<think>Hm.</think>Yes.', _CALL, 'a </think>'):
+  for text in ('<think>Hm.</think>Yes.', _CALL, 'a </think>', '[THINK]a'):
     assert _TEXT.render(_row(_say(text))).trained == f'{text}<turn|>'
   with pytest.raises(ValueError, match="a field 'thought', which is not read"):
     _TEXT.render(_row(_say('Yes.', thought='Hm.')))
+
+
+def test_what_is_no_markup_is_text():
+  text = 'I [think] <thoughts> of <b>those</b> <thinkers>.'
+  assert _REFUSE.render(_row(_say(text))).trained == f'{text}<turn|>'
 
 
 def test_a_users_text_is_as_it_is():
@@ -127,6 +156,8 @@ def test_hermes_answers_are_read():
     'message, match',
     [
         (_say('<think>Hm. Yes.'), "'<think>' without its other half"),
+        (_say('<thinking>Hm.</think> Yes.'), "'<thinking>' without its other"),
+        (_say('[THINK] Hm.'), r"'\[THINK\]' without its other half"),
         (_say('Yes.</think>a</think>'), "'</think>' without its other half"),
         (_say('a<think>b</think>c</tool_call>'), "'</tool_call>' without its"),
         (_say('<tool_call>{"name": "f"}'), "'<tool_call>' without its other"),
