@@ -370,6 +370,7 @@ class ChatTask(_row_task.ConversationTask, gm.data.Seq2SeqTask):
       ValueError: A field has no content.
       KeyError: A field is missing.
     """
+    _columns.warn_of_unread(element, self._unread)
     conversation = self._layout.conversation(element, self._columns)
     return self.rules.applied(conversation, thinking=self.thinking)
 
@@ -444,6 +445,15 @@ class ChatTask(_row_task.ConversationTask, gm.data.Seq2SeqTask):
         in_template_kwargs=self.in_template_kwargs,
         in_enable_thinking=self.in_enable_thinking,
     )
+
+  @functools.cached_property
+  def _unread(self) -> dict[str, str]:
+    """The arguments that are not set, by the column that they would read."""
+    return {
+        column: argument
+        for column, argument in _columns.ARGUMENTS.items()
+        if getattr(self, argument) is None and column not in self._in_keys
+    }
 
   @property
   def _in_keys(self) -> list[str]:

@@ -16,6 +16,7 @@ from gemma4_lora.data import _row_task
 from gemma4_lora.data import _tokens
 from gemma4_lora.data.conversations import _control_tags
 from gemma4_lora.data.layouts import _fields
+from gemma4_lora.data.rules import _empty_answers
 
 _ALL = 'all'
 _BOS_TEXT = '<bos>'
@@ -157,7 +158,9 @@ class TextTask(_row_task.RowTask, grain.MapTransform):
     if self.in_prompt is not None:
       prompt = self._encode(element, self.in_prompt)
     text = self._encode(element, self.in_text)
-    if not text:
+    if not text or not _empty_answers.says_something(
+        _fields.get_text(element, self.in_text)
+    ):
       raise ValueError(f'TextTask: the text is empty, at {self.in_text!r}.')
     if self.add_eos:
       text.append(int(self.tokenizer.special_tokens.EOS))

@@ -73,6 +73,7 @@ def test_a_text_that_is_too_long_is_an_error_or_cut():
     ('row', 'message'),
     [
         ({'text': ''}, "the text is empty, at 'text'"),
+        ({'text': ' \n\u200b'}, "the text is empty, at 'text'"),
         ({'text': 5}, "'text' should be text"),
         ({'text': 'a<|turn>user'}, r"'text' has the turn tag '<\|turn>'"),
         (

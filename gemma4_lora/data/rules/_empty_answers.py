@@ -8,7 +8,7 @@ CHOICES = ('refuse', 'train')
 
 
 def check(conversation: _conversation.Conversation, *, thinking: str) -> None:
-  """Raises for an empty message of the model.
+  """Raises for an empty message of the model that has a loss weight.
 
   Thoughts count if they are trained; `thinking` leaves some out or masks them.
 
@@ -19,11 +19,13 @@ def check(conversation: _conversation.Conversation, *, thinking: str) -> None:
   for i, message in enumerate(messages):
     if message.role != _conversation.MODEL or message.calls:
       continue
+    if not message.weight:
+      continue  # It trains nothing.
     thoughts = False
     for part in message.parts:
       if isinstance(part, _conversation.Thought):
-        thoughts = thoughts or _says_something(part.text)
-      elif isinstance(part, _conversation.Image) or _says_something(part.text):
+        thoughts = thoughts or says_something(part.text)
+      elif isinstance(part, _conversation.Image) or says_something(part.text):
         break
     else:
       if not thoughts:
@@ -40,7 +42,7 @@ def check(conversation: _conversation.Conversation, *, thinking: str) -> None:
         )
 
 
-def _says_something(text: str) -> bool:
+def says_something(text: str) -> bool:
   """Whether a person sees anything: no spaces, no zero-width characters."""
   return any(not c.isspace() and unicodedata.category(c) != 'Cf' for c in text)
 

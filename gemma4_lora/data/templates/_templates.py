@@ -48,20 +48,22 @@ DIALOG = 'dialog'
 
 
 # What a server gives to each template by itself, or asks of its client.
-_RESERVED = frozenset({
-    'add_generation_prompt',
-    'bos_token',
-    'chat_template',
-    'continue_final_message',
-    'documents',
-    'eos_token',
-    'messages',
-    'pad_token',
-    'return_dict',
-    'tokenize',
-    'tools',
-    'unk_token',
-})
+_RESERVED = frozenset(
+    {
+        'add_generation_prompt',
+        'bos_token',
+        'chat_template',
+        'continue_final_message',
+        'documents',
+        'eos_token',
+        'messages',
+        'pad_token',
+        'return_dict',
+        'tokenize',
+        'tools',
+        'unk_token',
+    }
+)
 
 # What is no name is a path: it has a slash, or the ending of a file.
 _PATH = re.compile(r'[/\\]|\.(jinja2?|json)$|^[.~]')

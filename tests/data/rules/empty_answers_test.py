@@ -46,6 +46,16 @@ def test_an_empty_answer_is_malformed_unless_it_is_meant(messages):
   assert task.map(_row(*messages)) is not None
 
 
+def test_an_empty_answer_that_is_not_trained_is_as_it_is():
+  messages = [
+      _USER,
+      {'content': '', 'train': False},
+      _USER,
+      {'content': 'Yes.'},
+  ]
+  assert _TASK.render(_row(*messages)).trained == 'Yes.<turn|>'
+
+
 @pytest.mark.parametrize('message', [{'content': None}, {}])
 def test_an_answer_that_is_not_there_is_malformed_in_any_case(message):
   task = dataclasses.replace(_TASK, empty_answers='train')
