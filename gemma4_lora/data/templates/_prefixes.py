@@ -69,6 +69,9 @@ class Prefixes:
     self._turns = _turns.Turns(messages, style)
     users = [i for i, m in enumerate(messages) if m.role == 'user']
     last_user = users[-1] if users else -1
+    self._rendered: dict[
+        tuple[int, ...], tuple[str, Sequence[Mapping[str, Any]]]
+    ] = {}
     self._flat: list[dict[str, Any]] = []
     self._begins: list[int] = []  # Where each message is in `_flat`.
     for i, message in enumerate(messages):
@@ -223,12 +226,17 @@ class Prefixes:
   def _render(
       self, messages: Sequence[Mapping[str, Any]], *, prompt: bool = False
   ) -> str:
-    kwargs = dict(self._style.template_kwargs)
-    if self._style.enable_thinking:
-      kwargs['enable_thinking'] = True
-    return self._template.render(
-        messages, self._tools, kwargs, add_generation_prompt=prompt
-    )
+    key = (*map(id, messages), prompt)
+    if key not in self._rendered:
+      kwargs = dict(self._style.template_kwargs)
+      if self._style.enable_thinking:
+        kwargs['enable_thinking'] = True
+      text = self._template.render(
+          messages, self._tools, kwargs, add_generation_prompt=prompt
+      )
+      # With the messages, whose ids are no others' as long as they are kept.
+      self._rendered[key] = text, messages
+    return self._rendered[key][0]
 
   def _message(self, i: int, what: str, part: str, text: str) -> str:
     number = _num_common(text, part)
@@ -252,6 +260,8 @@ class Prefixes:
 
 
 def _without_answers(message: dict[str, Any]) -> dict[str, Any]:
+  if 'tool_responses' not in message:
+    return message
   return {k: v for k, v in message.items() if k != 'tool_responses'}
 
 
