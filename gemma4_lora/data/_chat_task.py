@@ -159,7 +159,8 @@ class ChatTask(_row_task.ConversationTask, gm.data.Seq2SeqTask):
       such a row is malformed, and a turn that ends right behind a tool's answer
       has no loss there; `'train'`: the end of the turn alone is trained.
     inline_markup: How to treat thoughts and calls that texts have in tags:
-      `<think>...</think>`, Hermes' `<tool_call>` and `<tool_response>`, Gemma's
+      `<think>...</think>` and what other models call it, as `<thinking>` or
+      `[THINK]`; Hermes' `<tool_call>` and `<tool_response>`, Gemma's
       `<|channel>thought`; and of the fields `thought`, `thoughts`,
       `reasoning_details`, `reasoning_text` and `thinking_blocks`. `'refuse'`: the row is malformed; `'parse'`: they are
       read like thoughts, calls and answers in fields; `'text'`: they are
