@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import threading
+import time
 from typing import Any
 
 from absl import logging
@@ -12,9 +13,13 @@ from kauldron.checkpoints import lazy_checkpoint_manager
 import numpy as np
 
 from gemma4_lora.host import _live_owner
+from gemma4_lora.host import _paths
 from gemma4_lora.host import _stop_signals
 from gemma4_lora.host.folders import _in_the_way
+from gemma4_lora.host.ranges import _bucket_reads
 
+# For how many times as long as a read is tried again a run waits for a bucket.
+_PATIENCE = 5
 _MOST_BYTES = 1024  # The longest message from one host to the others, in bytes.
 
 # Runs of this process that have not ended, by workdir: training ones, and those
@@ -35,6 +40,7 @@ class LiveRun:
     self.saved_step: int | None = None
     self._workdir = workdir
     self._who = who
+    self._went_on = time.monotonic()  # When it was last known to.
     self._ownership: _live_owner.Ownership | None = None
     self._thread: threading.Thread | None = None
     self._wait: Callable[[], None] | None = None
@@ -51,6 +57,25 @@ class LiveRun:
     return (
         f'The last complete checkpoint in {self._workdir}, as far as this run'
         f' knows: {step}. The same command goes on from there.'
+    )
+
+  @property
+  def silence(self) -> str | None:
+    """Says that the bucket is silent, and the run waits for it; None if not.
+
+    A run that only computes goes on: the network may be back at its next save.
+    """
+    owner = self._ownership
+    if owner is None or _paths.is_local(self._workdir):
+      return None
+    limit = _PATIENCE * _bucket_reads.timeout_s() + 2 * _live_owner.BEAT_SECONDS
+    waited = time.monotonic() - max(self._went_on, owner.answered)
+    if not self.is_training or waited < limit:
+      return None
+    return (
+        f'{self._who}: {self._workdir} has not answered for {waited:.0f} s'
+        f' ({_bucket_reads.TIMEOUT}), and the run waits for it. Look at the'
+        f' network, and at https://status.cloud.google.com. {self.saved}'
     )
 
   def take(self, *, is_primary: bool) -> None:
@@ -87,6 +112,7 @@ class LiveRun:
       first_step: The step at which it starts or resumes.
     """
     self._wait = wait
+    self._went_on = time.monotonic()
     self._thread = threading.current_thread()
     self.first_step = first_step
     _RUNS[str(self._workdir)] = self
@@ -102,6 +128,7 @@ class LiveRun:
     """
     if not self.is_training:
       return None
+    self._went_on = time.monotonic()
     if jax.process_count() == 1:
       return _stop_signals.of_process().received
     return 'Preempted' if self._sync_points.reached() else None
@@ -223,6 +250,12 @@ def saved() -> str | None:
   """Says what the run of this process has saved; None if there is no run."""
   run = next(reversed(_RUNS.values()), None)
   return None if run is None else run.saved
+
+
+def silence() -> str | None:
+  """Says that the bucket of this process's run is silent; None if it is not."""
+  run = next(reversed(_RUNS.values()), None)
+  return None if run is None else run.silence
 
 
 def settle(workdir: epath.Path) -> bool:

@@ -1,5 +1,7 @@
 """`train`: Kauldron's command, on one host or several."""
 
+from typing import Any
+
 import click
 
 from gemma4_lora.commands import _interrupts
@@ -71,12 +73,13 @@ def train(
           *(f'--{name}={value}' for name, value in given.items() if value),
           *ctx.args,
       ],
-      saved=_saved,
+      saved=lambda: _live_run().saved(),
+      silence=lambda: _live_run().silence(),
   )
 
 
-def _saved() -> str | None:
+def _live_run() -> Any:
   # Not above: it asks for jax's devices.
-  from gemma4_lora.ckpts import _live_run  # pylint: disable=g-import-not-at-top
+  from gemma4_lora.ckpts import _live_run as module  # pylint: disable=g-import-not-at-top
 
-  return _live_run.saved()
+  return module

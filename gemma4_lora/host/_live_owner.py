@@ -66,10 +66,15 @@ class Ownership:
 
   No clock is compared with another: a process of this machine is looked up, and
   one of another lives if its beat changes while we watch.
+
+  Attributes:
+    answered: When the storage last did what it was asked to, as
+      `time.monotonic` counts.
   """
 
   def __init__(self, path: epath.Path, owner: Owner, beat_seconds: float):
     """Creates it: see `take`."""
+    self.answered = time.monotonic()
     self._path = path
     self._owner = owner
     self._pid = os.getpid()
@@ -165,6 +170,7 @@ class Ownership:
         )
         try:
           _write(self._path, self._owner)
+          self.answered = time.monotonic()
         except Exception:  # pylint: disable=broad-exception-caught
           # A passing failure of the storage: the next beat tries again.
           logging.info('Cannot write %s', self._path, exc_info=True)

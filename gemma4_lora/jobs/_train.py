@@ -5,7 +5,10 @@ from collections.abc import Sequence
 import os
 import re
 import sys
+import threading
+import time
 from typing import Any
+from typing import NoReturn
 import warnings
 
 from absl import app
@@ -31,6 +34,7 @@ from gemma4_lora.jobs.command_line import _config_file
 from gemma4_lora.jobs.command_line import _gemmas_loaders
 from gemma4_lora.jobs.command_line import _overrides
 
+_WATCH_SECONDS, _AGAIN_SECONDS = 1.0, 2 * _live_owner.BEAT_SECONDS
 _CLASS = '__qualname__'  # Where `konfig` keeps it.
 _KAULDRONS = 'kauldron.kd:ckpts.Checkpointer'
 _OURS = 'gemma4_lora.g4:ckpts.Checkpointer'
@@ -40,7 +44,10 @@ _OUR_WRITER = 'gemma4_lora.g4:train.TerminalWriter'
 
 
 def run(
-    argv: Sequence[str], *, saved: Callable[[], str | None] = lambda: None
+    argv: Sequence[str],
+    *,
+    saved: Callable[[], str | None] = lambda: None,
+    silence: Callable[[], str | None] = lambda: None,
 ) -> None:
   """Joins the other hosts, if there are any, and is Kauldron's main from there.
 
@@ -56,6 +63,7 @@ def run(
     argv: Kauldron's flags: `--cfg=...`, `--cfg.workdir=...`, `--eval_names=...`;
       `--workdir=...` is `--cfg.workdir=...`.
     saved: Says what the run has saved, for errors of a bucket.
+    silence: Says that the bucket does not answer, for how long the run waits.
   """
   try:
     argv = _overrides.for_kauldron(argv)
@@ -85,6 +93,7 @@ def run(
     except (ValueError, ModuleNotFoundError, OSError) as e:
       _arguments.end(str(e))
     _stop_signals.of_process().check()
+    _watch(silence)
     try:
       return main.main(rest)
     except Exception as e:  # pylint: disable=broad-exception-caught
@@ -92,12 +101,7 @@ def run(
         _arguments.end(line)
       if not several_hosts or not _distributed.is_lost(e):
         raise
-      print(
-          f'gemma4_lora: {_distributed.explain_lost(str(e))}', file=sys.stderr
-      )
-      sys.stderr.flush()
-      # Python's own end would wait for the host that is gone.
-      os._exit(_distributed.LOST)
+      _end_at_once(_distributed.explain_lost(str(e)), _distributed.LOST)
 
   jax.config.config_with_absl()
   # Where the flag of the config looks for what changes it.
@@ -105,6 +109,33 @@ def run(
   # The module stays that of this command: worker processes of the data import
   # it anew, and Kauldron's would look for devices in each.
   app.run(checked_main, argv=sys.argv, flags_parser=_parse)
+
+
+def _watch(silence: Callable[[], str | None]) -> None:
+  """Ends the process with a line, once the run waits for a silent bucket.
+
+  TensorFlow and Orbax try again for longer than anybody would wait; nothing
+  stops them but the end of the process.
+  """
+
+  def keep_watching():
+    while True:
+      time.sleep(_WATCH_SECONDS)
+      if silence():
+        # This process may have been suspended: time to ask the bucket again.
+        time.sleep(_AGAIN_SECONDS)
+        if line := silence():
+          _end_at_once(line)
+
+  threading.Thread(target=keep_watching, daemon=True, name='g4-watch').start()
+
+
+def _end_at_once(line: str, status: int = 1) -> NoReturn:
+  """Ends the process, and with it what hangs: Python's own end waits for it."""
+  # Behind what a progress bar has left there.
+  print(f'\ngemma4_lora: {line}', file=sys.stderr)
+  sys.stderr.flush()
+  os._exit(status)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

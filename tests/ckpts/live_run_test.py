@@ -1,11 +1,18 @@
-"""Hosts that are told to stop agree on a step, or on a batch of an evaluation."""
+"""Hosts that are told to stop agree on a step, or on a batch of an evaluation.
+
+And a run whose bucket is silent says so.
+"""
 
 import os
 import signal
 import socket
+import time
 
+from etils import epath
 import pytest
 
+from gemma4_lora.ckpts import _live_run
+from gemma4_lora.host import _live_owner
 from tests.lib import forked
 from tests.lib import stopped_hosts
 
@@ -72,3 +79,33 @@ def test_hosts_stop_at_one_step(last, start):
   if last:
     assert not steps[0]
   assert before[0] == before[1]
+
+
+def _be_silent(buckets):
+  """Is a run in a process that sees a bucket."""
+  os.environ['GEMMA4_LORA_BUCKET_TIMEOUT'] = '0.1'
+  _live_owner.BEAT_SECONDS = 0.2
+  run = _live_run.LiveRun(epath.Path('gs://runs/run'), who='T')
+  ownership = _live_owner.Ownership.take(
+      'gs://runs/run/owner.json', beat_seconds=0.2
+  )
+  run._ownership = ownership
+  run.train(lambda: None, first_step=0)
+  run.saved_step = 3
+  time.sleep(2)  # It waits, and the bucket answers.
+  assert _live_run.silence() is None
+  buckets.fail(delay_s=1000)
+  deadline = time.monotonic() + 60
+  while (line := _live_run.silence()) is None:
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+  assert 'T: gs://runs/run has not answered for ' in line
+  assert 'as far as this run knows: step 3.' in line
+  run.asked_to_stop()  # At a step: it goes on by itself.
+  assert _live_run.silence() is None
+  os._exit(0)
+
+
+def test_a_run_that_waits_for_a_silent_bucket_says_so(buckets):
+  buckets.make('runs')
+  buckets.call(_be_silent, buckets)

@@ -196,6 +196,24 @@ def test_a_workdir_that_is_no_path(prepare):
     prepare('--cfg.workdir=gs:/b/x')
 
 
+def _hang(log):
+  """Is a run whose bucket is silent, and then answers, and is silent again."""
+  with open(log, 'w') as file:
+    os.dup2(file.fileno(), 2)
+  _train._WATCH_SECONDS = _train._AGAIN_SECONDS = 0.01
+  answers = iter([None, 'silent', None, 'silent', 'silent for 9 s'])
+  _train._watch(lambda: next(answers))
+  time.sleep(60)
+
+
+def test_a_run_that_waits_for_a_silent_bucket_ends(tmp_path):
+  process = forked.server().Process(target=_hang, args=(tmp_path / 'log',))
+  process.start()
+  process.join(30)
+  assert process.exitcode == 1
+  assert (tmp_path / 'log').read_text() == '\ngemma4_lora: silent for 9 s\n'
+
+
 _PLANNED = """
 from tests.lib import plan_configs
 

@@ -20,7 +20,7 @@ _NUM_READERS = 32
 # and a checkpoint has hundreds of tensors that take no longer than an answer does.
 _NUM_REQUESTS = 128
 # For how long, in seconds, a read is tried again, or waits for a piece.
-_TIMEOUT, _TIMEOUT_S = 'GEMMA4_LORA_BUCKET_TIMEOUT', 60.0
+TIMEOUT, _TIMEOUT_S = 'GEMMA4_LORA_BUCKET_TIMEOUT', 60.0
 _DELAY_S, _MAX_DELAY_S = 0.5, 16
 _DRIVERS = {'gs': 'gcs', 's3': 's3'}
 
@@ -45,14 +45,14 @@ def timeout_s() -> float:
   Raises:
     ValueError: The environment has something else.
   """
-  text = os.environ.get(_TIMEOUT, '')
+  text = os.environ.get(TIMEOUT, '')
   try:
     seconds = float(text or _TIMEOUT_S)
   except ValueError:
     seconds = math.nan
   if not 0 < seconds < math.inf:
     raise ValueError(
-        f'{_TIMEOUT}={text!r}: give the seconds for which reads of a bucket are'
+        f'{TIMEOUT}={text!r}: give the seconds for which reads of a bucket are'
         f' tried again; {_TIMEOUT_S:g} if it is not set.'
     )
   return seconds
@@ -99,7 +99,7 @@ def begin(path: epath.Path) -> Begin:
 
 
 def no_answer(path: epath.Path, seconds: float) -> TimeoutError:
-  return TimeoutError(f'{path}: no answer for {seconds:g} s ({_TIMEOUT})')
+  return TimeoutError(f'{path}: no answer for {seconds:g} s ({TIMEOUT})')
 
 
 def truncated(path: epath.Path) -> ValueError:
