@@ -19,6 +19,7 @@ import tensorstore as ts
 
 from gemma4_lora.ckpts.sources import _array_specs
 from gemma4_lora.ckpts.sources import _locate
+from gemma4_lora.host import _escapes
 from gemma4_lora.host import _paths
 from gemma4_lora.host.files import _json_objects
 from gemma4_lora.host.files import _regular
@@ -117,7 +118,7 @@ def explained(directory: epath.Path, *, who: str) -> Iterator[None]:
     if said is None or not _paths.is_local(directory):
       raise
     raise ValueError(
-        f'{who}: {directory} is damaged: {said["what"]}. Copy or download it'
+        f'{who}: {directory} is damaged: {_escapes.escaped(said["what"])}. Copy or download it'
         ' again; or, of a run, remove the folder of that step, to go on from the'
         ' step before.'
     ) from e

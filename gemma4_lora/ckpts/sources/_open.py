@@ -24,6 +24,7 @@ from gemma4_lora.ckpts.sources import _integrity
 from gemma4_lora.ckpts.sources import _locate
 from gemma4_lora.ckpts.sources import _source
 from gemma4_lora.ckpts.sources import _stream
+from gemma4_lora.host import _escapes
 from gemma4_lora.host import _memory
 from gemma4_lora.host import _paths
 from gemma4_lora.host import _storage_errors
@@ -154,7 +155,7 @@ def _opened(path: epath.Path, *, step: int, who: str) -> Source:
   except Exception as e:
     raise ValueError(
         f'{who}: cannot read the metadata of the checkpoint: {directory}:'
-        f' {str(e).partition(" [tensorstore_spec")[0]}'
+        f' {_escapes.escaped(str(e).partition(" [tensorstore_spec")[0])}'
     ) from e
   try:
     layout, leaves = _checkpoint_layouts.nested(_stored(tree))

@@ -105,7 +105,13 @@ def read(folder: epath.Path, *, who: str) -> Commit | None:
         },
         source=values['source'],
     )
-  except (ValueError, KeyError, TypeError, AttributeError) as e:
+  except (
+      ValueError,
+      KeyError,
+      TypeError,
+      AttributeError,
+      OverflowError,  # A size of 1e999 is read as infinite.
+  ) as e:
     raise ValueError(
         f'{who}: {folder / COMMIT} cannot be read: {e}. Write the folder again,'
         ' or copy it again.'

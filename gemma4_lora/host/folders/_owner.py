@@ -17,6 +17,7 @@ from gemma4_lora.host import _processes
 # is removed unasked.
 _BEAT_S = 10.0
 PATIENCE_S = 45.0
+_MOST_PIDS = 2**31
 _SILENT_S = 300.0
 
 # What this process writes now. Other folders with its name are leftovers, as of
@@ -89,7 +90,10 @@ def is_alive(writer: Mapping[str, Any], silent_s: float | None) -> bool:
       _processes.started(os.getpid()),
   ):
     return writer.get('token') in _active
-  start = _processes.started(int(writer.get('pid', 0)))
+  pid = writer.get('pid')
+  if not isinstance(pid, int) or not 0 < pid < _MOST_PIDS:
+    return False
+  start = _processes.started(pid)
   return start is not None and start == writer.get('start')
 
 

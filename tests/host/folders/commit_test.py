@@ -82,6 +82,16 @@ def test_replacement_that_is_not_copied_yet(folder):
     _read(folder)
 
 
+def test_a_size_that_is_no_number_of_bytes(folder):
+  said = (folder / _COMMIT).read_text()
+  (folder / _COMMIT).write_text(
+      said.replace('"b": [\n   1', '"b": [\n   1e999')
+  )
+  assert '1e999' in (folder / _COMMIT).read_text()
+  with pytest.raises(ValueError, match=f'{_COMMIT} cannot be read: .*infinity'):
+    _read(folder)
+
+
 @pytest.mark.parametrize('text', ['{', '[]', '{"format": 2}'])
 def test_what_cannot_be_read(folder, text):
   (folder / _COMMIT).write_text(text)

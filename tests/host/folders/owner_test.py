@@ -22,6 +22,8 @@ def test_a_process_of_this_machine_is_known_by_number_and_start():
     writer = _owner.make() | {'pid': other.pid, 'start': start}
     assert _owner.is_alive(writer, 1e6)
     assert not _owner.is_alive(writer | {'start': '1'}, 0.0)
+    for pid in (float('inf'), 'x', None, -1, 2**70):
+      assert not _owner.is_alive(writer | {'pid': pid}, 0.0)
     other.kill()
     os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)
     assert not _owner.is_alive(writer, 0.0)  # A zombie.
