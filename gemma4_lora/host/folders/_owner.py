@@ -17,8 +17,8 @@ from gemma4_lora.host import _processes
 # is removed unasked.
 _BEAT_S = 10.0
 PATIENCE_S = 45.0
-_MOST_PIDS = 2**31
 _SILENT_S = 300.0
+_MOST_PIDS = 2**31
 
 # What this process writes now. Other folders with its name are leftovers, as of
 # a cell of a notebook that was interrupted.
