@@ -35,7 +35,8 @@ def parse(
     who: What asks, for messages.
 
   Raises:
-    ValueError: It is not JSON, not an object, or an object has a key twice.
+    ValueError: It is not JSON, not an object, or an object has a key twice; or a
+      text has half of a character, which no message about it could show.
   """
   start = f'{who}: ' if who else ''
   where = f'{start}{os.fspath(path)}'
@@ -46,6 +47,7 @@ def parse(
     raise ValueError(f'{where} is no JSON: {other}')
   try:
     value = json.loads(data, object_pairs_hook=_once)
+    _check_characters(data, value)
   except (ValueError, RecursionError, MemoryError) as e:
     # Also of digits without end, and of brackets.
     raise ValueError(
@@ -90,6 +92,13 @@ def field(
         f' {_regular.shown(value) if name in values else "nothing"}'
     )
   return value
+
+
+def _check_characters(data: bytes | str, value: Any) -> None:
+  """Raises ValueError for half of a character: a surrogate alone."""
+  has_escape = b'\\u' in data if isinstance(data, bytes) else '\\u' in data
+  if has_escape or not data.isascii():
+    json.dumps(value, ensure_ascii=False).encode()
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

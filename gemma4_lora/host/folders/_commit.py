@@ -91,7 +91,8 @@ def read(folder: epath.Path, *, who: str) -> Commit | None:
   try:
     values = _json_objects.parse(text, path=folder / COMMIT)
     if values['format'] != _FORMAT:
-      raise ValueError(f'format {values["format"]} is of a later version')
+      version = _regular.shown(values['format'])
+      raise ValueError(f'format {version} is of a later version')
     if values['state'] not in _STATES or not isinstance(
         values['writer'], Mapping
     ):
