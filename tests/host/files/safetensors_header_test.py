@@ -89,7 +89,7 @@ _WRONG = [
     (b'{"a":' + b'[' * 10**5, 'is damaged'),
     (b'{"a": ' + b'9' * 5000 + b'}', 'is damaged'),
     (b'{"\xff": 1}', 'is damaged'),
-    (b'{"a\\u0000\\ud800": 1}', r"'a\\x00\\ud800' has dtype"),
+    (b'{"a\\u0000\\u001b": 1}', r"'a\\x00\\x1b' has dtype"),
 ]
 
 
