@@ -1,4 +1,4 @@
-"""`check`: whether a LoRA does what it should."""
+"""`check`: checks a LoRA."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def check(config: _config.Config, *, peft: str | None, step: int) -> int:
     workdir = config.workdir
   with _status.Status(_WHO) as status:
     if peft:
-      # Before the base is read, which takes longer. Without a run, what the
-      # folder says is what is adapted.
+      # Before reading the base, which takes longer. Without a run, the folder
+      # says what is adapted.
       status.say(f'reads {peft}')
       try:
         loaded = g4.hf.load_peft(peft, model=model.model)

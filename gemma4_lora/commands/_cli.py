@@ -1,4 +1,4 @@
-"""The command line: finds a command, and says in one line what it cannot do.
+"""The command line: finds a command, and reports its errors in one line.
 
 By click: help per command, completion in shells and spelling hints. It hands on
 arguments that it does not know, so that `--cfg.…` stays Kauldron's own flag.
@@ -18,7 +18,7 @@ _NAME = 'gemma4_lora'
 
 
 class _Commands(click.Group):
-  """Imports a command when it is used, as that takes seconds for some."""
+  """Imports a command only when it is used: some take seconds to import."""
 
   def list_commands(self, ctx: click.Context) -> list[str]:
     return [*_commands.COMMANDS]
@@ -68,7 +68,7 @@ def _normalized(name: str) -> str:
     context_settings=dict(
         help_option_names=['--help', '-h'],
         token_normalize_func=_normalized,
-        # Options of the group come before the command, all else behind it.
+        # Options of the group come before the command, all others after it.
         ignore_unknown_options=True,
     ),
     invoke_without_command=True,
@@ -99,7 +99,7 @@ def run(argv: Sequence[str]) -> int:
       status = cli.main([*argv], prog_name=_NAME, standalone_mode=False)
   except click.ClickException as e:
     return _end(e.format_message())
-  except click.Abort:  # Of Ctrl-C.
+  except click.Abort:  # Ctrl-C.
     _interrupts.end()
     return _interrupts.STATUS
   except Exception as e:
@@ -111,9 +111,9 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _end(line: str) -> int:
-  # Functions that write say who they are.
+  # Functions that write name themselves in their errors.
   prefix = '' if line.startswith(f'{_NAME} ') else f'{_NAME}: '
-  # As `host._escapes`, which is not at hand where something is not installed.
+  # The same as `host._escapes`, which needs our dependencies.
   line = ''.join(
       c if c.isprintable() or c in '\n\t' else repr(c)[1:-1] for c in line
   )
@@ -122,7 +122,7 @@ def _end(line: str) -> int:
 
 
 def _told(e: Exception) -> str | None:
-  """Returns the message of an error that is for the user; None if it has none."""
+  """Returns the message of an error meant for users; None for other errors."""
   # Not at the top: `--help` needs no Kauldron.
   from gemma4_lora.host import _storage_errors  # pylint: disable=g-import-not-at-top
   from gemma4_lora.jobs.command_line import _config_file  # pylint: disable=g-import-not-at-top

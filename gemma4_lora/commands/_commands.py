@@ -14,7 +14,7 @@ class Row:
     name: What a user types.
     module: Module of this room that has the command, under `name`.
     help: What it does, in one line.
-    function: Its name in the module, where Python has that name itself.
+    function: Name of the function, if `name` is a builtin of Python.
   """
 
   name: str

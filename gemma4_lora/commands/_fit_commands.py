@@ -1,4 +1,4 @@
-"""`plan` and `vertex`: what a step needs of chips, and a job on them."""
+"""`plan` and `vertex`: plan a training step for chips, and submit a job."""
 
 from __future__ import annotations
 

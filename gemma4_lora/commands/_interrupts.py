@@ -1,7 +1,7 @@
-"""Ctrl-C in a command: it ends, whatever it is doing.
+"""Ends a command at Ctrl-C, whatever it is doing.
 
-Python raises KeyboardInterrupt wherever it is. Within an import it may be lost:
-libraries catch all errors of what they import, and go on.
+Python raises KeyboardInterrupt in whatever code is running. Inside an import it
+may be lost: some libraries catch all errors of an import, and go on.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ _IMPORTS = '<frozen importlib._bootstrap>'
 
 @contextlib.contextmanager
 def taken() -> Iterator[None]:
-  """Takes SIGINT, unless someone else has."""
+  """Handles SIGINT, unless another handler is installed."""
   is_main = threading.current_thread() is threading.main_thread()
   if not is_main or not _is_default(signal.getsignal(signal.SIGINT)):
     yield
@@ -32,7 +32,7 @@ def taken() -> Iterator[None]:
 
 
 def give_back() -> None:
-  """Leaves SIGINT to Python again: to whoever takes it next."""
+  """Restores Python's own handler of SIGINT."""
   if isinstance(signal.getsignal(signal.SIGINT), _Handler):
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

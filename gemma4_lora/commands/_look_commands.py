@@ -1,4 +1,4 @@
-"""`summary` and `show`: what a config's LoRA adapts, and trains on."""
+"""`summary` and `show`: show what a config adapts, and its data."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def summary(config: _config.Config) -> None:
 
 
 class _Count(click.ParamType):
-  """A number of rows, or `all`: None."""
+  """A number of rows; None for `all`."""
 
   name = 'N|all'
 

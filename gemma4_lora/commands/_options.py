@@ -46,7 +46,7 @@ cache = click.option(
 
 
 def be_quiet() -> None:
-  """Before a command imports TensorFlow and others, which print."""
+  """Silences libraries that print when they are imported, as TensorFlow."""
   if not sys.stderr.isatty():
     # A setting of tqdm, read at import. In a log, each update of a progress bar
     # is a line.
@@ -120,7 +120,7 @@ def takes_config(
           if argument.startswith('-') and not _OF_CONFIG.match(argument):
             raise click.UsageError(_unknown(ctx, argument, None))
         raise click.UsageError('--cfg=... is missing: the config of the run.')
-      # What takes no time comes first.
+      # Cheap checks come first.
       if message := _shipped.missing(cfg):
         raise click.UsageError(message)
       if reads_run:
@@ -133,7 +133,7 @@ def takes_config(
 
       from gemma4_lora.jobs.command_line import _config  # pylint: disable=g-import-not-at-top
 
-      logging.set_verbosity(verbosity)  # Orbax has much to say.
+      logging.set_verbosity(verbosity)  # Orbax logs a lot.
       config = _config.load(
           cfg, overrides=_overrides(ctx, cfg), workdir=workdir
       )
@@ -145,7 +145,7 @@ def takes_config(
 
 
 class _OfConfig(click.Command):
-  """Its options first: those of the config are the same for all."""
+  """Lists its own options first: those of the config are the same for all."""
 
   def format_options(self, ctx, formatter) -> None:
     common = ('cfg', 'workdir', 'verbosity')

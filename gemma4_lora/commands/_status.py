@@ -1,4 +1,4 @@
-"""What a slow command is doing: one line in a terminal, lines in a log."""
+"""Reports what a slow command is doing: one line in a terminal, lines in a log."""
 
 import sys
 from typing import Self
@@ -8,7 +8,7 @@ _CLEAR = '\r\x1b[K'
 
 
 class Status:
-  """Says on stderr what is being done.
+  """Reports on stderr what a command is doing.
 
   ```python
   with _status.Status('gemma4_lora check') as status:
@@ -31,12 +31,12 @@ class Status:
     self.clear()
 
   def clear(self) -> None:
-    """Makes way for what is printed."""
+    """Clears the line, before something else is printed."""
     if self._is_terminal:
       self._write(_CLEAR)
 
   def say(self, text: str) -> None:
-    """Says what is being done."""
+    """Reports the current step."""
     line = f'{self._who}: {text} …'
     self._write(f'{_CLEAR}{line}' if self._is_terminal else f'{line}\n')
 

@@ -1,4 +1,4 @@
-"""Types of option values: what click takes and should not."""
+"""Types of option values, which are stricter than click's."""
 
 import math
 import os
@@ -37,7 +37,7 @@ class Float(click.FloatRange):
 
 
 def check_there(option: str, path: str | None) -> None:
-  """Raises if a path on this machine is not there: before slow imports.
+  """Raises UsageError if a local path does not exist, before slow imports.
 
   Args:
     option: Its name, `'--peft'`.
@@ -46,12 +46,12 @@ def check_there(option: str, path: str | None) -> None:
   Raises:
     UsageError: There is nothing.
   """
-  # Who reads a bucket's says whether it is there.
+  # The reader of a bucket says whether a path exists.
   if (
       path
       and '://' not in path
       and not os.path.lexists(os.path.expanduser(path))
   ):
-    # A slip of a URL has an error of its own.
+    # A misspelt URL has an error of its own.
     if not path.startswith(('gs:', 's3:', 'http:', 'https:')):
       raise click.UsageError(f'{option}={path}: there is no such path.')

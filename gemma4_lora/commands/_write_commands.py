@@ -1,4 +1,4 @@
-"""`fuse`, `export`, `quantize`: what a run trained, or its base, as files."""
+"""`fuse`, `export`, `quantize`: write a run, or its base, to files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command: prints a line as soon as it is known."""
+"""The command: prints each finding as soon as it is known."""
 
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from gemma4_lora.doctor import _machine
 
 
 def main(argv: Sequence[str]) -> int:
-  """Prints what is well and what is not.
+  """Prints all findings.
 
   Args:
     argv: Arguments; there are none.

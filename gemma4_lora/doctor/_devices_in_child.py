@@ -1,4 +1,4 @@
-"""What jax sees, asked in another process: it may crash, or hang."""
+"""Asks jax for its devices in another process: jax may crash or hang."""
 
 import json
 import os

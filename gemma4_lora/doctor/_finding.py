@@ -2,8 +2,8 @@
 
 import dataclasses
 
-# A Python that we run on, where the machine's is another (a TPU VM's is 3.10): uv
-# brings its own. As a module, for what pip installs may not be on `PATH`.
+# The machine's Python may be too old (a TPU VM's is 3.10): uv brings its own.
+# As a module, because scripts that pip installs may not be on `PATH`.
 BRING_PYTHON = (
     'pip install uv && python3 -m uv venv --seed --python 3.12 gemma4'
     ' && . gemma4/bin/activate'
@@ -12,13 +12,13 @@ BRING_PYTHON = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Finding:
-  """What was looked at, and what came out.
+  """The result of one check.
 
   Attributes:
-    subject: `'jax'`.
+    subject: What was checked, `'jax'`.
     says: What was found, `'0.12.0'`.
-    fix: What to type, or to do; empty if all is well.
-    is_note: Whether it may be as it should be: shown, and no failure.
+    fix: What to type or do; empty if all is well.
+    is_note: Whether it is shown, and is no failure.
   """
 
   subject: str

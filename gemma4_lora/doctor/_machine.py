@@ -14,7 +14,7 @@ from urllib import request
 
 from gemma4_lora.doctor import _finding
 
-# Where `gm.ckpts.CheckpointPath` is, as the JSON API has it: public.
+# The folder of `gm.ckpts.CheckpointPath` in the JSON API: it is public.
 _BUCKET = 'gemma-data'
 _API = 'https://storage.googleapis.com'
 _GIB = 2**30
@@ -71,7 +71,7 @@ def disk(folder: str) -> _finding.Finding:
 
 
 def credentials(env: Mapping[str, str]) -> _finding.Finding:
-  """Returns where credentials of Google Cloud are, of those places known."""
+  """Returns where credentials of Google Cloud were found."""
   login = 'gcloud auth application-default login'
   note = f'For buckets of your own and for jobs, type: {login}'
   named = env.get('GOOGLE_APPLICATION_CREDENTIALS')
@@ -104,7 +104,7 @@ def bucket(*, timeout_s: float, api: str | None = None) -> _finding.Finding:
   """Returns whether released checkpoints can be read.
 
   Args:
-    timeout_s: To wait, at most, for each of the name and the answer.
+    timeout_s: Longest wait for the host's address, and for the answer.
     api: URL of Cloud Storage; default: $STORAGE_EMULATOR_HOST or Google's.
   """
   api = api or os.environ.get('STORAGE_EMULATOR_HOST') or _API

@@ -1,4 +1,4 @@
-"""Versions of what is installed, against the bounds of this package."""
+"""Compares installed versions with the bounds of this package."""
 
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -25,8 +25,8 @@ def installed() -> dict[str, str]:
   found = {}
   for distribution in metadata.distributions():
     name = distribution.metadata['Name']
-    if name:  # A folder that an install left half removed has none.
-      # The first on the path is what is imported.
+    if name:  # A package that is half removed has none.
+      # Python imports the first one on the path.
       found.setdefault(_normal(name), distribution.version)
   return found
 
@@ -57,7 +57,7 @@ def check(
     versions: See `installed`.
     requires: Requirements, with bounds.
     requires_python: Bounds of Python.
-    python: Its version; default: this one.
+    python: Version of Python; default: the running one.
   """
   python = python or '.'.join(map(str, sys.version_info[:3]))
   inside = specifiers.SpecifierSet(requires_python).contains(python)
@@ -143,7 +143,7 @@ def _tensorflow(versions: Mapping[str, str]) -> Iterator[_finding.Finding]:
 
 
 def _release(version: str) -> tuple[int, ...]:
-  # `0.12.0.1` is the third number's repair of a wheel.
+  # `0.12.0.1` is a repaired wheel of 0.12.0.
   release = version_lib.Version(version).release
   return (*release, 0, 0, 0)[:3]
 

@@ -10,7 +10,7 @@ from gemma4_lora.new_config import _proposed_task
 
 METHODS = ('lora', 'qlora', 'dora', 'dpo')
 _NUM_EPOCHS = 2
-# Those that a chip cannot hold in bfloat16, and that expect an empty thought.
+# Models that one chip cannot hold in bfloat16, and that expect an empty thought.
 _LARGE = ('Gemma4_31B', 'Gemma4_12B', 'Gemma4_26B_A4B')
 
 
@@ -24,8 +24,8 @@ class Request:
     data: Path of the rows.
     method: One of `METHODS`.
     topology: Chips.
-    num_devices: How many devices they are.
-    num_rows: How many rows there are.
+    num_devices: Number of devices of the topology.
+    num_rows: Number of rows.
     proposal: The task that reads them.
   """
 
@@ -116,7 +116,7 @@ def get_config(args: ConfigArgs = ConfigArgs()):
 
 
 def _loader(size: _sizes.Size) -> str:
-  """Returns what reads the base: gemma's checkpoint, if one was released."""
+  """Returns the loader of the base: gemma's checkpoint, if one was released."""
   if size.namespace == 'gm.nn':
     return f"""\
           wrapped=gm.ckpts.LoadCheckpoint(
@@ -137,7 +137,7 @@ def _task(request: Request) -> Mapping[str, Any]:
   length = _proposed_task.max_length(proposal.lengths)
   arguments = dict(proposal.arguments)
   if request.model in _LARGE and proposal.cls != 'TextTask':
-    arguments['thinking'] = 'empty'  # As their servers' prompts have it.
+    arguments['thinking'] = 'empty'  # Their servers put it into prompts.
   written = {k: repr(v) for k, v in arguments.items()}
   return written | {
       'tokenizer': 'gm.text.Gemma4Tokenizer()',

@@ -1,4 +1,4 @@
-"""Which task reads a user's rows: each that may is tried on the first of them."""
+"""Finds the task that reads a user's rows, by trying each on the first rows."""
 
 from collections.abc import Collection
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ _RESPONSES = ('response', 'answer', 'completion', 'output', 'target')
 _TEXTS = ('text', 'content')
 _SYSTEMS = ('system', 'system_prompt')
 
-_NUM_ROWS = 200  # That are tried.
+_NUM_ROWS = 200  # Rows that are tried.
 _LONG = 2**17  # More tokens than a row has.
 
 
@@ -31,8 +31,8 @@ class Proposal:
     cls: Its name in `g4.data`.
     arguments: What differs from its defaults.
     keep: The columns that it reads.
-    num_read: How many of the rows it reads.
-    reason: Why it does not read the first of the others.
+    num_read: Number of rows that it reads.
+    reason: Why it cannot read the first of the other rows.
     lengths: Characters that it reads of each row.
   """
 
@@ -45,14 +45,14 @@ class Proposal:
 
 
 def propose(rows: Sequence[Any], *, preference: bool) -> Proposal:
-  """Returns the task that reads most rows; of those, most of their columns.
+  """Returns the task that reads most rows, or more columns of as many rows.
 
   Args:
     rows: The user's rows.
     preference: Whether they are pairs of answers, for DPO.
 
   Raises:
-    ValueError: None reads any.
+    ValueError: No task reads any row.
   """
   rows = [rows[i] for i in range(min(len(rows), _NUM_ROWS))]
   columns = list(

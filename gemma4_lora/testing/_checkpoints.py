@@ -98,7 +98,7 @@ def make_checkpoint(
     params = random_params(abstract_params(model), seed=seed)
   flat = {k: v for k, v in _flatten(params).items() if not _trees.is_lora(k)}
   del params
-  for key in flat:  # One by one: never two copies of them all.
+  for key in flat:  # One by one, so that there are never two copies of all.
     flat[key] = jnp.asarray(flat[key], dtype or flat[key].dtype)
   written = flat
   if prune_shared_kv:
@@ -111,7 +111,7 @@ def check_layout(layout: str, *, who: str) -> None:
   """Checks the name of a layout.
 
   Raises:
-    ValueError: There is none of this name.
+    ValueError: There is no layout of this name.
   """
   if layout not in typing.get_args(Layout):
     raise ValueError(
@@ -191,8 +191,8 @@ def _write(
     step: int,
     model: Any,
 ) -> None:
-  """Writes leaves of the model's structure in some layout."""
-  # A run's workdir may go on.
+  """Writes the leaves of a model in a layout."""
+  # The workdir of a run may go on.
   sealed = not layout.startswith('kauldron')
   with _new_folder.new_folder(
       path, overwrite=False, sealed=sealed, who=_WHO

@@ -86,10 +86,10 @@ class EchoCheckpoint(os.PathLike):
     print(f"First use: training a tiny checkpoint for {path} ...", flush=True)
     params = _train(self.steps)
     try:
-      # It appears whole, or not at all.
+      # It becomes visible as a whole, or not at all.
       _checkpoints.make_checkpoint(_model(), path, params=params)
     except OSError:
-      if not path.exists():  # Else another process was first.
+      if not path.exists():  # If it fails, another process was first.
         raise
     print(f"... done in {time.monotonic() - start:.0f} s.", flush=True)
 

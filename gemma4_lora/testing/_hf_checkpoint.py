@@ -111,7 +111,7 @@ def _text_config(config: _upstream.TransformerConfig) -> dict[str, Any]:
 def _global_layers(
     config: _upstream.TransformerConfig,
 ) -> dict[str, dict[str, int]]:
-  """Returns what global layers have otherwise, under zero-padded numbers."""
+  """Returns the fields in which global layers differ, by zero-padded numbers."""
   values = {'head_dim': config.global_key_size or config.head_dim}
   if config.num_global_kv_heads:
     values['num_key_value_heads'] = config.num_global_kv_heads

@@ -29,7 +29,7 @@ class RandomCheckpoint(os.PathLike):
   ```
 
   Attributes:
-    model: Whose parameters.
+    model: The model of the parameters.
     layout: Layout of the files: see `make_checkpoint`.
     folder: Where to keep it. Its name has a digest of the model's config.
   """
@@ -86,10 +86,10 @@ class ImageVocabulary(os.PathLike):
 
 
 def _made(path: epath.Path, make: Callable[[epath.Path], None]) -> str:
-  """Returns the path, after making what is there if nothing is.
+  """Returns the path, and makes the files if there are none.
 
-  It is made beside and then renamed, so that no half of it is ever seen. What is
-  made in a bucket appears whole by itself.
+  They are written beside the path and then renamed, so that no reader sees a part
+  of them. In a bucket they become visible as a whole without that.
   """
   if path.exists():
     return os.fspath(path)

@@ -53,7 +53,7 @@ _MULTIMODAL_TOKENS = {
 _TINY_VOCAB_SIZE = 1024
 _FULL_VOCAB_SIZE = 262144
 
-# Generated code, in which type checkers see nothing.
+# Generated code that type checkers cannot read.
 _ModelProto = model_pb2.ModelProto  # pyrefly: ignore[missing-attribute]
 _Piece = _ModelProto.SentencePiece
 
@@ -118,7 +118,7 @@ def make_tokenizer(
 
 
 def _training_text() -> Iterable[str]:
-  """Yields what a chat of each pair that is trained on consists of."""
+  """Yields the texts of a chat for each training pair."""
   for pair in _pairs.EnFrPairs(split="train"):
     # The names of the turns: single pieces, as in Gemma's vocabulary.
     yield from ("user", pair["en"], "model", pair["fr"])
@@ -145,7 +145,7 @@ def _train(text: Iterable[str]) -> bytes:
       bos_piece=_CONTROL_TOKENS[2],
       unk_piece=_CONTROL_TOKENS[3],
       user_defined_symbols=user_defined,
-      # As Gemma's own: text comes back exactly as it went in.
+      # The same as Gemma's own: decoding gives back the exact text.
       normalization_rule_name="identity",
       remove_extra_whitespaces=False,
       add_dummy_prefix=False,

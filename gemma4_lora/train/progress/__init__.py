@@ -1,1 +1,1 @@
-"""What a run says of itself: before its first step, and as it goes on."""
+"""What a run prints and logs: before its first step, and while it trains."""

@@ -1,4 +1,4 @@
-"""What is logged of the steps since the last line."""
+"""What is logged about the steps since the last line of the log."""
 
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -25,11 +25,11 @@ PER_STEP = {
 
 @flax.struct.dataclass
 class Aux(kd.train.AuxiliariesState):
-  """Kauldron's, with what writers write beside losses and metrics.
+  """Kauldron's auxiliaries, with more scalars for the writers.
 
   Attributes:
-    counts: Those of the step, see `_step_counts.of_step`.
-    scalars: What is known on the host, by name.
+    counts: Counts of the step, see `_step_counts.of_step`.
+    scalars: Values that the host knows, by name.
   """
 
   counts: Any = None
@@ -51,7 +51,7 @@ class Aux(kd.train.AuxiliariesState):
     norm = _step_counts.read(self.counts).get('grad_norm')
     if norm is not None:
       added[GRAD_NORM] = norm
-    # What the user has by the same name counts.
+    # A user's own value of the same name wins.
     return dataclasses.replace(
         output, metric_values=added | output.metric_values
     )
@@ -66,7 +66,7 @@ class Interval:
   def restart(self) -> None:
     """Begins a run."""
     self._is_first = (
-        True  # Whether it has the step that waits for the compiler.
+        True  # Whether the interval has the step that waits for the compiler.
     )
     self._num = 0
     self._sums: dict[str, float] = {}
@@ -74,7 +74,7 @@ class Interval:
     self._rate: Callable[[int], float] | None = None
 
   def add(self, counts: Any) -> None:
-    """Takes the counts of a step, which are there."""
+    """Adds the counts of a step that has ended."""
     self._num += 1
     for name, value in _step_counts.read(counts).items():
       self._sums[name] = self._sums.get(name, 0.0) + value
@@ -88,7 +88,7 @@ class Interval:
       last_step: int | None,
       **states: Any,
   ) -> Aux:
-    """Returns what is logged after a step, and begins anew.
+    """Returns what is logged after a step, and starts the next interval.
 
     Args:
       counts: Those of the step, on the device.
@@ -108,7 +108,7 @@ class Interval:
     return Aux(counts=counts, scalars=scalars, **states)
 
   def _scalars(self, *, step: int, last_step: int | None) -> dict[str, float]:
-    """Returns what the host knows: no rates if it waited for the compiler."""
+    """Returns the host's values; no rates if the interval had a compilation."""
     found = {}
     if not self._is_first and self._num:
       found |= {

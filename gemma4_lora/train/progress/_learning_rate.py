@@ -1,6 +1,6 @@
 """The learning rate of a run, from its config.
 
-An optimizer of optax is two functions, which do not say it.
+An optax optimizer is a pair of functions, from which it cannot be read.
 """
 
 from collections.abc import Callable
@@ -35,14 +35,14 @@ def find(trainer: kd.train.Trainer) -> Callable[[int], float] | None:
     return None
   try:
     found = list(_walk(trainer.raw_cfg.get('optimizer')))
-    # The same number twice is one.
+    # Equal numbers count once.
     if not found or any(x != found[0] for x in found):
       return None
     value = found[0]
     if isinstance(value, konfig.ConfigDict):
       value = konfig.resolve(value)
   except Exception:  # pylint: disable=broad-exception-caught
-    return None  # No reason not to train.
+    return None  # Training goes on without it.
   if callable(value):
     return functools.partial(_call, value)
   if not isinstance(value, (int, float)):

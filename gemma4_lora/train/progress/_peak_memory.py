@@ -1,4 +1,4 @@
-"""How much memory a run has taken, and how much there is."""
+"""Peak memory of a run, and the memory of its devices."""
 
 import sys
 
@@ -37,5 +37,5 @@ def in_use_gib() -> tuple[float, float] | None:
 
 
 def _stats() -> list[dict[str, int]]:
-  # Their CPU says nothing.
+  # CPU devices do not report it.
   return [x for d in jax.local_devices() if (x := d.memory_stats())]

@@ -1,4 +1,4 @@
-"""What a run says before its first step: what trains, from what, on what data."""
+"""Lines before the first step: what trains, from which base, on which data."""
 
 from collections.abc import Collection
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from gemma4_lora.ckpts.lora import _fingerprint
 from gemma4_lora.train.progress import _peak_memory
 from gemma4_lora.train.progress import _step_counts
 
-_WIDTH = 6  # Of `trains`, `memory`.
+_WIDTH = 6  # Width of `trains`, `memory`.
 
 
 def say(lines: Iterator[str]) -> None:
@@ -35,12 +35,12 @@ def of_model(
     *,
     resumes: bool,
 ) -> Iterator[str]:
-  """Yields what trains, and what it starts from.
+  """Yields lines on what trains, and from which base or checkpoint.
 
   Args:
     trainer: The trainer.
     params: Nested; arrays or shapes.
-    trained: Paths of what the optimizer changes.
+    trained: Paths of the leaves that the optimizer changes.
     resumes: Whether the checkpointer says what the run goes on from.
   """
   sizes = {
@@ -112,7 +112,7 @@ def _num_rows(ds: Any) -> int | None:
   try:
     return len(ds.data_source)
   except Exception:  # pylint: disable=broad-exception-caught
-    return None  # It may be of any class, and need not know.
+    return None  # Datasets of other classes may not know.
 
 
 def _line(name: str, text: str) -> str:

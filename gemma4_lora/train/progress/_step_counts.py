@@ -55,7 +55,7 @@ def read(counts: Any) -> dict[str, float]:
   """Returns the counts that are known, by name: waits for the device."""
   values = [float(x) for x in jax.device_get(counts)]
   found = dict(zip(_NAMES, values, strict=True))
-  # A norm may be infinite, and is then known.
+  # An infinite norm is a known value.
   return {name: x for name, x in found.items() if x == x}
 
 
@@ -69,7 +69,7 @@ def _tokens(batch: Any, *, model: Any, losses: Any) -> list[jax.Array]:
   nan = jnp.float32(jnp.nan)
   tokens = _array(batch, kontext.get_keypaths(model).get('tokens'))
   num = nan if tokens is None else (tokens != 0).sum(dtype=jnp.float32)
-  # Losses of one run count the same tokens, as a rule.
+  # The losses of a run usually count the same tokens.
   counted = _labels.num_counted(losses, {'batch': batch})
   most = functools.reduce(jnp.maximum, counted) if counted else nan
   return [num, most]
