@@ -90,6 +90,7 @@ def get_config(args: ConfigArgs = ConfigArgs()):
           mask=kd.optim.select("lora"),
       ),
       checkpointer=g4.ckpts.LoRACheckpointer(save_interval_steps=100),
+      writer=g4.train.TerminalWriter(),
       # Evaluation
       evals={
           # Answers with LoRA on; with LoRA off in `sampling_base`.

@@ -70,6 +70,7 @@ def get_config(args: ConfigArgs = ConfigArgs()):
           mask=kd.optim.select("lora"),
       ),
       checkpointer=g4.ckpts.LoRACheckpointer(save_interval_steps=500),
+      writer=g4.train.TerminalWriter(),
       # Evaluation
       evals={
           # With LoRA on; with LoRA off in `eval_base` and `sampling_base`.

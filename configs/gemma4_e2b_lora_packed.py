@@ -76,6 +76,7 @@ def get_config(args: ConfigArgs = ConfigArgs()):
           mask=kd.optim.select("lora"),
       ),
       checkpointer=g4.ckpts.LoRACheckpointer(save_interval_steps=200),
+      writer=g4.train.TerminalWriter(),
       # Evaluation
       evals={
           "eval": kd.evals.Evaluator(
