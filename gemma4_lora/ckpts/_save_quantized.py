@@ -13,6 +13,7 @@ from gemma4_lora import nn
 from gemma4_lora.ckpts.sources import _contents
 from gemma4_lora.ckpts.sources import _format_file
 from gemma4_lora.host import _intact
+from gemma4_lora.host import _threads
 from gemma4_lora.host.folders import _new_folder
 from gemma4_lora.nn.branches import _quantized_base
 from gemma4_lora.quant import _arrays
@@ -65,6 +66,13 @@ def save_quantized(
     # Orbax makes its folder itself.
     made = folder / 'checkpoint'
     stored = jax.tree.map(_arrays.stored, base, is_leaf=_arrays.is_quantized)
+    digests = _threads.started(
+        lambda: {
+            _trees.join(path): _intact.digest(np.asarray(x))
+            for path, x in _trees.flatten(stored).items()
+            if getattr(x, 'is_fully_addressable', True)
+        }
+    )
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
       checkpointer.save(
           made,
@@ -76,14 +84,7 @@ def save_quantized(
       file.rename(folder / file.name)
     made.rmdir()
     _format_file.write(folder, model.quantized)
-    _contents.write(
-        folder,
-        {
-            _trees.join(path): _intact.digest(np.asarray(x))
-            for path, x in _trees.flatten(stored).items()
-            if getattr(x, 'is_fully_addressable', True)
-        },
-    )
+    _contents.write(folder, digests())
 
 
 def check_model(model: Any, *, who: str) -> None:

@@ -17,6 +17,7 @@ from gemma4_lora import _trees
 from gemma4_lora import nn
 from gemma4_lora.ckpts.lora import _fingerprint
 from gemma4_lora.host import _intact
+from gemma4_lora.host import _threads
 from gemma4_lora.host.files import _tensors_in_memory
 from gemma4_lora.host.folders import _commit
 from gemma4_lora.host.folders import _new_folder
@@ -83,9 +84,12 @@ def save_lora(
   fingerprint = _fingerprint.describe(model, params)
   with _new_folder.new_folder(path, overwrite=overwrite, who=who) as folder:
     tensors = {k: np.ascontiguousarray(x) for k, x in leaves.items()}
+    # Beside the write, which takes three times as long where nothing waits.
+    digests = _threads.started(
+        lambda: {k: _intact.digest(x) for k, x in tensors.items()}
+    )
     safetensors.numpy.save_file(tensors, folder / _TENSORS)
-    digests = {k: _intact.digest(x) for k, x in tensors.items()}
-    said = _fingerprint.to_write({**fingerprint, _DIGESTS: digests})
+    said = _fingerprint.to_write({**fingerprint, _DIGESTS: digests()})
     (folder / _FINGERPRINT).write_text(json.dumps(said, indent=2))
 
 
