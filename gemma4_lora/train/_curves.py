@@ -32,8 +32,7 @@ def curves(
 
   folder = host.path(workdir, who='g4.train.curves')
   found: dict[str, dict[str, dict[int, float]]] = {}
-  # Names begin with the time at which they were made.
-  for path in sorted(folder.glob('*/events.out.tfevents.*')):
+  for path in sorted(folder.glob('*/events.out.tfevents.*'), key=_made):
     collection = found.setdefault(path.parent.name, {})
     for event in _events(path):
       for value in event.summary.value:
@@ -46,6 +45,16 @@ def curves(
       for name, tags in found.items()
       if tags
   }
+
+
+def _made(path: epath.Path) -> tuple[int, int]:
+  """Returns when a file was made: the second, and a count of its process.
+
+  Args:
+    path: `events.out.tfevents.SECONDS.HOST.PROCESS.COUNT.v2`.
+  """
+  numbers = [int(x) for x in path.name.split('.') if x.isdigit()] or [0]
+  return numbers[0], numbers[-1]
 
 
 def _events(path: epath.Path) -> Iterator[Any]:

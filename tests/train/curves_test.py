@@ -22,6 +22,17 @@ def test_a_resumed_run_has_one_curve(tmp_path):
   }
 
 
+def test_files_of_one_second_are_read_in_their_order(tmp_path):
+  """Their count has no leading zeros."""
+  for count, loss in (('9', 3.0), ('10', 2.0)):
+    _write(tmp_path, 'train', {0: loss})
+    new = max(
+        (tmp_path / 'train').iterdir(), key=lambda x: x.stat().st_mtime_ns
+    )
+    new.rename(new.with_name(f'events.out.tfevents.1796119446.vm.7.{count}.v2'))
+  assert g4.train.curves(tmp_path)['train']['losses/xentropy'] == {0: 2.0}
+
+
 def test_a_file_that_was_cut_off_counts_up_to_there(tmp_path):
   _write(tmp_path, 'train', {0: 4.0, 10: 3.0})
   (path,) = tmp_path.glob('train/*')

@@ -119,11 +119,11 @@ def test_an_array_of_2_to_the_40_does_not_end_the_process(folders):
 def test_what_orbax_says_of_a_file_can_be_printed(folders):
   file = folders / '_METADATA'
   text = file.read_text()
-  file.write_text(text.replace('"jax.Array"', '"\\ud800\\u001b[31m"'))
+  file.write_text(text.replace('"jax.Array"', '"\\u001b[31m"'))
   assert file.read_text() != text
   with pytest.raises(ValueError, match='cannot read the metadata') as e:
     _check(folders)
-  assert r'\ud800\x1b[31m' in str(e.value)
+  assert r'\x1b[31m' in str(e.value)
 
 
 def test_a_pipe_in_a_checkpoint_is_an_error(folders):
