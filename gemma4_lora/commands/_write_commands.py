@@ -22,6 +22,14 @@ _max_shard_gb = click.option(
     help='Size of a file of safetensors.',
 )
 
+_hf_files = click.option(
+    '--hf_files',
+    type=_values.Text(),
+    metavar='DIR',
+    help='Folder of the released model, whose tokenizer, chat template and'
+    ' processor are copied beside safetensors. Default: the base.',
+)
+
 
 @_options.takes_config(
     'gemma4_lora fuse --cfg=my_config.py --workdir=/tmp/run --out=/tmp/fused',
@@ -38,6 +46,7 @@ _max_shard_gb = click.option(
 @_options.step
 @_options.overwrite
 @_max_shard_gb
+@_hf_files
 def fuse(config: _config.Config, *, format: str, **options: Any) -> None:
   """Write what the run trained, merged into its base.
 
@@ -62,6 +71,7 @@ def fuse(config: _config.Config, *, format: str, **options: Any) -> None:
 @_options.step
 @_options.overwrite
 @_max_shard_gb
+@_hf_files
 @click.option(
     '--experts',
     type=click.Choice(['stacked', 'per_expert']),
@@ -84,6 +94,7 @@ def export(
     step: int,
     overwrite: bool,
     max_shard_gb: float,
+    hf_files: str | None,
     experts: str,
     base_model_class: str,
 ) -> None:
@@ -97,6 +108,7 @@ def export(
         step=step,
         overwrite=overwrite,
         max_shard_gb=max_shard_gb,
+        hf_files=hf_files,
         who=who,
     )
     return
@@ -147,6 +159,7 @@ def _write(
     step: int,
     overwrite: bool,
     max_shard_gb: float,
+    hf_files: str | None,
     who: str,
 ) -> None:
   """Writes a whole model."""
@@ -162,6 +175,7 @@ def _write(
           format='gemma' if format == 'gemma' else 'hf',
           overwrite=overwrite,
           max_shard_bytes=int(max_shard_gb * 1e9),
+          hf_files=hf_files,
           who=who,
       )
   )

@@ -9,15 +9,14 @@ from collections.abc import Iterator
 
 _Prefixes = tuple[str, str | None]
 
+# 12B's, with its images. Its text alone is loaded by the class of the others, too:
+# more servers know that.
+_UNIFIED = 'Gemma4UnifiedForConditionalGeneration'
 # By class: the prefixes of the language model and of towers.
 _BY_CLASS: dict[str, _Prefixes] = {
     'Gemma4ForConditionalGeneration': ('model.language_model.', 'model.'),
     'Gemma4ForCausalLM': ('model.', None),
-    # 12B's.
-    'Gemma4UnifiedForConditionalGeneration': (
-        'model.language_model.',
-        'model.',
-    ),
+    _UNIFIED: ('model.language_model.', 'model.'),
     'Gemma4UnifiedForCausalLM': ('model.', None),
 }
 CLASSES = tuple(_BY_CLASS)
@@ -46,9 +45,16 @@ _ENCODERS = {
 }
 
 
-def class_name(*, has_towers: bool) -> str:
+def class_name(*, has_towers: bool, unified: bool = False) -> str:
   """Returns the class of transformers that has a model's parameters."""
+  if unified:
+    return _UNIFIED
   return CLASSES[0 if has_towers else 1]
+
+
+def is_unified_class(base_model_class: str) -> bool:
+  """Whether a class is 12B's with images."""
+  return base_model_class == _UNIFIED
 
 
 def prefix(base_model_class: str, tower: str) -> str | None:

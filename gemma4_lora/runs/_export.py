@@ -1,39 +1,29 @@
 """Writes a run as one model, its base fused with its LoRA, leaf by leaf."""
 
 import dataclasses
-import pathlib
 from typing import Any
 from typing import Literal
 
-from absl import logging
 from etils import epath
 import jax
 from kauldron import kd
 
 from gemma4_lora import _trees
 from gemma4_lora import hf
-from gemma4_lora import nn
 from gemma4_lora.ckpts.lora import _lora_item
-from gemma4_lora.ckpts.sources import _hugging_face
 from gemma4_lora.hf.weights import _shards
-from gemma4_lora.hf.weights import _to_tensors
 from gemma4_lora.host import _devices
-from gemma4_lora.host.folders import _commit
 from gemma4_lora.host.folders import _new_folder
 from gemma4_lora.nn import _fuse
 from gemma4_lora.quant import _arrays
 from gemma4_lora.runs import _changes
 from gemma4_lora.runs import _fused_leaves
 from gemma4_lora.runs import _model_base
-from gemma4_lora.runs import _pieces
 from gemma4_lora.runs import _run
 from gemma4_lora.runs import _write_orbax
+from gemma4_lora.runs import _write_safetensors
 
 Format = Literal['gemma', 'hf']
-
-# Beside the weights in a folder of Hugging Face: config, tokenizer, templates.
-_OTHERS = ('*.json', '*.jinja', '*.model', '*.txt')
-_INDEX = '.index.json'
 
 
 def export(
@@ -46,6 +36,7 @@ def export(
     format: Format = 'gemma',
     overwrite: bool = False,
     max_shard_bytes: int = _shards.MAX_SHARD_BYTES,
+    hf_files: epath.PathLike | None = None,
     who: str,
 ) -> str:
   """Writes the base of a run with its LoRA fused in, one leaf in memory.
@@ -59,6 +50,8 @@ def export(
     format: Orbax in the released nested layout, or safetensors of transformers.
     overwrite: Whether to replace the folder if there is one.
     max_shard_bytes: The most bytes of a safetensors file.
+    hf_files: Folder of the released model, for the tokenizer and chat template
+      beside safetensors; default: the base's, if it is in that layout.
     who: The command, for messages.
 
   Returns:
@@ -66,8 +59,8 @@ def export(
 
   Raises:
     FileExistsError: There is something at `out`, and not `overwrite`.
-    FileNotFoundError: There is no checkpoint.
-    ValueError: Run, base and config do not fit.
+    FileNotFoundError: There is no checkpoint, or no folder at `hf_files`.
+    ValueError: Run, base and config do not fit, or `hf_files` is of another model.
   """
   out = _new_folder.check_free(
       out,
@@ -76,6 +69,8 @@ def export(
       how='--overwrite',
       by_orbax=format == 'gemma',
   )
+  if hf_files is not None:
+    _write_safetensors.check_folder(hf_files, who=who)
   run = _run.open_run(
       model, init_transform, workdir=workdir, step=step, who=who
   )
@@ -85,7 +80,14 @@ def export(
       _write_orbax.write(folder, run.leaves, fused)
       note = 'Open it with gm.ckpts.load_params, or gm.ckpts.LoadCheckpoint.'
     else:
-      note = _write_safetensors(folder, run, fused, max_shard_bytes)
+      note = _write_safetensors.write(
+          folder,
+          run,
+          fused,
+          max_shard_bytes=max_shard_bytes,
+          hf_files=hf_files,
+          who=who,
+      )
     quantized = ''
     if fused.num_quantized:
       quantized = (
@@ -202,67 +204,3 @@ def params_of(
         tree = {key: tree}
       params = _trees.merge(tree, params)
   return jax.tree.map(jax.numpy.asarray, params)
-
-
-def _write_safetensors(
-    folder: pathlib.Path,
-    run: _run.Run,
-    fused: _fused_leaves.FusedLeaves,
-    max_shard_bytes: int,
-) -> str:
-  """Writes safetensors, and the files beside the base's safetensors."""
-  base = run.model.model if isinstance(run.model, nn.LoRA) else run.model
-  shapes = {leaf.path: leaf.shape for leaf in run.leaves}
-  tensors = _to_tensors.tensors(shapes, base.config)
-  leaves = [leaf for leaf in run.leaves if tensors[leaf.path]]
-  writer = _shards.ShardWriter(
-      folder,
-      {
-          tensor.name: (tensor.shape, leaf.dtype)
-          for leaf in leaves
-          for tensor in tensors[leaf.path]
-      },
-      max_bytes=max_shard_bytes,
-  )
-  by_rows = {k for k, some in tensors.items() if all(x.by_rows for x in some)}
-  for group in fused.read(leaves, in_pieces=by_rows):
-    while group:
-      leaf, value = group.pop()
-      assert not isinstance(value, dict)  # That belongs to `unfused` leaves.
-      if isinstance(value, _pieces.Pieces):
-        for first, rows in value.pieces:
-          for tensor in tensors[leaf.path]:
-            writer.write(tensor.name, tensor.take(rows), first=first)
-        continue
-      for tensor in tensors[leaf.path]:
-        writer.write(tensor.name, tensor.take(value))
-      del value
-  name = _to_tensors.class_name(shapes)
-  copied = _copy_others(run, folder)
-  if copied:
-    return f'For {name}, with {", ".join(copied)} of the base.'
-  note = (
-      f'For {name}: config.json and the tokenizer are not in it, copy them from'
-      " the released model's folder."
-  )
-  logging.warning('%s', note)
-  return note
-
-
-def _copy_others(run: _run.Run, folder: pathlib.Path) -> list[str]:
-  """Copies config and tokenizer of a base in Hugging Face's format."""
-  copied = []
-  paths = {
-      x.place.source.path
-      for x in run.leaves
-      if x.place is not None
-      and isinstance(x.place.source, _hugging_face.HuggingFaceSource)
-  }
-  for path in paths:
-    path = path if path.is_dir() else path.parent
-    for pattern in _OTHERS:
-      for file in sorted(path.glob(pattern)):
-        if not file.name.endswith(_INDEX) and file.name != _commit.COMMIT:
-          (folder / file.name).write_bytes(file.read_bytes())
-          copied.append(file.name)
-  return copied

@@ -235,9 +235,72 @@ def test_base_alone_comes_back_as_transformers_wrote_it(tmp_path, name):
   for key, value in want.items():
     np.testing.assert_array_equal(got[key], value, err_msg=key)
   assert len(list((tmp_path / 'out').glob('*.safetensors'))) > 2
-  assert 'config.json of the base' in note
-  config = (folder / 'config.json').read_text()
-  assert (tmp_path / 'out' / 'config.json').read_text() == config
+  assert 'Not in it: the tokenizer (tokenizer.json)' in note
+  got = _json(tmp_path / 'out' / 'config.json')
+  want = _json(folder / 'config.json')
+  for config in (want.get('text_config', want), got.get('text_config', got)):
+    for key in ('per_layer_config', 'global_head_dim'):
+      config.pop(key, None)
+    config.pop('num_global_key_value_heads', None)
+  if name == 'moe':
+    assert got['num_experts'] == 6
+  assert got == {k: v for k, v in want.items() if k in got}
+  assert want.keys() - got.keys() == {'transformers_version'}
+  generation = _json(tmp_path / 'out' / 'generation_config.json')
+  assert generation['eos_token_id'] == [1, 106, 50]
+
+
+def _json(path):
+  return json.loads(path.read_text())
+
+
+def test_tokenizer_and_template_come_from_hf_files(tmp_path):
+  """Beside a base of Orbax; files that say the weights' own are left there."""
+  model = g4.testing.Gemma4_E2B(tokens='batch.input')
+  g4.testing.make_checkpoint(model, tmp_path / 'base')
+  files = tmp_path / 'files'
+  g4.testing.make_checkpoint(model, files, layout='hf')
+  for name in (
+      'chat_template.jinja',
+      'generation_config.json',
+      'tokenizer.json',
+      'model.safetensors.index.json',
+  ):
+    (files / name).write_text('{}')
+  kwargs = dict(
+      init_transform=g4.ckpts.PartialLoad(path=tmp_path / 'base'),
+      workdir=None,
+      format='hf',
+      who=trained.WHO,
+  )
+  note = _export.export(tmp_path / 'out', model=model, hf_files=files, **kwargs)
+  assert note.endswith(
+      'For Gemma4ForCausalLM, with generation_config.json, tokenizer.json,'
+      f' chat_template.jinja of {files}.'
+  )
+  assert sorted(x.name for x in (tmp_path / 'out').iterdir()) == [
+      'chat_template.jinja',
+      'config.json',
+      'generation_config.json',
+      'model.safetensors',
+      'tokenizer.json',
+  ]
+  with pytest.raises(
+      FileNotFoundError, match='--hf_files=.*/none is no folder'
+  ):
+    _export.export(
+        tmp_path / 'two', model=model, hf_files=tmp_path / 'none', **kwargs
+    )
+  other = tmp_path / 'other'
+  g4.testing.make_checkpoint(
+      g4.testing.Gemma4_E4B(tokens='batch.input'), other, layout='hf'
+  )
+  with pytest.raises(
+      ValueError,
+      match='other/config.json: .* is of another model: .*hidden_size',
+  ):
+    _export.export(tmp_path / 'two', model=model, hf_files=other, **kwargs)
+  assert not (tmp_path / 'two').exists()
 
 
 @pytest.mark.parametrize('name', ['moe', 'e_mm'])

@@ -45,8 +45,8 @@ def tensors(
 ) -> dict[str, tuple[Tensor, ...]]:
   """Returns the tensors of each leaf in transformers.
 
-  A file with towers is named for `Gemma4ForConditionalGeneration`, one without
-  for `Gemma4ForCausalLM`. k, v and key norm of KV-shared layers have no
+  A file with towers is named for `Gemma4ForConditionalGeneration`, or 12B's
+  `Gemma4UnifiedForConditionalGeneration`, one without for `Gemma4ForCausalLM`. k, v and key norm of KV-shared layers have no
   tensors: transformers has no such modules.
 
   Args:
@@ -91,7 +91,7 @@ def names(
 def class_name(shapes: Shapes) -> str:
   """Returns the class of transformers that loads these leaves."""
   towers = not all(map(_is_text, shapes))
-  return _hf_names.class_name(has_towers=towers)
+  return _hf_names.class_name(has_towers=towers, unified=_is_unified(shapes))
 
 
 def _prefix(shapes: Shapes, is_text: bool) -> str:
@@ -242,7 +242,24 @@ def _other_tensors(
   for layer, shared in enumerate(_upstream.shares_kv(config)):
     if shared:
       known[f'layer_{layer}.attn.key_norm.scale'] = ()
+  known |= _kept(shapes, known)
   return known
+
+
+def _kept(
+    shapes: Shapes, known: Mapping[str, Any]
+) -> dict[str, tuple[Tensor, ...]]:
+  """Returns tensors of a tower that gemma has no leaf for, as they were read.
+
+  12B's projection of audio: `_base_weights` names it after its tensor.
+  """
+  kept = {}
+  for path, shape in shapes.items():
+    encoder, _, name = path.partition('.')
+    short = _hf_names.short(name)
+    if path not in known and encoder == _hf_names.encoder_of(short):
+      kept[path] = _one(short, shape, lambda leaf: leaf, by_rows=True)
+  return kept
 
 
 def _other(leaf: _leaves.Leaf, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
