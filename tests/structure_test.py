@@ -57,6 +57,7 @@ _ROOMS = (
     'data/rows',
     'data/conversations',
     'optim',
+    'servers',
     'peft',
     'quant',
     'targets',

@@ -26,15 +26,22 @@ _WHO = 'gemma4_lora check'
     metavar='FOLDER',
     help='A PEFT folder to compare.',
 )
+@_options.server('Also says what this server does with the PEFT folder.')
 @_options.step
-def check(config: _config.Config, *, peft: str | None, step: int) -> int:
+def check(
+    config: _config.Config, *, peft: str | None, server: str | None, step: int
+) -> int:
   """Say whether LoRA changes the model and is complete.
 
-  In the run, in the PEFT folder, or in both. The exit status is 1 if not.
+  In the run, in the PEFT folder, or in both. The exit status is 1 if not, or if
+  the server of --for refuses the folder or answers with other numbers.
   """
+  if server and not peft:
+    raise click.UsageError('--for=... is about a folder: give --peft=FOLDER.')
   from gemma4_lora import g4  # pylint: disable=g-import-not-at-top
   from gemma4_lora.host import _escapes  # pylint: disable=g-import-not-at-top
   from gemma4_lora.runs import _export  # pylint: disable=g-import-not-at-top
+  from gemma4_lora.servers import _lint  # pylint: disable=g-import-not-at-top
 
   model, lora, workdir = config.part('model'), None, None
   if config.value.get('workdir') or not peft:
@@ -69,4 +76,8 @@ def check(config: _config.Config, *, peft: str | None, step: int) -> int:
     status.say('looks at what LoRA changes')
     report = g4.nn.check(model, params, file=peft)
   print(_escapes.escaped(str(report)))
-  return int(not report.ok)
+  if server is None or peft is None:
+    return int(not report.ok)
+  text, served = _lint.report(peft, server, model_config=model.config, who=_WHO)
+  print(_escapes.escaped(text))
+  return int(not (report.ok and served))

@@ -44,6 +44,20 @@ cache = click.option(
     ' $XDG_CACHE_HOME/gemma4_lora/plans, or ~/.cache.',
 )
 
+_SERVERS = ('peft', 'vllm', 'sglang', 'llama.cpp', 'mlx')
+
+
+def server(what: str, **kwargs: Any) -> Callable[..., Any]:
+  """Returns the option `--for`."""
+  return click.option(
+      '--for',
+      'server',
+      type=click.Choice(_SERVERS),
+      show_default='default' in kwargs,
+      help=what,
+      **kwargs,
+  )
+
 
 def be_quiet() -> None:
   """Silences libraries that print when they are imported, as TensorFlow."""

@@ -72,12 +72,19 @@ def fuse(config: _config.Config, *, format: str, **options: Any) -> None:
 @_options.overwrite
 @_max_shard_gb
 @_hf_files
+@_options.server('What will read the folder of --format=peft.', default='peft')
+@click.option(
+    '--base_model',
+    type=_values.Text(),
+    metavar='NAME',
+    help='Name of the base model, for adapter_config.json: google/gemma-4-E2B-it,'
+    ' or a folder.',
+)
 @click.option(
     '--experts',
     type=click.Choice(['stacked', 'per_expert']),
-    default='stacked',
-    show_default=True,
-    help='How PEFT folders hold routed experts: see g4.hf.save_peft.',
+    help='How PEFT folders hold routed experts: see g4.hf.save_peft. Default: as'
+    ' the server takes them.',
 )
 @click.option(
     '--base_model_class',
@@ -95,10 +102,16 @@ def export(
     overwrite: bool,
     max_shard_gb: float,
     hf_files: str | None,
-    experts: str,
+    server: str,
+    base_model: str | None,
+    experts: str | None,
     base_model_class: str,
 ) -> None:
-  """Write the run's LoRA as a PEFT folder, or its base as safetensors."""
+  """Write the run's LoRA for a server, or its base as safetensors.
+
+  --for=vllm, sglang, llama.cpp and mlx write the same numbers in the form which
+  that server reads, or say what it cannot serve.
+  """
   who = 'gemma4_lora export'
   if format != 'peft':
     _write(
@@ -114,17 +127,20 @@ def export(
     return
   from gemma4_lora.runs import _export  # pylint: disable=g-import-not-at-top
 
-  _export.export_peft(
+  _export.export_lora(
       out,
       model=config.part('model'),
       workdir=config.workdir,
       step=step,
       overwrite=overwrite,
+      server=server,
       base_model_class=base_model_class,
+      base_model_name_or_path=base_model,
       experts=experts,
       who=who,
   )
-  print(f'{out}: PEFT folder for {base_model_class}.')
+  kind = 'Adapter of mlx-lm' if server == 'mlx' else 'PEFT folder'
+  print(f'{out}: {kind} for {base_model_class}.')
 
 
 @_options.takes_config(

@@ -1,6 +1,5 @@
 """From a `g4.nn.LoRA` and its leaves to a PEFT folder."""
 
-from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import json
@@ -17,15 +16,19 @@ from gemma4_lora import _trees
 from gemma4_lora import variants
 from gemma4_lora.gemma4 import _hf_names
 from gemma4_lora.gemma4 import _linears
+from gemma4_lora.hf import _model_loras
 from gemma4_lora.host.folders import _new_folder
 from gemma4_lora.nn import _lora
-from gemma4_lora.nn.branches import _pending
 from gemma4_lora.peft import _adapter_config
 from gemma4_lora.peft import _branch
 from gemma4_lora.peft import _expert_tensors
 from gemma4_lora.peft import _full_tensors
 from gemma4_lora.peft import _tensors
 from gemma4_lora.peft import _write_config
+from gemma4_lora.servers import _forms
+from gemma4_lora.servers import _lint
+from gemma4_lora.servers import _server
+from gemma4_lora.servers import _servers
 from gemma4_lora.targets import _full
 
 _WHO = 'g4.hf.save_peft'
@@ -39,7 +42,8 @@ def save_peft(
     base_model_class: Literal[
         'Gemma4ForConditionalGeneration', 'Gemma4ForCausalLM'
     ] = 'Gemma4ForConditionalGeneration',
-    experts: Literal['stacked', 'per_expert'] = 'stacked',
+    experts: Literal['stacked', 'per_expert'] | None = None,
+    server: Literal['peft', 'vllm', 'sglang', 'llama.cpp'] = 'peft',
     overwrite: bool = False,
     base_model_name_or_path: str | None = None,
 ) -> None:
@@ -69,19 +73,30 @@ def save_peft(
     base_model_class: Class of transformers that will load it: the one of
       AutoModel, or the one of text alone. They name modules differently.
     experts: Layout of routed experts: PEFT's own, or one module per expert and
-      projection, which vLLM takes and PEFT does not.
+      projection, which vLLM takes and PEFT does not. Default: the server's.
+    server: What will read it. The numbers are the same for all, but some read no
+      `alpha_pattern`, `rank_pattern` or `use_rslora`: then scales go into B, and
+      ranks are filled with zeros. See `gemma4_lora/servers`.
     overwrite: Whether to replace the folder if there is one.
     base_model_name_or_path: Name of the base model, for the config.
 
   Raises:
     FileExistsError: `path` exists, and `overwrite` is False.
     ValueError: `model` has no LoRA, `params` is not its parameters or has NaN, or
-      what it adapts does not exist in `base_model_class`.
+      what it adapts does not exist in `base_model_class`, or the server refuses
+      it or would answer with other numbers.
   """
-  _check_arguments(model, base_model_class, experts)
+  row = _check_arguments(model, base_model_class, experts, server)
   path = _new_folder.check_free(path, overwrite=overwrite, who=_WHO)
-  loras = list(_row_loras(model, params))
-  branches, ranks = _branches(model, loras, experts)
+  loras, use_rslora = _forms.formed(
+      list(_model_loras.row_loras(model, params, who=_WHO)),
+      row,
+      use_rslora=model.use_rslora,
+  )
+  branches, ranks = _branches(
+      model, loras, experts or row.experts, use_rslora=use_rslora
+  )
+  branches = _forms.with_values(branches, row, model.config)
   full = _full_tensors.to_modules(
       _copies(model, params), base_model_class=base_model_class, who=_WHO
   )
@@ -89,7 +104,8 @@ def save_peft(
       branches,
       _linears.linears(model.config),
       base_model_class=base_model_class,
-      use_rslora=model.use_rslora,
+      names_alone=row.names_alone,
+      use_rslora=use_rslora,
       **variants.arguments(model.variant),
       lora_dropout=_dropout(model, branches),
       init_lora_weights=model.init_lora_weights,
@@ -98,7 +114,9 @@ def save_peft(
       or None,
       ensure_weight_tying=full.is_tied,
   )
-  tensors = _named(branches, base_model_class) | {
+  lora_tensors = _named(branches, base_model_class)
+  _check_server(row, config, branches, full, model)
+  tensors = lora_tensors | {
       _tensors.full_key(name): weight for name, weight in full.weights.items()
   }
   metadata = {'format': 'pt'}
@@ -109,37 +127,6 @@ def save_peft(
         json.dumps(config, indent=2, sort_keys=True)
     )
     safetensors.numpy.save_file(tensors, folder / _tensors.NAME, metadata)
-
-
-def _row_loras(
-    model: _lora.LoRA, params: Mapping[str, Any]
-) -> Iterator[_branch.RowLoRA]:
-  """Yields the leaves of each adapted row, on the host."""
-  for linear in model.adapted:
-    row = linear.row
-    leaves = _trees.get(params, row.lora_path)
-    shapes = linear.shapes
-    if set(leaves) != set(shapes):
-      raise ValueError(
-          f'{_WHO}: params has {sorted(leaves)} at {row.lora_path}, and the'
-          f' model {sorted(shapes)}. Were they made by this model.init?'
-      )
-    arrays = {}
-    for name, shape in shapes.items():
-      array = np.asarray(jax.device_get(leaves[name])).astype(np.float32)
-      if array.shape != shape:
-        raise ValueError(
-            f'{_WHO}: {row.lora_path}.{name} is {array.shape} in params and'
-            f' {shape} in the model. Were they made by this model.init?'
-        )
-      arrays[name] = array
-    problem = _pending.problem(
-        {(row.lora_path, name): array for name, array in arrays.items()}
-    )
-    if problem:
-      raise ValueError(f'{_WHO}: {problem}')
-    a, b = arrays.pop('a'), arrays.pop('b')
-    yield _branch.RowLoRA(row=row, alpha=linear.alpha, a=a, b=b, own=arrays)
 
 
 def _copies(
@@ -157,7 +144,11 @@ def _copies(
 
 
 def _branches(
-    model: _lora.LoRA, loras: Sequence[_branch.RowLoRA], experts: str
+    model: _lora.LoRA,
+    loras: Sequence[_branch.RowLoRA],
+    experts: str,
+    *,
+    use_rslora: bool,
 ) -> tuple[list[_branch.Branch], dict[str, list[int]]]:
   """Returns the branches, and the metadata for them."""
   branches, ranks = [], {}
@@ -171,9 +162,7 @@ def _branches(
     else:
       stacked.setdefault(row.layer, {})[row.projection] = lora
   for layer in stacked.values():
-    new, new_ranks = _expert_tensors.to_stacked(
-        layer, use_rslora=model.use_rslora
-    )
+    new, new_ranks = _expert_tensors.to_stacked(layer, use_rslora=use_rslora)
     branches += new
     ranks |= new_ranks
   return branches, ranks
@@ -222,16 +211,39 @@ def _dropout(model: _lora.LoRA, branches: Sequence[_branch.Branch]) -> float:
   return rate
 
 
-def _check_arguments(model: Any, base_model_class: str, experts: str) -> None:
+def _check_server(
+    server: _server.Server,
+    config: Mapping[str, Any],
+    branches: Sequence[_branch.Branch],
+    full: _full_tensors.Modules,
+    model: _lora.LoRA,
+) -> None:
+  """Raises if the server would refuse the folder, or answer otherwise."""
+  found = _lint.of_config(
+      config,
+      server,
+      names=[x.module for x in branches],
+      full=full.weights,
+      model_config=model.config,
+  )
+  _server.check(server, found, who=_WHO)
+
+
+def _check_arguments(
+    model: Any, base_model_class: str, experts: str | None, server: str
+) -> _server.Server:
   if not isinstance(model, _lora.LoRA):
     raise ValueError(
         f'{_WHO}(model=...) takes a g4.nn.LoRA. Got: {type(model).__name__}'
     )
+  servers = {k: v for k, v in _servers.SERVERS.items() if v.is_peft}
   for name, value, choices in (
       ('base_model_class', base_model_class, _hf_names.CLASSES),
-      ('experts', experts, ('stacked', 'per_expert')),
+      ('experts', experts, ('stacked', 'per_expert', None)),
+      ('server', server, tuple(servers)),
   ):
     if value not in choices:
       raise ValueError(
           f'{_WHO}({name}=...) takes one of {list(choices)}. Got: {value!r}'
       )
+  return servers[server]

@@ -72,6 +72,7 @@ class PeftConfig:
   target_parameters: tuple[str, ...]
   modules_to_save: tuple[str, ...]
   ensure_weight_tying: bool
+  base_model_name_or_path: str | None = None
   expressions: _linear_regex.Expressions = dataclasses.field(
       default_factory=_linear_regex.Expressions, repr=False, compare=False
   )
@@ -211,6 +212,7 @@ def read(path: epath.Path, data: bytes) -> PeftConfig:
       target_parameters=tuple(fields.get('target_parameters') or ()),
       modules_to_save=tuple(fields.get('modules_to_save') or ()),
       ensure_weight_tying=bool(fields.get('ensure_weight_tying')),
+      base_model_name_or_path=fields.get('base_model_name_or_path'),
   )
 
 

@@ -13,7 +13,7 @@ as one A of twice the rank, with a block-diagonal B. While B is zero, its zeros
 do not show that, so the file's metadata has it (`METADATA`).
 
 `per_expert` is what vLLM takes: each expert's projection as a module of its own,
-`moe.experts.3.gate_proj`.
+`experts.3.gate_proj`, before vllm 0.33 `moe.experts.3.gate_proj`.
 https://github.com/huggingface/peft (`ParamWrapper`, peft 0.21.2)
 """
 
@@ -45,7 +45,7 @@ def module_names(row: _linears.Linear) -> tuple[str, ...]:
   (num_experts,) = row.batch_shape
   name = _PROJECTIONS[row.projection]
   return tuple(
-      f'layers.{row.layer}.moe.experts.{e}.{name}' for e in range(num_experts)
+      f'layers.{row.layer}.experts.{e}.{name}' for e in range(num_experts)
   )
 
 

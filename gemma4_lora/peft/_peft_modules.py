@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import dataclasses
 import difflib
 
+import numpy as np
+
 from gemma4_lora.gemma4 import _hf_names
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.peft import _adapter_config
@@ -53,7 +55,8 @@ def match(
   for module, arrays in tensors.modules.items():
     where = _locate(module, tensors, config, sites)
     if where is None:
-      unknown.append(module)
+      if not _is_copy_of_keys(module, tensors):
+        unknown.append(module)
       continue
     prefix, name = where
     found.append(
@@ -74,6 +77,18 @@ def match(
     )
   _check_once(found, tensors)
   return found, unknown
+
+
+def _is_copy_of_keys(module: str, tensors: _tensors.Tensors) -> bool:
+  """Whether it is the LoRA of keys again, as `save_peft` writes it for vLLM."""
+  keys, dot, end = module.rpartition('.v_proj')
+  others = tensors.modules.get(f'{keys}.k_proj')
+  if not dot or end or others is None:
+    return False
+  own = tensors.modules[module]
+  return own.keys() == others.keys() and all(
+      np.array_equal(own[name], others[name]) for name in own
+  )
 
 
 def _check_once(found: Sequence[Found], tensors: _tensors.Tensors) -> None:
@@ -103,6 +118,8 @@ def _locate(
     sites: Mapping[str, _sites.Site],
 ) -> tuple[str, str] | None:
   """Returns prefix and name of a module, None if the model lacks it."""
+  # As earlier versions of vLLM name them.
+  module = module.replace('.moe.experts.', '.experts.')
   for prefix, name in _hf_names.candidates(module):
     if name in sites and not sites[name].parameter:
       return prefix, name

@@ -54,6 +54,7 @@ def config(
     *,
     base_model_class: str,
     init_lora_weights: str,
+    names_alone: bool = False,
     **settings: Any,
 ) -> dict[str, Any]:
   """Returns the fields of the config.
@@ -63,6 +64,8 @@ def config(
     rows: The model's table.
     base_model_class: Class of transformers.
     init_lora_weights: See `g4.nn.LoRA`.
+    names_alone: Whether `target_modules` is a list of full names, if ends of
+      names are not enough.
     **settings: Other fields, as they are.
   """
   names = {
@@ -82,7 +85,9 @@ def config(
       'rank_pattern': ranks,
       'lora_alpha': alpha,
       'alpha_pattern': alphas,
-      'target_modules': _target_modules(modules, rows, base_model_class),
+      'target_modules': _target_modules(
+          modules, rows, base_model_class, names_alone=names_alone
+      ),
       'target_parameters': _target_parameters(parameters, rows) or None,
       # PEFT's name of what we call the default.
       'init_lora_weights': (
@@ -138,6 +143,8 @@ def _target_modules(
     modules: Sequence[str],
     rows: Sequence[_linears.Linear],
     base_model_class: str,
+    *,
+    names_alone: bool,
 ) -> str | list[str]:
   """Returns plain names if they mean exactly these modules, else a regex."""
   if not modules:
@@ -152,7 +159,7 @@ def _target_modules(
     }
     if meant == set(modules):
       return sorted(ends)
-  return _patterns.regex(modules)
+  return sorted(modules) if names_alone else _patterns.regex(modules)
 
 
 def _target_parameters(

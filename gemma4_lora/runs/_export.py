@@ -101,17 +101,18 @@ def export(
   )
 
 
-def export_peft(
+def export_lora(
     out: epath.PathLike,
     *,
     model: Any,
     workdir: epath.PathLike,
     step: int = -1,
     overwrite: bool = False,
+    server: str = 'peft',
     who: str,
     **kwargs: Any,
 ) -> None:
-  """Writes the LoRA of a run as a PEFT folder.
+  """Writes the LoRA of a run as the folder that a server reads.
 
   Args:
     out: Folder to make.
@@ -119,13 +120,15 @@ def export_peft(
     workdir: The run's workdir.
     step: Which checkpoint of the run; -1 for the last.
     overwrite: Whether to replace the folder if there is one.
+    server: Its name: see `gemma4_lora/servers`.
     who: The command, for messages.
-    **kwargs: Other arguments of `g4.hf.save_peft`.
+    **kwargs: Other arguments of `g4.hf.save_peft`; of `g4.hf.save_mlx`, those that
+      it has.
 
   Raises:
     FileExistsError: There is something at `out`, and not `overwrite`.
     FileNotFoundError: There is no checkpoint.
-    ValueError: Run and config do not fit.
+    ValueError: Run and config do not fit, or the server refuses the LoRA.
   """
   _new_folder.check_free(out, overwrite=overwrite, who=who, how='--overwrite')
   params, fingerprint = _lora_item.read_lora(workdir, step=step, who=who)
@@ -133,7 +136,11 @@ def export_peft(
   _changes.check_settings(
       model, params, fingerprint, where=str(workdir), who=who
   )
-  hf.save_peft(out, model=model, params=params, overwrite=overwrite, **kwargs)
+  given = {'model': model, 'params': params, 'overwrite': overwrite}
+  if server == 'mlx':
+    hf.save_mlx(out, **given, base_model_class=kwargs['base_model_class'])
+  else:
+    hf.save_peft(out, **given, **kwargs | {'server': server})
 
 
 def read_params(

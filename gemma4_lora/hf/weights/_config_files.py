@@ -78,16 +78,14 @@ def model_config(
   fields = {'architectures': [name], 'dtype': dtype}
   if _hf_names.prefix(name, 'vision') is None:
     return text | fields
-  parts = {
+  made = {
       'vision_config': _unified_vision(shapes) if unified else _vision(shapes),
       'audio_config': _unified_audio(shapes) if unified else _audio(shapes),
   }
-  for key, part in parts.items():
-    if part is not None:
-      made, others = part
-      parts[key] = _with(
-          made, others, like.get(key) or {}, where=f'{where}: {key}'
-      )
+  parts = {
+      key: part and _with(*part, like.get(key) or {}, where=f'{where}: {key}')
+      for key, part in made.items()
+  }
   top = _TAGS | {'initializer_range': 0.02}
   if 'text_config' in like:
     top |= like

@@ -1,0 +1,1 @@
+"""What each server does with a LoRA: a table, its rules and its forms."""
