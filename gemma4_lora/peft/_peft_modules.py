@@ -31,7 +31,10 @@ class Found:
 
   @property
   def full_name(self) -> str:
-    return f'{self.prefix}{self.branch.name}'
+    """The name that settings are about."""
+    if self.site.parameter:
+      return f'{self.prefix}{self.branch.name}'
+    return self.branch.module
 
 
 def match(
@@ -59,6 +62,8 @@ def match(
         unknown.append(module)
       continue
     prefix, name = where
+    # Settings are about the file's own names; wrappers have that of a parameter.
+    configured = prefix + name if sites[name].parameter else module
     found.append(
         Found(
             site=sites[name],
@@ -67,8 +72,8 @@ def match(
                 tower=sites[name].rows[0].tower,
                 name=name,
                 module=module,
-                rank=config.rank(prefix + name),
-                alpha=config.alpha(prefix + name),
+                rank=config.rank(configured),
+                alpha=config.alpha(configured),
                 a=arrays['a'],
                 b=arrays['b'],
                 own={x.name: arrays[x.name] for x in config.variant.own},

@@ -372,7 +372,7 @@ def _scale_of(model, name):
 
 
 def test_one_module_per_expert_for_vllm(tmp_path):
-  """`moe.experts.3.gate_proj`, A `[r, in]` and B `[out, r]` of that expert."""
+  """`experts.3.gate_proj`, A `[r, in]` and B `[out, r]` of that expert."""
   model = _lora('experts')
   leaves = random_params.lora(model)
   g4.hf.save_peft(
@@ -380,7 +380,7 @@ def test_one_module_per_expert_for_vllm(tmp_path):
   )
   config, tensors = _read(tmp_path / 'x')
   lora = leaves['layer_4']['mlp']['gating_einsum']['lora']['expert_up']
-  name = 'model.language_model.layers.4.moe.experts.3.up_proj'
+  name = 'model.language_model.layers.4.experts.3.up_proj'
   np.testing.assert_array_equal(
       tensors[f'{_ROOT}{name}.lora_A.weight'], lora['a'][3].T
   )

@@ -291,16 +291,6 @@ def test_a_file_of_another_step_or_scale(saved):
   assert 'another scale for 5 projections: layer_0.attn.q 2.5, model 2' in text
 
 
-def test_a_file_that_vllm_reads_otherwise(tmp_path):
-  targets = [g4.targets.Rule('q', rank=4), 'down']
-  model = _model(targets=targets)
-  lora = _without_base(random_params.make(model))
-  g4.hf.save_peft(tmp_path / 'lora', model=model, params=lora)
-  report = g4.nn.check(model, lora, file=tmp_path / 'lora')
-  assert report.ok
-  assert 'which PEFT reads and vLLM does not' in str(report)
-
-
 def test_no_file(saved):
   model, lora, path = saved
   report = g4.nn.check(model, lora, file=path / 'nowhere')

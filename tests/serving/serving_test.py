@@ -1,0 +1,211 @@
+"""What servers answer with the folders that we write, against our own numbers.
+
+```sh
+python -m pytest tests/serving -s
+```
+
+It builds llama.cpp once, and runs it, transformers and PEFT in an environment of
+their own. No other run of the tests collects it.
+"""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+
+import jax
+import numpy as np
+import pytest
+
+from gemma4_lora import g4
+from tests.lib import trained
+from tests.serving import llama_cpp
+
+pytestmark = pytest.mark.slow
+
+_SCRIPT = pathlib.Path(__file__).parent / 'server_side.py'
+# Pieces of the real vocabulary: all tags, bytes, line breaks and spaces.
+_PIECES = 512
+_MORE = 12
+_SIZES = ('E2B', 'E4B', '12B', '26B_A4B', '31B')
+
+
+def _targets(size):
+  """Several ranks and scales, on all that llama.cpp has LoRA for."""
+  edge = size in ('E2B', 'E4B')
+  exclude = {'exclude': 'per_layer_model_projection'} if edge else {}
+  return (
+      g4.targets.Rule('q', rank=2, alpha=5.0),
+      g4.targets.Rule('down', rank=3, alpha=1.0),
+      g4.targets.Rule('text', alpha=6.0, **exclude),
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+  """A LoRA, as a merged folder and as an adapter, and what we compute with it.
+
+  Attributes:
+    name: Of the case.
+    folder: A folder of transformers: the merged model, or the base.
+    adapter: A PEFT folder, or None.
+    logits: f32[L V].
+    tokens: The prompt, and what we continue it with.
+  """
+
+  name: str
+  folder: pathlib.Path
+  adapter: pathlib.Path | None
+  logits: np.ndarray
+  tokens: np.ndarray
+
+
+def _side(what, tmp_path, **job):
+  """Runs the script, which sees the job's arguments."""
+  path = tmp_path / f'{what}.json'
+  path.write_text(json.dumps(job))
+  command = ['uv', 'run', '--no-project', _SCRIPT, what, path]
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope='session')
+def files(tmp_path_factory):
+  """A folder with the tokenizer."""
+  folder = tmp_path_factory.mktemp('files')
+  source = str(llama_cpp.source())
+  _side('tokenizer', folder, source=source, out=str(folder), size=_PIECES)
+  return folder
+
+
+def _prompt():
+  return np.random.default_rng(3).integers(240, _PIECES, 17)
+
+
+def _ours(model, params, tokens):
+  """Logits of the prompt, and the greedy continuation."""
+  apply = jax.jit(lambda x: model.apply({'params': params}, x).logits)
+  # One shape: what is behind a token changes nothing before it.
+  padded = np.zeros((1, len(tokens) + _MORE), np.int32)
+  padded[0, : len(tokens)] = tokens
+  logits = None
+  for length in range(len(tokens), padded.shape[1]):
+    got = np.asarray(apply(padded))[0]
+    if logits is None:
+      logits = got[: len(tokens)]
+    padded[0, length] = got[length - 1].argmax()
+  return logits, padded[0]
+
+
+def _model(size, **kwargs):
+  base = getattr(g4.testing, f'Gemma4_{size}')(
+      tokens='batch.input', dtype=np.float32
+  )
+  config = dataclasses.replace(base.config, num_embed=_PIECES)
+  return g4.nn.LoRA(rank=4, model=base.clone(config=config), **kwargs)
+
+
+def _cases(tmp_path, files, size, *, server, kinds, **kwargs):
+  """Yields the merged model, the base with an adapter, or both."""
+  model = _model(size, **kwargs)
+  run = trained.Run(tmp_path, model)
+  logits, tokens = _ours(model, run.params, _prompt())
+  for kind in kinds:
+    folder = tmp_path / kind
+    adapter = None
+    workdir = run.workdir if kind == 'merged' else None
+    run.export(folder, format='hf', hf_files=files, workdir=workdir)
+    if kind == 'adapter':
+      adapter = tmp_path / 'peft'
+      g4.hf.save_peft(
+          adapter,
+          model=model,
+          params=run.params,
+          base_model_class='Gemma4ForCausalLM',
+          server=server,
+      )
+    yield Case(
+        name=f'{size} {kind}',
+        folder=folder,
+        adapter=adapter,
+        logits=logits,
+        tokens=tokens,
+    )
+
+
+def _job(case):
+  return {
+      'folder': str(case.folder),
+      'adapter': case.adapter and str(case.adapter),
+      'tokens': case.tokens[:-_MORE].tolist(),
+      'more': _MORE,
+  }
+
+
+def _compare(cases, path, *, most):
+  """Prints and checks differences, relative to the largest logit."""
+  answers = np.load(path)
+  for i, case in enumerate(cases):
+    got = answers[f'{i}.logits']
+    off = np.abs(got - case.logits).max() / np.abs(case.logits).max()
+    same = np.array_equal(answers[f'{i}.tokens'], case.tokens)
+    print(f'| {path.stem} | {case.name} | {off:.1e} | {same} |')
+    assert off <= most, case.name
+    assert same, case.name
+
+
+@pytest.fixture(scope='session')
+def cases(tmp_path_factory, files):
+  made = []
+  for size in _SIZES:
+    kinds = ('merged', 'adapter')
+    made += _cases(
+        tmp_path_factory.mktemp(size),
+        files,
+        size,
+        server='llama.cpp',
+        kinds=kinds,
+        use_rslora=size == '31B',
+        targets=_targets(size),
+    )
+  return made
+
+
+def test_llama_cpp(cases, tmp_path):
+  """Merged models and adapters, with GELU computed in float32."""
+  out = tmp_path / 'llama.cpp.npz'
+  _side(
+      'llama',
+      tmp_path,
+      source=str(llama_cpp.source()),
+      libraries=str(llama_cpp.libraries(exact=True)),
+      cases=[_job(case) for case in cases],
+      out=str(out),
+  )
+  _compare(cases, out, most=1e-3)
+
+
+def test_llama_cpp_as_released(cases, tmp_path):
+  """Its table for GELU has 16 bits."""
+  out = tmp_path / 'llama.cpp_as_released.npz'
+  _side(
+      'llama',
+      tmp_path,
+      source=str(llama_cpp.source()),
+      libraries=str(llama_cpp.libraries(exact=False)),
+      cases=[_job(case) for case in cases],
+      out=str(out),
+  )
+  _compare(cases, out, most=3e-2)
+
+
+def test_transformers_and_peft(cases, tmp_path):
+  """The same folders: what is written for llama.cpp is still PEFT's."""
+  out = tmp_path / 'transformers.npz'
+  _side(
+      'transformers',
+      tmp_path,
+      cases=[_job(case) for case in cases],
+      out=str(out),
+  )
+  _compare(cases, out, most=1e-4)
