@@ -182,7 +182,7 @@ def _context(api, path: str, adapter: str | None):
   if adapter is not None:
     lora = api.llama_adapter_lora_init(model, adapter.encode())
     assert lora, adapter
-    loras = (ctypes.c_void_p * 1)(lora)
+    loras = (type(lora) * 1)(lora)
     assert not api.llama_set_adapters_lora(
         context, loras, 1, (ctypes.c_float * 1)(1.0)
     )
