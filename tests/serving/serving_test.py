@@ -65,7 +65,11 @@ def _side(what, tmp_path, **job):
   """Runs the script, which sees the job's arguments."""
   path = tmp_path / f'{what}.json'
   path.write_text(json.dumps(job))
-  command = ['uv', 'run', '--no-project', _SCRIPT, what, path]
+  _run(_SCRIPT, what, path)
+
+
+def _run(*script):
+  command = ['uv', 'run', '--no-project', *script]
   done = subprocess.run(command, capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stderr[-3000:]
 
@@ -106,36 +110,53 @@ def _model(size, **kwargs):
   return g4.nn.LoRA(rank=4, model=base.clone(config=config), **kwargs)
 
 
-def _cases(tmp_path, files, size, *, server, kinds, **kwargs):
-  """Yields the merged model, the base with an adapter, or both."""
-  model = _model(size, **kwargs)
-  # Large enough that no norm makes much of a rounding.
-  g4.testing.make_checkpoint(
-      model.model, tmp_path / 'base', params=random_params.make(model.model)
-  )
-  run = trained.Run(tmp_path, model, base=tmp_path / 'base')
-  logits, tokens = _ours(model, run.params, _prompt())
-  for kind in kinds:
-    folder = tmp_path / kind
-    adapter = None
-    workdir = run.workdir if kind == 'merged' else None
-    run.export(folder, format='hf', hf_files=files, workdir=workdir)
-    if kind == 'adapter':
-      adapter = tmp_path / 'peft'
-      g4.hf.save_peft(
-          adapter,
-          model=model,
-          params=run.params,
-          base_model_class='Gemma4ForCausalLM',
-          server=server,
-      )
-    yield Case(
-        name=f'{size} {kind}',
+class _Trained:
+  """A model whose LoRA was trained, and what is written of it."""
+
+  def __init__(self, path, files, size, **kwargs):
+    self.path, self.files = path, files
+    self.model = _model(size, **kwargs)
+    base = path / 'base_of_orbax'
+    # Large enough that no norm makes much of a rounding.
+    g4.testing.make_checkpoint(
+        self.model.model, base, params=random_params.make(self.model.model)
+    )
+    self.run = trained.Run(path, self.model, base=base)
+    self.logits, self.tokens = _ours(self.model, self.run.params, _prompt())
+
+  def merged(self):
+    return self._written('merged', self.run.workdir)
+
+  def base(self):
+    return self._written('base', None)
+
+  def adapter(self, server):
+    path = self.path / server
+    kwargs = {
+        'model': self.model,
+        'params': self.run.params,
+        'base_model_class': 'Gemma4ForCausalLM',
+    }
+    if server == 'mlx':
+      g4.hf.save_mlx(path, **kwargs)
+    else:
+      g4.hf.save_peft(path, **kwargs, server=server)
+    return path
+
+  def case(self, name, folder, adapter=None):
+    return Case(
+        name=name,
         folder=folder,
         adapter=adapter,
-        logits=logits,
-        tokens=tokens,
+        logits=self.logits,
+        tokens=self.tokens,
     )
+
+  def _written(self, name, workdir):
+    folder = self.path / name
+    if not folder.exists():
+      self.run.export(folder, format='hf', hf_files=self.files, workdir=workdir)
+    return folder
 
 
 def _job(case):
@@ -164,18 +185,19 @@ def _compare(cases, path, *, most):
 
 @pytest.fixture(scope='session')
 def cases(tmp_path_factory, files):
+  """Of each size, the merged model, and the base with an adapter."""
   made = []
   for size in _SIZES:
-    kinds = ('merged', 'adapter')
-    made += _cases(
+    of_size = _Trained(
         tmp_path_factory.mktemp(size),
         files,
         size,
-        server='llama.cpp',
-        kinds=kinds,
         use_rslora=size == '31B',
         targets=_targets(size),
     )
+    made.append(of_size.case(f'{size}, merged', of_size.merged()))
+    adapter = of_size.adapter('llama.cpp')
+    made.append(of_size.case(f'{size}, adapter', of_size.base(), adapter))
   return made
 
 
@@ -217,3 +239,27 @@ def test_transformers_and_peft(cases, tmp_path):
       out=str(out),
   )
   _compare(cases, out, most=1e-4)
+
+
+def test_mlx(files, tmp_path):
+  """Merged, and adapters of its own: several ranks and scales, experts, DoRA."""
+  cases = []
+  for name, size, kwargs in (
+      ('E2B', 'E2B', {'targets': _targets('E2B')}),
+      ('E2B, DoRA', 'E2B', {'targets': _targets('E2B'), 'use_dora': True}),
+      ('26B_A4B, experts', '26B_A4B', {'targets': ['text', 'experts']}),
+      ('31B', '31B', {'targets': _targets('31B'), 'use_rslora': True}),
+      ('12B', '12B', {'targets': 'text'}),
+  ):
+    path = tmp_path / name
+    path.mkdir()
+    of_size = _Trained(path, files, size, **kwargs)
+    cases.append(of_size.case(f'{name}, merged', of_size.merged()))
+    adapter = of_size.adapter('mlx')
+    cases.append(of_size.case(f'{name}, adapter', of_size.base(), adapter))
+  out = tmp_path / 'mlx-lm.npz'
+  job = tmp_path / 'job.json'
+  jobs = [_job(case) for case in cases]
+  job.write_text(json.dumps({'cases': jobs, 'out': str(out)}))
+  _run(_SCRIPT.with_name('mlx_side.py'), job)
+  _compare(cases, out, most=1e-3)
