@@ -4,6 +4,7 @@ As a shell runs them: `jobs/train_test.py`.
 """
 
 import io
+import json
 import os
 import pathlib
 import re
@@ -161,6 +162,34 @@ def test_export_a_run_as_peft(run, tmp_path, run_command):
       lora.params['layer_0']['attn']['q_einsum']['lora'],
       run.params['layer_0']['attn']['q_einsum']['lora'],
   )
+
+
+def test_export_for_servers(run, tmp_path, run_command):
+  """What one of them refuses is a line, and nothing is written."""
+  run, cfg = run
+  lora = tmp_path / 'lora'
+  done = run_command(
+      'export', *cfg, f'--out={lora}', '--for=vllm', '--base_model=a/b'
+  )
+  assert done.returncode == 0, done.stderr
+  config = json.loads((lora / 'adapter_config.json').read_text())
+  assert config['base_model_name_or_path'] == 'a/b'
+  checked = run_command('check', *cfg, f'--peft={lora}', '--for=vllm')
+  assert checked.returncode == 0, checked.stdout + checked.stderr
+  assert 'vllm (vllm 0.33.0) serves it as trained.' in checked.stdout
+  checked = run_command('check', *cfg, f'--peft={lora}', '--for=sglang')
+  assert checked.returncode == 1
+  assert 'refuses: q_proj without v_proj' in checked.stdout
+  done = run_command('export', *cfg, f'--out={tmp_path / "x"}', '--for=sglang')
+  assert done.returncode == 1
+  assert 'sglang (sglang 0.5.23) refuses' in done.stderr
+  assert not (tmp_path / 'x').exists()
+  done = run_command('export', *cfg, f'--out={tmp_path / "mlx"}', '--for=mlx')
+  assert done.returncode == 0, done.stderr
+  assert 'Adapter of mlx-lm' in done.stdout
+  assert (tmp_path / 'mlx' / 'adapters.safetensors').exists()
+  done = run_command('check', *cfg, '--for=vllm')
+  assert (done.returncode, '--peft=FOLDER' in done.stderr) == (1, True)
 
 
 def _say(run_command, monkeypatch, lines, *args):

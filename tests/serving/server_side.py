@@ -146,10 +146,14 @@ def llama(source: str, libraries: str, cases: list, out: str) -> None:
     _run(f'{code}/convert_hf_to_gguf.py', case['folder'], '--outfile', model)
     if case.get('adapter'):
       adapter = f'{out}.{i}.lora.gguf'
-      _run(
-          f'{code}/convert_lora_to_gguf.py',
-          *('--base', case['folder'], '--outfile', adapter, case['adapter']),
-      )
+      try:
+        _run(
+            f'{code}/convert_lora_to_gguf.py',
+            *('--base', case['folder'], '--outfile', adapter, case['adapter']),
+        )
+      except RuntimeError as e:
+        answers[f'{i}.error'] = np.asarray(str(e))
+        continue
     context = _context(llama_cpp, model, adapter)
     logits = _logits(llama_cpp, context, case['tokens'])
     tokens = list(case['tokens'])

@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 
 from gemma4_lora import g4
+from gemma4_lora.servers import _lint
+from gemma4_lora.servers import _servers
 from tests.lib import random_params
 from tests.lib import trained
 from tests.serving import llama_cpp
@@ -173,6 +175,7 @@ def _compare(cases, path, *, most):
   answers = np.load(path)
   wrong = []
   for i, case in enumerate(cases):
+    assert f'{i}.error' not in answers, answers[f'{i}.error']
     got = answers[f'{i}.logits']
     off = np.abs(got - case.logits).max() / np.abs(case.logits).max()
     same = np.array_equal(answers[f'{i}.tokens'], case.tokens)
@@ -239,6 +242,56 @@ def test_transformers_and_peft(cases, tmp_path):
       out=str(out),
   )
   _compare(cases, out, most=1e-4)
+
+
+# What `gemma4_lora check --for=llama.cpp` says of a folder, and a LoRA of which it
+# is said.
+_SAID = {
+    'use_rslora': ('ignores', 'E2B', {'use_rslora': True}),
+    'alpha_pattern': ('ignores', 'E2B', {'targets': _targets('E2B')}),
+    'per_layer_model_projection': (
+        'ignores',
+        'E2B',
+        {'targets': 'per_layer_model_projection'},
+    ),
+    'DoRA': ('refuses', 'E2B', {'use_dora': True}),
+    'modules_to_save': ('refuses', 'E2B', {'modules_to_save': 'embedder'}),
+    'routed experts': ('refuses', '26B_A4B', {'targets': 'experts'}),
+}
+
+
+def test_llama_cpp_does_what_is_said_of_it(files, tmp_path):
+  """With PEFT's folders, which are not written for it."""
+  cases = []
+  for name, (kind, size, kwargs) in _SAID.items():
+    path = tmp_path / name
+    path.mkdir()
+    of_size = _Trained(path, files, size, **{'targets': 'o'} | kwargs)
+    folder = of_size.adapter('peft')
+    found = _lint.of_folder(
+        folder,
+        _servers.SERVERS['llama.cpp'],
+        model_config=of_size.model.config,
+        who='test',
+    )
+    assert [x for x in found if x.kind == kind and name in x.text], found
+    cases.append(of_size.case(name, of_size.base(), folder))
+  out = tmp_path / 'said.npz'
+  _side(
+      'llama',
+      tmp_path,
+      source=str(llama_cpp.source()),
+      libraries=str(llama_cpp.libraries(exact=True)),
+      cases=[_job(case) for case in cases],
+      out=str(out),
+  )
+  answers = np.load(out)
+  for i, (name, (kind, _, _)) in enumerate(_SAID.items()):
+    refused = f'{i}.error' in answers
+    assert refused == (kind == 'refuses'), name
+    if not refused:
+      off = np.abs(answers[f'{i}.logits'] - cases[i].logits).max()
+      assert off > 1e-2, name
 
 
 def test_mlx(files, tmp_path):
