@@ -57,6 +57,7 @@ _RUN_BY = {
     'uv venv': None,  # It downloads a Python.
     'tests/platforms/': None,  # Environments of their own.
     'tests/lib/peft_reference.py': None,  # PyTorch.
+    'tests/lib/vocabulary_reference.py': None,  # A source package.
     'tests.lib.peft_cases': None,  # What the one above wrote.
 }
 
