@@ -1,6 +1,7 @@
 """Several LoRAs on one base: switched and mixed by weights alone."""
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import difflib
 import functools
@@ -11,13 +12,16 @@ import flax
 from gemma import peft
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gemma4_lora import _trees
 from gemma4_lora.gemma4 import _linears
 from gemma4_lora.nn import _lora
+from gemma4_lora.nn import _mix_methods
 from gemma4_lora.nn.branches import _init
 from gemma4_lora.nn.branches import _pending
 from gemma4_lora.targets import _by_row
+from gemma4_lora.targets import _rule
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,16 +119,9 @@ class LoRAMix:
     Raises:
       ValueError: An unknown name, or a weight that is not a number.
     """
-    by_name = {weights: 1.0} if isinstance(weights, str) else dict(weights)
-    for name, weight in by_name.items():
-      if name not in self.names:
-        close = difflib.get_close_matches(name, self.names)
-        hint = f' Did you mean {close[0]!r}?' if close else ''
-        raise ValueError(
-            f'LoRAMix has no LoRA {name!r}: it has {list(self.names)}.{hint}'
-        )
-      if not math.isfinite(weight):
-        raise ValueError(f'LoRAMix: the weight of {name!r} is {weight}.')
+    by_name = self._checked(
+        {weights: 1.0} if isinstance(weights, str) else weights
+    )
     values = [by_name.get(name, 0.0) for name in self.names]
     leaves = {}
     for name, stack in self._stacks.items():
@@ -140,6 +137,194 @@ class LoRAMix:
     original, _ = peft.split_params(dict(base))
     lora = flax.traverse_util.unflatten_dict(leaves, sep='.')
     return peft.merge_params(original, lora)
+
+  def merged(
+      self,
+      weights: Mapping[str, float],
+      *,
+      method: _mix_methods.Method = 'cat',
+      density: float | None = None,
+      majority_sign: _mix_methods.MajoritySign = 'total',
+      rank: int | None = None,
+      seed: int = 0,
+  ) -> tuple[_lora.LoRA, dict[str, Any]]:
+    """Returns one LoRA made of several, to train on, save or serve.
+
+    ```python
+    model, lora = mix.merged({'fr': 0.7, 'de': 0.3}, method='ties', density=0.5)
+    g4.hf.save_peft('both', model=model, params=lora)
+    ```
+
+    The methods and their numbers are those of PEFT's `add_weighted_adapter`; where
+    chance decides (`dare_…`), by `seed`, not by PyTorch's. Computed on the host.
+
+    Args:
+      weights: Weights by name; those left out take no part.
+      method: PEFT's `combination_type`: `cat` (exactly the weighted sum), `svd`,
+        `linear`, `ties`, `dare_linear`, `dare_ties`, `magnitude_prune`, and with
+        `_svd` behind the last four.
+      density: The share of entries that `ties`, `dare_…` and `magnitude_prune`
+        keep, above 0 and up to 1.
+      majority_sign: What `ties` finds the sign of most by: the sum of the entries
+        (`total`), or of their signs (`frequency`).
+      rank: The rank of the result, for methods that end with `svd`; default: the
+        largest of the LoRAs'.
+      seed: For `dare_…`.
+
+    Returns:
+      A `g4.nn.LoRA`, and its LoRA leaves, nested, float32.
+
+    Raises:
+      ValueError: An unknown name or argument; no weights; or ranks that differ,
+        which only `cat` and `svd` take.
+    """
+    weights = self._checked(weights)
+    _check_method(method, density, majority_sign, rank)
+    if not weights:
+      raise ValueError(
+          f'LoRAMix.merged takes a weight or more. It has {list(self.names)}.'
+      )
+    rng = np.random.default_rng(seed)
+    config = self.model.config
+    rows = {row.name: row for row in _linears.linears(config)}
+    ranks, leaves = {}, {}
+    for name, stack in self._stacks.items():
+      parts = _parts(stack, [weights.get(x) for x in self.names])
+      if not parts:
+        continue
+      if not (method == 'cat' or _mix_methods.has_rank(method)):
+        _check_ranks(name, parts, method)
+      a, b = _merged(
+          parts,
+          rows[name],
+          method=method,
+          density=1.0 if density is None else density,
+          majority_sign=majority_sign,
+          rank=rank,
+          rng=rng,
+      )
+      ranks[name] = a.shape[-1], float(a.shape[-1])
+      leaves[f'{self._paths[name]}.a'] = a.reshape(
+          *stack.a.shape[:-1], a.shape[-1]
+      )
+      leaves[f'{self._paths[name]}.b'] = b.reshape(
+          *stack.b.shape[: stack.axis],
+          a.shape[-1],
+          *stack.b.shape[stack.axis + 1 :],
+      )
+    most, alpha, rules = _by_row.rules(ranks, list(rows.values()))
+    model = _lora.LoRA(
+        rank=most,
+        alpha=alpha,
+        targets=rules,
+        quantize=self.model.quantize,
+        model=self.model.model,
+    )
+    return model, flax.traverse_util.unflatten_dict(leaves, sep='.')
+
+  def _checked(self, weights: Mapping[str, float]) -> dict[str, float]:
+    """Returns weights by name.
+
+    Raises:
+      ValueError: An unknown name, or a weight that is not a number.
+    """
+    for name, weight in weights.items():
+      if name not in self.names:
+        close = difflib.get_close_matches(name, self.names)
+        hint = f' Did you mean {close[0]!r}?' if close else ''
+        raise ValueError(
+            f'LoRAMix has no LoRA {name!r}: it has {list(self.names)}.{hint}'
+        )
+      if not math.isfinite(weight):
+        raise ValueError(f'LoRAMix: the weight of {name!r} is {weight}.')
+    return dict(weights)
+
+
+def _check_method(
+    method: str,
+    density: float | None,
+    majority_sign: str,
+    rank: int | None,
+) -> None:
+  """Raises for arguments of `merged` that are wrong, or that it would not use."""
+  who = 'LoRAMix.merged'
+  for name, value, choices in (
+      ('method', method, _mix_methods.METHODS),
+      ('majority_sign', majority_sign, _mix_methods.MAJORITY_SIGNS),
+  ):
+    if value not in choices:
+      raise ValueError(
+          f'{who}({name}=...) takes one of {list(choices)}. Got: {value!r}'
+      )
+  if _mix_methods.needs_density(method):
+    if density is None or not 0 < density <= 1:
+      raise ValueError(
+          f'{who}: method={method!r} takes a density above 0 and up to 1: the'
+          f' share of entries that is kept. Got: density={density}'
+      )
+  elif density is not None:
+    raise ValueError(f'{who}: method={method!r} has no density={density}.')
+  if rank is None:
+    return
+  if not _mix_methods.has_rank(method):
+    raise ValueError(
+        f'{who}: method={method!r} has no rank={rank}: only methods that end'
+        ' with svd have.'
+    )
+  _rule.check_rank(rank)
+
+
+def _check_ranks(
+    name: str, parts: Sequence[_mix_methods.Part], method: str
+) -> None:
+  ranks = {part.a.shape[-1] for part in parts}
+  if len(ranks) > 1:
+    raise ValueError(
+        f'LoRAMix.merged: {name} has ranks {sorted(ranks)}, and'
+        f" method={method!r} adds A to A and B to B. Take method='cat', 'svd', or"
+        ' one that ends with _svd.'
+    )
+
+
+def _parts(
+    stack: _Stack, weights: Sequence[float | None]
+) -> list[_mix_methods.Part]:
+  """Returns A and B of each LoRA that has a weight, as matrices."""
+  a = np.asarray(stack.a, np.float32)
+  b = np.asarray(stack.b, np.float32)
+  batch = a.shape[: stack.axis]
+  a = a.reshape(*batch, -1, a.shape[-1])
+  b = b.reshape(*batch, b.shape[stack.axis], -1)
+  owners = np.asarray(stack.owners)
+  parts = []
+  for owner, weight in enumerate(weights):
+    (own,) = np.nonzero(owners == owner)
+    if weight is not None and own.size:
+      parts.append(
+          _mix_methods.Part(
+              a=a[..., own],
+              b=b[..., own, :],
+              scale=stack.scales[own[0]],
+              weight=weight,
+          )
+      )
+  return parts
+
+
+def _merged(
+    parts: Sequence[_mix_methods.Part], row: _linears.Linear, **kwargs: Any
+) -> tuple[np.ndarray, np.ndarray]:
+  """Mixes one matrix, or those of each layer that a weight of gemma's stacks."""
+  if not row.stacked:
+    return _mix_methods.mixed(parts, **kwargs)
+  layers = [
+      _mix_methods.mixed(
+          [dataclasses.replace(x, a=x.a[i], b=x.b[i]) for x in parts], **kwargs
+      )
+      for i in range(parts[0].a.shape[0])
+  ]
+  a, b = zip(*layers, strict=True)
+  return np.stack(a), np.stack(b)
 
 
 @functools.partial(jax.jit, static_argnames='axis')
