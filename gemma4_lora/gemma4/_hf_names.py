@@ -45,6 +45,14 @@ _ENCODERS = {
 }
 
 
+# Where each tower has its layers, by number, under `model`.
+LAYER_LISTS = {
+    'text': 'model.language_model.layers',
+    'vision': 'model.vision_tower.encoder.layers',
+    'audio': 'model.audio_tower.layers',
+}
+
+
 def class_name(*, has_towers: bool, unified: bool = False) -> str:
   """Returns the class of transformers that has a model's parameters."""
   if unified:

@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 import dataclasses
 import numbers
+import re
 from typing import Any
 from typing import Literal
+
+from gemma4_lora.gemma4 import _hf_names
 
 # Fields of `Rule` that may be written as one value or several.
 _SEQUENCES = ('select', 'exclude', 'layers')
@@ -144,6 +147,7 @@ def peft(
     *,
     exclude_modules: str | Sequence[str] = (),
     layers_to_transform: int | Sequence[int] | None = None,
+    layers_pattern: str | Sequence[str] | None = None,
     **kwargs: Any,
 ) -> Rule:
   """A rule in the words of a PEFT `LoraConfig`.
@@ -155,8 +159,17 @@ def peft(
     target_modules: See PEFT: `r'.*\\.self_attn\\.(q|v)_proj'` or `['q_proj']`.
     exclude_modules: See PEFT; the same kinds of value as `target_modules`.
     layers_to_transform: See PEFT.
+    layers_pattern: See PEFT: which lists of layers the numbers are about.
+      `'language_model.layers'` is the text, `'encoder.layers'` the vision tower,
+      `'layers'` all of them.
     **kwargs: Arguments of `Rule`.
+
+  Raises:
+    ValueError: `layers_pattern` without `layers_to_transform`, or it fits no list
+      of layers, or some but not all.
   """
+  if layers_pattern:
+    kwargs = _of_pattern(layers_pattern, layers_to_transform, kwargs)
   regex = isinstance(target_modules, str) and target_modules != 'all-linear'
   return Rule(
       target_modules,
@@ -165,6 +178,36 @@ def peft(
       regex=regex,
       **kwargs,
   )
+
+
+def _of_pattern(
+    pattern: str | Sequence[str],
+    layers: int | Sequence[int] | None,
+    kwargs: dict[str, Any],
+) -> dict[str, Any]:
+  """Returns arguments of `Rule`, with the tower whose layers a pattern is about."""
+  given = f'layers_pattern={pattern!r}'
+  if layers is None:
+    raise ValueError(f'{given} needs layers_to_transform=, as in PEFT.')
+  lists = _hf_names.LAYER_LISTS
+  towers = [
+      tower
+      for tower, name in lists.items()
+      if any(re.fullmatch(rf'.*\.{x}', name) for x in _as_tuple(pattern))
+  ]
+  if len(towers) == len(lists):
+    return kwargs
+  if len(towers) != 1:
+    raise ValueError(
+        f'{given} fits {towers or "none"} of {list(lists.values())}. Give one'
+        ' rule for each.'
+    )
+  (tower,) = towers
+  if kwargs.get('tower', tower) != tower:
+    raise ValueError(
+        f'{given} is about the {tower} tower, and tower={kwargs["tower"]!r}.'
+    )
+  return kwargs | {'tower': tower}
 
 
 def normalize(targets: Any, *, argument: str = 'targets') -> tuple[Rule, ...]:

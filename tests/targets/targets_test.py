@@ -399,6 +399,55 @@ def test_a_list_of_peft_is_of_names():
   ]
 
 
+@pytest.mark.parametrize(
+    'pattern,name,layers,want',
+    [
+        ('layers', 'q_proj', 2, {('text', 'q')}),
+        ('language_model.layers', 'q_proj', 2, {('text', 'q')}),
+        # Of the towers, which both have this name, one.
+        (['no', r'encoder\.layers'], 'q_proj.linear', 16, {('vision', 'q')}),
+        ('audio_tower.layers', 'q_proj.linear', 12, {('audio', 'q')}),
+    ],
+)
+def test_a_pattern_of_peft_says_which_layers_are_numbered(
+    pattern, name, layers, want
+):
+  rule = targets.peft(
+      [name], layers_to_transform=list(range(layers)), layers_pattern=pattern
+  )
+  assert _take(rule, 'Gemma4_E2B') == want
+
+
+@pytest.mark.parametrize(
+    'kwargs,match',
+    [
+        ({'layers_pattern': 'layers'}, "'layers' needs layers_to_transform="),
+        (
+            {'layers_pattern': 'blocks', 'layers_to_transform': 0},
+            'fits none of',
+        ),
+        (
+            {
+                'layers_pattern': '(language_model|audio_tower).layers',
+                'layers_to_transform': 0,
+            },
+            r"fits \['text', 'audio'\] of .*one rule for each",
+        ),
+        (
+            {
+                'layers_pattern': 'encoder.layers',
+                'layers_to_transform': 0,
+                'tower': 'text',
+            },
+            "is about the vision tower, and tower='text'",
+        ),
+    ],
+)
+def test_wrong_patterns_of_peft(kwargs, match):
+  with pytest.raises(ValueError, match=match):
+    targets.peft(['q_proj'], **kwargs)
+
+
 # --------------------------- Order and settings ----------------------------
 
 
