@@ -3,7 +3,6 @@
 import json
 import pathlib
 
-from absl import logging
 from etils import epath
 
 from gemma4_lora import nn
@@ -111,12 +110,10 @@ def write(
       folder, with_images=_hf_names.prefix(name, 'vision') is not None
   )
   if missing:
-    line = (
-        f'Not in it: {", ".join(missing)}. Give --hf_files=DIR, the folder of a'
-        ' released model.'
+    return (
+        f'{note}. Not in it: {", ".join(missing)}. Give --hf_files=DIR, the'
+        ' folder of a released model.'
     )
-    logging.warning('%s', line)
-    return f'{note}. {line}'
   return f'{note}.'
 
 

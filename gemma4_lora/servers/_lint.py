@@ -63,15 +63,19 @@ def report(
   server = _servers.SERVERS[name]
   found = of_folder(path, server, model_config=model_config, who=who)
   problems = [x for x in found if x.is_problem]
-  said = 'does not serve it as trained' if problems else 'serves it as trained'
-  lines = [f'{name} ({server.version}) {said}.']
-  lines += [f'- {x.kind}: {x.text}.' for x in found]
-  if not server.is_peft:
-    lines.append(
-        '- needs: a folder of its own, no PEFT folder: gemma4_lora export'
+  start = f'{name} ({server.version})'
+  if problems:
+    said = f'{start} does not serve it as trained.'
+  elif server.is_peft:
+    said = f'{start} serves it as trained.'
+  else:
+    said = (
+        f'{start} can serve it, from a folder of its own: gemma4_lora export'
         f' --for={name}.'
     )
-  return '\n'.join(lines), not problems
+  return '\n'.join([said, *(f'- {x.kind}: {x.text}.' for x in found)]), not (
+      problems
+  )
 
 
 def of_config(

@@ -187,3 +187,10 @@ def test_report_says_which_version_was_read(tmp_path):
   )
   assert served
   assert text == 'vllm (vllm 0.33.0) serves it as trained.'
+  text, served = _lint.report(
+      tmp_path / 'x', 'mlx', model_config=model.config, who=_WHO
+  )
+  assert served
+  assert text.endswith(
+      'from a folder of its own: gemma4_lora export --for=mlx.'
+  )
