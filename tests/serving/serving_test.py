@@ -13,6 +13,7 @@ import json
 import pathlib
 import subprocess
 
+from gemma import peft
 import jax
 import numpy as np
 import pytest
@@ -104,9 +105,9 @@ def _ours(model, params, tokens):
   return logits, padded[0]
 
 
-def _model(size, **kwargs):
+def _model(size, *, text_only=True, **kwargs):
   base = getattr(g4.testing, f'Gemma4_{size}')(
-      tokens='batch.input', dtype=np.float32
+      tokens='batch.input', dtype=np.float32, text_only=text_only
   )
   config = dataclasses.replace(base.config, num_embed=_PIECES)
   return g4.nn.LoRA(rank=4, model=base.clone(config=config), **kwargs)
@@ -120,9 +121,11 @@ class _Trained:
     self.model = _model(size, **kwargs)
     base = path / 'base_of_orbax'
     # Large enough that no norm makes much of a rounding.
-    g4.testing.make_checkpoint(
-        self.model.model, base, params=random_params.make(self.model.model)
-    )
+    params = random_params.make(self.model.model)
+    if not self.model.model.text_only:
+      towers = g4.testing.make_checkpoint(self.model.model, path / 'towers')
+      params = peft.merge_params(towers, params)
+    g4.testing.make_checkpoint(self.model.model, base, params=params)
     self.run = trained.Run(path, self.model, base=base)
     self.logits, self.tokens = _ours(self.model, self.run.params, _prompt())
 
@@ -201,6 +204,10 @@ def cases(tmp_path_factory, files):
     made.append(of_size.case(f'{size}, merged', of_size.merged()))
     adapter = of_size.adapter('llama.cpp')
     made.append(of_size.case(f'{size}, adapter', of_size.base(), adapter))
+  for size in ('E2B', '12B'):
+    path = tmp_path_factory.mktemp(f'{size}_with_towers')
+    of_size = _Trained(path, files, size, targets='text', text_only=False)
+    made.append(of_size.case(f'{size} with towers, merged', of_size.merged()))
   return made
 
 

@@ -171,6 +171,9 @@ def _text(
         'hidden_size_per_layer_input': config.per_layer_input_dim,
         'vocab_size_per_layer_input': config.num_embed,
     }
+  else:
+    # llama.cpp's converter asks for it, and transformers' class has no default.
+    made['moe_intermediate_size'] = None
   if config.enable_moe:
     made |= {
         'moe_intermediate_size': config.expert_dim,
