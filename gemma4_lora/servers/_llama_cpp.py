@@ -8,38 +8,25 @@ from collections.abc import Iterator
 
 from gemma4_lora.servers import _adapter
 from gemma4_lora.servers import _server
+from gemma4_lora.servers import _shared_rules
 
 Finding = _server.Finding
-_FUSE = 'convert the merged model: gemma4_lora fuse --format=hf'
 _AGAIN = 'export it by gemma4_lora export --for=llama.cpp'
 
 
 def rules(adapter: _adapter.Adapter) -> Iterator[Finding]:
   """Yields what llama.cpp does with a folder."""
-  config = adapter.config
-  if config.variant.name != 'LoRA':
-    yield Finding('refuses', f'{config.variant.name}; {_FUSE}')
-  if adapter.full:
-    yield Finding(
-        'refuses', f'modules_to_save ({_adapter.short(adapter.full)}); {_FUSE}'
-    )
-  if config.init_lora_weights.startswith(('pissa', 'olora')):
-    yield Finding(
-        'ignores',
-        f'init_lora_weights={config.init_lora_weights!r}, whose base is another'
-        f' than the released one; {_FUSE}',
-    )
-  if config.use_rslora:
-    yield Finding('ignores', f'use_rslora: it divides by the rank; {_AGAIN}')
-  if len(adapter.alphas) > 1:
-    yield Finding(
-        'ignores', f'alpha_pattern: it has one lora_alpha for all; {_AGAIN}'
-    )
+  yield from _shared_rules.only_plain(adapter)
+  yield from _shared_rules.nothing_in_full(adapter)
+  yield from _shared_rules.released_base(
+      adapter.config.init_lora_weights, 'ignores'
+  )
+  yield from _shared_rules.one_scale(adapter, _AGAIN)
   experts = [*adapter.stacked_experts, *adapter.single_experts]
   if experts:
     yield Finding(
         'refuses',
-        f'LoRA on routed experts ({_adapter.short(experts, 1)}); {_FUSE}',
+        f'LoRA on routed experts ({_adapter.short(experts, 1)}); {_shared_rules.FUSE}',
     )
   lost = [
       x for x in adapter.of_text if x.startswith('per_layer_model_projection')
@@ -48,15 +35,15 @@ def rules(adapter: _adapter.Adapter) -> Iterator[Finding]:
     yield Finding(
         'ignores',
         'per_layer_model_projection: it multiplies by that weight without'
-        f' LoRA; {_FUSE}',
+        f' LoRA; {_shared_rules.FUSE}',
     )
   if adapter.of_towers:
     yield Finding(
         'ignores',
         f'LoRA on towers ({_adapter.short(adapter.of_towers, 1)}): its converter'
-        f' leaves them out; {_FUSE}',
+        f' leaves them out; {_shared_rules.FUSE}',
     )
-  if not config.base_model_name_or_path:
+  if not adapter.config.base_model_name_or_path:
     yield Finding(
         'needs',
         '--base DIR for convert_lora_to_gguf.py, a folder with config.json of'

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from gemma4_lora import variants
 from gemma4_lora.servers import _adapter
 from gemma4_lora.servers import _server
+from gemma4_lora.servers import _shared_rules
 
 Finding = _server.Finding
-_FUSE = 'convert the merged model: gemma4_lora fuse --format=hf'
 
 
 def rules(adapter: _adapter.Adapter) -> Iterator[Finding]:
@@ -44,22 +44,18 @@ def of_lora(
     has_experts: Whether routed experts are adapted.
   """
   if variant.name not in ('LoRA', 'DoRA'):
-    yield Finding('refuses', f'{variant.name}; {_FUSE}')
+    yield Finding('refuses', f'{variant.name}; {_shared_rules.FUSE}')
   if variant.name == 'DoRA' and has_experts:
-    yield Finding('refuses', f'DoRA on routed experts; {_FUSE}')
+    yield Finding('refuses', f'DoRA on routed experts; {_shared_rules.FUSE}')
   if full:
     yield Finding(
-        'refuses', f'modules_to_save ({_adapter.short(full)}); {_FUSE}'
+        'refuses',
+        f'modules_to_save ({_adapter.short(full)}); {_shared_rules.FUSE}',
     )
-  if init_lora_weights.startswith(('pissa', 'olora')):
-    yield Finding(
-        'ignores',
-        f'init_lora_weights={init_lora_weights!r}, whose base is another than'
-        f' the released one; {_FUSE}',
-    )
+  yield from _shared_rules.released_base(init_lora_weights, 'ignores')
   if of_towers:
     yield Finding(
         'refuses',
         f'LoRA on towers ({_adapter.short(of_towers, 1)}): it is text alone;'
-        f' {_FUSE}',
+        f' {_shared_rules.FUSE}',
     )

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 from gemma4_lora.servers import _adapter
 from gemma4_lora.servers import _server
+from gemma4_lora.servers import _shared_rules
 
 Finding = _server.Finding
-_FUSE = 'serve the merged model: gemma4_lora fuse --format=hf'
 _AGAIN = 'export it by gemma4_lora export --for=sglang'
 _SUPPORTED = (
     'q_proj',
@@ -26,8 +26,7 @@ _SUPPORTED = (
 def rules(adapter: _adapter.Adapter) -> Iterator[Finding]:
   """Yields what SGLang does with a folder."""
   config = adapter.config
-  if config.variant.name != 'LoRA':
-    yield Finding('refuses', f'{config.variant.name}; {_FUSE}')
+  yield from _shared_rules.only_plain(adapter)
   if isinstance(config.target_modules, str) and config.target_modules not in (
       'all',
       'all-linear',
@@ -41,9 +40,11 @@ def rules(adapter: _adapter.Adapter) -> Iterator[Finding]:
         'refuses',
         f'q_proj without v_proj, in layers {_adapter.short(lacking)}: a KeyError.'
         ' 31B, 26B_A4B and 12B have no v_proj in their global layers, E2B and'
-        f' E4B none in those that share keys and values; {_FUSE}',
+        f' E4B none in those that share keys and values; {_shared_rules.FUSE}',
     )
-  yield from _scales(adapter)
+  yield from _shared_rules.one_scale(adapter, _AGAIN)
+  if len(adapter.ranks) > 1:
+    yield Finding('refuses', f'several ranks (rank_pattern); {_AGAIN}')
   others = [
       x
       for x in adapter.modules
@@ -55,27 +56,12 @@ def rules(adapter: _adapter.Adapter) -> Iterator[Finding]:
     yield Finding(
         'refuses',
         f'{len(others)} modules that its Gemma 4 has no LoRA for,'
-        f' {_adapter.short(others)}; {_FUSE}',
+        f' {_adapter.short(others)}; {_shared_rules.FUSE}',
     )
-  if adapter.full:
-    yield Finding(
-        'ignores', f'modules_to_save ({_adapter.short(adapter.full)}); {_FUSE}'
-    )
+  yield from _shared_rules.nothing_in_full(adapter, 'ignores')
   yield Finding(
       'needs',
       'a version whose Gemma 4 starts with LoRA: 0.5.23 takes sizes of its'
       ' buffers from fields that the config of Gemma 4 has only below'
       ' text_config, and one head size for all layers (read, not run)',
   )
-
-
-def _scales(adapter: _adapter.Adapter) -> Iterator[Finding]:
-  config = adapter.config
-  if config.use_rslora:
-    yield Finding('ignores', f'use_rslora: it divides by the rank; {_AGAIN}')
-  if len(adapter.ranks) > 1:
-    yield Finding('refuses', f'several ranks (rank_pattern); {_AGAIN}')
-  if len(adapter.alphas) > 1:
-    yield Finding(
-        'ignores', f'alpha_pattern: it has one lora_alpha for all; {_AGAIN}'
-    )

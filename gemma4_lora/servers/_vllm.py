@@ -8,29 +8,20 @@ from collections.abc import Iterator
 
 from gemma4_lora.servers import _adapter
 from gemma4_lora.servers import _server
+from gemma4_lora.servers import _shared_rules
 
 Finding = _server.Finding
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _DEFAULT_RANK = 16
-_FUSE = 'serve the merged model: gemma4_lora fuse --format=hf'
 
 
 def rules(adapter: _adapter.Adapter) -> Iterator[Finding]:
   """Yields what vLLM does with a folder."""
-  config = adapter.config
-  if config.variant.name != 'LoRA':
-    yield Finding('refuses', f'{config.variant.name}; {_FUSE}')
-  if adapter.full:
-    yield Finding(
-        'refuses',
-        f'modules_to_save ({_adapter.short(adapter.full)}); {_FUSE}',
-    )
-  if config.init_lora_weights.startswith(('pissa', 'olora')):
-    yield Finding(
-        'refuses',
-        f'init_lora_weights={config.init_lora_weights!r}, whose base is another'
-        f' than the released one; {_FUSE}',
-    )
+  yield from _shared_rules.only_plain(adapter)
+  yield from _shared_rules.nothing_in_full(adapter)
+  yield from _shared_rules.released_base(
+      adapter.config.init_lora_weights, 'refuses'
+  )
   yield from _rank(adapter)
   yield from _experts(adapter)
   yield from _values(adapter)
@@ -41,7 +32,8 @@ def _rank(adapter: _adapter.Adapter) -> Iterator[Finding]:
   rank = max(adapter.ranks | {adapter.config.r})
   if rank > _RANKS[-1]:
     yield Finding(
-        'refuses', f'rank {rank}: its largest is {_RANKS[-1]}; {_FUSE}'
+        'refuses',
+        f'rank {rank}: its largest is {_RANKS[-1]}; {_shared_rules.FUSE}',
     )
   elif rank > _DEFAULT_RANK:
     fits = next(x for x in _RANKS if x >= rank)
@@ -98,7 +90,7 @@ def _towers(adapter: _adapter.Adapter) -> Iterator[Finding]:
   if lost:
     yield Finding(
         'ignores',
-        f'{_adapter.short(lost)}: it has no LoRA there; {_FUSE}',
+        f'{_adapter.short(lost)}: it has no LoRA there; {_shared_rules.FUSE}',
     )
   if len(lost) < len(adapter.of_towers):
     yield Finding(

@@ -34,7 +34,7 @@ _FULL = {'modules_to_save': 'final_norm'}
 @pytest.mark.parametrize(
     'server,size,kwargs,wanted',
     [
-        ('vllm', 'E2B', _DORA, 'refuses DoRA; serve the merged model'),
+        ('vllm', 'E2B', _DORA, 'refuses DoRA; take the merged model'),
         ('vllm', 'E2B', _FULL, 'refuses modules_to_save'),
         ('vllm', 'E2B', {'rank': 24}, 'needs --max-lora-rank=32'),
         ('vllm', 'E2B', {'rank': 600}, 'refuses rank 600: its largest is 512'),

@@ -211,32 +211,30 @@ def cases(tmp_path_factory, files):
   return made
 
 
-def test_llama_cpp(cases, tmp_path):
-  """Merged models and adapters, with GELU computed in float32."""
-  out = tmp_path / 'llama.cpp.npz'
+@pytest.mark.parametrize(
+    'exact,name,most',
+    [
+        (True, 'llama.cpp', 1e-3),
+        # Its table for GELU has 16 bits.
+        (False, 'llama.cpp_as_released', 3e-2),
+    ],
+)
+def test_llama_cpp(cases, exact, name, most, tmp_path):
+  """Merged models and adapters, with GELU in float32 and as released."""
+  out = tmp_path / f'{name}.npz'
+  _by_llama(cases, out, exact=exact)
+  _compare(cases, out, most=most)
+
+
+def _by_llama(cases, out, *, exact):
   _side(
       'llama',
-      tmp_path,
+      out.parent,
       source=str(llama_cpp.source()),
-      libraries=str(llama_cpp.libraries(exact=True)),
+      libraries=str(llama_cpp.libraries(exact=exact)),
       cases=[_job(case) for case in cases],
       out=str(out),
   )
-  _compare(cases, out, most=1e-3)
-
-
-def test_llama_cpp_as_released(cases, tmp_path):
-  """Its table for GELU has 16 bits."""
-  out = tmp_path / 'llama.cpp_as_released.npz'
-  _side(
-      'llama',
-      tmp_path,
-      source=str(llama_cpp.source()),
-      libraries=str(llama_cpp.libraries(exact=False)),
-      cases=[_job(case) for case in cases],
-      out=str(out),
-  )
-  _compare(cases, out, most=3e-2)
 
 
 def test_transformers_and_peft(cases, tmp_path):
@@ -284,14 +282,7 @@ def test_llama_cpp_does_what_is_said_of_it(files, tmp_path):
     assert [x for x in found if x.kind == kind and name in x.text], found
     cases.append(of_size.case(name, of_size.base(), folder))
   out = tmp_path / 'said.npz'
-  _side(
-      'llama',
-      tmp_path,
-      source=str(llama_cpp.source()),
-      libraries=str(llama_cpp.libraries(exact=True)),
-      cases=[_job(case) for case in cases],
-      out=str(out),
-  )
+  _by_llama(cases, out, exact=True)
   answers = np.load(out)
   for i, (name, (kind, _, _)) in enumerate(_SAID.items()):
     refused = f'{i}.error' in answers
