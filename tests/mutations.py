@@ -308,6 +308,48 @@ ALL = (
         "'[\\0-\\x08\\x0b-\\x1a",
         ('data/rows/escapes_test.py',),
     ),
+    Mutation(
+        'servers/_forms.py',
+        'lora.b if own == alpha else lora.b * np.float32(own / alpha)',
+        'lora.b',
+        ('servers/forms_test.py', '-k', 'product_is'),
+    ),
+    Mutation(
+        'servers/_forms.py',
+        'if x.name in both',
+        'if x.name not in both and x.name.endswith(_KEYS)',
+        ('servers/forms_test.py', '-k', 'values_beside'),
+    ),
+    Mutation(
+        'peft/_peft_modules.py',
+        'np.array_equal(own[name], others[name])',
+        'own[name].shape == others[name].shape',
+        ('servers/forms_test.py', '-k', 'no_copy'),
+    ),
+    Mutation(
+        'servers/_vllm.py',
+        "& adapter.layers_with('k_proj')",
+        "& adapter.layers_with('q_proj')",
+        ('servers/lint_test.py', '-k', 'says'),
+    ),
+    Mutation(
+        'hf/weights/_config_files.py',
+        'if (theirs[key] or None) != (made[key] or None)',
+        'if type(theirs[key]) is not type(made[key])',
+        ('hf/weights/config_files_test.py', '-k', 'another_model'),
+    ),
+    Mutation(
+        'hf/_save_mlx.py',
+        "f'{name}.lora_a': lora.a.swapaxes(1, 2)",
+        "f'{name}.lora_a': lora.a.swapaxes(1, 2)[::-1]",
+        ('hf/save_mlx_test.py', '-k', 'experts'),
+    ),
+    Mutation(
+        'nn/_mix_methods.py',
+        'np.maximum(agrees.sum(0), 1)',
+        'len(arrays)',
+        ('nn/mix_methods_test.py', '-k', 'peft'),
+    ),
 )
 
 
