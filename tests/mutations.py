@@ -303,10 +303,10 @@ ALL = (
         ('data/reports/show_command_test.py', '-k', 'evenly'),
     ),
     Mutation(
-        'data/rows/_escapes.py',
+        'host/_escapes.py',
         "'[\\0-\\x08\\x0b-\\x1f",
         "'[\\0-\\x08\\x0b-\\x1a",
-        ('data/rows/escapes_test.py',),
+        ('host/escapes_test.py',),
     ),
     Mutation(
         'servers/_forms.py',
@@ -328,8 +328,8 @@ ALL = (
     ),
     Mutation(
         'servers/_vllm.py',
-        "& adapter.layers_with('k_proj')",
-        "& adapter.layers_with('q_proj')",
+        "- adapter.layers_with('v_proj')",
+        "& adapter.layers_with('v_proj')",
         ('servers/lint_test.py', '-k', 'says'),
     ),
     Mutation(
