@@ -1,5 +1,6 @@
-"""Data and templates in Gemma 4's own vocabulary of 262,144 pieces."""
+"""Data, templates and samplers in Gemma 4's own vocabulary of 262,144 pieces."""
 
+import dataclasses
 import random
 import re
 
@@ -10,7 +11,10 @@ from gemma4_lora import g4
 from gemma4_lora.data import _tokens
 from gemma4_lora.data.conversations import _control_tags
 from tests.lib import chat_templates
+from tests.lib import models
+from tests.lib import random_params
 from tests.lib import random_rows
+from tests.lib import sampling
 from tests.lib import vocabulary
 
 _TAGS = {
@@ -119,3 +123,20 @@ def test_rows_by_chance_say_what_they_should():
     trained = np.asarray(example['loss_mask']).reshape(-1) > 0
     targets = np.asarray(example['target']).reshape(-1)[trained]
     assert tokenizer.decode(targets.tolist()) == case.trained
+
+
+def test_sampler_goes_on_from_the_prompt_of_the_data():
+  """Tokens of a sampler with a cache, and of whole passes without one."""
+  model = models.base('Gemma4_E2B', cut=models.one_layer, dtype=np.float32)
+  config = dataclasses.replace(model.config, num_embed=262_144)
+  model = model.clone(config=config)
+  params = random_params.make(model)
+  ask = _task(template='transformers', sampling=True)
+  kwargs = {
+      'prompt': ask.map(_row('\n\nGo\n', 'x'))['input'],
+      'tokenizer': vocabulary.tokenizer(),
+      'max_new_tokens': 6,
+  }
+  new = sampling.sampled(model, params, **kwargs)
+  assert new == sampling.greedy(model, params, **kwargs)
+  assert max(new) > 1024  # Beyond the tiny one.

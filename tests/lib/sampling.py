@@ -29,21 +29,21 @@ def chat(model, params):
 PROMPT = '<|turn>user\nGood morning<turn|>\n<|turn>model\n'
 
 
-def sampled(model, params, *, max_new_tokens=8):
-  """Returns the most likely tokens after `PROMPT`, by gemma's sampler."""
-  of_gemma = sampler(model, params, cls=gm.text.Gemma4Sampler)
+def sampled(model, params, *, prompt=PROMPT, max_new_tokens=8, **kwargs):
+  """Returns the most likely tokens after a prompt, by gemma's sampler."""
+  of_gemma = sampler(model, params, cls=gm.text.Gemma4Sampler, **kwargs)
   out = of_gemma.sample(
-      PROMPT, max_new_tokens=max_new_tokens, return_state=True
+      prompt, max_new_tokens=max_new_tokens, return_state=True
   )
   tokens = np.asarray(out.state.predicted_tokens[0][:max_new_tokens])
   return [x for x in tokens.tolist() if x != 0]
 
 
-def greedy(model, params, *, max_new_tokens=8):
+def greedy(model, params, *, prompt=PROMPT, max_new_tokens=8, tokenizer=None):
   """Returns the same, by whole forward passes without a cache."""
-  tokenizer = g4.testing.Gemma4Tokenizer()
+  tokenizer = tokenizer or g4.testing.Gemma4Tokenizer()
   stop = (tokenizer.special_tokens.EOS, tokenizer.special_tokens.END_OF_TURN)
-  tokens = tokenizer.encode(PROMPT, add_bos=True)
+  tokens = tokenizer.encode(prompt, add_bos=True)
   new = []
   while len(new) < max_new_tokens and not set(stop) & set(new):
     # Padded to one length: one compilation.
