@@ -4,13 +4,37 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import Any
 
+from absl import logging
 import jax
 import numpy as np
 
 from gemma4_lora import _trees
 from gemma4_lora.nn import _lora
+from gemma4_lora.nn.branches import _init
 from gemma4_lora.nn.branches import _pending
 from gemma4_lora.peft import _branch
+
+
+def saved_init(model: _lora.LoRA, *, who: str) -> str:
+  """Returns the start that a file should name, and warns of LoftQ.
+
+  A and B of LoftQ are plain ones on the quantised base. In PEFT, its name would
+  quantise the base that is there once more.
+
+  Args:
+    model: A `g4.nn.LoRA`.
+    who: What asks, for the warning.
+  """
+  if not _init.is_loftq(model.init_lora_weights):
+    return model.init_lora_weights
+  logging.warning(
+      '%s: init_lora_weights=%r: this LoRA makes up for what quantising the base'
+      ' lost, and is right on the base as the run quantised it alone:'
+      ' gemma4_lora export --format=hf_base writes that.',
+      who,
+      model.init_lora_weights,
+  )
+  return 'default'
 
 
 def row_loras(

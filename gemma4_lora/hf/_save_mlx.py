@@ -104,7 +104,7 @@ def _check(model: _lora.LoRA) -> None:
   rows = [linear.row for linear in model.adapted]
   found = _mlx.of_lora(
       variant=model.variant,
-      init_lora_weights=model.init_lora_weights,
+      init_lora_weights=_model_loras.saved_init(model, who=_WHO),
       of_towers=[row.hf_name for row in rows if row.tower != 'text'],
       full=[part.path for part in model.saved],
       has_experts=any(row.is_routed for row in rows),

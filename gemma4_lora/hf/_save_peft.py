@@ -108,7 +108,7 @@ def save_peft(
       use_rslora=use_rslora,
       **variants.arguments(model.variant),
       lora_dropout=_dropout(model, branches),
-      init_lora_weights=model.init_lora_weights,
+      init_lora_weights=_model_loras.saved_init(model, who=_WHO),
       base_model_name_or_path=base_model_name_or_path,
       modules_to_save=[n for n in full.weights if n != _full_tensors.HEAD]
       or None,

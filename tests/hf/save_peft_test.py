@@ -392,6 +392,25 @@ def test_one_module_per_expert_for_vllm(tmp_path):
   assert not any('base_layer' in key for key in tensors)
 
 
+def test_loftq_is_a_plain_lora_on_the_quantised_base(tmp_path, caplog):
+  """PEFT would quantise the base that is there, by another method."""
+  base = g4.testing.Gemma4_E2B()
+  model = g4.nn.LoRA(
+      rank=2,
+      targets='q',
+      quantize=g4.quant.Int4('attention', group_size=8),
+      init_lora_weights='loftq',
+      model=base,
+  )
+  leaves = random_params.lora(model)
+  g4.hf.save_peft(tmp_path / 'x', model=model, params=leaves)
+  config, _ = _read(tmp_path / 'x')
+  assert config['init_lora_weights'] is True
+  assert "'loftq': this LoRA makes up for what quantising" in caplog.text
+  loaded = g4.hf.load_peft(tmp_path / 'x', model=base)
+  jax.tree.map(np.testing.assert_array_equal, loaded.params, leaves)
+
+
 # ------------------------------ What it refuses ---------------------------
 
 
