@@ -43,11 +43,9 @@ class Adapter:
   @property
   def single_experts(self) -> list[str]:
     """Modules of one expert each."""
-    return (
-        [x for x in self.modules if '.experts.' in x]
-        if not (self.stacked_experts)
-        else []
-    )
+    if self.stacked_experts:
+      return []
+    return [x for x in self.modules if '.experts.' in x]
 
   @property
   def ranks(self) -> set[int]:
