@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 import dataclasses
+import functools
 from typing import Any
 
 from gemma4_lora.gemma4 import _hf_names
@@ -17,15 +18,20 @@ class Adapter:
 
   Attributes:
     config: The settings.
-    modules: Names of the adapted modules, without the prefix of their tower.
+    names: Names of the adapted modules, as settings are about them.
     full: Names of what was trained in full.
     model_config: Config of the model that it is for.
   """
 
   config: _adapter_config.PeftConfig
-  modules: tuple[str, ...]
+  names: tuple[str, ...]
   full: tuple[str, ...]
   model_config: _upstream.TransformerConfig
+
+  @functools.cached_property
+  def modules(self) -> tuple[str, ...]:
+    """The names without the prefix of their tower."""
+    return tuple(map(_hf_names.short, self.names))
 
   @property
   def of_text(self) -> list[str]:
@@ -49,16 +55,11 @@ class Adapter:
 
   @property
   def ranks(self) -> set[int]:
-    return {self.config.rank(x) for x in self._configured}
+    return {self.config.rank(_parameter(x)) for x in self.names}
 
   @property
   def alphas(self) -> set[float]:
-    return {self.config.alpha(x) for x in self._configured}
-
-  @property
-  def _configured(self) -> list[str]:
-    """The names that the config's patterns are about."""
-    return [_parameter(x) for x in self.modules]
+    return {self.config.alpha(_parameter(x)) for x in self.names}
 
   def layers_with(self, projection: str) -> set[int]:
     """Layers of the text whose attention adapts a projection."""

@@ -7,7 +7,6 @@ from typing import Any
 
 from etils import epath
 
-from gemma4_lora.gemma4 import _hf_names
 from gemma4_lora.gemma4 import _upstream
 from gemma4_lora.peft import _adapter_config
 from gemma4_lora.peft import _read_folder
@@ -117,7 +116,7 @@ def _findings(
 ) -> list[_server.Finding]:
   adapter = _adapter.Adapter(
       config=config,
-      modules=tuple(map(_hf_names.short, names)),
+      names=tuple(names),
       full=tuple(full),
       model_config=model_config,
   )

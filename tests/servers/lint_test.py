@@ -117,6 +117,18 @@ def test_has_no_problem_with_what_is_written_for_it(
   assert not [x for x in found if not x.startswith('needs')]
 
 
+def test_patterns_of_whole_names_are_read(tmp_path):
+  """Of some layers of a kind: the config names each, with its prefix."""
+  targets = [g4.targets.Rule('o', layers=0, rank=32, alpha=5.0), 'o']
+  found = _findings(tmp_path, _model(targets=targets), 'vllm')
+  assert found == ['needs --max-lora-rank=32 (there is rank 32)']
+  config = (tmp_path / 'x' / 'adapter_config.json').read_text()
+  assert 'language_model' in config
+  (tmp_path / 'x').rename(tmp_path / 'y')
+  found = _findings(tmp_path, _model(targets=targets), 'llama.cpp')
+  assert any(x.startswith('ignores alpha_pattern') for x in found)
+
+
 def test_llama_cpp_knows_the_base_by_its_name(tmp_path):
   found = _findings(
       tmp_path, _model(), 'llama.cpp', base_model_name_or_path='a/b'
