@@ -116,8 +116,11 @@ def _silent_s(file: pathlib.Path) -> float:
 
 
 def _remove(folder: pathlib.Path) -> None:
-  """Removes a folder that threads may still write to, after an error."""
-  for _ in range(20):
+  """Removes a folder that threads may still write to, after an error.
+
+  On a busy machine, those of Orbax took more than two seconds to end.
+  """
+  for _ in range(100):
     # Who writes it last: killed in between, the rest is still known as left.
     for name in (_NEW, ASIDE, ''):
       shutil.rmtree(folder / name, ignore_errors=True)
