@@ -21,7 +21,6 @@ from gemma4_lora.nn import _mix_methods
 from gemma4_lora.nn.branches import _init
 from gemma4_lora.nn.branches import _pending
 from gemma4_lora.targets import _by_row
-from gemma4_lora.targets import _rule
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -179,7 +178,9 @@ class LoRAMix:
         which only `cat` and `svd` take.
     """
     weights = self._checked(weights)
-    _check_method(method, density, majority_sign, rank)
+    _mix_methods.check(
+        method, density=density, majority_sign=majority_sign, rank=rank
+    )
     if not weights:
       raise ValueError(
           f'LoRAMix.merged takes a weight or more. It has {list(self.names)}.'
@@ -238,40 +239,6 @@ class LoRAMix:
       if not math.isfinite(weight):
         raise ValueError(f'LoRAMix: the weight of {name!r} is {weight}.')
     return dict(weights)
-
-
-def _check_method(
-    method: str,
-    density: float | None,
-    majority_sign: str,
-    rank: int | None,
-) -> None:
-  """Raises for arguments of `merged` that are wrong, or that it would not use."""
-  who = 'LoRAMix.merged'
-  for name, value, choices in (
-      ('method', method, _mix_methods.METHODS),
-      ('majority_sign', majority_sign, _mix_methods.MAJORITY_SIGNS),
-  ):
-    if value not in choices:
-      raise ValueError(
-          f'{who}({name}=...) takes one of {list(choices)}. Got: {value!r}'
-      )
-  if _mix_methods.needs_density(method):
-    if density is None or not 0 < density <= 1:
-      raise ValueError(
-          f'{who}: method={method!r} takes a density above 0 and up to 1: the'
-          f' share of entries that is kept. Got: density={density}'
-      )
-  elif density is not None:
-    raise ValueError(f'{who}: method={method!r} has no density={density}.')
-  if rank is None:
-    return
-  if not _mix_methods.has_rank(method):
-    raise ValueError(
-        f'{who}: method={method!r} has no rank={rank}: only methods that end'
-        ' with svd have.'
-    )
-  _rule.check_rank(rank)
 
 
 def _check_ranks(

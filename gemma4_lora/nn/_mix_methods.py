@@ -23,6 +23,8 @@ from typing import Literal
 
 import numpy as np
 
+from gemma4_lora.targets import _rule
+
 Method = Literal[
     'cat',
     'linear',
@@ -69,6 +71,41 @@ def has_rank(method: str) -> bool:
   return method.endswith('svd')
 
 
+def check(
+    method: str,
+    *,
+    density: float | None,
+    majority_sign: str,
+    rank: int | None,
+) -> None:
+  """Raises ValueError for arguments that are wrong, or that a method has not."""
+  who = 'LoRAMix.merged'
+  for name, value, choices in (
+      ('method', method, METHODS),
+      ('majority_sign', majority_sign, MAJORITY_SIGNS),
+  ):
+    if value not in choices:
+      raise ValueError(
+          f'{who}({name}=...) takes one of {list(choices)}. Got: {value!r}'
+      )
+  if needs_density(method):
+    if density is None or not 0 < density <= 1:
+      raise ValueError(
+          f'{who}: method={method!r} takes a density above 0 and up to 1: the'
+          f' share of entries that is kept. Got: density={density}'
+      )
+  elif density is not None:
+    raise ValueError(f'{who}: method={method!r} has no density={density}.')
+  if rank is None:
+    return
+  if not has_rank(method):
+    raise ValueError(
+        f'{who}: method={method!r} has no rank={rank}: only methods that end'
+        ' with svd have.'
+    )
+  _rule.check_rank(rank)
+
+
 def mixed(
     parts: Sequence[Part],
     *,
@@ -85,7 +122,7 @@ def mixed(
     method: One of `METHODS`.
     density: The share of entries that is kept.
     majority_sign: By which the sign of most is found.
-    rank: Of the closest product; default: the largest of the parts'.
+    rank: That of a closest product; default: the largest of the parts'.
     rng: For `dare_…`.
   """
   if method == 'cat':

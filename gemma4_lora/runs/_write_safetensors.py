@@ -14,6 +14,7 @@ from gemma4_lora.hf.weights import _shards
 from gemma4_lora.hf.weights import _to_tensors
 from gemma4_lora.host import _paths
 from gemma4_lora.host.files import _json_objects
+from gemma4_lora.host.files import _regular
 from gemma4_lora.host.folders import _commit
 from gemma4_lora.runs import _fused_leaves
 from gemma4_lora.runs import _pieces
@@ -26,6 +27,14 @@ _TOKENIZERS = ('tokenizer.json', 'tokenizer.model')
 _TEMPLATES = ('chat_template.jinja', 'chat_template.json')
 _PROCESSORS = ('processor_config.json', 'preprocessor_config.json')
 _TOKENIZER_CONFIG = 'tokenizer_config.json'
+# Those that servers read as objects of JSON.
+_OBJECTS = (
+    _TOKENIZERS[0],
+    _TOKENIZER_CONFIG,
+    _TEMPLATES[1],
+    *_PROCESSORS,
+    _config_files.GENERATION,
+)
 
 
 def check_folder(path: epath.PathLike, *, who: str) -> None:
@@ -58,7 +67,8 @@ def write(
     What the folder is for and what is not in it, for people.
 
   Raises:
-    ValueError: `config.json` in `hf_files` is of another model.
+    ValueError: `config.json` in `hf_files` is of another model, or a file there
+      is damaged.
   """
   base = run.model.model if isinstance(run.model, nn.LoRA) else run.model
   shapes = {leaf.path: leaf.shape for leaf in run.leaves}
@@ -73,7 +83,7 @@ def write(
   others = (
       _base_folder(run) if hf_files is None else _paths.path(hf_files, who=who)
   )
-  # Before anything is written: it says whether `hf_files` is of this model.
+  # Before the weights are written: both say whether `hf_files` is right.
   config = _config_files.model_config(
       {k: shape for k, (shape, _) in named.items()},
       base.config,
@@ -82,6 +92,7 @@ def write(
       like=_config_of(others, who),
       where=f'{who}: {others}/{_config_files.CONFIG}',
   )
+  copied = [] if others is None else _copy(others, folder, who)
   writer = _shards.ShardWriter(folder, named, max_bytes=max_shard_bytes)
   by_rows = {k for k, some in tensors.items() if all(x.by_rows for x in some)}
   for group in fused.read(leaves, in_pieces=by_rows):
@@ -96,7 +107,6 @@ def write(
       for tensor in tensors[leaf.path]:
         writer.write(tensor.name, tensor.take(value))
       del value
-  copied = [] if others is None else _copy(others, folder)
   _write_json(folder / _config_files.CONFIG, config)
   if _config_files.GENERATION not in copied:
     _write_json(
@@ -142,8 +152,12 @@ def _dtype(run: _run.Run) -> str:
   )
 
 
-def _copy(source: epath.Path, folder: pathlib.Path) -> list[str]:
-  """Copies what stands beside weights, all but what is made."""
+def _copy(source: epath.Path, folder: pathlib.Path, who: str) -> list[str]:
+  """Copies what stands beside weights, all but what is made.
+
+  Raises:
+    ValueError: A file is not what its name says, or damaged.
+  """
   copied = []
   for pattern in _OTHERS:
     for file in sorted(source.glob(pattern)):
@@ -152,7 +166,12 @@ def _copy(source: epath.Path, folder: pathlib.Path) -> list[str]:
           _commit.COMMIT,
       ):
         continue
-      (folder / file.name).write_bytes(file.read_bytes())
+      data = _regular.read(file, who=who)
+      if file.name in _OBJECTS:
+        _json_objects.parse(data, path=file, who=who)
+      elif what := _regular.what_else(data[: _regular.HEAD_BYTES]):
+        raise ValueError(f'{who}: {file} cannot be copied: {what}')
+      (folder / file.name).write_bytes(data)
       copied.append(file.name)
   return copied
 
@@ -168,7 +187,7 @@ def _missing(folder: pathlib.Path, *, with_images: bool) -> list[str]:
     missing.append(f'the tokenizer ({_TOKENIZERS[0]})')
   settings = folder / _TOKENIZER_CONFIG
   if lacks(_TEMPLATES) and not (
-      settings.exists() and 'chat_template' in settings.read_text()
+      settings.exists() and b'chat_template' in settings.read_bytes()
   ):
     missing.append(f'the chat template ({_TEMPLATES[0]})')
   if with_images and lacks(_PROCESSORS):

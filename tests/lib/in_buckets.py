@@ -27,6 +27,7 @@ NAMES = (
     'half_a_step',
     'fuse',
     'export',
+    'servers',
     'quantize',
     'chat',
     'plans',
@@ -222,6 +223,37 @@ class Checks:
     out = self._command('check', *self._cfg, '--peft=gs://out/e')
     assert 'OK: all 2 projections are there' in out
     self._command('check', self._cfg[0], '--peft=gs://out/e')
+
+  def servers(self):
+    """The forms of servers; files beside weights, from one bucket to another."""
+    from gemma4_lora import g4
+
+    self._command('export', *self._cfg, '--out=gs://out/vllm', '--for=vllm')
+    args = '--peft=gs://out/vllm', '--for=vllm'
+    assert 'serves it as trained' in self._command('check', *self._cfg, *args)
+    self._command('export', *self._cfg, '--out=gs://out/mlx', '--for=mlx')
+    mlx = self._folder / 'mlx'
+    g4.hf.save_mlx(mlx, model=self._model, params=self._params)
+    for name in ('adapter_config.json', 'adapters.safetensors'):
+      want = (mlx / name).read_bytes()
+      assert self._bytes(f'gs://out/mlx/{name}') == want, name
+    with _raises(FileExistsError, 'gs://out/mlx exists'):
+      g4.hf.save_mlx('gs://out/mlx', model=self._model, params=self._params)
+    files = self._folder / 'files'
+    files.mkdir()
+    (files / 'tokenizer.json').write_text('{}')
+    self._buckets.upload(files, 'gs://bases/files')
+    self._command(
+        *('fuse', *self._cfg, '--out=gs://out/hf', '--format=hf'),
+        '--hf_files=gs://bases/files',
+    )
+    assert self._bytes('gs://out/hf/tokenizer.json') == b'{}'
+    assert b'"num_hidden_layers"' in self._bytes('gs://out/hf/config.json')
+
+  def _bytes(self, path):
+    from etils import epath
+
+    return epath.Path(path).read_bytes()
 
   def quantize(self):
     model = self._model.clone(quantize='int8')

@@ -61,7 +61,7 @@ def test_product_is_that_of_peft(name, kwargs):
 
 @pytest.mark.parametrize('method', ['dare_linear', 'dare_ties'])
 def test_chance_leaves_out_entries_and_makes_the_others_larger(method):
-  """Of one LoRA: each entry is 0, or itself over the density."""
+  """From one LoRA: each entry is 0, or itself over the density."""
   whole = _mixed(method, ['one'], density=1.0)
   for got, want in zip(whole, _mixed('linear', ['one']), strict=True):
     np.testing.assert_array_equal(got, want)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 
 from gemma import gm
@@ -301,6 +302,57 @@ def test_tokenizer_and_template_come_from_hf_files(tmp_path):
   ):
     _export.export(tmp_path / 'two', model=model, hf_files=other, **kwargs)
   assert not (tmp_path / 'two').exists()
+
+
+@pytest.mark.parametrize(
+    'name,text,match',
+    [
+        (
+            'config.json',
+            '{"text_config": 5}',
+            'text_config should be an object',
+        ),
+        (
+            'config.json',
+            '{"per_layer_config": {"2": 3}}',
+            'per_layer_config: 2 should be an object of JSON. Got: 3',
+        ),
+        (
+            'tokenizer.json',
+            '{"model":',
+            'tokenizer.json is damaged, or no JSON',
+        ),
+        ('tokenizer_config.json', '\xff', 'tokenizer_config.json is damaged'),
+        (
+            'tokenizer.model',
+            'version https://git-lfs.github.com/spec/v1',
+            'tokenizer.model cannot be copied: it is a pointer of git-LFS',
+        ),
+        ('chat_template.jinja', '', 'jinja cannot be copied: it is empty'),
+        ('vocab.json', None, 'vocab.json is a pipe'),
+    ],
+)
+def test_a_damaged_file_of_hf_files(tmp_path, name, text, match):
+  """A line with its path, before the weights are written; nothing is left."""
+  model = g4.testing.Gemma4_E2B(tokens='batch.input')
+  g4.testing.make_checkpoint(model, tmp_path / 'base')
+  files = tmp_path / 'files'
+  files.mkdir()
+  if text is None:
+    os.mkfifo(files / name)
+  else:
+    (files / name).write_text(text, encoding='latin-1')
+  with pytest.raises(ValueError, match=f'^{trained.WHO}: {files}/.*{match}'):
+    _export.export(
+        tmp_path / 'out',
+        model=model,
+        init_transform=g4.ckpts.PartialLoad(path=tmp_path / 'base'),
+        workdir=None,
+        format='hf',
+        hf_files=files,
+        who=trained.WHO,
+    )
+  assert sorted(x.name for x in tmp_path.iterdir()) == ['base', 'files']
 
 
 @pytest.mark.parametrize('name', ['moe', 'e_mm'])

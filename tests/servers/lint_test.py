@@ -118,7 +118,7 @@ def test_has_no_problem_with_what_is_written_for_it(
 
 
 def test_patterns_of_whole_names_are_read(tmp_path):
-  """Of some layers of a kind: the config names each, with its prefix."""
+  """Some layers of a kind: the config names each, with its prefix."""
   targets = [g4.targets.Rule('o', layers=0, rank=32, alpha=5.0), 'o']
   found = _findings(tmp_path, _model(targets=targets), 'vllm')
   assert found == ['needs --max-lora-rank=32 (there is rank 32)']

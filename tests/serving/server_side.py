@@ -129,7 +129,7 @@ def llama(source: str, libraries: str, cases: list, out: str) -> None:
   Args:
     source: The unpacked package.
     libraries: The built libraries.
-    cases: Of each, `folder`, and maybe `adapter`, a PEFT folder; `tokens`; and how
+    cases: Each has `folder`, and maybe `adapter`, a PEFT folder; `tokens`; and how
       many to continue with, `more`.
     out: File to write: logits and tokens of each case.
   """

@@ -50,7 +50,7 @@ class Case:
   """A LoRA, as a merged folder and as an adapter, and what we compute with it.
 
   Attributes:
-    name: Of the case.
+    name: What it is called in the table.
     folder: A folder of transformers: the merged model, or the base.
     adapter: A PEFT folder, or None.
     logits: f32[L V].
@@ -191,7 +191,7 @@ def _compare(cases, path, *, most):
 
 @pytest.fixture(scope='session')
 def cases(tmp_path_factory, files):
-  """Of each size, the merged model, and the base with an adapter."""
+  """The merged model of each size, and the base with an adapter."""
   made = []
   for size in _SIZES:
     of_size = _Trained(

@@ -12,6 +12,7 @@ from typing import Any
 
 from gemma4_lora.gemma4 import _hf_names
 from gemma4_lora.gemma4 import _upstream
+from gemma4_lora.host.files import _regular
 
 CONFIG = 'config.json'
 GENERATION = 'generation_config.json'
@@ -73,7 +74,7 @@ def model_config(
   like = {k: v for k, v in (like or {}).items() if k not in _NOT_OURS}
   unified = _hf_names.is_unified_class(name)
   text, defaults = _text(config, unified=unified)
-  theirs = like.get('text_config', like)
+  theirs = _part(like, 'text_config', where) if 'text_config' in like else like
   text = _with(text, defaults, theirs, where=f'{where}: text_config')
   fields = {'architectures': [name], 'dtype': dtype}
   if _hf_names.prefix(name, 'vision') is None:
@@ -313,13 +314,25 @@ def _side(pixels: int) -> int:
   return round((pixels / 3) ** 0.5)
 
 
+def _part(like: Mapping[str, Any], key: str, where: str) -> _Fields:
+  """Returns an object in a config; an empty one if there is none."""
+  value = like.get(key) or {}
+  if not isinstance(value, dict):
+    raise ValueError(
+        f'{where}: {key} should be an object of JSON. Got:'
+        f' {_regular.shown(value)}'
+    )
+  return value
+
+
 def _with(
     made: _Fields, defaults: _Fields, theirs: Mapping[str, Any], *, where: str
 ) -> _Fields:
   """Returns the made fields, and the rest of theirs or the defaults."""
-  theirs = _released(theirs)
+  theirs = _released(theirs, where)
   wrong = [
-      f'{key} is {theirs[key]!r} there, {made[key]!r} in the model'
+      f'{key} is {_regular.shown(theirs[key])} there,'
+      f' {_regular.shown(made[key])} in the model'
       for key in sorted(made.keys() & theirs.keys() - {'model_type'})
       if (theirs[key] or None) != (made[key] or None)
   ]
@@ -328,13 +341,16 @@ def _with(
   return defaults | theirs | made
 
 
-def _released(theirs: Mapping[str, Any]) -> _Fields:
+def _released(theirs: Mapping[str, Any], where: str) -> _Fields:
   """Returns fields as the released files have them.
 
   What global layers have otherwise stands in two fields, which all versions of
   transformers and all servers read.
   """
   theirs = dict(theirs)
-  for fields in (theirs.pop('per_layer_config', None) or {}).values():
+  layers = _part(theirs, 'per_layer_config', where)
+  theirs.pop('per_layer_config', None)
+  for number in layers:
+    fields = _part(layers, number, f'{where}: per_layer_config')
     theirs |= {_GLOBAL.get(key, key): value for key, value in fields.items()}
   return theirs
