@@ -192,6 +192,39 @@ def test_export_for_servers(run, tmp_path, run_command):
   assert (done.returncode, '--peft=FOLDER' in done.stderr) == (1, True)
 
 
+@pytest.mark.parametrize(
+    'command,args,match',
+    [
+        (
+            'export',
+            ('--format=hf', '--for=vllm'),
+            '--format=hf has no --for=vllm',
+        ),
+        (
+            'export',
+            ('--format=hf_base', '--experts=stacked'),
+            '--format=hf_base has no --experts=stacked',
+        ),
+        ('export', ('--hf_files=/x',), '--format=peft has no --hf_files=/x'),
+        (
+            'export',
+            ('--for=mlx', '--base_model=a/b'),
+            '--for=mlx has no --base_model=a/b',
+        ),
+        ('fuse', ('--hf_files=/x',), '--format=gemma has no --hf_files=/x'),
+    ],
+)
+def test_options_that_would_change_nothing(
+    run, tmp_path, run_command, command, args, match
+):
+  _, cfg = run
+  out = tmp_path / 'x'
+  done = run_command(command, *cfg, f'--out={out}', *args)
+  assert done.returncode == 1
+  assert match in done.stderr
+  assert not out.exists()
+
+
 def _say(run_command, monkeypatch, lines, *args):
   monkeypatch.setattr(sys, 'stdin', io.StringIO('\n'.join(lines) + '\n'))
   flags = ('--max_new_tokens=6', '--cache_length=128')

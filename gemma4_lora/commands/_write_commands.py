@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import typing
 from typing import Any
 
@@ -52,6 +53,8 @@ def fuse(config: _config.Config, *, format: str, **options: Any) -> None:
 
   One leaf is in memory at a time.
   """
+  if format != 'hf':
+    _refuse({'--hf_files': options['hf_files']}, f'--format={format}')
   _write(config, format, who='gemma4_lora fuse', **options)
 
 
@@ -113,6 +116,14 @@ def export(
   that server reads, or say what it cannot serve.
   """
   who = 'gemma4_lora export'
+  of_peft = {'--base_model': base_model, '--experts': experts}
+  if format != 'peft':
+    server_given = None if server == 'peft' else server
+    _refuse({'--for': server_given} | of_peft, f'--format={format}')
+  else:
+    _refuse({'--hf_files': hf_files}, '--format=peft')
+  if server == 'mlx':
+    _refuse(of_peft, '--for=mlx')
   if format != 'peft':
     _write(
         config,
@@ -165,6 +176,13 @@ def quantize(config: _config.Config, *, out: str, overwrite: bool) -> None:
           who='gemma4_lora quantize',
       )
   )
+
+
+def _refuse(given: Mapping[str, str | None], choice: str) -> None:
+  """Raises for options that would change nothing."""
+  for name, value in given.items():
+    if value is not None:
+      raise click.UsageError(f'{choice} has no {name}={value}: leave it out.')
 
 
 def _write(
